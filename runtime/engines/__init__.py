@@ -1,0 +1,104 @@
+"""What runs a model file: one small adapter for each engine library.
+
+An engine is opened by name with `open_engine`; its library is imported only then.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import PurePosixPath
+from typing import Callable, Dict, Mapping, NamedTuple, Protocol, Tuple
+
+import numpy as np
+
+from ..errors import EngineError
+
+
+class Engine(Protocol):
+    """The only thing an engine must be: a name, some facts, and `run`."""
+
+    @property
+    def name(self) -> str:
+        """Key in `ENGINES`, or the name of an engine outside the runtime."""
+        ...
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """Version, device, threads and what else belongs in a report, as short strings."""
+        ...
+
+    def run(self, image: np.ndarray) -> np.ndarray:
+        """Map float32 [1, 1, H, W] to logits float32 [1, 1, H, W].
+
+        The result may be a view of the engine's own buffer, valid until the next call.
+        """
+        ...
+
+
+ModelFiles = Mapping[str, bytes]  # file name -> verified content
+
+
+def _open_openvino(files: ModelFiles, threads: int) -> Engine:
+    from .ov import OpenVinoEngine
+
+    return OpenVinoEngine(files, threads)
+
+
+def _open_onnxruntime(files: ModelFiles, threads: int) -> Engine:
+    from .ort import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(files, threads)
+
+
+class _EngineEntry(NamedTuple):
+    package: str  # importable name of the library
+    extra: str  # what to install it with
+    suffixes: Tuple[str, ...]  # of the model files, all needed
+    opener: Callable[[ModelFiles, int], Engine]
+
+
+# To add an engine: a module beside this one and a line here.
+ENGINES: Dict[str, _EngineEntry] = {
+    "openvino": _EngineEntry(
+        "openvino", "pip install 'edgeseg[openvino]'", (".xml", ".bin"), _open_openvino
+    ),
+    "onnxruntime": _EngineEntry(
+        "onnxruntime", "pip install onnxruntime", (".onnx",), _open_onnxruntime
+    ),
+}
+
+
+def is_installed(name: str) -> bool:
+    """Say whether the library of a known engine can be imported, without importing it."""
+    return importlib.util.find_spec(ENGINES[name].package) is not None
+
+
+def available_threads() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def open_engine(name: str, files: ModelFiles, threads: int) -> Engine:
+    """Open a known engine.
+
+    Args:
+        name: key in `ENGINES`.
+        files: content by name; which suffixes are needed is in the table.
+        threads: number of threads the engine may use, >= 1.
+
+    Raises:
+        EngineError: E-EXTRA-MISSING (library not installed), E-ENGINE-LOAD (model refused).
+    """
+    entry = ENGINES[name]
+    if not is_installed(name):
+        raise EngineError("E-EXTRA-MISSING", f"engine {name!r} is not installed; {entry.extra}")
+    return entry.opener(files, threads)
+
+
+def file_with_suffix(files: ModelFiles, suffix: str) -> bytes:
+    """Return the content of the one file with this suffix. Raises EngineError (E-ENGINE-LOAD)."""
+    found = [content for name, content in files.items() if PurePosixPath(name).suffix == suffix]
+    if len(found) != 1:
+        raise EngineError("E-ENGINE-LOAD", f"{len(found)} files end in {suffix}; expected one")
+    return found[0]

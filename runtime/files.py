@@ -1,0 +1,139 @@
+"""Whole-or-nothing writes and file hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+from typing import Iterator, Union
+
+from .errors import InputError, OutputError
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the lower-case hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(str(path), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; on success it replaces `target` in one rename.
+
+    On any error, a full disk included, `target` keeps its old content and the temporary file goes.
+    Raises OutputError (E-OUT-WRITE) where the file system says no.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files
+        _sync(temporary)
+        temporary.replace(target)
+        _sync(target.parent)
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(target: Path, content: Union[bytes, str]) -> None:
+    """Write a whole file atomically; text is UTF-8. Raises OutputError (E-OUT-WRITE)."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target`; on success it becomes `target`.
+
+    On any error the temporary folder is removed, and left-overs of killed earlier runs for the
+    same target are removed at the start, so no half-written folder is ever found under the name.
+    Raises InputError (E-OUT-EXISTS) if `target` exists, OutputError (E-OUT-WRITE) on I/O errors.
+    """
+    if target.exists():
+        raise InputError("E-OUT-EXISTS", f"{target} exists already; choose another --out or remove it")
+    prefix = f".{target.name}.partial-"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for stale in target.parent.glob(f"{prefix}*"):
+            if not _process_runs(stale.name[len(prefix) :].split("-")[0]):
+                shutil.rmtree(stale, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    try:
+        with _terminate_as_exit():
+            yield temporary
+            for path in sorted(temporary.rglob("*")):
+                _sync(path)
+            temporary.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
+            temporary.rename(target)
+            _sync(target.parent)
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _terminate_as_exit() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit, so that `finally` clauses run; only in the main thread."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    try:
+        previous = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # not the main thread: signals are its caller's matter
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def cannot_write(target: Path, error: OSError) -> OutputError:
+    """Return the OutputError (E-OUT-WRITE) that says why `target` was not written."""
+    reason = error.strerror or str(error)
+    return OutputError(
+        "E-OUT-WRITE", f"cannot write {target}: {reason}; free space or choose another place"
+    )
+
+
+def _process_runs(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,162 @@
+"""Frames in, masks out: reading, the network's input tensor, and the mask in the frame's geometry."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Optional, Tuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from .contract import InputContract
+from .errors import InputError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+MAX_IMAGE_PIXELS = 64 * 1024 * 1024  # refused before decoding; the largest BUSI frame has 0.8 M
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read an image file as grey, uint8 [H, W] (colour by ITU-R BT.601 luma).
+
+    Raises InputError: E-IMAGE-READ (missing, truncated, no image), E-IMAGE-SIZE (over
+    `MAX_IMAGE_PIXELS`), E-IMAGE-MODE (more than 8 bits a channel).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our cap is below it
+            with Image.open(path) as image:
+                if image.width * image.height > MAX_IMAGE_PIXELS:
+                    raise InputError(
+                        "E-IMAGE-SIZE",
+                        f"{path} has {image.width}x{image.height} pixels, over the cap of "
+                        f"{MAX_IMAGE_PIXELS}; crop or shrink it",
+                    )
+                if image.mode.startswith(("I", "F")):
+                    raise InputError(
+                        "E-IMAGE-MODE",
+                        f"{path} has more than 8 bits a channel (mode {image.mode}); "
+                        "window it to 8 bits first",
+                    )
+                return np.asarray(image.convert("L"))
+    except FileNotFoundError as error:
+        raise InputError("E-IMAGE-READ", f"no such image: {path}") from error
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        OSError,
+        SyntaxError,  # Pillow's word for a broken PNG chunk
+        ValueError,
+    ) as error:
+        raise InputError(
+            "E-IMAGE-READ", f"cannot read image {path} ({error}); replace or remove the file"
+        ) from error
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Read a mask file as bool [H, W], True where the grey value is above half.
+
+    Half is taken of the file's own range, so 0/1 and 0/255 files mean the same.
+    Raises InputError as `read_image`.
+    """
+    grey = read_image(path)
+    return grey > grey.max() // 2
+
+
+def grey_from_frame(frame: np.ndarray) -> np.ndarray:
+    """Return a frame as uint8 [H, W]. Takes uint8 [H, W] or RGB [H, W, 3], any strides.
+
+    Raises InputError (E-FRAME) for another dtype or shape.
+    """
+    if frame.dtype != np.uint8 or frame.ndim not in (2, 3) or 0 in frame.shape:
+        raise InputError(
+            "E-FRAME",
+            f"frame is {frame.dtype} {list(frame.shape)}; expected uint8 [H, W] or [H, W, 3]",
+        )
+    if frame.ndim == 2:
+        return frame
+    if frame.shape[2] != 3:
+        raise InputError("E-FRAME", f"frame has {frame.shape[2]} channels; expected 1 or 3")
+    return np.asarray(Image.fromarray(np.ascontiguousarray(frame)).convert("L"))
+
+
+def resize_grey(grey: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize uint8 [H, W] to uint8 [height, width], bilinear with antialiasing.
+
+    A whole-number box reduction comes first (Pillow's `reducing_gap`): about twice as fast, and
+    the same function serves training, calibration and the device.
+    """
+    if grey.shape == (height, width):
+        return grey
+    image = Image.fromarray(np.ascontiguousarray(grey))
+    return np.asarray(
+        image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=1.0)
+    )
+
+
+def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize bool [H, W] to bool [height, width]: True where at least half of the area is."""
+    if mask.shape == (height, width):
+        return mask
+    image = Image.fromarray(mask.astype(np.uint8) * 255)
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)) >= 128
+
+
+def input_from_frame(
+    frame: np.ndarray, contract: InputContract, out: Optional[np.ndarray] = None
+) -> np.ndarray:
+    """Return the network's input, float32 [1, 1, height, width], for a uint8 frame.
+
+    Args:
+        frame: uint8 [H, W] or [H, W, 3].
+        contract: gives size and normalisation.
+        out: optional float32 [1, 1, height, width] to fill and return.
+    """
+    grey = resize_grey(grey_from_frame(frame), contract.height, contract.width)
+    if out is None:
+        out = np.empty((1, 1, contract.height, contract.width), np.float32)
+    # (g / 255 - mean) / std as one multiply-add
+    np.multiply(grey, np.float32(1 / (255 * contract.std)), out=out[0, 0])
+    out -= np.float32(contract.mean / contract.std)
+    return out
+
+
+def _bilinear_taps(size_in: int, size_out: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lower index, upper index (int64) and upper weight (float32), half-pixel centres."""
+    position = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
+    position = np.clip(position, 0, size_in - 1)
+    lower = np.floor(position).astype(np.int64)
+    upper = np.minimum(lower + 1, size_in - 1)
+    return lower, upper, (position - lower).astype(np.float32)
+
+
+def mask_from_logits(
+    logits: np.ndarray, contract: InputContract, height: int, width: int
+) -> np.ndarray:
+    """Return the mask, uint8 [height, width] of 0 and 1, in the frame's own geometry.
+
+    The logits [h, w] are interpolated bilinearly (half-pixel centres), then thresholded. Only the
+    box around logits above the threshold is interpolated: outside it every value lies between
+    values below the threshold, so the result is the same and costs what the lesion covers.
+    """
+    mask = np.zeros((height, width), np.uint8)
+    level = contract.logit_threshold
+    above = logits > level
+    rows = np.flatnonzero(above.any(axis=1))
+    if rows.size == 0:
+        return mask
+    columns = np.flatnonzero(above.any(axis=0))
+    y_low, y_up, y_weight = _bilinear_taps(logits.shape[0], height)
+    x_low, x_up, x_weight = _bilinear_taps(logits.shape[1], width)
+    # Output pixels one of whose taps lies in the box; both tap indices ascend.
+    y0, y1 = np.searchsorted(y_up, rows[0]), np.searchsorted(y_low, rows[-1], side="right")
+    x0, x1 = np.searchsorted(x_up, columns[0]), np.searchsorted(x_low, columns[-1], side="right")
+    y_low, y_up, y_weight = y_low[y0:y1], y_up[y0:y1], y_weight[y0:y1, None]
+    first = x_low[x0]
+    strip = logits[:, first : x_up[x1 - 1] + 1]
+    lines = strip[y_low] + (strip[y_up] - strip[y_low]) * y_weight
+    x_low, x_up, x_weight = x_low[x0:x1] - first, x_up[x0:x1] - first, x_weight[x0:x1]
+    left = np.take(lines, x_low, axis=1)
+    values = left + (np.take(lines, x_up, axis=1) - left) * x_weight
+    np.greater(values, level, out=mask[y0:y1, x0:x1].view(np.bool_))
+    return mask

@@ -1,0 +1,84 @@
+"""The session: a frame in, a mask in the frame's own geometry out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+
+from .bundle import Bundle, open_bundle
+from .contract import InputContract
+from .engines import ENGINES, Engine, available_threads, is_installed, open_engine
+from .errors import EngineError
+from .image import input_from_frame, mask_from_logits
+
+
+@dataclass(frozen=True)
+class Session:
+    """A contract and an engine, ready to predict.
+
+    One session serves one thread at a time: the input buffer is allocated once and reused.
+    """
+
+    contract: InputContract
+    engine: Engine
+    _input: np.ndarray
+
+    @classmethod
+    def over(cls, engine: Engine, contract: InputContract) -> Session:
+        """Return a session over an engine that is open already."""
+        buffer = np.zeros((1, 1, contract.height, contract.width), np.float32)
+        return cls(contract, engine, buffer)
+
+    def predict(self, frame: np.ndarray) -> np.ndarray:
+        """Segment one frame.
+
+        Args:
+            frame: uint8 [H, W] or RGB [H, W, 3], any size and strides.
+
+        Returns:
+            Mask, uint8 [H, W], 1 where lesion.
+
+        Raises:
+            InputError: E-FRAME for another dtype or shape.
+        """
+        image = input_from_frame(frame, self.contract, self._input)
+        logits = self.engine.run(image)
+        return mask_from_logits(logits[0, 0], self.contract, frame.shape[0], frame.shape[1])
+
+
+def open_session(bundle: Path, *, engine: Optional[str] = None, threads: int = 0) -> Session:
+    """Verify a bundle and open it.
+
+    Args:
+        bundle: folder written by `edgeseg export`.
+        engine: one of the bundle's engines; None takes the first that is installed.
+        threads: for the engine; 0 takes every core this process may use.
+
+    Raises:
+        InputError: E-BUNDLE-MISSING, E-ENGINE-NOT-IN-BUNDLE.
+        Refused: the bundle's integrity checks, see `open_bundle`.
+        EngineError: E-EXTRA-MISSING, E-ENGINE-LOAD.
+    """
+    return session_of(open_bundle(bundle), engine=engine, threads=threads)
+
+
+def session_of(bundle: Bundle, *, engine: Optional[str] = None, threads: int = 0) -> Session:
+    """Open a verified bundle; arguments and errors as `open_session`."""
+    name = engine or _first_installed(bundle)
+    files = bundle.model_files(name)
+    opened = open_engine(name, files, threads or available_threads())
+    return Session.over(opened, bundle.manifest.contract)
+
+
+def _first_installed(bundle: Bundle) -> str:
+    known = [name for name in bundle.manifest.models if name in ENGINES]
+    for name in known:
+        if is_installed(name):
+            return name
+    mends = " or ".join(ENGINES[name].extra for name in known) or "a newer edgeseg"
+    raise EngineError(
+        "E-EXTRA-MISSING", f"no engine of {bundle.path} is installed here; it needs {mends}"
+    )
