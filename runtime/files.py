@@ -73,7 +73,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     Raises InputError (E-OUT-EXISTS) if `target` exists, OutputError (E-OUT-WRITE) on I/O errors.
     """
     if target.exists():
-        raise InputError("E-OUT-EXISTS", f"{target} exists already; choose another --out or remove it")
+        raise InputError("E-OUT-EXISTS", f"{target} exists already; choose another or remove it")
     prefix = f".{target.name}.partial-"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

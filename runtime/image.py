@@ -1,4 +1,4 @@
-"""Frames in, masks out: reading, the network's input tensor, and the mask in the frame's geometry."""
+"""Frames in, masks out: reading, the network's input, and the mask in the frame's geometry."""
 
 from __future__ import annotations
 
@@ -89,9 +89,7 @@ def resize_grey(grey: np.ndarray, height: int, width: int) -> np.ndarray:
     if grey.shape == (height, width):
         return grey
     image = Image.fromarray(np.ascontiguousarray(grey))
-    return np.asarray(
-        image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=1.0)
-    )
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=1.0))
 
 
 def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How long work reports progress: the caller passes a wrapper for the loop; the default is quiet."""
+"""How long work reports progress: the caller passes a loop wrapper; the default is quiet."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ T = TypeVar("T")
 class Progress(Protocol):
     """Wraps an iterable and shows how far the loop has come."""
 
-    def __call__(
-        self, items: Iterable[T], label: str, total: Optional[int] = None
-    ) -> Iterator[T]:
+    def __call__(self, items: Iterable[T], label: str, total: Optional[int] = None) -> Iterator[T]:
         """Yield `items` unchanged; `total` is their number where they have no length."""
         ...
 

@@ -1,0 +1,102 @@
+"""Checkpoints: safetensors with their architecture and contract inside; no pickle is ever read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from ..runtime.contract import InputContract
+from ..runtime.errors import InputError
+from ..runtime.files import sha256_of_file, write_bytes
+from .models import build_model
+
+_SCHEMA = "edgeseg.checkpoint/1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained network with what is needed to use and to trace it."""
+
+    model: str  # key in MODELS
+    contract: InputContract
+    network: nn.Module  # in eval mode, float32, on the CPU
+    provenance: Mapping[str, Any]
+    sha256: str
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write tensors and metadata atomically. Raises OutputError (E-OUT-WRITE)."""
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_bytes(path, save(plain, dict(metadata)))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read tensors and metadata. Raises InputError (E-CKPT-READ) for anything but safetensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            "E-CKPT-READ",
+            f"{path} is no readable safetensors file ({error}); pickled .pt files are never loaded",
+        ) from error
+
+
+def save_checkpoint(
+    path: Path,
+    network: nn.Module,
+    *,
+    model: str,
+    contract: InputContract,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write a network with its architecture's name, contract and provenance, atomically."""
+    metadata = {
+        "schema": _SCHEMA,
+        "model": model,
+        "contract": json.dumps(contract.to_dict()),
+        "provenance": json.dumps(provenance),
+    }
+    write_tensors(path, network.state_dict(), metadata)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint written by `save_checkpoint`.
+
+    Raises:
+        InputError: E-CKPT-READ (no safetensors), E-CKPT-SCHEMA (not ours), E-CKPT-ARCH (its
+            tensors are not those of the architecture it names), E-MODEL-NAME.
+    """
+    tensors, metadata = read_tensors(path)
+    if metadata.get("schema") != _SCHEMA:
+        raise InputError(
+            "E-CKPT-SCHEMA", f"{path} is no checkpoint of `edgeseg train` (schema {_SCHEMA})"
+        )
+    model = metadata["model"]
+    network = build_model(model)
+    expected = {name: value.shape for name, value in network.state_dict().items()}
+    for name in sorted(set(expected) | set(tensors)):
+        if name not in tensors or name not in expected or tensors[name].shape != expected[name]:
+            raise InputError(
+                "E-CKPT-ARCH",
+                f"{path} does not fit {model!r}, first at tensor {name!r}; "
+                "it was made for another architecture",
+            )
+    network.load_state_dict(tensors)
+    return Checkpoint(
+        model=model,
+        contract=InputContract.from_dict(json.loads(metadata["contract"])),
+        network=network.eval(),
+        provenance=json.loads(metadata["provenance"]),
+        sha256=sha256_of_file(path),
+    )

@@ -1,0 +1,67 @@
+"""The settings of a training run; the command line reads its defaults and help from here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from ..runtime.errors import InputError
+
+
+def _setting(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of teachers and student; the batch recipe is ours, the paper publishes none."""
+
+    size: int = _setting(256, "network input, px a side, a multiple of 16")
+    student: str = _setting("attunet-16", "student network")
+    teacher: str = _setting("attunet-32", "network of both class teachers")
+    teacher_epochs: int = _setting(60, "epochs of each class teacher")
+    student_epochs: int = _setting(100, "epochs of the student")
+    batch: int = _setting(8, "images a step")
+    learning_rate: float = _setting(1e-3, "peak of AdamW's cosine schedule")
+    weight_decay: float = _setting(1e-2, "of AdamW, decoupled")
+    temperature: float = _setting(2.0, "of the distillation, above 0")
+    distill_weight: float = _setting(0.5, "of the distillation against the masks, 0 or more")
+    seed: int = _setting(0, "of split, initial weights, order and augmentation")
+
+    def __post_init__(self) -> None:
+        """Raise InputError (E-CONFIG) for a value out of range."""
+        for name in ("teacher_epochs", "student_epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    "E-CONFIG", f"{name} must be at least 1, not {getattr(self, name)}"
+                )
+        if self.size < 32 or self.size % 16:
+            raise InputError("E-CONFIG", f"size {self.size} is not a multiple of 16 from 32 up")
+        for name in ("learning_rate", "temperature"):
+            if not getattr(self, name) > 0:
+                raise InputError("E-CONFIG", f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("weight_decay", "distill_weight"):
+            if not getattr(self, name) >= 0:
+                raise InputError("E-CONFIG", f"{name} must not be below 0: {getattr(self, name)}")
+
+    def to_json(self) -> str:
+        """Return the settings as JSON text."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainConfig:
+        """Read the result of `to_json`. Raises InputError (E-CONFIG) for other or missing keys."""
+        try:
+            values = json.loads(text)
+            if set(values) != {each.name for each in fields(cls)}:
+                raise InputError("E-CONFIG", f"config has the keys {sorted(values)}")
+            return cls(**values)
+        except (ValueError, TypeError) as error:
+            raise InputError("E-CONFIG", f"config is malformed ({error})") from error
+
+
+def settings_of(config: TrainConfig) -> Mapping[str, Any]:
+    """Return the settings by name."""
+    return asdict(config)

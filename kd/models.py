@@ -1,0 +1,188 @@
+"""Networks: the light Attention U-Net student and the teachers, smallest to largest.
+
+Attention U-Net: Oktay et al. 2018, arXiv 1804.03999. ResNet bottleneck: He et al. 2016,
+doi 10.1109/CVPR.2016.90. The T²KD paper (doi 10.7507/1001-5515.202311054) gives parameters and
+operations but no layer table; the widths here are our reconstruction that meets its figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import nn
+
+from ..runtime.errors import InputError
+
+
+def _conv_norm(
+    inputs: int, outputs: int, kernel: int, *, stride: int = 1, bias: bool = True
+) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=bias),
+        nn.BatchNorm2d(outputs),
+    )
+
+
+class DoubleConv(nn.Sequential):
+    """Two 3×3 convolutions, each with batch norm and ReLU: [N, in, H, W] to [N, out, H, W]."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(
+            _conv_norm(inputs, outputs, 3), nn.ReLU(), _conv_norm(outputs, outputs, 3), nn.ReLU()
+        )
+
+
+class UpConv(nn.Sequential):
+    """Nearest ×2 then a 3×3 convolution: [N, in, H, W] to [N, out, 2H, 2W]."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(nn.Upsample(scale_factor=2.0), _conv_norm(inputs, outputs, 3), nn.ReLU())
+
+
+class AttentionGate(nn.Module):
+    """Additive attention gate (Oktay et al. 2018, eq. 1-2) with gate and skip at one resolution."""
+
+    def __init__(self, gate: int, skip: int, inner: int) -> None:
+        super().__init__()
+        self.gate = _conv_norm(gate, inner, 1)
+        self.skip = _conv_norm(skip, inner, 1)
+        self.psi = nn.Sequential(nn.ReLU(), _conv_norm(inner, 1, 1), nn.Sigmoid())
+
+    def forward(self, gate: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        """Return `skip` [N, C, H, W] weighted by attention in 0..1 a pixel."""
+        return skip * self.psi(self.gate(gate) + self.skip(skip))
+
+
+class DecoderStage(nn.Module):
+    """Up-convolution, gated skip, concatenation, double convolution."""
+
+    def __init__(self, inputs: int, skip: int, outputs: int) -> None:
+        super().__init__()
+        self.up = UpConv(inputs, outputs)
+        self.gate = AttentionGate(outputs, skip, max(outputs // 2, 1))
+        self.fuse = DoubleConv(outputs + skip, outputs)
+
+    def forward(self, below: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        """Take [N, in, H, W] and a skip [N, skip, 2H, 2W]; return [N, out, 2H, 2W]."""
+        up = self.up(below)
+        return self.fuse(torch.cat([self.gate(up, skip), up], dim=1))
+
+
+class AttentionUNet(nn.Module):
+    """Attention U-Net: [N, 1, H, W] to logits [N, 1, H, W]; H and W multiples of 16.
+
+    Args:
+        widths: channels of the five levels, finest first.
+    """
+
+    def __init__(self, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        inputs = (1, *widths[:-1])
+        self.encoder = nn.ModuleList(map(DoubleConv, inputs, widths))
+        self.pool = nn.MaxPool2d(2)
+        rising = widths[::-1]
+        self.decoder = nn.ModuleList(map(DecoderStage, rising[:-1], rising[1:], rising[1:]))
+        self.head = nn.Conv2d(widths[0], 1, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return logits of the normalised grey images."""
+        skips = []
+        x = image
+        for level, block in enumerate(self.encoder):
+            x = block(self.pool(x) if level else x)
+            skips.append(x)
+        for stage, skip in zip(self.decoder, skips[-2::-1], strict=True):
+            x = stage(x, skip)
+        return self.head(x)
+
+
+class Bottleneck(nn.Module):
+    """ResNet bottleneck 1×1, 3×3, 1×1 with expansion 4; the 3×3 carries the stride."""
+
+    def __init__(self, inputs: int, inner: int, stride: int) -> None:
+        super().__init__()
+        outputs = 4 * inner
+        self.body = nn.Sequential(
+            _conv_norm(inputs, inner, 1, bias=False),
+            nn.ReLU(),
+            _conv_norm(inner, inner, 3, stride=stride, bias=False),
+            nn.ReLU(),
+            _conv_norm(inner, outputs, 1, bias=False),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = _conv_norm(inputs, outputs, 1, stride=stride, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Take [N, in, H, W]; return [N, 4·inner, H/stride, W/stride]."""
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+class ResNetAttentionUNet(nn.Module):
+    """Attention U-Net on a ResNet bottleneck encoder, our reading of the paper's teacher.
+
+    Skips of 64, 256, 512 and 1024 channels, centre 2048, decoder 1024-512-256-64; the head works
+    at half resolution and its logits are doubled in size. [N, 1, H, W] to [N, 1, H, W]; H and W
+    multiples of 32.
+
+    Args:
+        blocks: bottlenecks in the four stages; (3, 4, 23, 3) is ResNet-101.
+    """
+
+    def __init__(self, blocks: tuple[int, ...]) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU()
+        )
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        stages, inputs = [], 64
+        for stage, (inner, depth) in enumerate(zip((64, 128, 256, 512), blocks, strict=True)):
+            layers = []
+            for index in range(depth):
+                layers.append(Bottleneck(inputs, inner, 2 if stage and not index else 1))
+                inputs = 4 * inner
+            stages.append(nn.Sequential(*layers))
+        self.stages = nn.ModuleList(stages)
+        rising = (2048, 1024, 512, 256, 64)
+        self.decoder = nn.ModuleList(map(DecoderStage, rising[:-1], rising[1:], rising[1:]))
+        self.head = nn.Conv2d(64, 1, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return logits of the normalised grey images."""
+        x = self.stem(image)
+        skips = [x]
+        x = self.pool(x)
+        for stage in self.stages:
+            x = stage(x)
+            skips.append(x)
+        for decoder, skip in zip(self.decoder, skips[-2::-1], strict=True):
+            x = decoder(x, skip)
+        return nn.functional.interpolate(self.head(x), scale_factor=2.0, mode="bilinear")
+
+
+# To add a model: a class above and a line here; tests/test_kd_models.py walks this table.
+MODELS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
+    {
+        "attunet-8": lambda: AttentionUNet((8, 16, 32, 64, 128)),
+        "attunet-16": lambda: AttentionUNet((16, 32, 64, 128, 256)),  # the student, 2.18 M
+        "attunet-24": lambda: AttentionUNet((24, 48, 96, 192, 384)),
+        "attunet-32": lambda: AttentionUNet((32, 64, 128, 256, 512)),
+        "attunet-64": lambda: AttentionUNet((64, 128, 256, 512, 1024)),  # Oktay's, 34.9 M
+        "resnet50-attunet": lambda: ResNetAttentionUNet((3, 4, 6, 3)),
+        "resnet101-attunet": lambda: ResNetAttentionUNet((3, 4, 23, 3)),  # 106.1 M
+    }
+)
+
+
+def build_model(name: str) -> nn.Module:
+    """Return a freshly initialised network. Raises InputError (E-MODEL-NAME) for a new name."""
+    if name not in MODELS:
+        raise InputError("E-MODEL-NAME", f"no model named {name!r}; choose of {', '.join(MODELS)}")
+    return MODELS[name]()
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of trainable values."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
