@@ -12,7 +12,9 @@ from types import MappingProxyType
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from ..runtime.contract import InputContract
 from ..runtime.errors import InputError
 
 
@@ -186,3 +188,10 @@ def build_model(name: str) -> nn.Module:
 def count_parameters(model: nn.Module) -> int:
     """Return the number of trainable values."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def count_macs(model: nn.Module, contract: InputContract) -> int:
+    """Return the multiply-accumulates of one image at the contract's size (PyTorch's counter)."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(torch.zeros(1, 1, contract.height, contract.width))
+    return int(counter.get_total_flops() // 2)

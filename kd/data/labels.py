@@ -1,0 +1,183 @@
+"""Class lists: which label each image has, from CSV or XLSX tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from ...runtime.errors import EngineError, InputError
+from ...runtime.image import IMAGE_SUFFIXES
+
+LABELS = ("benign", "malignant", "normal")
+MAX_LIST_BYTES = 4 << 20  # of the file; a row takes about 20 bytes
+MAX_SHEET_BYTES = 64 << 20  # of an unpacked workbook, so that a zip bomb is not unpacked
+MAX_ROWS = 100_000
+
+Rows = Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class LabelList:
+    """The labels a table gives, and what is wrong with it.
+
+    Attributes:
+        labels: label by image key (see `image_key`).
+        faults: one line for each unusable row.
+    """
+
+    labels: Mapping[str, str]
+    faults: tuple[str, ...]
+
+
+def image_key(name: str) -> str:
+    """Return what a file name and a list entry share: no suffix, case or leading zeros.
+
+    "000012.png", "000012" and "12" give the same key.
+    """
+    path = PurePath(name.strip().replace("\\", "/"))
+    stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
+    return (stem.lstrip("0") or "0") if stem.isdigit() else stem.casefold()
+
+
+def read_named_list(path: Path, keys: set[str]) -> LabelList:
+    """Read a CSV whose header has the columns ``image`` and ``label``.
+
+    Args:
+        path: the table.
+        keys: `image_key` of every image there is; a row for another one is a fault.
+
+    Raises:
+        InputError: E-DATA-LABEL, where the table cannot be read or lacks a column.
+    """
+    rows = _rows(path)
+    header = [cell.casefold() for cell in rows[0]] if rows else []
+    if not {"image", "label"} <= set(header):
+        raise InputError("E-DATA-LABEL", f"{path} needs a first line 'image,label'; add it")
+    return _labels(path, rows[1:], header.index("image"), header.index("label"), keys)
+
+
+def read_found_list(path: Path, keys: set[str]) -> LabelList:
+    """Read a CSV or XLSX whose columns are known by their content, whatever the header says.
+
+    The label column is the one with most class names, the image column the one with most images.
+    Arguments as `read_named_list`.
+
+    Raises:
+        InputError: E-DATA-LABEL, where the table cannot be read or has no such columns.
+        EngineError: E-EXTRA-MISSING, for XLSX without openpyxl.
+    """
+    rows = _rows(path)
+    label_column = _fullest_column(rows, lambda cell: cell.casefold() in LABELS)
+    image_column = _fullest_column(rows, lambda cell: image_key(cell) in keys)
+    if label_column is None or image_column is None:
+        raise InputError(
+            "E-DATA-LABEL",
+            f"{path} has no column of image names or none of Benign/Malignant; "
+            "give it one row an image with both",
+        )
+    first = rows[0]
+    has_header = (
+        _cell(first, label_column).casefold() not in LABELS
+        and image_key(_cell(first, image_column)) not in keys
+    )
+    return _labels(path, rows[1:] if has_header else rows, image_column, label_column, keys)
+
+
+def _cell(row: Sequence[str], column: int) -> str:
+    return row[column] if column < len(row) else ""
+
+
+def _fullest_column(rows: Rows, fits: Callable[[str], bool]) -> int | None:
+    counts: dict[int, int] = {}
+    for row in rows:
+        for column, cell in enumerate(row):
+            if fits(cell):
+                counts[column] = counts.get(column, 0) + 1
+    return max(counts, key=lambda column: (counts[column], -column), default=None)
+
+
+def _labels(
+    path: Path, rows: Rows, image_column: int, label_column: int, keys: set[str]
+) -> LabelList:
+    labels: dict[str, str] = {}
+    faults = []
+    for row in rows:
+        name, label = _cell(row, image_column), _cell(row, label_column).casefold()
+        key = image_key(name)
+        if not any(row):
+            continue
+        if key not in keys:
+            faults.append(f"{path} lists {name!r}, which has no image")
+        elif label not in LABELS:
+            faults.append(f"{path} gives {name!r} the label {label!r}, not {'/'.join(LABELS)}")
+        elif labels.setdefault(key, label) != label:
+            faults.append(f"{path} gives {name!r} two labels, {labels[key]} and {label}")
+    return LabelList(labels, tuple(faults))
+
+
+def _rows(path: Path) -> Rows:
+    """Return the table's cells as stripped text."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_LIST_BYTES:
+            raise InputError(
+                "E-DATA-LABEL", f"{path} has {size} bytes, over {MAX_LIST_BYTES}; is it a list?"
+            )
+        read = _xlsx_rows if path.suffix.lower() == ".xlsx" else _csv_rows
+        rows = [[_text(cell) for cell in row] for row in itertools.islice(read(path), MAX_ROWS + 1)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            "E-DATA-LABEL", f"cannot read {path} ({error}); save it as UTF-8 CSV"
+        ) from error
+    if len(rows) > MAX_ROWS:
+        raise InputError("E-DATA-LABEL", f"{path} has more than {MAX_ROWS} rows; shorten it")
+    return rows
+
+
+def _text(cell: object) -> str:
+    """Return a cell as text; a spreadsheet's 12.0 is the image 12."""
+    if cell is None:
+        return ""
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    return str(cell).strip()
+
+
+def _csv_rows(path: Path) -> Iterable[Sequence[object]]:
+    text = path.read_text(encoding="utf-8-sig")
+    head = text.partition("\n")[0]
+    return csv.reader(io.StringIO(text), delimiter=max(",;\t", key=head.count))
+
+
+def _xlsx_rows(path: Path) -> Iterable[Sequence[object]]:
+    """Return the cells of the first sheet."""
+    try:
+        import openpyxl  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise EngineError(
+            "E-EXTRA-MISSING",
+            f"reading {path.name} needs openpyxl; pip install 'edgeseg[xlsx]', or save it as CSV",
+        ) from error
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > MAX_SHEET_BYTES:
+            raise ValueError(f"{unpacked} bytes when unpacked, over {MAX_SHEET_BYTES}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about styles and extensions the list does not need
+            book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+            try:
+                sheet = book.worksheets[0]
+                return list(itertools.islice(sheet.iter_rows(values_only=True), MAX_ROWS + 1))
+            finally:
+                book.close()
+    except (zipfile.BadZipFile, KeyError, IndexError, ValueError, TypeError, SyntaxError) as error:
+        raise InputError(
+            "E-DATA-LABEL", f"cannot read {path} ({error}); save the list as CSV"
+        ) from error

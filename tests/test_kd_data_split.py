@@ -1,0 +1,179 @@
+"""Laws of the split: groups stay whole, classes keep their shares, changes are seen."""
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgeseg.kd.data import split as split_module
+from edgeseg.kd.data.dataset import Dataset, read_dataset
+from edgeseg.kd.data.split import PARTS, make_split, read_split, samples_of, write_split
+from edgeseg.runtime.errors import InputError
+
+
+def make_dataset(root: Path, counts: dict[str, int]) -> Dataset:
+    """Write unlike noise images; every fifth of a class is a darker copy of the one before."""
+    for label, count in counts.items():
+        (root / label).mkdir(parents=True)
+        for number in range(count):
+            source = number - 1 if number % 5 == 4 else number
+            rng = np.random.default_rng((source, *label.encode()))
+            pixels = rng.integers(0, 256, (16, 16), np.uint8) // (1 if source == number else 2)
+            image = Image.fromarray(pixels).resize((64, 64))
+            image.save(root / label / f"{label} ({number + 1}).png")
+            mask = Image.fromarray(np.eye(64, dtype=np.bool_))
+            mask.save(root / label / f"{label} ({number + 1})_mask.png")
+    return read_dataset(root)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_dataset(
+        tmp_path_factory.mktemp("data") / "set", {"benign": 40, "malignant": 20, "normal": 10}
+    )
+
+
+@pytest.fixture(scope="module")
+def split(dataset):
+    return make_split(dataset)
+
+
+def code_of(call, *arguments) -> str:
+    with pytest.raises(InputError) as caught:
+        call(*arguments)
+    return caught.value.code
+
+
+def test_no_group_crosses_parts(split):
+    parts = defaultdict(set)
+    for entry in split.entries:
+        parts[entry.group].add(entry.part)
+    assert len(parts) == 56  # 14 of the 70 are copies
+    assert all(len(found) == 1 for found in parts.values())
+
+
+def test_class_shares_follow_the_fractions(split):
+    counts = Counter((entry.label, entry.part) for entry in split.entries)
+    for label, total in (("benign", 40), ("malignant", 20), ("normal", 10)):
+        for part, fraction in zip(PARTS, split.fractions, strict=True):
+            assert abs(counts[label, part] - fraction * total) <= 1
+
+
+def test_the_same_seed_gives_the_same_split_and_another_gives_another(dataset, split):
+    assert make_split(dataset) == split
+    assert make_split(dataset, seed=1) != split
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(1, "train"), (2, "train test"), (3, "train test val"), (4, "train train test val")],
+)
+def test_a_class_of_few_images_serves_train_then_test_then_val(tmp_path, count, expected):
+    tiny = make_split(make_dataset(tmp_path / "tiny", {"benign": count, "normal": 3}))
+    parts = [entry.part for entry in tiny.entries if entry.label == "benign"]
+    assert sorted(parts) == sorted(expected.split())
+
+
+def test_a_part_of_fraction_zero_stays_empty(dataset):
+    parts = Counter(entry.part for entry in make_split(dataset, fractions=(0.8, 0, 0.2)).entries)
+    assert parts["val"] == 0
+    assert parts["train"] == pytest.approx(56, abs=2)
+
+
+@pytest.mark.parametrize(
+    "fractions", [(0.5, 0.1, 0.1), (1.2, -0.2, 0), (0, 0.5, 0.5), (float("nan"), 0.5, 0.5)]
+)
+def test_fractions_that_do_not_divide_are_refused(dataset, fractions):
+    with pytest.raises(InputError) as caught:
+        make_split(dataset, fractions=fractions)
+    assert caught.value.code == "E-SPLIT-FRACTIONS"
+
+
+def test_a_split_file_reads_back_equal(split, tmp_path):
+    write_split(split, tmp_path / "split.json")
+    assert read_split(tmp_path / "split.json") == split
+
+
+def test_the_parts_make_up_the_data_set(split, dataset):
+    found = [sample for part in PARTS for sample in samples_of(split, dataset, part)]
+    assert sorted(sample.name for sample in found) == sorted(s.name for s in dataset.samples)
+
+
+def change_field(name, value):
+    return lambda content: content.update({name: value})
+
+
+def change_entry(name, value):
+    return lambda content: content["entries"][0].update({name: value})
+
+
+def leak(content):
+    first = content["entries"][0]
+    other = next(entry for entry in content["entries"] if entry["part"] != first["part"])
+    other["group"] = first["group"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        change_field("schema", "edgeseg.split/2"),
+        change_field("seed", "0"),
+        change_field("seed", True),
+        change_field("fractions", [0.7, 0.3]),
+        change_field("fractions", [0.7, 0.1, 7]),
+        change_field("entries", {}),
+        change_field("entries", [1]),
+        change_field("extra", 1),
+        change_entry("part", "exam"),
+        change_entry("label", ["benign"]),
+        change_entry("group", 1.5),
+        change_entry("mask_sha256", "ab"),
+        change_entry("name", 3),
+        lambda content: content["entries"].append(content["entries"][0]),
+        leak,
+    ],
+)
+def test_a_damaged_split_file_is_refused(split, tmp_path, damage):
+    path = tmp_path / "split.json"
+    write_split(split, path)
+    content = json.loads(path.read_text())
+    damage(content)
+    path.write_text(json.dumps(content))
+    assert code_of(read_split, path) == "E-SPLIT-READ"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, b"[]"])
+def test_a_file_that_is_no_split_is_refused(tmp_path, content):
+    (tmp_path / "split.json").write_bytes(content)
+    assert code_of(read_split, tmp_path / "split.json") == "E-SPLIT-READ"
+
+
+def test_a_missing_or_too_large_split_file_is_refused(split, tmp_path, monkeypatch):
+    assert code_of(read_split, tmp_path / "none.json") == "E-SPLIT-READ"
+    write_split(split, tmp_path / "split.json")
+    monkeypatch.setattr(split_module, "MAX_SPLIT_BYTES", 100)
+    assert code_of(read_split, tmp_path / "split.json") == "E-SPLIT-READ"
+
+
+def append_byte(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"x")
+
+
+@pytest.mark.parametrize("damage", [append_byte, Path.unlink])
+@pytest.mark.parametrize("suffix", ["", "_mask"])
+def test_a_changed_or_missing_file_is_seen_in_its_part_only(tmp_path, damage, suffix):
+    root = tmp_path / "set"
+    before = make_dataset(root, {"normal": 3})
+    split = make_split(before)
+    name = samples_of(split, before, "train")[0].name
+    damage((root / name).with_name(f"{Path(name).stem}{suffix}.png"))
+    after = read_dataset(root)
+    assert code_of(samples_of, split, after, "train") == "E-SPLIT-MISMATCH"
+    assert len(samples_of(split, after, "test")) == 1
+
+
+def test_an_unknown_part_is_refused(split, dataset):
+    assert code_of(samples_of, split, dataset, "exam") == "E-SPLIT-PART"
