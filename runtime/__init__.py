@@ -7,11 +7,16 @@
 The folder imports none of edgeseg's others and stays valid Python 3.8 (JetPack 5).
 """
 
-from .bundle import Bundle, Manifest, open_bundle
-from .contract import InputContract
-from .errors import EdgesegError, EngineError, InputError, OutputError, Refused
-from .image import read_image
-from .session import Session, open_session
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .bundle import Bundle, Manifest, open_bundle
+    from .contract import InputContract
+    from .errors import EdgesegError, EngineError, InputError, OutputError, Refused
+    from .image import read_image
+    from .session import Session, open_session
 
 __all__ = [
     "Bundle",
@@ -27,3 +32,27 @@ __all__ = [
     "open_session",
     "read_image",
 ]
+
+_MODULE_OF = {
+    "Bundle": "bundle",
+    "Manifest": "bundle",
+    "open_bundle": "bundle",
+    "InputContract": "contract",
+    "EdgesegError": "errors",
+    "EngineError": "errors",
+    "InputError": "errors",
+    "OutputError": "errors",
+    "Refused": "errors",
+    "read_image": "image",
+    "Session": "session",
+    "open_session": "session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: the CLI's help must not wait for numpy."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)

@@ -1,0 +1,23 @@
+"""``python -m edgeseg`` and the ``edgeseg`` command."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+
+def main() -> None:
+    """Run the command line; say how to install it where click is missing."""
+    if importlib.util.find_spec("click") is None:
+        print(
+            "edgeseg: E-EXTRA-MISSING: the command line needs click; pip install 'edgeseg[cli]'",
+            file=sys.stderr,
+        )
+        sys.exit(4)
+    from .cli import cli
+
+    cli(prog_name="edgeseg")
+
+
+if __name__ == "__main__":
+    main()

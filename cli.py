@@ -1,0 +1,403 @@
+"""The command line: each command is a signature, library calls and a print.
+
+Heavy packages are imported inside the commands, so that ``edgeseg --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from . import __version__
+from .kd.config import TrainConfig
+from .runtime.errors import EdgesegError
+
+if TYPE_CHECKING:
+    from .runtime.progress import Progress
+
+T = TypeVar("T")
+_LINE_EVERY_S = 10.0  # where the output is no terminal
+
+
+class _Group(click.Group):
+    """Turns an `EdgesegError` into one line and its exit code; everything else is a bug."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except EdgesegError as error:
+            _leave(f"{error}", error.exit_code)
+        except (KeyboardInterrupt, click.Abort):
+            _leave("E-INTERRUPTED: stopped; nothing partial was kept", 130)
+
+
+def _leave(message: str, exit_code: int) -> NoReturn:
+    click.echo("edgeseg: " + " ".join(message.split()), err=True)
+    sys.exit(exit_code)
+
+
+def _bars(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    """Show a bar with the time left on a terminal, else a plain line now and then; on stderr."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, desc=label, total=total, file=sys.stderr, dynamic_ncols=True)
+        return
+    total = total if total is not None else len(items) if hasattr(items, "__len__") else None
+    started = shown = time.monotonic()
+    done = 0
+    for item in items:
+        yield item
+        done += 1
+        now = time.monotonic()
+        if now - shown > _LINE_EVERY_S and total:
+            left_s = (now - started) / done * (total - done)
+            click.echo(f"{label}: {done}/{total}, {left_s:.0f} s left", err=True)
+            shown = now
+    click.echo(f"{label}: {done} done in {time.monotonic() - started:.1f} s", err=True)
+
+
+def _progress(quiet: bool) -> Progress:
+    from .runtime.progress import quiet as silent
+
+    return silent if quiet else _bars
+
+
+def _path(**options: Any) -> click.Path:
+    return click.Path(path_type=Path, **options)
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+_quiet = click.option("--quiet", "-q", is_flag=True, help="No progress.")
+_json = click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
+_engine = click.option("--engine", help="Engine to run; default: the first that is installed.")
+_threads = click.option("--threads", type=click.IntRange(1), help="Engine threads; default: all.")
+_part = click.option(
+    "--part",
+    type=click.Choice(["train", "val", "test", "all"]),
+    default="test",
+    show_default=True,
+    help="Part of the source's own split; all: every image of DATA.",
+)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """Distil, export, run and measure small breast-ultrasound segmentation networks."""
+
+
+@cli.group()
+def data() -> None:
+    """Phantoms, audits and leak-safe splits."""
+
+
+@data.command("phantoms")
+@click.argument("out", type=_path())
+@click.option("--count", type=click.IntRange(1), default=120, show_default=True, help="Images.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed.")
+@_quiet
+def data_phantoms(out: Path, count: int, seed: int, quiet: bool) -> None:
+    """Write ultrasound phantoms with their masks to OUT, in the BUSI layout."""
+    from .kd.data.phantom import write_phantoms
+
+    dataset = write_phantoms(out, count=count, seed=seed, progress=_progress(quiet))
+    click.echo(f"{len(dataset.samples)} phantoms in {out}")
+
+
+@data.command("audit")
+@click.argument("folder", type=_path())
+@_json
+@_quiet
+def data_audit(folder: Path, as_json: bool, quiet: bool) -> None:
+    """List what is wrong in FOLDER: duplicates, conflicts, unreadable files, sizes, empty masks."""
+    from .kd.data.audit import audit_dataset, render
+
+    audit = audit_dataset(folder, progress=_progress(quiet))
+    click.echo(json.dumps(audit.to_dict(), indent=1) if as_json else render(audit))
+
+
+@data.command("split")
+@click.argument("folder", type=_path())
+@click.option("--out", type=_path(), required=True, help="The split file to write.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed.")
+@_quiet
+def data_split(folder: Path, out: Path, seed: int, quiet: bool) -> None:
+    """Split FOLDER into train, val and test so that no near-duplicates are separated."""
+    from .kd.data.dataset import read_dataset
+    from .kd.data.split import describe_split, make_split, write_split
+
+    split = make_split(read_dataset(folder), seed=seed, progress=_progress(quiet))
+    write_split(split, out)
+    click.echo(describe_split(split))
+
+
+def _train_options(command: F) -> F:
+    """Add one option for each field of `TrainConfig`, with its default and help."""
+    for field in reversed(fields(TrainConfig)):
+        command = click.option(
+            "--" + field.name.replace("_", "-"),
+            type=type(field.default),
+            default=field.default,
+            show_default=True,
+            help=field.metadata["help"],
+        )(command)
+    return command
+
+
+@cli.command()
+@click.argument("dataset", metavar="DATA", type=_path())
+@click.option("--out", type=_path(), required=True, help="Folder of the run.")
+@click.option("--split", "split_file", type=_path(), help="Split to use; default: a new one.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out with its own settings.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@_train_options
+@_quiet
+@click.pass_context
+def train(
+    context: click.Context,
+    dataset: Path,
+    out: Path,
+    split_file: Path | None,
+    resume: bool,
+    device: str,
+    quiet: bool,
+    **settings: Any,
+) -> None:
+    """Train two class teachers on DATA, then the student that both teach (T²KD)."""
+    from .kd.data.dataset import read_dataset
+    from .kd.data.split import read_split
+    from .kd.train import read_config
+    from .kd.train import train as run_training
+
+    given = {
+        name: value
+        for name, value in settings.items()
+        if context.get_parameter_source(name) != ParameterSource.DEFAULT
+    }
+    student = run_training(
+        read_dataset(dataset),
+        out,
+        replace(read_config(out) if resume else TrainConfig(), **given),
+        split=read_split(split_file) if split_file else None,
+        resume=resume,
+        device=device,
+        progress=_progress(quiet),
+    )
+    click.echo(f"student: {student}")
+
+
+@cli.command()
+@_json
+def targets(as_json: bool) -> None:
+    """List the targets of `edgeseg export`."""
+    from .export.target import TARGETS
+
+    if as_json:
+        content = {name: dict(target.engines) for name, target in TARGETS.items()}
+        click.echo(json.dumps(content, indent=1))
+        return
+    for target in TARGETS.values():
+        click.echo(f"{target.name:10} {', '.join(target.engines):18} {target.summary}")
+
+
+@cli.command()
+@click.argument("run", type=_path())
+@click.option("--target", required=True, help="See `edgeseg targets`.")
+@click.option("--precision", required=True, type=click.Choice(["fp32", "fp16", "int8"]))
+@click.option(
+    "--calib",
+    "dataset",
+    type=_path(),
+    required=True,
+    help="The run's data set: its train part calibrates, its val part checks.",
+)
+@click.option("--calib-images", type=click.IntRange(1), default=200, show_default=True)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0),
+    default=0.005,
+    show_default=True,
+    help="Largest accepted loss of mean Dice on the val part.",
+)
+@click.option("--out", type=_path(), required=True, help="Folder of the bundle; must be new.")
+@_json
+@_quiet
+def export(
+    run: Path,
+    target: str,
+    precision: str,
+    dataset: Path,
+    calib_images: int,
+    max_drop: float,
+    out: Path,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Export the student of RUN for a target, compared with the network at every step."""
+    from .export.parity import CheckFrame, render_hops
+    from .export.pipeline import export_bundle, load_trained, read_calibration
+    from .runtime.image import read_image
+    from .sources import checkpoint_of, samples_for
+
+    source = checkpoint_of(run)
+    trained = load_trained(source.path)
+    calibration = None
+    if precision == "int8":
+        images = [sample.image for sample in samples_for(source, dataset, "train")]
+        calibration = read_calibration(images, calib_images, read_image)
+    checks = [
+        CheckFrame(sample.read_image(), sample.read_mask())
+        for sample in samples_for(source, dataset, "val")
+    ]
+    exported = export_bundle(
+        trained,
+        target,
+        precision,
+        out,
+        calibration=calibration,
+        checks=checks,
+        split=source.split_file(),
+        max_drop=max_drop,
+        progress=_progress(quiet),
+    )
+    if as_json:
+        hops = [hop.to_dict() for hop in exported.hops]
+        click.echo(json.dumps({"bundle": str(out), "parity": hops}, indent=1))
+    else:
+        click.echo(render_hops(exported.hops))
+        click.echo(f"bundle: {exported.path}")
+
+
+@cli.command()
+@click.argument("bundle", type=_path())
+@click.argument("images", type=_path(), nargs=-1, required=True)
+@click.option("--out", type=_path(), required=True, help="Folder of the results; must be new.")
+@_engine
+@_threads
+@_json
+@_quiet
+def predict(
+    bundle: Path,
+    images: tuple[Path, ...],
+    out: Path,
+    engine: str | None,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Segment IMAGES (files or folders) with BUNDLE: masks, overlays, area and box as JSON."""
+    from .runtime.predict import find_images, predict_files
+    from .runtime.session import open_session
+
+    found = find_images(images)
+    session = open_session(bundle, engine=engine, threads=threads or 0)
+    records = predict_files(session, found, out, progress=_progress(quiet))
+    if as_json:
+        click.echo(json.dumps(records, indent=1, ensure_ascii=False))
+    else:
+        click.echo(f"{len(records)} images by {session.engine.name}, results in {out}")
+
+
+@cli.command()
+@click.argument("source", type=_path())
+@click.argument("dataset", metavar="DATA", type=_path())
+@_part
+@_engine
+@_threads
+@click.option("--csv", "csv_file", type=_path(), help="Also write a row per image.")
+@_json
+@_quiet
+def evaluate(
+    source: Path,
+    dataset: Path,
+    part: str,
+    engine: str | None,
+    threads: int | None,
+    csv_file: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Score SOURCE (a bundle, a run or a checkpoint) on a part of DATA."""
+    from .benchmarks.accuracy import render_accuracy, score_images, summarise, write_scores_csv
+    from .sources import find_source, samples_for
+
+    found = find_source(source)
+    cases = samples_for(found, dataset, part)
+    session = found.open(engine, threads or 0)
+    scores = score_images(session.predict, cases, progress=_progress(quiet))
+    if csv_file:
+        write_scores_csv(csv_file, scores)
+    accuracy = summarise(scores)
+    if as_json:
+        click.echo(json.dumps(accuracy.to_dict(), indent=1))
+    else:
+        click.echo(f"{source} in {session.engine.name}, {part} part, {len(cases)} images")
+        click.echo(render_accuracy(accuracy))
+
+
+@cli.command()
+@click.argument("sources", metavar="SOURCE...", type=_path(), nargs=-1, required=True)
+@click.option("--data", "dataset", type=_path(), required=True, help="Data set to measure on.")
+@_part
+@click.option("--engine", "engines", multiple=True, help="Only these; default: all installed.")
+@_threads
+@click.option("--rounds", type=click.IntRange(1), default=400, show_default=True)
+@click.option(
+    "--out", type=_path(), required=True, help="The HTML report; .json, .md, .csv go beside."
+)
+@_json
+@_quiet
+def benchmark(
+    sources: tuple[Path, ...],
+    dataset: Path,
+    part: str,
+    engines: tuple[str, ...],
+    threads: int | None,
+    rounds: int,
+    out: Path,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Measure SOURCEs (bundles, runs, checkpoints) interleaved; the first is the reference."""
+    from .benchmarks.record import run_benchmark, to_json
+    from .benchmarks.report import to_table, write_reports
+    from .sources import candidates_of, find_source, samples_for
+
+    found = [find_source(path) for path in sources]
+    record = run_benchmark(
+        candidates_of(found, engines, threads or 0),
+        samples_for(found[0], dataset, part),
+        rounds=rounds,
+        command=["edgeseg", *sys.argv[1:]],
+        progress=_progress(quiet),
+    )
+    write_reports(record, out)
+    click.echo(to_json(record) if as_json else f"{to_table(record)}\nreport: {out}")
+
+
+@cli.command(hidden=True)
+@click.argument("source", type=_path())
+@click.option("--engine", required=True)
+@click.option("--threads", type=click.IntRange(1), required=True)
+def probe(source: Path, engine: str, threads: int) -> None:
+    """Report this process's own memory and start-up times, for `benchmark`."""
+    import numpy as np
+
+    from .benchmarks.process import report_probe
+    from .sources import find_source
+
+    frame = np.zeros((480, 640), np.uint8)
+    click.echo(report_probe(lambda: find_source(source).open(engine, threads), frame))
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,1 @@
+"""Files that travel in a Jetson bundle and run on the device."""

@@ -1,0 +1,159 @@
+"""Parity and accuracy of every exported file against the trained network, on real frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from ..runtime.contract import InputContract
+from ..runtime.errors import InputError, Refused
+from ..runtime.image import input_from_frame, mask_from_logits
+from ..runtime.metrics import bootstrap_interval, count_pixels, dice_score
+from ..runtime.progress import Progress, quiet
+
+# Largest share of pixels whose answer may differ from the trained network's.
+MAX_FLIPPED: Mapping[str, float] = MappingProxyType({"fp32": 1e-4, "fp16": 2e-3, "int8": 3e-2})
+
+
+@dataclass(frozen=True)
+class CheckFrame:
+    """One frame of the validation part with its truth."""
+
+    frame: np.ndarray  # uint8 [H, W]
+    truth: np.ndarray  # bool [H, W]
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One step of the export compared with the trained network on the same frames."""
+
+    name: str  # such as "openvino int8"
+    frames: int
+    max_abs: float  # largest difference of a logit
+    flipped_share: float  # of pixels at network size, in 0..1
+    mask_dice: float  # mean Dice between the two masks, frames where both are empty left out
+    dice: float  # mean Dice against the truth, frames with a lesion
+    dice_drop: float  # the trained network's mean Dice minus this one's
+    dice_drop_low: float  # 95 % bootstrap interval over frames
+    dice_drop_high: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields with None for what is undefined."""
+        return {
+            key: None if isinstance(value, float) and value != value else value
+            for key, value in asdict(self).items()
+        }
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The trained network's answers on the check frames."""
+
+    contract: InputContract
+    frames: tuple[CheckFrame, ...]
+    logits: tuple[np.ndarray, ...]  # float32 [H, W] each
+    dice: tuple[float, ...]  # against the truth; NaN without a lesion
+
+
+Run = Callable[[np.ndarray], np.ndarray]  # float32 [1, 1, H, W] -> logits of that shape
+
+
+def reference_of(
+    run: Run,
+    contract: InputContract,
+    frames: Sequence[CheckFrame],
+    *,
+    progress: Progress = quiet,
+) -> Reference:
+    """Run the trained network over the check frames.
+
+    Raises InputError (E-PARITY-FRAMES) if no frame has a lesion: then nothing can be judged.
+    """
+    if not any(frame.truth.any() for frame in frames):
+        raise InputError("E-PARITY-FRAMES", "the validation part has no image with a lesion")
+    logits, dice = _answers(run, contract, frames, "trained network", progress)
+    return Reference(contract, tuple(frames), logits, dice)
+
+
+def check_hop(name: str, run: Run, reference: Reference, *, progress: Progress = quiet) -> Hop:
+    """Compare one exported file, run in its own engine, with the trained network."""
+    logits, dice = _answers(run, reference.contract, reference.frames, name, progress)
+    level = reference.contract.logit_threshold
+    pairs = list(zip(logits, reference.logits, strict=True))
+    flipped = [np.mean((ours > level) != (theirs > level)) for ours, theirs in pairs]
+    overlap = [dice_score(count_pixels(ours > level, theirs > level)) for ours, theirs in pairs]
+    drops = np.subtract(reference.dice, dice)  # NaN without a lesion
+    low, high = bootstrap_interval(drops.tolist())
+    return Hop(
+        name=name,
+        frames=len(pairs),
+        max_abs=max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs),
+        flipped_share=float(np.mean(flipped)),
+        mask_dice=_mean_defined(overlap),
+        dice=_mean_defined(dice),
+        dice_drop=_mean_defined(drops.tolist()),
+        dice_drop_low=low,
+        dice_drop_high=high,
+    )
+
+
+def require_parity(hop: Hop, precision: str) -> None:
+    """Raise Refused (E-PARITY) when a hop flips too many pixels or is not finite."""
+    limit = MAX_FLIPPED[precision]
+    if not (hop.flipped_share <= limit and np.isfinite(hop.max_abs)):
+        raise Refused(
+            "E-PARITY",
+            f"{hop.name} changes {hop.flipped_share:.2%} of the trained network's pixels (largest "
+            f"logit difference {hop.max_abs:.3g}), allowed are {limit:.2%}; no bundle was written",
+        )
+
+
+def require_accuracy(hop: Hop, max_drop: float) -> None:
+    """Raise Refused (E-ACCURACY) when the mean Dice drop is above the limit or was not measured."""
+    if not hop.dice_drop <= max_drop:
+        raise Refused(
+            "E-ACCURACY",
+            f"{hop.name} loses {hop.dice_drop:.4f} Dice on {hop.frames} validation frames, allowed "
+            f"are {max_drop:.4f}; use a higher precision or raise --max-drop",
+        )
+
+
+def render_hops(hops: Sequence[Hop]) -> str:
+    """Return the parity table as text."""
+    lines = [
+        f"{'parity with the trained network':32} {'max |Δlogit|':>12} {'flipped':>9} "
+        f"{'mask Dice':>9} {'Dice':>7}  drop [95 % interval]"
+    ]
+    lines += [
+        f"{hop.name:32} {hop.max_abs:12.2e} {hop.flipped_share:9.4%} {hop.mask_dice:9.4f} "
+        f"{hop.dice:7.4f}  {hop.dice_drop:+.4f} [{hop.dice_drop_low:+.4f}, {hop.dice_drop_high:+.4f}]"
+        for hop in hops
+    ]
+    return "\n".join(lines)
+
+
+def _answers(
+    run: Run,
+    contract: InputContract,
+    frames: Sequence[CheckFrame],
+    label: str,
+    progress: Progress,
+) -> tuple[tuple[np.ndarray, ...], tuple[float, ...]]:
+    """Return logits [H, W] and the Dice against the truth in the frame's geometry, a frame each."""
+    logits, dice = [], []
+    for check in progress(frames, f"parity: {label}"):
+        answer = run(input_from_frame(check.frame, contract))[0, 0].copy()
+        logits.append(answer)
+        mask = mask_from_logits(answer, contract, *check.frame.shape)
+        lesion = check.truth.any()
+        dice.append(dice_score(count_pixels(mask, check.truth)) if lesion else float("nan"))
+    return tuple(logits), tuple(dice)
+
+
+def _mean_defined(values: Sequence[float]) -> float:
+    defined = [value for value in values if value == value]
+    return float(np.mean(defined)) if defined else float("nan")

@@ -1,0 +1,58 @@
+"""A trained network as checked, static ONNX; this is the only file of the exporter with torch."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from typing import TYPE_CHECKING
+
+import onnx
+
+from ..runtime.contract import InputContract
+
+if TYPE_CHECKING:
+    from torch import nn
+
+OPSET = 17  # the highest that TensorRT 8.5 (JetPack 5) parses
+
+
+def onnx_from_network(network: nn.Module, contract: InputContract) -> bytes:
+    """Return the network as ONNX: ``image`` float32 [1, 1, H, W] to ``logits`` of that shape.
+
+    Batch norms are folded into the convolutions, shapes are static, the model is checked, and the
+    input contract lies in ``metadata_props``.
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    image = torch.zeros(1, 1, contract.height, contract.width)
+    with warnings.catch_warnings():
+        # The TorchScript exporter folds batch norm and keeps static scales in Resize; the newer
+        # one is preferred upstream, hence the notice.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(
+            network.eval(),
+            (image,),
+            buffer,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=["logits"],
+        )
+    model = onnx.load_model_from_string(buffer.getvalue())
+    _constants_to_initialisers(model.graph)
+    model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "edgeseg.contract", json.dumps(contract.to_dict())
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _constants_to_initialisers(graph: onnx.GraphProto) -> None:
+    """Move Constant nodes to initialisers: converters keep Resize's scales in FP32 only there."""
+    for node in [node for node in graph.node if node.op_type == "Constant"]:
+        tensor = graph.initializer.add()
+        tensor.CopyFrom(node.attribute[0].t)
+        tensor.name = node.output[0]
+        graph.node.remove(node)
