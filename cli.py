@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -51,7 +51,7 @@ def _bars(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
 
         yield from tqdm(items, desc=label, total=total, file=sys.stderr, dynamic_ncols=True)
         return
-    total = total if total is not None else len(items) if hasattr(items, "__len__") else None
+    total = total if total is not None else len(items) if isinstance(items, Sized) else None
     started = shown = time.monotonic()
     done = 0
     for item in items:
@@ -164,6 +164,7 @@ def _train_options(command: F) -> F:
 @click.pass_context
 def train(
     context: click.Context,
+    /,
     dataset: Path,
     out: Path,
     split_file: Path | None,
@@ -273,7 +274,7 @@ def export(
         hops = [hop.to_dict() for hop in exported.hops]
         click.echo(json.dumps({"bundle": str(out), "parity": hops}, indent=1))
     else:
-        click.echo(render_hops(exported.hops))
+        click.echo(render_hops(exported.hops, exported.trained_dice))
         click.echo(f"bundle: {exported.path}")
 
 

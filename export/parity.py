@@ -58,6 +58,11 @@ class Reference:
     logits: tuple[np.ndarray, ...]  # float32 [H, W] each
     dice: tuple[float, ...]  # against the truth; NaN without a lesion
 
+    @property
+    def mean_dice(self) -> float:
+        """Mean over the frames with a lesion."""
+        return _mean_defined(self.dice)
+
 
 Run = Callable[[np.ndarray], np.ndarray]  # float32 [1, 1, H, W] -> logits of that shape
 
@@ -122,15 +127,17 @@ def require_accuracy(hop: Hop, max_drop: float) -> None:
         )
 
 
-def render_hops(hops: Sequence[Hop]) -> str:
+def render_hops(hops: Sequence[Hop], trained_dice: float) -> str:
     """Return the parity table as text."""
     lines = [
-        f"{'parity with the trained network':32} {'max |Δlogit|':>12} {'flipped':>9} "
-        f"{'mask Dice':>9} {'Dice':>7}  drop [95 % interval]"
+        f"{'against the trained network':28} {'max |Δlogit|':>12} {'flipped':>9} {'mask Dice':>9} "
+        f"{'Dice':>7}  drop [95 % interval]",
+        f"{'torch fp32':28} {'':12} {'':9} {'':9} {trained_dice:7.4f}",
     ]
     lines += [
-        f"{hop.name:32} {hop.max_abs:12.2e} {hop.flipped_share:9.4%} {hop.mask_dice:9.4f} "
-        f"{hop.dice:7.4f}  {hop.dice_drop:+.4f} [{hop.dice_drop_low:+.4f}, {hop.dice_drop_high:+.4f}]"
+        f"{hop.name:28} {hop.max_abs:12.2e} {hop.flipped_share:9.4%} {hop.mask_dice:9.4f} "
+        f"{hop.dice:7.4f}  {hop.dice_drop:+.4f} "
+        f"[{hop.dice_drop_low:+.4f}, {hop.dice_drop_high:+.4f}]"
         for hop in hops
     ]
     return "\n".join(lines)

@@ -25,6 +25,7 @@ from ..runtime.progress import Progress, quiet
 from .parity import (
     CheckFrame,
     Hop,
+    Reference,
     check_hop,
     reference_of,
     require_accuracy,
@@ -65,6 +66,7 @@ class Exported:
 
     path: Path
     hops: tuple[Hop, ...]
+    trained_dice: float  # mean on the check frames with a lesion
 
 
 def read_calibration(
@@ -134,9 +136,13 @@ def export_bundle(
         raise InputError("E-CALIB-MISSING", "int8 needs calibration images; name them with --calib")
     with atomic_folder(out) as folder:
         shutil.copyfile(split, folder / "split.json")
-        hops, fields = _fill(folder, trained, target, precision, calibration, checks, progress)
+        reference = reference_of(
+            _run_of(trained.network), trained.contract, checks, progress=progress
+        )
+        hops, fields = _fill(folder, trained, target, precision, calibration, reference, progress)
+        require_parity(hops[0], "fp32")
         for hop in hops[1:]:
-            require_parity(hop, "fp32" if hop is hops[1] else precision)
+            require_parity(hop, precision)
             require_accuracy(hop, max_drop)
         provenance = {
             "checkpoint_sha256": trained.sha256,
@@ -148,6 +154,8 @@ def export_bundle(
         evidence = {
             "part": "val",
             "max_drop": max_drop,
+            "frames": len(checks),
+            "trained_dice": reference.mean_dice,
             "parity": [hop.to_dict() for hop in hops],
         }
         seal_bundle(
@@ -162,7 +170,7 @@ def export_bundle(
                 **fields,
             },
         )
-    return Exported(out, hops)
+    return Exported(out, hops, reference.mean_dice)
 
 
 def _fill(
@@ -171,21 +179,17 @@ def _fill(
     target: Target,
     precision: str,
     calibration: CalibrationSet | None,
-    checks: Sequence[CheckFrame],
+    reference: Reference,
     progress: Progress,
 ) -> tuple[tuple[Hop, ...], dict[str, Any]]:
-    """Write the model files; return the hops (trained, ONNX FP32, then each engine) and facts."""
+    """Write the model files; return the hops (ONNX FP32 first, then each engine) and facts."""
     from .to_onnx import onnx_from_network
 
     contract = trained.contract
-    reference = reference_of(_run_of(trained.network), contract, checks, progress=progress)
     master = onnx_from_network(trained.network, contract)
     threads = available_threads()
     first = open_engine("onnxruntime", {"model.onnx": master}, threads)
-    hops = [
-        check_hop("torch fp32", _run_of(trained.network), reference, progress=progress),
-        check_hop("onnxruntime fp32", first.run, reference, progress=progress),
-    ]
+    hops = [check_hop("onnxruntime fp32", first.run, reference, progress=progress)]
     frames = calibration.frames if calibration is not None and precision == "int8" else ()
     images = [input_from_frame(frame, contract) for frame in frames]
     models: dict[str, tuple[str, ...]] = {}

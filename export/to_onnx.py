@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
+import tempfile
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
@@ -25,22 +26,22 @@ def onnx_from_network(network: nn.Module, contract: InputContract) -> bytes:
     """
     import torch
 
-    buffer = io.BytesIO()
     image = torch.zeros(1, 1, contract.height, contract.width)
-    with warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        file = Path(folder, "model.onnx")
         # The TorchScript exporter folds batch norm and keeps static scales in Resize; the newer
         # one is preferred upstream, hence the notice.
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
             network.eval(),
             (image,),
-            buffer,
+            file,
             dynamo=False,
             opset_version=OPSET,
             input_names=["image"],
             output_names=["logits"],
         )
-    model = onnx.load_model_from_string(buffer.getvalue())
+        model = onnx.load_model(file)
     _constants_to_initialisers(model.graph)
     model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     entry = model.metadata_props.add()

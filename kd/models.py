@@ -54,7 +54,8 @@ class AttentionGate(nn.Module):
 
     def forward(self, gate: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         """Return `skip` [N, C, H, W] weighted by attention in 0..1 a pixel."""
-        return skip * self.psi(self.gate(gate) + self.skip(skip))
+        attention: torch.Tensor = self.psi(self.gate(gate) + self.skip(skip))
+        return skip * attention
 
 
 class DecoderStage(nn.Module):
@@ -69,7 +70,8 @@ class DecoderStage(nn.Module):
     def forward(self, below: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         """Take [N, in, H, W] and a skip [N, skip, 2H, 2W]; return [N, out, 2H, 2W]."""
         up = self.up(below)
-        return self.fuse(torch.cat([self.gate(up, skip), up], dim=1))
+        fused: torch.Tensor = self.fuse(torch.cat([self.gate(up, skip), up], dim=1))
+        return fused
 
 
 class AttentionUNet(nn.Module):
@@ -97,7 +99,8 @@ class AttentionUNet(nn.Module):
             skips.append(x)
         for stage, skip in zip(self.decoder, skips[-2::-1], strict=True):
             x = stage(x, skip)
-        return self.head(x)
+        logits: torch.Tensor = self.head(x)
+        return logits
 
 
 class Bottleneck(nn.Module):

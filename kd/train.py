@@ -193,8 +193,7 @@ def _fit(
     """Run one stage from its last state, or from the start; return the averaged network."""
     device = data.images.device
     torch.manual_seed(_seed_of(config.seed, name))
-    network = build_model(model).to(device, memory_format=torch.channels_last)
-    averaged = build_model(model).to(device, memory_format=torch.channels_last).eval()
+    network, averaged = _network(model, device), _network(model, device).eval()
     averaged.load_state_dict(network.state_dict())
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay)
     state = out / f"{name}.state"
@@ -229,6 +228,11 @@ def _fit(
             log.write_epoch(name, epoch, rate, sums, _mean_dice(averaged, val, contract))
             _save(state, network, averaged, optimizer, epoch + 1)
     return averaged
+
+
+def _network(model: str, device: torch.device) -> nn.Module:
+    # channels_last is a third faster in bf16 on CPUs; the stub of `to` does not know it.
+    return build_model(model).to(device).to(memory_format=torch.channels_last)  # type: ignore
 
 
 def _step(

@@ -88,7 +88,8 @@ class Bundle:
         if engine not in self.manifest.models:
             raise InputError(
                 "E-ENGINE-NOT-IN-BUNDLE",
-                f"{self.path} has no model for {engine!r}; it has {', '.join(self.manifest.models)}",
+                f"{self.path} has no model for {engine!r}; "
+                f"it has {', '.join(self.manifest.models)}",
             )
         files = {}
         for name in self.manifest.models[engine]:

@@ -54,13 +54,13 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Read a mask file as bool [H, W], True where the grey value is above half.
+    """Read a mask file as bool [H, W]: True above 127, or above 0 in a file of zeros and ones.
 
-    Half is taken of the file's own range, so 0/1 and 0/255 files mean the same.
+    Noise of a JPEG-compressed mask thus stays background.
     Raises InputError as `read_image`.
     """
     grey = read_image(path)
-    return grey > grey.max() // 2
+    return grey > (127 if grey.max() > 1 else 0)
 
 
 def grey_from_frame(frame: np.ndarray) -> np.ndarray:

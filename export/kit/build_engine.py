@@ -19,15 +19,16 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 
-def fail(code, message):
+def fail(code: int, message: str) -> NoReturn:
     """Print one line and leave."""
     print("build_engine: " + message, file=sys.stderr)
     sys.exit(code)
 
 
-def verify(folder):
+def verify(folder: Path) -> None:
     """Compare every file of the bundle with SHA256SUMS."""
     for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
         expected, name = line.split("  ", 1)
@@ -35,7 +36,7 @@ def verify(folder):
             fail(3, f"{name} does not match SHA256SUMS; copy the bundle again")
 
 
-def build(trt, model, precision):
+def build(trt: Any, model: bytes, precision: str) -> bytes:
     """Return the serialized engine for ONNX bytes."""
     major = int(trt.__version__.split(".")[0])
     flags = 0
@@ -62,7 +63,7 @@ def build(trt, model, precision):
     return bytes(plan)
 
 
-def write(path, content):
+def write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_name(path.name + ".partial")
     try:
@@ -76,9 +77,9 @@ def write(path, content):
         fail(5, f"cannot write {path}: {error.strerror}")
 
 
-def main():
+def main() -> None:
     """Verify, build, write."""
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("--out", type=Path, default=Path("model.plan"))
     out = arguments.parse_args().out
     folder = Path(__file__).resolve().parent

@@ -158,7 +158,7 @@ def _csv_rows(path: Path) -> Iterable[Sequence[object]]:
 def _xlsx_rows(path: Path) -> Iterable[Sequence[object]]:
     """Return the cells of the first sheet."""
     try:
-        import openpyxl  # type: ignore[import-untyped]
+        import openpyxl
     except ImportError as error:
         raise EngineError(
             "E-EXTRA-MISSING",

@@ -159,7 +159,8 @@ def read_split(path: Path) -> Split:
         return _split_from_json(content)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
-            "E-SPLIT-READ", f"cannot use split {path} ({error}); make it anew with edgeseg split"
+            "E-SPLIT-READ",
+            f"cannot use split {path} ({error}); make it anew with `edgeseg data split`",
         ) from error
 
 
@@ -225,6 +226,16 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is no text")
     return value
+
+
+def describe_split(split: Split) -> str:
+    """Return the number of images of each class in each part as a small table."""
+    counts = Counter((entry.part, entry.label) for entry in split.entries)
+    lines = [f"{'part':6}" + "".join(f"{label:>11}" for label in LABELS)]
+    lines += [
+        f"{part:6}" + "".join(f"{counts[part, label]:11}" for label in LABELS) for part in PARTS
+    ]
+    return "\n".join(lines)
 
 
 def samples_of(split: Split, dataset: Dataset, part: str) -> tuple[Sample, ...]:

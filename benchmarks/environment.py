@@ -1,0 +1,112 @@
+"""The conditions of a measurement, with nothing in them that names a person or a place."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path, PurePath
+
+from ..runtime.engines import available_threads
+
+_PACKAGES = ("edgeseg", "numpy", "pillow", "onnxruntime", "openvino", "torch", "onnx")
+
+# Instructions that decide which kernels an engine picks: x86, then ARM.
+_ISA = (
+    *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8"),
+    *("asimddp", "i8mm"),
+)
+_CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Machine, software and command of one run; None is what the system does not tell."""
+
+    started_utc: str  # ISO 8601, to the second
+    cpu: str
+    cores: int  # logical, usable by this process
+    isa: tuple[str, ...]  # those of interest that the CPU has
+    memory_mib: int | None
+    system: str  # distribution, kernel and architecture
+    governor: str | None  # of the first core
+    frequency_mhz: float | None  # of the first core, when asked
+    load_average: float  # over the minute before, in runnable tasks
+    python: str
+    packages: Mapping[str, str | None]  # version; None where not installed
+    command: tuple[str, ...]  # without the folders of its arguments
+
+
+def describe_environment(command: Sequence[str]) -> Environment:
+    """Return the conditions now, without host name, user name or folders.
+
+    Args:
+        command: what was run, to reproduce it. Of every argument with a path in it only the part
+            after the last slash is kept (and the option's name, in ``--option=path``).
+    """
+    cpuinfo = _fields(Path("/proc/cpuinfo"))
+    instructions = f"{cpuinfo.get('flags', '')} {cpuinfo.get('Features', '')}".split()
+    memory = _fields(Path("/proc/meminfo")).get("MemTotal")
+    return Environment(
+        started_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        cpu=cpuinfo.get("model name") or _text(Path("/proc/device-tree/model")) or "unknown",
+        cores=available_threads(),
+        isa=tuple(name for name in _ISA if name in instructions),
+        memory_mib=int(memory.split()[0]) // 1024 if memory else None,
+        system=_system(),
+        governor=_text(_CPUFREQ / "scaling_governor"),
+        frequency_mhz=_frequency_mhz(cpuinfo.get("cpu MHz")),
+        load_average=os.getloadavg()[0],
+        python=platform.python_version(),
+        packages={name: _version(name) for name in _PACKAGES},
+        command=tuple(map(_without_folders, command)),
+    )
+
+
+def _text(path: Path) -> str | None:
+    """Return a small system file's text, or None where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n") or None
+    except OSError:
+        return None
+
+
+def _fields(path: Path) -> dict[str, str]:
+    """Read ``name : value`` lines; of a name that comes again, as for each core, the first."""
+    found: dict[str, str] = {}
+    for line in (_text(path) or "").splitlines():
+        name, separator, value = line.partition(":")
+        if separator:
+            found.setdefault(name.strip(), value.strip())
+    return found
+
+
+def _frequency_mhz(from_cpuinfo: str | None) -> float | None:
+    if in_khz := _text(_CPUFREQ / "scaling_cur_freq"):
+        return int(in_khz) / 1000
+    return float(from_cpuinfo) if from_cpuinfo else None
+
+
+def _system() -> str:
+    try:
+        distribution = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except OSError:
+        distribution = platform.system()
+    return f"{distribution}, kernel {platform.release()}, {platform.machine()}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _without_folders(argument: str) -> str:
+    option, separator, value = argument.partition("=")
+    if not (argument.startswith("-") and separator):
+        option, separator, value = "", "", argument
+    return f"{option}{separator}{PurePath(value).name or value}"

@@ -1,0 +1,75 @@
+"""Frozen dataclasses to JSON values and back; reading is strict, field by field."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from ..runtime.errors import InputError
+
+T = TypeVar("T")
+_hints = functools.lru_cache(maxsize=None)(get_type_hints)
+
+
+def json_from_value(value: Any) -> Any:
+    """Return dataclasses and mappings as dicts, tuples as lists and NaN as None."""
+    if dataclasses.is_dataclass(value):
+        return {
+            field.name: json_from_value(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {key: json_from_value(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [json_from_value(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def value_from_json(kind: type[T], value: Any, where: str) -> T:
+    """Read the result of `json_from_value` as the dataclass `kind`.
+
+    Args:
+        kind: dataclass of numbers, strings, literals, mappings from str, tuples and dataclasses.
+        value: parsed JSON.
+        where: name of the value, for the message.
+
+    Raises:
+        InputError: E-REPORT-SCHEMA names the first field that is missing, unknown or mistyped.
+    """
+    read: T = _read(kind, value, where)
+    return read
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):  # only `X | None` is used
+        return None if value is None else _read(arguments[0], value, where)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return _read_dataclass(kind, value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, dict):
+        return {key: _read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is Literal and value in arguments:
+        return value
+    if kind is float and (value is None or type(value) in (int, float)):
+        return math.nan if value is None else float(value)
+    if kind in (int, str, bool) and type(value) is kind:
+        return value
+    raise _malformed(f"{where} is {value!r:.60}, expected {getattr(kind, '__name__', kind)}")
+
+
+def _read_dataclass(kind: Any, value: dict[str, Any], where: str) -> Any:
+    names = [field.name for field in dataclasses.fields(kind)]
+    if wrong := sorted(set(names) ^ set(value)):
+        raise _malformed(f"{where}.{wrong[0]} is {'missing' if wrong[0] in names else 'unknown'}")
+    hints = _hints(kind)
+    return kind(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in names})
+
+
+def _malformed(what: str) -> InputError:
+    return InputError("E-REPORT-SCHEMA", f"{what}; run the benchmark again with this version")

@@ -1,0 +1,111 @@
+"""What a process of its own pays: peak memory, and time until it is ready and has a mask.
+
+Both need a fresh child: in the benchmark's own process memory is shared with everything else
+that was measured there, and libraries are imported and pages read already.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..runtime.errors import EngineError
+from ..runtime.session import Session
+
+_MORE_FRAMES = 20  # after the first: engines still allocate during their first calls
+
+
+@dataclass(frozen=True)
+class ProcessFacts:
+    """One child process, from its start to `_MORE_FRAMES` + 1 masks."""
+
+    peak_rss_mib: float  # the process's own high-water mark, interpreter and libraries included
+    start_ms: float  # from process start until the session is open
+    first_mask_ms: float  # from process start until the first mask is there
+
+
+def report_probe(open_session: Callable[[], Session], frame: npt.NDArray[np.uint8]) -> str:
+    """Do the child's part of `probe_process` and return the JSON line it must print.
+
+    Args:
+        open_session: imports, loads and opens everything; called once.
+        frame: uint8 [H, W] or [H, W, 3], predicted once and then 20 times more.
+
+    Raises:
+        EngineError: E-PROBE-FAILED where the system does not tell the peak memory, and what
+            `open_session` raises.
+    """
+    session = open_session()
+    opened_ns = time.monotonic_ns()
+    session.predict(frame)
+    first_mask_ns = time.monotonic_ns()
+    for _ in range(_MORE_FRAMES):
+        session.predict(frame)
+    return json.dumps(
+        {"opened_ns": opened_ns, "first_mask_ns": first_mask_ns, "peak_rss_kib": _peak_rss_kib()}
+    )
+
+
+def _peak_rss_kib() -> int:
+    # Not getrusage's ru_maxrss: it survives exec, so a small child of a large benchmark would
+    # report the benchmark's peak. VmHWM belongs to the address space, which exec replaces.
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1])
+    raise EngineError(
+        "E-PROBE-FAILED", "no VmHWM in /proc/self/status; peak memory is measured on Linux only"
+    )
+
+
+def probe_process(command: Sequence[str], timeout_s: float = 120) -> ProcessFacts:
+    """Run a command that prints the line of `report_probe` last and return what it paid.
+
+    The start is read here, just before the child is made. Both processes read CLOCK_MONOTONIC,
+    which is one clock for the whole machine, so their readings may be subtracted.
+
+    Args:
+        command: program and arguments, run without a shell.
+        timeout_s: the child is killed after this time.
+
+    Raises:
+        EngineError: E-PROBE-FAILED with the child's last line on stderr.
+    """
+    start_ns = time.monotonic_ns()
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s
+        )
+    except subprocess.TimeoutExpired as error:
+        raise _failed(command, f"took over {timeout_s:g} s") from error
+    except OSError as error:
+        raise _failed(command, str(error.strerror)) from error
+    if done.returncode:
+        raise _failed(command, f"exit code {done.returncode}: {_last_line(done.stderr)}")
+    try:
+        line: Any = json.loads(_last_line(done.stdout))
+        return ProcessFacts(
+            peak_rss_mib=int(line["peak_rss_kib"]) / 1024,
+            start_ms=(int(line["opened_ns"]) - start_ns) / 1e6,
+            first_mask_ms=(int(line["first_mask_ns"]) - start_ns) / 1e6,
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise _failed(command, f"printed no probe line; {_last_line(done.stderr)}") from error
+
+
+def _last_line(text: str) -> str:
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "nothing on stderr")
+
+
+def _failed(command: Sequence[str], reason: str) -> EngineError:
+    name = Path(command[0]).name
+    return EngineError("E-PROBE-FAILED", f"probe {name!r} failed ({reason}); run it by hand to see")

@@ -1,0 +1,50 @@
+"""How numbers are written in every table: significant digits, real minus signs, no NaN."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+MISSING = "–"
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """Return a value >= 0 with so many significant digits, never in exponent form."""
+    if value is None or math.isnan(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{round(value, decimals):.{max(0, decimals)}f}"
+
+
+def fixed(value: float, decimals: int = 3) -> str:
+    """Return a value with so many decimals."""
+    return MISSING if math.isnan(value) else f"{value:.{decimals}f}"
+
+
+def signed(value: float, decimals: int = 3) -> str:
+    """Return a value with its sign; what rounds to zero has none."""
+    if math.isnan(value):
+        return MISSING
+    text = f"{abs(value):.{decimals}f}"
+    return text if float(text) == 0 else ("−" if value < 0 else "+") + text
+
+
+def percent(share: float) -> str:
+    """Return a share in 0..1 as percent."""
+    return MISSING if math.isnan(share) else f"{100 * share:.1f} %"
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return an aligned table: the first column to the left, the others to the right."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        first = cells[0].ljust(widths[0])
+        others = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        return "  ".join([first, *others]).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([line(header), rule, *map(line, rows)])

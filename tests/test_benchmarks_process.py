@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from edgeseg.benchmarks.process import probe_process, report_probe
+from edgeseg.runtime.contract import InputContract
+from edgeseg.runtime.errors import EngineError
+from edgeseg.runtime.session import Session
+
+CHILD = """
+import numpy as np, time
+from edgeseg.benchmarks.process import report_probe
+from edgeseg.runtime.contract import InputContract
+from edgeseg.runtime.session import Session
+
+class Engine:
+    name, facts = "fake", {}
+    def run(self, image):
+        time.sleep(0.02)
+        return np.zeros((1, 1, 16, 16), np.float32)
+
+def open_session():
+    globals()["block"] = np.ones((64, 1 << 17))     # 64 MiB
+    return Session.over(Engine(), InputContract(height=16, width=16))
+
+print("a library's chatter")
+print(report_probe(open_session, np.zeros((8, 8), np.uint8)))
+"""
+
+
+def python(code):
+    return (sys.executable, "-c", code)
+
+
+def test_child_reports_its_own_memory_and_times_since_it_was_started():
+    before = time.monotonic()
+    facts = probe_process(python(CHILD))
+    elapsed_ms = 1000 * (time.monotonic() - before)
+    assert 64 < facts.peak_rss_mib < 1024
+    assert 0 < facts.start_ms < facts.first_mask_ms - 20 < elapsed_ms
+
+
+def test_peak_of_the_parent_is_not_the_childs():
+    block = np.ones((256, 1 << 17))  # 256 MiB here
+    code = (
+        "import json; from edgeseg.benchmarks.process import _peak_rss_kib; "
+        "print(json.dumps(dict(opened_ns=0, first_mask_ns=0, peak_rss_kib=_peak_rss_kib())))"
+    )
+    assert probe_process(python(code)).peak_rss_mib < 256 == block.nbytes >> 20
+
+
+def test_child_predicts_the_first_frame_and_twenty_more():
+    calls = []
+
+    class Engine:
+        name, facts = "fake", {}
+
+        def run(self, image):
+            calls.append(time.monotonic_ns())
+            return np.zeros((1, 1, 16, 16), np.float32)
+
+    def open_session():
+        return Session.over(Engine(), InputContract(height=16, width=16))
+
+    line = json.loads(report_probe(open_session, np.zeros((8, 8), np.uint8)))
+    assert len(calls) == 21
+    assert line["opened_ns"] <= calls[0] <= line["first_mask_ns"] <= calls[1]
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (python("import sys; sys.exit('E-BUNDLE-HASH: model.onnx')"), "E-BUNDLE-HASH: model.onnx"),
+        (python("print('no line')"), "no probe line"),
+        (python("print('{}')"), "no probe line"),
+        (python("print('[]')"), "no probe line"),
+        (python("pass"), "no probe line"),
+        (("/no/such/program",), "No such file"),
+        (python("import time; time.sleep(60)"), "took over 0.3 s"),
+    ],
+)
+def test_failed_child_is_an_engine_error_that_says_why(command, told):
+    timeout_s = 0.3 if "sleep" in command[-1] else 60
+    with pytest.raises(EngineError) as caught:
+        probe_process(command, timeout_s)
+    assert caught.value.code == "E-PROBE-FAILED"
+    assert told in str(caught.value)

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeseg.benchmarks import latency
+from edgeseg.benchmarks import record as record_module
+from edgeseg.benchmarks.environment import describe_environment
+from edgeseg.benchmarks.jsonform import json_from_value
+from edgeseg.benchmarks.record import NOTES, Candidate, from_json, run_benchmark, to_json
+from edgeseg.benchmarks.report import to_html, to_table
+from edgeseg.runtime.contract import InputContract
+from edgeseg.runtime.errors import EngineError, InputError
+from edgeseg.runtime.session import Session
+
+PROBE = (
+    sys.executable,
+    "-S",
+    "-c",
+    'print(\'{"opened_ns": 1, "first_mask_ns": 2, "peak_rss_kib": 2048}\')',
+)
+
+
+class FakeEngine:
+    """Finds whatever is brighter than the mean, or nothing at all."""
+
+    name = "fake"
+
+    def __init__(self, *, blind=False, threads="1"):
+        self.blind = blind
+        self.facts = {"threads": threads}
+
+    def run(self, image):
+        return np.full_like(image, -1.0) if self.blind else image
+
+
+@dataclass(frozen=True)
+class FakeCase:
+    name: str
+    label: str = "benign"
+
+    def read_image(self):
+        return np.where(self.read_mask(), 255, 0).astype(np.uint8)
+
+    def read_mask(self):
+        mask = np.zeros((32, 32), bool)
+        mask[8:24, 8:24] = self.label != "normal"
+        return mask
+
+
+CASES = [FakeCase(f"{n}") for n in range(20)] + [FakeCase("n", "normal")]
+
+
+def candidate(name, *, size=32, probe=PROBE, **engine):
+    contract = InputContract(height=size, width=size)
+    return Candidate(
+        name=name,
+        kind="openvino",
+        precision="int8",
+        session=Session.over(FakeEngine(**engine), contract),
+        artifact_sha256="00" * 32,
+        file_bytes=1000,
+        complexity={"parameters": 10, "macs": 20, "weights_bytes": 30},
+        probe=probe,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    monkeypatch.setattr(record_module, "THROUGHPUT_S", 0.01)
+    monkeypatch.setattr(latency, "SETTLE_S", 0.0)
+
+
+def benchmark(*candidates, cases=CASES, rounds=3):
+    return run_benchmark(candidates, cases, rounds=rounds, command=["edgeseg", "benchmark"])
+
+
+def test_record_holds_every_sample_and_compares_each_row_with_the_first():
+    record = benchmark(candidate("sees"), candidate("blind", blind=True))
+    sees, blind = record.rows
+    assert (record.frames, record.rounds, record.images) == (16, 3, 21)
+    assert [len(row.latency.e2e_ms) for row in record.rows] == [3, 3]
+    assert sees.process.peak_rss_mib == 2
+    assert sees.accuracy.lesions.per_image["dice"].mean == 1
+    assert blind.accuracy.lesions.per_image["dice"].mean == 0
+    (comparison,) = record.comparisons
+    assert (comparison.name, comparison.reference) == ("blind", "sees")
+    assert (comparison.dice.mean, comparison.dice.n) == (-1, 20)
+
+
+def test_measured_record_survives_json_and_can_be_reported():
+    record = benchmark(candidate("a"), candidate("b"))
+    again = from_json(to_json(record))
+    assert to_json(again) == to_json(record)
+    assert to_table(again) == to_table(record)
+    assert to_html(again) == to_html(record)
+
+
+def codes(record):
+    return [note.code for note in record.notes]
+
+
+def test_notes_tell_what_to_mind():
+    record = benchmark(candidate("a"), candidate("b", size=48, threads="2"))
+    assert {"few-rounds", "input-sizes", "threads", "few-lesions"} <= set(codes(record))
+    texts = {note.code: note.text for note in record.notes}
+    assert "32×32, 48×48" in texts["input-sizes"]
+    assert "368" in texts["few-rounds"]
+
+
+def test_notes_come_from_the_closed_list_in_its_order():
+    found = codes(benchmark(candidate("a"), candidate("b", size=48, threads="2")))
+    assert found == [code for code in NOTES if code in found]
+
+
+def test_note_warns_of_a_busy_machine(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (99.0, 0.0, 0.0))
+    assert "load" in codes(benchmark(candidate("a")))
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 99.0, 99.0))
+    assert "load" not in codes(benchmark(candidate("a")))
+
+
+@pytest.mark.parametrize(
+    ("candidates", "cases", "rounds", "code"),
+    [
+        ([], CASES, 3, "E-BENCHMARK-EMPTY"),
+        (["a"], [], 3, "E-BENCHMARK-EMPTY"),
+        (["a"], CASES, 0, "E-BENCHMARK-EMPTY"),
+        (["a", "a"], CASES, 3, "E-BENCHMARK-NAMES"),
+    ],
+)
+def test_benchmark_of_nothing_or_of_one_name_twice_is_refused(candidates, cases, rounds, code):
+    with pytest.raises(InputError) as caught:
+        benchmark(*map(candidate, candidates), cases=cases, rounds=rounds)
+    assert caught.value.code == code
+
+
+def test_candidate_that_cannot_start_ends_the_benchmark():
+    with pytest.raises(EngineError) as caught:
+        benchmark(candidate("a", probe=(sys.executable, "-c", "raise SystemExit('broken')")))
+    assert caught.value.code == "E-PROBE-FAILED"
+
+
+def test_environment_names_no_place_and_no_person():
+    command = [
+        "/home/jane doe/venv/bin/edgeseg",
+        "benchmark",
+        "--data=/home/jane doe/busi",
+        "../jane doe/run/",
+        "model=/jane doe/a",
+        "C=1",
+    ]
+    environment = describe_environment(command)
+    assert environment.command == ("edgeseg", "benchmark", "--data=busi", "run", "a", "C=1")
+    text = json.dumps(json_from_value(environment))
+    assert "jane" not in text
+    assert str(Path.cwd()) not in text
+
+
+def test_environment_tells_versions_and_what_is_absent(monkeypatch):
+    environment = describe_environment([])
+    assert environment.packages["numpy"] == np.__version__
+    assert environment.cores >= 1
+    monkeypatch.setattr("edgeseg.benchmarks.environment._PACKAGES", ("no-such-package",))
+    assert describe_environment([]).packages == {"no-such-package": None}
+
+
+def test_importing_benchmarks_pulls_in_no_training_packages():
+    code = (
+        "import sys, edgeseg.benchmarks.report, edgeseg.benchmarks.complexity; "
+        "heavy = {'torch', 'onnx', 'click', 'tqdm', 'matplotlib', 'onnxruntime', 'openvino'}; "
+        "print(*sorted((heavy | {'edgeseg.kd', 'edgeseg.export'}) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
