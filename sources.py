@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .kd.config import SPLIT_FILE, STUDENT_FILE
 from .runtime.bundle import open_bundle
 from .runtime.engines import ENGINES, available_threads, is_installed
 from .runtime.errors import InputError
@@ -16,9 +17,6 @@ from .runtime.session import Session, session_of
 if TYPE_CHECKING:
     from .benchmarks.record import Candidate
     from .kd.data.dataset import Sample
-
-_SPLIT_FILE = "split.json"
-_STUDENT_FILE = "student.safetensors"
 
 
 @dataclass(frozen=True)
@@ -30,11 +28,11 @@ class Source:
 
     def split_file(self) -> Path:
         """Return the split beside the network. Raises InputError (E-SPLIT-MISSING)."""
-        file = (self.path if self.is_bundle else self.path.parent) / _SPLIT_FILE
+        file = (self.path if self.is_bundle else self.path.parent) / SPLIT_FILE
         if not file.is_file():
             raise InputError(
                 "E-SPLIT-MISSING",
-                f"{self.path} comes without {_SPLIT_FILE}, so its parts are unknown; "
+                f"{self.path} comes without {SPLIT_FILE}, so its parts are unknown; "
                 "use --part all for data that it never saw",
             )
         return file
@@ -60,7 +58,7 @@ def find_source(path: Path) -> Source:
     """Say what a path is. Raises InputError (E-SOURCE) if it is none of the three."""
     if (path / "manifest.json").is_file() or (path / "SHA256SUMS").is_file():
         return Source(path, is_bundle=True)
-    checkpoint = path / _STUDENT_FILE if path.is_dir() else path
+    checkpoint = path / STUDENT_FILE if path.is_dir() else path
     if not checkpoint.is_file():
         raise InputError(
             "E-SOURCE",

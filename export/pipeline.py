@@ -6,7 +6,7 @@ import errno
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,7 +191,9 @@ def _fill(
     first = open_engine("onnxruntime", {"model.onnx": master}, threads)
     hops = [check_hop("onnxruntime fp32", first.run, reference, progress=progress)]
     frames = calibration.frames if calibration is not None and precision == "int8" else ()
-    images = [input_from_frame(frame, contract) for frame in frames]
+    images = _CalibrationInputs(
+        tuple(input_from_frame(frame, contract) for frame in frames), progress
+    )
     models: dict[str, tuple[str, ...]] = {}
     for name in progress(target.engines[precision], f"converting to {precision}"):
         files = _convert(name, master, folder, precision, images)
@@ -212,6 +214,23 @@ def _fill(
     return tuple(hops), {"models": models, "complexity": facts}
 
 
+@dataclass(frozen=True)
+class _CalibrationInputs:
+    """Calibration inputs, float32 [1, 1, H, W] each, that show how far a pass over them is."""
+
+    images: tuple[np.ndarray, ...]
+    progress: Progress
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __contains__(self, image: object) -> bool:
+        return any(image is each for each in self.images)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self.progress(self.images, "calibrating")
+
+
 def _weights_bytes(folder: Path, files: Sequence[str]) -> int:
     """Return the size of the weights as stored: OpenVINO's own file of them, or those in ONNX."""
     for file in files:
@@ -221,7 +240,7 @@ def _weights_bytes(folder: Path, files: Sequence[str]) -> int:
 
 
 def _convert(
-    engine: str, master: bytes, folder: Path, precision: str, images: Sequence[np.ndarray]
+    engine: str, master: bytes, folder: Path, precision: str, images: Collection[np.ndarray]
 ) -> tuple[str, ...]:
     """Run one converter; a missing package or a full disk gets its own error."""
     try:
@@ -247,7 +266,7 @@ def _versions() -> dict[str, str]:
 
 
 def _to_openvino(
-    master: bytes, folder: Path, precision: str, images: Sequence[np.ndarray]
+    master: bytes, folder: Path, precision: str, images: Collection[np.ndarray]
 ) -> tuple[str, ...]:
     from .to_openvino import openvino_from_onnx
 
@@ -255,7 +274,7 @@ def _to_openvino(
 
 
 def _to_onnx_file(
-    master: bytes, folder: Path, precision: str, images: Sequence[np.ndarray]
+    master: bytes, folder: Path, precision: str, images: Collection[np.ndarray]
 ) -> tuple[str, ...]:
     from .quantize import fp16_from_onnx, qdq_from_onnx
 
@@ -269,7 +288,7 @@ def _to_onnx_file(
 
 
 # To add a format: a function (master ONNX, folder, precision, calibration inputs) -> file names.
-_CONVERTERS: Mapping[str, Callable[[bytes, Path, str, Sequence[np.ndarray]], tuple[str, ...]]] = {
+_CONVERTERS: Mapping[str, Callable[[bytes, Path, str, Collection[np.ndarray]], tuple[str, ...]]] = {
     "openvino": _to_openvino,
     "onnxruntime": _to_onnx_file,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ def fp16_from_onnx(model: bytes) -> bytes:
     return bytes(half.SerializeToString(deterministic=True))
 
 
-def qdq_from_onnx(model: bytes, images: Sequence[np.ndarray]) -> bytes:
+def qdq_from_onnx(model: bytes, images: Collection[np.ndarray]) -> bytes:
     """Return the graph with Q/DQ pairs around its convolutions, ranges from real frames.
 
     Symmetric INT8, weights per output channel, biases left in float: what the parsers of

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import openvino as ov
 
 
 def openvino_from_onnx(
-    model: bytes, folder: Path, *, precision: str, images: Sequence[np.ndarray]
+    model: bytes, folder: Path, *, precision: str, images: Collection[np.ndarray]
 ) -> tuple[str, str]:
     """Write ``model.xml`` and ``model.bin`` into `folder`; return the two names.
 
@@ -34,16 +34,16 @@ def openvino_from_onnx(
     return "model.xml", "model.bin"
 
 
-def _quantise(network: ov.Model, images: Sequence[np.ndarray]) -> ov.Model:
+def _quantise(network: ov.Model, images: Collection[np.ndarray]) -> ov.Model:
     # NNCF reports usage over the network unless this is set before it is imported.
     os.environ.setdefault("NNCF_CI", "1")
     import nncf
 
     nncf.set_log_level(logging.ERROR)
-    with contextlib.redirect_stdout(sys.stderr):  # its progress bars; results go to stdout
+    with contextlib.redirect_stdout(io.StringIO()):  # its own bars; ours are in `images`
         return nncf.quantize(
             network,
-            nncf.Dataset(list(images)),
+            nncf.Dataset(images),
             preset=nncf.QuantizationPreset.PERFORMANCE,
             subset_size=len(images),
         )

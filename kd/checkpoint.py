@@ -74,15 +74,22 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint written by `save_checkpoint`.
 
     Raises:
-        InputError: E-CKPT-READ (no safetensors), E-CKPT-SCHEMA (not ours), E-CKPT-ARCH (its
-            tensors are not those of the architecture it names), E-MODEL-NAME.
+        InputError: E-CKPT-READ (no safetensors), E-CKPT-SCHEMA (not ours, or malformed),
+            E-CKPT-ARCH (its tensors are not those of the architecture it names), E-MODEL-NAME.
     """
     tensors, metadata = read_tensors(path)
     if metadata.get("schema") != _SCHEMA:
         raise InputError(
             "E-CKPT-SCHEMA", f"{path} is no checkpoint of `edgeseg train` (schema {_SCHEMA})"
         )
-    model = metadata["model"]
+    try:
+        model = metadata["model"]
+        contract = InputContract.from_dict(json.loads(metadata["contract"]))
+        provenance = dict(json.loads(metadata["provenance"]))
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError, InputError) as error:
+        raise InputError(
+            "E-CKPT-SCHEMA", f"{path} has malformed metadata ({error}); train it again"
+        ) from error
     network = build_model(model)
     expected = {name: value.shape for name, value in network.state_dict().items()}
     for name in sorted(set(expected) | set(tensors)):
@@ -95,8 +102,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     network.load_state_dict(tensors)
     return Checkpoint(
         model=model,
-        contract=InputContract.from_dict(json.loads(metadata["contract"])),
+        contract=contract,
         network=network.eval(),
-        provenance=json.loads(metadata["provenance"]),
+        provenance=provenance,
         sha256=sha256_of_file(path),
     )

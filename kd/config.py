@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..runtime.errors import InputError
+
+# Files in the folder of a run
+STUDENT_FILE = "student.safetensors"
+SPLIT_FILE = "split.json"
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -60,8 +63,3 @@ class TrainConfig:
             return cls(**values)
         except (ValueError, TypeError) as error:
             raise InputError("E-CONFIG", f"config is malformed ({error})") from error
-
-
-def settings_of(config: TrainConfig) -> Mapping[str, Any]:
-    """Return the settings by name."""
-    return asdict(config)

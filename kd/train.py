@@ -25,7 +25,7 @@ from ..runtime.metrics import count_pixels, dice_score
 from ..runtime.progress import Progress, quiet
 from .augment import augment
 from .checkpoint import load_checkpoint, read_tensors, save_checkpoint, write_tensors
-from .config import TrainConfig
+from .config import SPLIT_FILE, STUDENT_FILE, TrainConfig
 from .data.dataset import Dataset, Sample
 from .data.split import Split, make_split, read_split, samples_of, write_split
 from .log import RunLog
@@ -33,8 +33,6 @@ from .losses import pixel_kl, supervised_loss
 from .models import build_model
 
 TAUGHT = ("benign", "malignant")  # the classes that have a teacher
-STUDENT_FILE = "student.safetensors"
-SPLIT_FILE = "split.json"
 _CONFIG_FILE = "config.json"
 _EMA_DECAY = 0.995  # of the averaged weights that are kept, a step
 _WARM_UP = 0.05  # share of the steps in which the learning rate rises
@@ -92,11 +90,13 @@ def train(
 
     Raises:
         InputError: E-DATA-CLASS (benign or malignant missing), E-RUN-EXISTS, E-RUN-MISSING,
-            E-RUN-CONFIG (resumed with other settings), E-DEVICE.
+            E-RUN-CONFIG (resumed with other settings), E-DEVICE, E-MODEL-NAME, E-CONFIG (a network
+            does not take the size).
         Refused: E-TRAIN-LOSS (loss not finite; the last good state is kept).
         OutputError: E-OUT-WRITE.
     """
     run_device = _device(device)
+    _require_models(config)
     split = _split_of_run(dataset, out, config, split, resume)
     _require_classes(split)
     contract = InputContract(height=config.size, width=config.size)
@@ -120,12 +120,14 @@ def train(
         name: str, model: str, data: _Frames, val: _Frames, epochs: int, loss: Loss
     ) -> nn.Module:
         target = out / f"{name}.safetensors"
-        if target.is_file():
-            return load_checkpoint(target).network.to(run_device)
-        network = _fit(name, model, data, val, epochs, loss, config, contract, log, progress, out)
-        save_checkpoint(target, network, model=model, contract=contract, provenance=provenance)
-        (out / f"{name}.state").unlink(missing_ok=True)
-        return network
+        if not target.is_file():
+            trained = _fit(
+                name, model, data, val, epochs, loss, config, contract, log, progress, out
+            )
+            save_checkpoint(target, trained, model=model, contract=contract, provenance=provenance)
+            (out / f"{name}.state").unlink(missing_ok=True)
+        # Read back even if just written: a resumed run must see the same memory layout.
+        return _placed(load_checkpoint(target).network, run_device)
 
     try:
         teachers = {
@@ -193,7 +195,8 @@ def _fit(
     """Run one stage from its last state, or from the start; return the averaged network."""
     device = data.images.device
     torch.manual_seed(_seed_of(config.seed, name))
-    network, averaged = _network(model, device), _network(model, device).eval()
+    network, averaged = (_placed(build_model(model), device) for _ in range(2))
+    averaged.eval()
     averaged.load_state_dict(network.state_dict())
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay)
     state = out / f"{name}.state"
@@ -230,9 +233,10 @@ def _fit(
     return averaged
 
 
-def _network(model: str, device: torch.device) -> nn.Module:
+def _placed(network: nn.Module, device: torch.device) -> nn.Module:
     # channels_last is a third faster in bf16 on CPUs; the stub of `to` does not know it.
-    return build_model(model).to(device).to(memory_format=torch.channels_last)  # type: ignore
+    placed: nn.Module = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return placed
 
 
 def _step(
@@ -388,6 +392,20 @@ def _require_classes(split: Split) -> None:
                 f"the training part has no {label!r} image; T²KD needs a teacher for each of "
                 f"{' and '.join(TAUGHT)}, so add images of that class",
             )
+
+
+def _require_models(config: TrainConfig) -> None:
+    """Refuse an unknown network, or a size it does not take, before the first epoch."""
+    for model in (config.student, config.teacher):
+        with torch.device("meta"), torch.inference_mode():  # shapes only
+            network = build_model(model).eval()
+            try:
+                network(torch.zeros(1, 1, config.size, config.size))
+            except RuntimeError as error:
+                raise InputError(
+                    "E-CONFIG",
+                    f"{model} takes no images of {config.size} px ({error}); try a multiple of 32",
+                ) from error
 
 
 def _device(name: str) -> torch.device:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Dict, Mapping, Tuple, Union
 
 from .contract import InputContract
 from .errors import InputError, Refused
@@ -24,6 +24,8 @@ MAX_MANIFEST_BYTES = 1 << 20  # compared with the file size before anything is r
 MAX_SUMS_BYTES = 1 << 20
 _MANIFEST = "manifest.json"
 _SUMS = "SHA256SUMS"
+# Of the manifest's fields; the others are JSON objects.
+_KINDS = {"name": str, "target": str, "precision": str, "contract": InputContract}
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Manifest:
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        """Read the result of `to_json`.
+    def from_json(cls, text: Union[str, bytes]) -> Manifest:
+        """Read the result of `to_json`, as text or UTF-8.
 
         Raises Refused: E-MANIFEST-NEWER (other major version), E-MANIFEST-FIELD (malformed).
         """
@@ -64,8 +66,15 @@ class Manifest:
                 str(engine): tuple(str(path) for path in paths)
                 for engine, paths in content["models"].items()
             }
-            return cls(**content)
-        except (ValueError, TypeError, KeyError, AttributeError, InputError) as error:
+            manifest = cls(**content)
+            for each in fields(cls):
+                if not isinstance(getattr(manifest, each.name), _KINDS.get(each.name, dict)):
+                    raise TypeError(f"{each.name} is of another type")
+            return manifest
+        except (
+            *(ValueError, TypeError, KeyError, AttributeError, InputError),
+            *(OverflowError, RecursionError),  # of numbers and nesting beyond reason
+        ) as error:
             raise Refused(
                 "E-MANIFEST-FIELD", f"manifest.json is malformed ({error}); export the bundle again"
             ) from error
@@ -131,9 +140,9 @@ def open_bundle(path: Path) -> Bundle:
         if (path / name).stat().st_size > limit:
             raise Refused("E-MANIFEST-SIZE", f"{path / name} is over {limit} bytes")
     listed = (path / _SUMS).read_bytes()
-    if listed != _sums_text(path).encode("utf-8"):
+    if listed != _sums_text(path).encode("utf-8", "surrogateescape"):  # names may be any bytes
         raise _changed(_first_difference(path, listed))
-    manifest = Manifest.from_json((path / _MANIFEST).read_text(encoding="utf-8"))
+    manifest = Manifest.from_json((path / _MANIFEST).read_bytes())
     model_files = {name for names in manifest.models.values() for name in names}
     if set(manifest.files) != set(_names_in(path)) or not model_files <= set(manifest.files):
         raise Refused("E-MANIFEST-FIELD", f"{path / _MANIFEST} does not list the bundle's files")

@@ -24,7 +24,7 @@ def read_image(path: Path) -> np.ndarray:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our cap is below it
+            warnings.simplefilter("ignore")  # bombs: our cap is lower; palettes: grey has no alpha
             with Image.open(path) as image:
                 if image.width * image.height > MAX_IMAGE_PIXELS:
                     raise InputError(
@@ -32,7 +32,8 @@ def read_image(path: Path) -> np.ndarray:
                         f"{path} has {image.width}x{image.height} pixels, over the cap of "
                         f"{MAX_IMAGE_PIXELS}; crop or shrink it",
                     )
-                if image.mode.startswith(("I", "F")):
+                # Pillow cuts 16-bit colour to 8 by itself; its raw mode tells, as in "RGB;16B".
+                if image.mode.startswith(("I", "F")) or ";16" in str(image.tile):
                     raise InputError(
                         "E-IMAGE-MODE",
                         f"{path} has more than 8 bits a channel (mode {image.mode}); "
@@ -41,9 +42,10 @@ def read_image(path: Path) -> np.ndarray:
                 return np.asarray(image.convert("L"))
     except FileNotFoundError as error:
         raise InputError("E-IMAGE-READ", f"no such image: {path}") from error
+    except Image.DecompressionBombError as error:  # Pillow's own cap, above ours
+        raise InputError("E-IMAGE-SIZE", f"{path}: {error}; crop or shrink it") from error
     except (
         UnidentifiedImageError,
-        Image.DecompressionBombError,
         OSError,
         SyntaxError,  # Pillow's word for a broken PNG chunk
         ValueError,
@@ -149,6 +151,8 @@ def mask_from_logits(
     # Output pixels one of whose taps lies in the box; both tap indices ascend.
     y0, y1 = np.searchsorted(y_up, rows[0]), np.searchsorted(y_low, rows[-1], side="right")
     x0, x1 = np.searchsorted(x_up, columns[0]), np.searchsorted(x_low, columns[-1], side="right")
+    if y0 == y1 or x0 == x1:  # a small frame: the lesion lies between the pixels
+        return mask
     y_low, y_up, y_weight = y_low[y0:y1], y_up[y0:y1], y_weight[y0:y1, None]
     first = x_low[x0]
     strip = logits[:, first : x_up[x1 - 1] + 1]

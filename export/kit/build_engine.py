@@ -30,10 +30,14 @@ def fail(code: int, message: str) -> NoReturn:
 
 def verify(folder: Path) -> None:
     """Compare every file of the bundle with SHA256SUMS."""
-    for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
-        expected, name = line.split("  ", 1)
-        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
-            fail(3, f"{name} does not match SHA256SUMS; copy the bundle again")
+    name = "SHA256SUMS"
+    try:
+        for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
+            expected, name = line.split("  ", 1)
+            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
+                fail(3, f"{name} does not match SHA256SUMS; copy the bundle again")
+    except (OSError, ValueError) as error:
+        fail(3, f"cannot verify {name} ({error}); copy the bundle again")
 
 
 def build(trt: Any, model: bytes, precision: str) -> bytes:

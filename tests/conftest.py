@@ -1,0 +1,111 @@
+"""One phantom data set, one tiny run and one bundle of each kind, shared by every test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# After eight epochs it finds most phantoms' lesions, so that masks are worth comparing.
+_TINY = {
+    "size": 64,
+    "student": "attunet-8",
+    "teacher": "attunet-8",
+    "teacher_epochs": 1,
+    "student_epochs": 8,
+    "batch": 4,
+    "learning_rate": 1e-2,
+}
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 phantoms in BUSI layout; nobody may write here."""
+    from edgeseg.kd.data.phantom import write_phantoms
+
+    folder = tmp_path_factory.mktemp("shared") / "phantoms"
+    write_phantoms(folder, count=40)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished training run on `phantoms`; nobody may write here."""
+    from edgeseg.kd.config import TrainConfig
+    from edgeseg.kd.data.dataset import read_dataset
+    from edgeseg.kd.train import train
+
+    folder = tmp_path_factory.mktemp("shared") / "run"
+    train(read_dataset(phantoms), folder, TrainConfig(**_TINY), device="cpu")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def export_to(phantoms: Path, run: Path) -> Callable[..., Path]:
+    """Export the run as `edgeseg export` does: (target, precision, out, max_drop) -> out."""
+    from edgeseg.export.parity import CheckFrame
+    from edgeseg.export.pipeline import export_bundle, load_trained, read_calibration
+    from edgeseg.runtime.image import read_image
+    from edgeseg.sources import checkpoint_of, samples_for
+
+    source = checkpoint_of(run)
+    images = [sample.image for sample in samples_for(source, phantoms, "train")]
+    checks = [
+        CheckFrame(sample.read_image(), sample.read_mask())
+        for sample in samples_for(source, phantoms, "val")
+    ]
+
+    def export(target: str, precision: str, out: Path, max_drop: float = 1.0) -> Path:
+        return export_bundle(
+            load_trained(source.path),
+            target,
+            precision,
+            out,
+            calibration=read_calibration(images, 8, read_image) if precision == "int8" else None,
+            checks=checks,
+            split=source.split_file(),
+            max_drop=max_drop,
+        ).path
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def bundle_of(
+    export_to: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Path]:
+    """Return the shared bundle of a target and precision, exported once; nobody may write there."""
+    folder = tmp_path_factory.mktemp("bundles")
+
+    def bundle(target: str, precision: str) -> Path:
+        out = folder / f"{target}-{precision}"
+        return out if out.exists() else export_to(target, precision, out)
+
+    return bundle
+
+
+@pytest.fixture
+def bundle_copy(bundle_of: Callable[[str, str], Path], tmp_path: Path) -> Path:
+    """A copy of the x86 INT8 bundle, to be damaged."""
+    return Path(shutil.copytree(bundle_of("x86-cpu", "int8"), tmp_path / "bundle"))
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    folder = tmp_path / "full"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

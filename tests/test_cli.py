@@ -1,0 +1,562 @@
+"""The command line: one line, one exit code and no left-overs for bad input; results for good."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from edgeseg.cli import cli
+from edgeseg.export.target import TARGETS
+from edgeseg.kd.checkpoint import load_checkpoint
+from edgeseg.kd.data.dataset import read_dataset
+from edgeseg.kd.data.split import read_split
+from edgeseg.kd.engine import TorchEngine
+from edgeseg.runtime.bundle import open_bundle
+from edgeseg.runtime.image import read_image, read_mask
+from edgeseg.runtime.metrics import count_pixels, dice_score
+from edgeseg.runtime.session import Session, open_session
+
+INPUT, REFUSED, ENGINE, OUTPUT = 2, 3, 4, 5  # exit codes, as in runtime/errors.py
+
+
+def call(*arguments):
+    """Run a command in this process."""
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def ok(*arguments):
+    result = call(*arguments)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def refused(code, exit_code, *arguments):
+    """Check that a command ends with one line of that code, that exit code and no result."""
+    result = call(*arguments)
+    assert isinstance(result.exception, SystemExit), result.exception  # anything else is a bug
+    assert result.stderr.startswith(f"edgeseg: {code}: "), result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.exit_code == exit_code
+    assert result.stdout == ""
+
+
+def started(*arguments):
+    """Run a command in a process of its own."""
+    command = [sys.executable, "-m", "edgeseg", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def data(phantoms, tmp_path):
+    """A small data set of one's own, to be damaged: four phantoms of each class."""
+    root = tmp_path / "data"
+    for label in ("benign", "malignant", "normal"):
+        (root / label).mkdir(parents=True)
+        for number in (1, 2, 3, 4):
+            for path in (phantoms / label).glob(f"{label} ({number})*"):
+                shutil.copy(path, root / label)
+    return root
+
+
+@pytest.fixture
+def out(tmp_path):
+    """Where results go: a name in an otherwise empty folder."""
+    (tmp_path / "results").mkdir()
+    return tmp_path / "results" / "out"
+
+
+@pytest.fixture(scope="module")
+def picture(phantoms):
+    return phantoms / "malignant" / "malignant (2).png"
+
+
+@pytest.fixture(scope="module")
+def int8(bundle_of):
+    return bundle_of("x86-cpu", "int8")
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+def commands_on(data, out, int8):
+    """The commands that read a data set, each with a result it would write."""
+    return {
+        "audit": ("data", "audit", data, "-q"),
+        "split": ("data", "split", data, "--out", out, "-q"),
+        "train": ("train", data, "--out", out, "--size", 32, "-q"),
+        "evaluate": ("evaluate", int8, data, "--part", "all", "--csv", out, "-q"),
+        "benchmark": (
+            *("benchmark", int8, "--data", data, "--part", "all"),
+            *("--engine", "onnxruntime", "--rounds", 5, "--out", out, "-q"),
+        ),
+    }
+
+
+COMMANDS = tuple(commands_on(None, None, None))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_folder_that_does_not_exist_is_refused(command, tmp_path, out, int8):
+    refused("E-DATA-FOLDER", INPUT, *commands_on(tmp_path / "none", out, int8)[command])
+    assert names_in(out.parent) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_empty_folder_is_refused(command, tmp_path, out, int8):
+    (tmp_path / "empty").mkdir()
+    refused("E-DATA-LAYOUT", INPUT, *commands_on(tmp_path / "empty", out, int8)[command])
+    assert names_in(out.parent) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_folder_of_empty_class_folders_is_refused(command, tmp_path, out, int8):
+    (tmp_path / "hollow" / "benign").mkdir(parents=True)
+    refused("E-DATA-EMPTY", INPUT, *commands_on(tmp_path / "hollow", out, int8)[command])
+    assert names_in(out.parent) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS[1:])
+def test_image_without_its_mask_is_refused(command, data, out, int8):
+    (data / "benign" / "benign (1)_mask.png").unlink()
+    refused("E-DATA-NO-MASK", INPUT, *commands_on(data, out, int8)[command])
+    assert names_in(out.parent) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS[2:])
+def test_mask_of_another_size_is_refused(command, data, out, int8):
+    for path in data.rglob("*_mask.png"):
+        Image.new("L", (5, 5)).save(path)
+    refused("E-DATA-MASK-SIZE", INPUT, *commands_on(data, out, int8)[command])
+    assert names_in(out.parent) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS[1:])
+def test_truncated_png_is_refused(command, data, out, int8):
+    path = data / "malignant" / "malignant (1).png"
+    path.write_bytes(path.read_bytes()[:2000])
+    refused("E-IMAGE-READ", INPUT, *commands_on(data, out, int8)[command])
+    assert names_in(out.parent) == []
+
+
+@pytest.mark.parametrize("label", ["benign", "malignant"])
+def test_training_without_a_taught_class_is_refused(label, data, out):
+    shutil.rmtree(data / label)
+    refused("E-DATA-CLASS", INPUT, "train", data, "--out", out, "--size", 32, "-q")
+    assert names_in(out.parent) == []
+
+
+@pytest.mark.parametrize("option", [("--size", 40), ("--batch", 0), ("--temperature", 0)])
+def test_training_with_a_setting_out_of_range_is_refused(option, data, out):
+    refused("E-CONFIG", INPUT, "train", data, "--out", out, *option, "-q")
+    assert names_in(out.parent) == []
+
+
+@pytest.mark.parametrize("option", ["--student", "--teacher"])
+def test_training_an_unknown_network_is_refused_before_any_epoch(option, data, out):
+    refused("E-MODEL-NAME", INPUT, "train", data, "--out", out, "--size", 32, option, "vgg", "-q")
+    assert names_in(out.parent) == []
+
+
+def test_size_that_the_network_does_not_take_is_refused_before_any_epoch(data, out):
+    arguments = ("train", data, "--out", out, "--size", 48, "--teacher", "resnet50-attunet", "-q")
+    refused("E-CONFIG", INPUT, *arguments)
+    assert names_in(out.parent) == []
+
+
+def test_training_over_a_run_is_refused(phantoms, run):
+    refused("E-RUN-EXISTS", INPUT, "train", phantoms, "--out", run, "-q")
+
+
+def test_resuming_with_other_settings_is_refused(phantoms, run):
+    refused(
+        *("E-RUN-CONFIG", INPUT, "train", phantoms, "--out", run, "--resume"),
+        *("--temperature", 5, "-q"),
+    )
+
+
+@pytest.mark.parametrize("name", ["model.xml", "model.bin", "manifest.json", "split.json"])
+@pytest.mark.parametrize("command", ["predict", "evaluate", "benchmark"])
+def test_bundle_with_a_changed_byte_is_refused(command, name, bundle_copy, phantoms, picture, out):
+    content = bytearray((bundle_copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle_copy / name).write_bytes(content)
+    arguments = {
+        "predict": (picture, "--out", out),
+        "evaluate": (phantoms, "--part", "all", "--csv", out),
+        "benchmark": ("--data", phantoms, "--part", "all", "--rounds", 5, "--out", out),
+    }[command]
+    refused("E-BUNDLE-HASH", REFUSED, command, bundle_copy, *arguments, "-q")
+    assert names_in(out.parent) == []
+
+
+@pytest.mark.parametrize("command", ["export", "evaluate"])
+def test_checkpoint_of_another_architecture_is_refused(command, run, phantoms, tmp_path, out):
+    student = run / "student.safetensors"
+    loaded = load_checkpoint(student)
+    shutil.copy(run / "split.json", tmp_path)
+    metadata = {
+        "schema": "edgeseg.checkpoint/1",
+        "model": "attunet-16",
+        "contract": json.dumps(loaded.contract.to_dict()),
+        "provenance": "{}",
+    }
+    save_file(load_file(student), tmp_path / "other.safetensors", metadata)
+    arguments = {
+        "export": (
+            *("--target", "x86-cpu", "--precision", "fp32"),
+            *("--calib", phantoms, "--out", out),
+        ),
+        "evaluate": (phantoms, "--csv", out),
+    }[command]
+    refused("E-CKPT-ARCH", INPUT, command, tmp_path / "other.safetensors", *arguments, "-q")
+    assert names_in(out.parent) == []
+
+
+@pytest.mark.parametrize("content", [None, b"\x80\x02}q\x00."])
+def test_source_that_is_no_checkpoint_is_refused(content, tmp_path, phantoms, out):
+    path = tmp_path / "student.pt"
+    if content is not None:
+        path.write_bytes(content)
+    code = "E-SOURCE" if content is None else "E-CKPT-READ"
+    shutil.copy(phantoms / "benign" / "benign (1).png", tmp_path / "split.json")
+    refused(code, INPUT, "evaluate", path, phantoms, "--part", "all", "--csv", out, "-q")
+    assert names_in(out.parent) == []
+
+
+def export_arguments(run, phantoms, out, target="x86-cpu", precision="fp32"):
+    return (
+        *("export", run, "--target", target, "--precision", precision),
+        *("--calib", phantoms, "--out", out, "-q"),
+    )
+
+
+def test_unknown_target_is_refused(run, phantoms, out):
+    refused("E-TARGET-NAME", INPUT, *export_arguments(run, phantoms, out, target="toaster"))
+    assert names_in(out.parent) == []
+
+
+def test_precision_that_a_target_lacks_is_refused(run, phantoms, out):
+    refused("E-TARGET-PRECISION", REFUSED, *export_arguments(run, phantoms, out, target="jetson"))
+    assert names_in(out.parent) == []
+
+
+def test_export_into_an_existing_folder_is_refused_and_the_folder_untouched(run, phantoms, out):
+    out.mkdir()
+    (out / "mine").write_text("mine")
+    refused("E-OUT-EXISTS", INPUT, *export_arguments(run, phantoms, out))
+    assert names_in(out.parent) == ["out"]
+    assert names_in(out) == ["mine"]
+
+
+def test_export_of_a_bundle_is_refused(int8, phantoms, out):
+    refused("E-SOURCE", INPUT, *export_arguments(int8, phantoms, out))
+
+
+def test_export_of_a_run_on_changed_data_is_refused(run, phantoms, tmp_path, out):
+    data = shutil.copytree(phantoms, tmp_path / "data")
+    for path in data.rglob("*.png"):
+        Image.fromarray(255 - read_image(path)).save(path)
+    refused("E-SPLIT-MISMATCH", INPUT, *export_arguments(run, data, out))
+    assert names_in(out.parent) == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_full_disk_during_export_is_refused_and_leaves_nothing(precision, run, phantoms, full_disk):
+    arguments = export_arguments(run, phantoms, full_disk / "out", precision=precision)
+    refused("E-OUT-WRITE", OUTPUT, *arguments)
+    assert names_in(full_disk) == []
+
+
+@pytest.mark.parametrize("command", ["data phantoms", "predict", "evaluate", "train"])
+def test_full_disk_is_refused_and_leaves_nothing(command, int8, phantoms, full_disk):
+    (full_disk / "filler").write_bytes(bytes(60 * 1024))
+    arguments = {
+        "data phantoms": (full_disk / "out", "--count", 3),
+        "predict": (int8, phantoms / "benign", "--out", full_disk / "out"),
+        "evaluate": (int8, phantoms, "--part", "all", "--csv", full_disk / "out" / "x.csv"),
+        "train": (
+            *(phantoms, "--out", full_disk / "out", "--size", 32, "--student", "attunet-8"),
+            *("--teacher", "attunet-8", "--teacher-epochs", 1, "--student-epochs", 1),
+        ),
+    }[command]
+    refused("E-OUT-WRITE", OUTPUT, *command.split(), *arguments, "-q")
+    if command == "train":  # what a resume needs may stay
+        assert not (full_disk / "out" / "student.safetensors").exists()
+    else:
+        assert [path for path in full_disk.rglob("*") if path.is_file()] == [full_disk / "filler"]
+
+
+def test_predicting_a_missing_image_is_refused(int8, tmp_path, out):
+    refused("E-IMAGE-READ", INPUT, "predict", int8, tmp_path / "none.png", "--out", out, "-q")
+    assert names_in(out.parent) == []
+
+
+def test_predicting_one_broken_image_among_good_ones_leaves_nothing(int8, picture, tmp_path, out):
+    (tmp_path / "z.png").write_bytes(picture.read_bytes()[:500])
+    arguments = ("predict", int8, picture, tmp_path / "z.png", "--out", out, "-q")
+    refused("E-IMAGE-READ", INPUT, *arguments)
+    assert names_in(out.parent) == []
+
+
+def test_predicting_an_empty_folder_is_refused(int8, tmp_path, out):
+    (tmp_path / "empty").mkdir()
+    refused("E-IMAGE-NONE", INPUT, "predict", int8, tmp_path / "empty", "--out", out, "-q")
+
+
+def test_predicting_two_images_of_one_name_is_refused(int8, picture, tmp_path, out):
+    shutil.copy(picture, tmp_path)
+    arguments = ("predict", int8, picture, tmp_path / picture.name, "--out", out, "-q")
+    refused("E-IMAGE-NAME", INPUT, *arguments)
+    assert names_in(out.parent) == []
+
+
+def test_predicting_with_something_that_is_no_bundle_is_refused(run, picture, out):
+    refused("E-BUNDLE-MISSING", INPUT, "predict", run, picture, "--out", out, "-q")
+
+
+def test_predicting_with_an_engine_the_bundle_lacks_is_refused(int8, picture, out):
+    arguments = ("predict", int8, picture, "--out", out, "--engine", "tensorrt", "-q")
+    refused("E-ENGINE-NOT-IN-BUNDLE", INPUT, *arguments)
+    assert names_in(out.parent) == []
+
+
+def test_predicting_with_an_engine_that_is_not_installed_is_refused(
+    int8, picture, out, monkeypatch
+):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "openvino" else real(name)
+    )
+    arguments = ("predict", int8, picture, "--out", out, "--engine", "openvino", "-q")
+    refused("E-EXTRA-MISSING", ENGINE, *arguments)
+    assert names_in(out.parent) == []
+
+
+def test_evaluating_a_part_without_a_split_is_refused(run, phantoms, tmp_path, out):
+    shutil.copy(run / "student.safetensors", tmp_path / "alone.safetensors")
+    arguments = ("evaluate", tmp_path / "alone.safetensors", phantoms, "--csv", out, "-q")
+    refused("E-SPLIT-MISSING", INPUT, *arguments)
+    assert names_in(out.parent) == []
+
+
+def test_evaluating_a_checkpoint_in_another_engine_is_refused(run, phantoms):
+    arguments = ("evaluate", run, phantoms, "--engine", "openvino", "-q")
+    refused("E-ENGINE-NOT-IN-BUNDLE", INPUT, *arguments)
+
+
+def test_split_of_another_data_set_is_refused(run, data):
+    refused("E-SPLIT-MISMATCH", INPUT, "evaluate", run, data, "-q")
+
+
+def test_refusal_in_a_process_of_its_own_shows_no_traceback(tmp_path, int8):
+    done = started("predict", int8, tmp_path / "none.png", "--out", tmp_path / "out")
+    assert done.returncode == INPUT
+    assert done.stdout == ""
+    assert done.stderr.startswith("edgeseg: E-IMAGE-READ: ")
+    assert done.stderr.count("\n") == 1
+    assert names_in(tmp_path) == []
+
+
+def test_command_line_without_click_says_what_to_install():
+    code = "import sys; sys.modules['click'] = None; sys.argv = ['edgeseg']\n"
+    code += "import importlib.util; importlib.util.find_spec = lambda name: None\n"
+    code += "from edgeseg.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == ENGINE
+    assert done.stderr.startswith("edgeseg: E-EXTRA-MISSING: ")
+    assert done.stderr.count("\n") == 1
+
+
+# --- the good road -------------------------------------------------------------------------------
+
+
+def test_phantoms_audit_and_split(out):
+    assert "6 phantoms" in ok("data", "phantoms", out, "--count", 6, "-q").stdout
+    audit = json.loads(ok("data", "audit", out, "--json", "-q").stdout)
+    assert audit["images"] == {"benign": 3, "malignant": 2, "normal": 1}
+    assert audit["problems"] == 0
+    split = out.parent / "split.json"
+    ok("data", "split", out, "--out", split, "-q")
+    entries = read_split(split).entries
+    assert {entry.name for entry in entries} == {s.name for s in read_dataset(out).samples}
+
+
+def test_audit_lists_every_defect_and_is_no_refusal(data):
+    (data / "benign" / "benign (1)_mask.png").unlink()
+    (data / "benign" / "benign (2).png").write_bytes(b"")
+    Image.new("L", (5, 5), 255).save(data / "malignant" / "malignant (1)_mask.png")
+    audit = json.loads(ok("data", "audit", data, "--json", "-q").stdout)
+    assert audit["without_mask"] == ["benign/benign (1).png"]
+    assert len(audit["unreadable"]) == len(audit["size_mismatches"]) == 1
+    assert audit["problems"] == 3
+
+
+def test_targets_as_json_are_the_table():
+    content = json.loads(ok("targets", "--json").stdout)
+    assert set(content) == set(TARGETS)
+    assert content["jetson"]["int8"] == ["onnxruntime"]
+    assert set(ok("targets").stdout.split()) >= set(TARGETS)
+
+
+def test_train_export_and_evaluate(data, phantoms, out):
+    settings = ("--size", 32, "--student", "attunet-8", "--teacher", "attunet-8", "--batch", 4)
+    epochs = ("--teacher-epochs", 1, "--student-epochs", 1)
+    run = out.parent / "run"
+    done = ok("train", data, "--out", run, *settings, *epochs, "-q")
+    assert done.stdout == f"student: {run / 'student.safetensors'}\n"
+    # Resuming a finished run takes its own settings and gives the same answer.
+    assert ok("train", data, "--out", run, "--resume", "-q").stdout == done.stdout
+    exported = ok(
+        *("export", run, "--target", "jetson", "--precision", "fp16", "--calib", data),
+        *("--out", out, "--json", "-q"),
+    )
+    content = json.loads(exported.stdout)
+    assert content["bundle"] == str(out)
+    assert [hop["name"] for hop in content["parity"]] == ["onnxruntime fp32", "onnxruntime fp16"]
+    assert (out / "build_engine.py").is_file()
+
+
+def test_export_calibrates_on_the_train_part_and_checks_on_the_val_part(run, phantoms, out):
+    ok(
+        *("export", run, "--target", "jetson", "--precision", "int8", "--calib", phantoms),
+        *("--max-drop", 1, "--out", out, "-q"),
+    )
+    manifest = open_bundle(out).manifest
+    entries = read_split(run / "split.json").entries
+    train = [entry.image_sha256 for entry in entries if entry.part == "train"]
+    assert sorted(manifest.provenance["calibration"]["frames_sha256"]) == sorted(train)
+    assert manifest.evidence["part"] == "val"
+    assert manifest.evidence["frames"] == sum(entry.part == "val" for entry in entries)
+    truths = [s for s in read_dataset(phantoms).samples if s.label != "normal"]
+    val = {entry.name for entry in entries if entry.part == "val"}
+    session = Session.over(
+        TorchEngine(load_checkpoint(run / "student.safetensors"), 1), manifest.contract
+    )
+    dice = [
+        dice_score(count_pixels(session.predict(sample.read_image()), sample.read_mask()))
+        for sample in truths
+        if sample.name in val
+    ]
+    assert manifest.evidence["trained_dice"] == pytest.approx(np.mean(dice), abs=1e-6)
+
+
+def test_predict_writes_mask_overlay_and_measurements(int8, picture, out):
+    done = ok("predict", int8, picture, "--out", out, "--json", "--threads", 1, "-q")
+    assert names_in(out) == [
+        "malignant (2)_mask.png",
+        "malignant (2)_overlay.png",
+        "predictions.json",
+    ]
+    frame, mask = read_image(picture), read_mask(out / "malignant (2)_mask.png")
+    assert mask.shape == frame.shape
+    assert set(np.unique(read_image(out / "malignant (2)_mask.png"))) == {0, 255}
+    assert np.asarray(Image.open(out / "malignant (2)_overlay.png")).shape == (*frame.shape, 3)
+    (record,) = records = json.loads((out / "predictions.json").read_text())
+    assert json.loads(done.stdout) == records
+    assert (record["height_px"], record["width_px"]) == frame.shape
+    assert record["lesion_area_px"] == mask.sum() > 0
+    assert sum(lesion["area_px"] for lesion in record["lesions"]) == mask.sum()
+    left, top, right, bottom = record["lesions"][0]["box"]
+    assert mask[top:bottom, left:right].sum() >= record["lesions"][0]["area_px"]
+
+
+def test_predict_takes_folders_and_every_engine_of_the_bundle(int8, data, tmp_path):
+    for engine in ("openvino", "onnxruntime"):
+        out = tmp_path / engine
+        done = ok("predict", int8, data / "normal", "--out", out, "--engine", engine, "-q")
+        assert f"by {engine}, results in {out}" in done.stdout
+        # Masks of the data set lie in the folder too; each is an image like any other.
+        count = len(list((data / "normal").iterdir()))
+        assert len(json.loads((out / "predictions.json").read_text())) == count
+
+
+def test_evaluate_scores_the_test_part_as_the_library_does(int8, phantoms, out):
+    done = ok("evaluate", int8, phantoms, "--json", "--csv", out, "--threads", 1, "-q")
+    session = open_session(int8, threads=1)
+    split = {entry.name: entry for entry in read_split(int8 / "split.json").entries}
+    samples = [s for s in read_dataset(phantoms).samples if split[s.name].part == "test"]
+    dice = [
+        dice_score(count_pixels(session.predict(sample.read_image()), sample.read_mask()))
+        for sample in samples
+        if sample.label != "normal"
+    ]
+    (lesions,) = (g for g in json.loads(done.stdout)["groups"] if g["name"] == "all lesions")
+    assert lesions["per_image"]["dice"]["mean"] == pytest.approx(np.mean(dice))
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(samples)
+
+
+def test_evaluate_takes_a_run_and_a_checkpoint_alike(run, phantoms):
+    of_run = ok("evaluate", run, phantoms, "--json", "-q")
+    of_file = ok("evaluate", run / "student.safetensors", phantoms, "--json", "-q")
+    assert json.loads(of_run.stdout) == json.loads(of_file.stdout)
+
+
+def test_progress_goes_to_stderr_and_results_to_stdout(int8, picture, out):
+    done = ok("predict", int8, picture, "--out", out, "--json")
+    assert json.loads(done.stdout)
+    assert "predicting: 1 done" in done.stderr
+
+
+def test_benchmark_writes_html_json_markdown_and_csv(int8, run, phantoms, tmp_path):
+    out = tmp_path / "report.html"
+    done = ok(
+        *("benchmark", int8, run, "--data", phantoms, "--rounds", 5, "--threads", 1),
+        *("--engine", "onnxruntime", "--engine", "torch", "--out", out, "--json", "-q"),
+    )
+    assert names_in(tmp_path) == ["report.csv", "report.html", "report.json", "report.md"]
+    assert json.loads(done.stdout) == json.loads((tmp_path / "report.json").read_text())
+    text = out.read_text()
+    for name in ("onnxruntime", "torch"):
+        assert name in text
+        assert name in (tmp_path / "report.md").read_text()
+        assert name in (tmp_path / "report.csv").read_text()
+
+
+# --- help ----------------------------------------------------------------------------------------
+
+HEAVY = ("numpy", "torch", "onnx", "openvino", "onnxruntime", "PIL", "tqdm", "safetensors")
+
+
+def test_help_imports_no_heavy_package():
+    code = "import sys\nsys.argv = ['edgeseg', '--help']\nfrom edgeseg.__main__ import main\n"
+    code += "try:\n    main()\nexcept SystemExit:\n    pass\n"
+    code += f"print(*sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "benchmark" in done.stdout
+    assert done.stderr.split() == []
+
+
+def test_help_takes_hardly_longer_than_importing_click():
+    def median_s(*arguments):
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+            times.append(time.perf_counter() - started)
+        return statistics.median(times)
+
+    click_s = median_s("-c", "import click")
+    assert median_s("-m", "edgeseg", "--help") < 2 * click_s + 0.15
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_command_has_help(name):
+    assert len(ok(name, "--help").stdout.splitlines()) > 3

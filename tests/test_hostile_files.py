@@ -1,0 +1,409 @@
+"""Damaged and hostile bundles and checkpoints: a refusal with its code, never a traceback."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from edgeseg.kd.checkpoint import load_checkpoint
+from edgeseg.runtime.bundle import MAX_MANIFEST_BYTES, MAX_SUMS_BYTES, Manifest, open_bundle
+from edgeseg.runtime.contract import InputContract
+from edgeseg.runtime.errors import EdgesegError, InputError, Refused
+from edgeseg.runtime.session import open_session
+
+
+def code_of(path):
+    with pytest.raises(EdgesegError) as caught:
+        open_bundle(path)
+    return caught.value.code
+
+
+def reseal(folder):
+    """Recompute SHA256SUMS as an attacker would, without the library."""
+    files = sorted(path for path in folder.rglob("*") if path.name != "SHA256SUMS")
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n"
+        for path in files
+        if path.is_file()
+    ]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+def rewrite_manifest(folder, change):
+    """Change the parsed manifest in place, then reseal."""
+    content = json.loads((folder / "manifest.json").read_text())
+    change(content)
+    (folder / "manifest.json").write_text(json.dumps(content))
+    reseal(folder)
+
+
+# --- bundles whose bytes changed ---------------------------------------------------------------
+
+
+def test_untouched_bundle_opens(bundle_copy):
+    assert open_bundle(bundle_copy).manifest.precision == "int8"
+
+
+def test_resealed_bundle_opens(bundle_copy):
+    rewrite_manifest(bundle_copy, lambda content: None)
+    assert open_bundle(bundle_copy).manifest.precision == "int8"
+
+
+def test_one_changed_byte_anywhere_is_refused(bundle_copy):
+    files = sorted(bundle_copy.iterdir())
+    names = {"manifest.json", "SHA256SUMS", "split.json", "model.onnx", "model.xml", "model.bin"}
+    assert {file.name for file in files} == names
+    for file in files:
+        whole = file.read_bytes()
+        for position in (0, len(whole) // 3, len(whole) // 2, len(whole) - 1):
+            changed = bytearray(whole)
+            changed[position] ^= 1
+            file.write_bytes(changed)
+            assert code_of(bundle_copy) == "E-BUNDLE-HASH", (file, position)
+        file.write_bytes(whole)
+    open_bundle(bundle_copy)
+
+
+def test_cut_or_lengthened_file_is_refused(bundle_copy):
+    for file in sorted(bundle_copy.iterdir()):
+        whole = file.read_bytes()
+        for content in (whole[:-1], whole + b"\0", b""):
+            file.write_bytes(content)
+            assert code_of(bundle_copy) == "E-BUNDLE-HASH", file
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["extra.txt", "deep/extra.txt", ".hidden"])
+def test_added_file_is_refused(name, bundle_copy):
+    (bundle_copy / name).parent.mkdir(exist_ok=True)
+    (bundle_copy / name).write_text("")
+    assert code_of(bundle_copy) == "E-BUNDLE-HASH"
+
+
+def test_added_file_whose_name_is_no_text_is_refused(bundle_copy):
+    Path(os.fsdecode(os.fsencode(bundle_copy) + b"/\xff")).touch()
+    assert code_of(bundle_copy) == "E-BUNDLE-HASH"
+
+
+def test_added_file_is_refused_even_when_the_sums_list_it(bundle_copy):
+    (bundle_copy / "extra.txt").write_text("")
+    reseal(bundle_copy)
+    assert code_of(bundle_copy) == "E-MANIFEST-FIELD"
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.bin", "split.json"])
+def test_removed_file_is_refused(name, bundle_copy):
+    (bundle_copy / name).unlink()
+    assert code_of(bundle_copy) == "E-BUNDLE-HASH"
+    reseal(bundle_copy)
+    assert code_of(bundle_copy) == "E-MANIFEST-FIELD"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "SHA256SUMS"])
+def test_folder_without_manifest_or_sums_is_no_bundle(name, bundle_copy):
+    (bundle_copy / name).unlink()
+    assert code_of(bundle_copy) == "E-BUNDLE-MISSING"
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "manifest.json", "SHA256SUMS"])
+def test_link_to_the_same_bytes_is_refused(name, bundle_copy, tmp_path):
+    shutil.move(bundle_copy / name, tmp_path / name)
+    (bundle_copy / name).symlink_to(tmp_path / name)
+    assert code_of(bundle_copy) == "E-BUNDLE-LINK"
+
+
+def test_linked_folder_is_refused(bundle_copy, tmp_path):
+    (bundle_copy / "more").symlink_to(tmp_path)
+    assert code_of(bundle_copy) == "E-BUNDLE-LINK"
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"), [("manifest.json", MAX_MANIFEST_BYTES), ("SHA256SUMS", MAX_SUMS_BYTES)]
+)
+def test_huge_manifest_or_sums_is_refused_by_its_size(name, limit, bundle_copy):
+    with (bundle_copy / name).open("r+b") as file:
+        file.truncate(limit + 1)
+    assert code_of(bundle_copy) == "E-MANIFEST-SIZE"
+
+
+def test_model_of_another_bundle_is_refused(bundle_copy, bundle_of):
+    shutil.copy(bundle_of("x86-cpu", "fp32") / "model.onnx", bundle_copy / "model.onnx")
+    reseal(bundle_copy)  # but the manifest still has the hash of the model it was measured with
+    with pytest.raises(Refused) as caught:
+        open_session(bundle_copy, engine="onnxruntime")
+    assert caught.value.code == "E-BUNDLE-HASH"
+
+
+# --- manifests that lie, with the right sums -----------------------------------------------------
+
+
+def change(**fields):
+    return lambda content: content.update(fields)
+
+
+def change_contract(**fields):
+    return lambda content: content["contract"].update(fields)
+
+
+@pytest.mark.parametrize(
+    "schema", ["edgeseg.bundle/2", "edgeseg.bundle/0", "other", "", None, 1, ["edgeseg.bundle/1"]]
+)
+def test_another_schema_is_refused_by_name(schema, bundle_copy):
+    rewrite_manifest(bundle_copy, change(schema=schema))
+    assert code_of(bundle_copy) == "E-MANIFEST-NEWER"
+
+
+@pytest.mark.parametrize(
+    "field", ["schema", "name", "target", "precision", "contract", "models", "files"]
+)
+def test_missing_field_is_refused(field, bundle_copy):
+    rewrite_manifest(bundle_copy, lambda content: content.pop(field))
+    assert code_of(bundle_copy) == "E-MANIFEST-FIELD"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        change(unknown=1),
+        change(name=5),
+        change(target=None),
+        change(precision=["int8"]),
+        change(contract=None),
+        change(contract=["height", "width", "mean", "std", "threshold"]),
+        change_contract(height=100),
+        change_contract(height=10**400),
+        change_contract(height=float("inf")),
+        change_contract(mean=10**400),
+        change_contract(mean=float("nan")),
+        change_contract(std="0.2"),
+        change_contract(extra=1),
+        change(models=[]),
+        change(models={"openvino": "model.xml"}),
+        change(models={"openvino": None}),
+        change(models={"openvino": [["model.xml"]]}),
+        change(models={"openvino": ["../model.xml"]}),
+        change(models={"openvino": ["/etc/passwd"]}),
+        change(models={"openvino": ["./model.xml"]}),
+        change(models={"onnxruntime": ["SHA256SUMS"]}),
+        change(files=[]),
+        change(files=["model.bin", "model.onnx", "model.xml", "split.json"]),
+        change(files={}),
+        lambda content: content["files"].update({"../x": "0" * 64}),
+        change(complexity="small"),
+        change(provenance=[]),
+        change(evidence=0.5),
+    ],
+)
+def test_field_of_another_type_or_range_is_refused(damage, bundle_copy):
+    rewrite_manifest(bundle_copy, damage)
+    assert code_of(bundle_copy) == "E-MANIFEST-FIELD"
+
+
+def test_path_out_of_the_bundle_is_refused_even_where_the_file_exists(bundle_copy):
+    shutil.copy(bundle_copy / "model.onnx", bundle_copy.parent / "x")
+    digest = hashlib.sha256((bundle_copy.parent / "x").read_bytes()).hexdigest()
+
+    def damage(content):
+        content["models"] = {"onnxruntime": ["../x"]}
+        content["files"]["../x"] = digest
+
+    rewrite_manifest(bundle_copy, damage)
+    assert code_of(bundle_copy) == "E-MANIFEST-FIELD"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b'"text"',
+        b"{",
+        b"\xff\xfe\xff",
+        b'{"schema": "edgeseg.bundle/1"}',
+        b"[" * 100_000,
+        b'{"schema":' * 100_000,
+        b"9" * 10_000,
+    ],
+    ids=lambda content: repr(content[:12]),
+)
+def test_manifest_that_is_no_json_object_is_refused(content, bundle_copy):
+    (bundle_copy / "manifest.json").write_bytes(content)
+    reseal(bundle_copy)
+    assert code_of(bundle_copy) == "E-MANIFEST-FIELD"
+
+
+VALID = json.loads(
+    Manifest(
+        name="attunet-8",
+        target="x86-cpu",
+        precision="fp32",
+        contract=InputContract(),
+        models={"onnxruntime": ("model.onnx",)},
+        files={"model.onnx": "0" * 64},
+    ).to_json()
+)
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def test_valid_manifest_survives_json():
+    manifest = Manifest.from_json(json.dumps(VALID))
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(field=st.sampled_from([*VALID, *VALID["contract"]]), value=ANY_JSON)
+def test_any_value_in_any_field_is_taken_or_refused(field, value):
+    content = {**VALID, "contract": dict(VALID["contract"])}
+    (content if field in VALID else content["contract"])[field] = value
+    try:
+        taken = Manifest.from_json(json.dumps(content))
+    except Refused:
+        return
+    assert field != "schema" or value == VALID["schema"]
+    assert isinstance(taken.files, dict)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(text=st.text(max_size=60) | ANY_JSON.map(json.dumps))
+def test_any_text_is_refused_as_a_manifest(text):
+    with pytest.raises(Refused):
+        Manifest.from_json(text)
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+def checkpoint_code_of(path):
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+    return caught.value.code
+
+
+@pytest.fixture(scope="module")
+def student(run):
+    return run / "student.safetensors"
+
+
+def metadata_of(path):
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(length))["__metadata__"]
+
+
+class Bomb:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, trace):
+        self.trace = str(trace)
+
+    def __reduce__(self):
+        return (open, (self.trace, "w"))
+
+
+def test_pickled_checkpoint_under_our_name_is_refused_and_never_unpickled(tmp_path):
+    trace = tmp_path / "exploded"
+    for save in (
+        lambda path: torch.save({"weight": torch.zeros(3)}, path),
+        lambda path: path.write_bytes(pickle.dumps(Bomb(trace))),
+    ):
+        save(tmp_path / "student.safetensors")
+        assert checkpoint_code_of(tmp_path / "student.safetensors") == "E-CKPT-READ"
+    assert not trace.exists()
+
+
+def test_cut_checkpoint_is_refused(student, tmp_path):
+    whole = student.read_bytes()
+    path = tmp_path / "student.safetensors"
+    for length in (0, 1, 7, 8, 9, 1000, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert checkpoint_code_of(path) == "E-CKPT-READ", length
+
+
+def test_random_bytes_are_refused(tmp_path):
+    path = tmp_path / "student.safetensors"
+    rng = np.random.default_rng(0)
+    for length in (8, 100, 10_000):
+        path.write_bytes(rng.bytes(length))
+        assert checkpoint_code_of(path) == "E-CKPT-READ"
+
+
+def test_header_that_claims_to_be_huge_is_refused(tmp_path):
+    path = tmp_path / "student.safetensors"
+    path.write_bytes((2**63 - 1).to_bytes(8, "little") + b"{}")
+    assert checkpoint_code_of(path) == "E-CKPT-READ"
+
+
+def test_missing_checkpoint_is_refused(tmp_path):
+    assert checkpoint_code_of(tmp_path / "student.safetensors") == "E-CKPT-READ"
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}, {"schema": "edgeseg.other/1"}])
+def test_foreign_safetensors_are_refused(metadata, student, tmp_path):
+    save_file(load_file(student), tmp_path / "foreign.safetensors", metadata)
+    assert checkpoint_code_of(tmp_path / "foreign.safetensors") == "E-CKPT-SCHEMA"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"contract": "{}"},
+        {"contract": "no json"},
+        {"contract": "[" * 10_000},
+        {"contract": json.dumps({**InputContract().to_dict(), "mean": 10**400})},
+        {"provenance": "no json"},
+        {"provenance": "3"},
+        {"model": None},
+        {"contract": None},
+        {"provenance": None},
+    ],
+)
+def test_malformed_metadata_is_refused(damage, student, tmp_path):
+    metadata = {**metadata_of(student), **damage}
+    metadata = {key: value for key, value in metadata.items() if value is not None}
+    save_file(load_file(student), tmp_path / "bad.safetensors", metadata)
+    assert checkpoint_code_of(tmp_path / "bad.safetensors") == "E-CKPT-SCHEMA"
+
+
+def test_unknown_network_is_refused(student, tmp_path):
+    metadata = {**metadata_of(student), "model": "attunet-9"}
+    save_file(load_file(student), tmp_path / "bad.safetensors", metadata)
+    assert checkpoint_code_of(tmp_path / "bad.safetensors") == "E-MODEL-NAME"
+
+
+@pytest.mark.parametrize("model", ["attunet-16", "resnet50-attunet"])
+def test_tensors_of_another_architecture_under_this_name_are_refused(model, student, tmp_path):
+    metadata = {**metadata_of(student), "model": model}
+    save_file(load_file(student), tmp_path / "bad.safetensors", metadata)
+    assert checkpoint_code_of(tmp_path / "bad.safetensors") == "E-CKPT-ARCH"
+
+
+@pytest.mark.parametrize("damage", ["missing", "extra", "shape"])
+def test_one_wrong_tensor_is_refused(damage, student, tmp_path):
+    tensors = load_file(student)
+    if damage == "missing":
+        del tensors["head.bias"]
+    elif damage == "extra":
+        tensors["head.extra"] = torch.zeros(1)
+    else:
+        tensors["head.bias"] = torch.zeros(2)
+    save_file(tensors, tmp_path / "bad.safetensors", metadata_of(student))
+    assert checkpoint_code_of(tmp_path / "bad.safetensors") == "E-CKPT-ARCH"

@@ -1,0 +1,87 @@
+"""Every network of the table: its size, its cost, and the figures of the paper."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from edgeseg.kd.models import MODELS, build_model, count_macs, count_parameters
+from edgeseg.runtime.contract import InputContract
+from edgeseg.runtime.errors import InputError
+
+
+def cost_of(name, size=256):
+    """Return parameters and multiply-accumulates; on "meta" only shapes are computed."""
+    with torch.device("meta"):
+        network = build_model(name).eval()
+        return count_parameters(network), count_macs(network, InputContract(size, size))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_have_the_size_of_the_image(name):
+    with torch.device("meta"), torch.inference_mode():
+        network = build_model(name).eval()
+        assert network(torch.zeros(1, 1, 64, 64)).shape == (1, 1, 64, 64)
+        assert network(torch.zeros(2, 1, 64, 96)).shape == (2, 1, 64, 96)
+
+
+def test_table_goes_from_the_smallest_to_the_largest():
+    sizes = [cost_of(name, 64)[0] for name in MODELS]
+    assert sizes[:5] == sorted(sizes[:5])  # Attention U-Nets
+    assert sizes[5:] == sorted(sizes[5:])  # ResNets
+
+
+def test_student_has_2_18_million_parameters_and_4_155_gmacs():
+    parameters, macs = cost_of("attunet-16")
+    assert parameters == 2_184_453
+    assert macs / 1e9 == pytest.approx(4.155, abs=5e-4)
+
+
+def test_student_at_512_costs_four_times_256_the_16_62_gmacs_of_the_paper():
+    _, at_256 = cost_of("attunet-16", 256)
+    _, at_512 = cost_of("attunet-16", 512)
+    assert at_512 == 4 * at_256
+    assert at_512 / 1e9 == pytest.approx(16.62, abs=5e-3)
+
+
+def test_attunet_64_is_the_original_of_34_88_million_parameters():
+    assert cost_of("attunet-64")[0] / 1e6 == pytest.approx(34.88, abs=5e-3)
+
+
+def test_resnet101_teacher_has_106_09_million_parameters_and_51_43_gmacs():
+    parameters, macs = cost_of("resnet101-attunet")
+    assert parameters / 1e6 == pytest.approx(106.09, abs=5e-3)
+    assert macs / 1e9 == pytest.approx(51.43, abs=5e-3)
+
+
+def test_a_convolution_costs_kernel_times_channels_times_pixels():
+    # 3 outputs of 1 input over 3×3 with bias, at 16×16
+    convolution = torch.nn.Conv2d(1, 3, 3, padding=1)
+    assert count_parameters(convolution) == 3 * 9 + 3
+    assert count_macs(convolution, InputContract(16, 16)) == 3 * 9 * 16 * 16
+
+
+def test_same_seed_gives_the_same_network_and_another_seed_another():
+    image = torch.linspace(-1, 1, 32 * 32).reshape(1, 1, 32, 32)
+
+    def logits(seed):
+        torch.manual_seed(seed)
+        with torch.inference_mode():
+            return build_model("attunet-8").eval()(image)
+
+    assert torch.equal(logits(0), logits(0))
+    assert not torch.equal(logits(0), logits(1))
+
+
+def test_images_of_a_batch_do_not_see_each_other():
+    torch.manual_seed(0)
+    network = build_model("attunet-8").eval()
+    images = torch.randn(2, 1, 32, 32)
+    with torch.inference_mode():
+        assert torch.allclose(network(images)[1:], network(images[1:]), atol=1e-6)
+
+
+def test_unknown_network_is_refused_with_the_known_ones():
+    with pytest.raises(InputError, match="attunet-8, attunet-16") as caught:
+        build_model("attunet-9")
+    assert caught.value.code == "E-MODEL-NAME"

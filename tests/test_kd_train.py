@@ -1,0 +1,304 @@
+"""Training: what it writes, what it refuses, and that a kill at any moment costs no weight."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import edgeseg.kd.train as training
+from edgeseg.kd.checkpoint import load_checkpoint, read_tensors
+from edgeseg.kd.config import TrainConfig
+from edgeseg.kd.data.dataset import Dataset, read_dataset
+from edgeseg.kd.data.split import make_split, read_split
+from edgeseg.kd.train import train
+from edgeseg.runtime.errors import InputError, Refused
+from edgeseg.runtime.files import sha256_of_file
+
+STAGES = ("teacher-benign", "teacher-malignant", "student")
+SHORT = TrainConfig(
+    size=32,
+    student="attunet-8",
+    teacher="attunet-8",
+    teacher_epochs=1,
+    student_epochs=2,
+    batch=8,
+)
+
+# Trains in children of one process, which it kills at seeded moments until a run is done; each
+# child has the same single thread, so it must end with the weights of a child left alone.
+KILLED_AND_RESUMED = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from edgeseg.kd.config import TrainConfig
+from edgeseg.kd.data.dataset import read_dataset
+from edgeseg.kd.train import train
+
+data, work, config = Path(sys.argv[1]), Path(sys.argv[2]), TrainConfig.from_json(sys.argv[3])
+
+def start(out):
+    child = os.fork()
+    if child == 0:
+        resume = (out / "config.json").exists()
+        train(read_dataset(data), out, config, resume=resume, device="cpu")
+        os._exit(0)
+    return child
+
+began = time.monotonic()
+assert os.waitpid(start(work / "whole"), 0)[1] == 0
+whole_s = time.monotonic() - began
+moments = random.Random(0)
+kills = 0
+for attempt in range(40):
+    child = start(work / "killed")
+    if kills < 5:
+        time.sleep(whole_s * moments.uniform(0.25, 0.75))
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        kills += 1
+    else:
+        assert status == 0, status
+        break
+print(kills)
+"""
+
+
+def code_of(*arguments, **options):
+    with pytest.raises((InputError, Refused)) as caught:
+        train(*arguments, device="cpu", **options)
+    return caught.value.code
+
+
+def rows_of(run):
+    with (run / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def dataset(phantoms):
+    return read_dataset(phantoms)
+
+
+@pytest.fixture(scope="module")
+def split(dataset):
+    return make_split(dataset)
+
+
+# --- what a run holds ----------------------------------------------------------------------------
+
+
+def test_run_holds_three_checkpoints_settings_split_and_log_and_no_state(run):
+    names = {path.name for path in run.iterdir()}
+    checkpoints = {f"{stage}.safetensors" for stage in STAGES}
+    assert names == checkpoints | {"config.json", "split.json", "log.csv", "tensorboard"}
+
+
+def test_log_has_a_row_for_each_epoch_of_each_stage_and_the_loss_falls(run):
+    rows = rows_of(run)
+    stages = [(row["stage"], int(row["epoch"])) for row in rows]
+    assert stages == [
+        ("teacher-benign", 1),
+        ("teacher-malignant", 1),
+        *(("student", epoch) for epoch in range(1, 9)),
+    ]
+    assert float(rows[-1]["loss"]) < float(rows[2]["loss"])
+    assert float(rows[-1]["distill"]) > 0
+
+
+def test_checkpoint_tells_the_settings_the_split_and_the_number_of_images(run):
+    config = TrainConfig.from_json((run / "config.json").read_text())
+    split = read_split(run / "split.json")
+    for stage in STAGES:
+        provenance = load_checkpoint(run / f"{stage}.safetensors").provenance
+        assert TrainConfig.from_json(provenance["config"]) == config
+        assert provenance["split_sha256"] == sha256_of_file(run / "split.json")
+        assert provenance["train_images"] == sum(e.part == "train" for e in split.entries)
+
+
+def test_teachers_differ_because_each_sees_its_own_class_only(run):
+    first, second = (load_checkpoint(run / f"{stage}.safetensors").network for stage in STAGES[:2])
+    assert not torch.equal(first.head.weight, second.head.weight)
+
+
+def test_each_image_is_taught_by_the_teacher_of_its_class_and_a_normal_one_by_none():
+    class Fixed(torch.nn.Module):
+        def __init__(self, logit):
+            super().__init__()
+            self.logit = logit
+            self.seen = 0
+
+        def forward(self, images):
+            self.seen += len(images)
+            return torch.full_like(images, self.logit)
+
+    teachers = {"benign": Fixed(3.0), "malignant": Fixed(-3.0)}
+    loss = training._student_loss(teachers, SHORT)
+    labels = np.array(["benign", "normal", "malignant", "benign"])
+    # A student that says what the teacher of each class says; for "normal" it says anything.
+    logits = torch.tensor([3.0, 9.0, -3.0, 3.0]).view(4, 1, 1, 1).expand(4, 1, 16, 16)
+    images = torch.zeros(4, 1, 16, 16)
+    terms = loss(logits, torch.zeros_like(images), images, labels)
+    assert terms["distill"].item() == pytest.approx(0, abs=1e-6)
+    assert (teachers["benign"].seen, teachers["malignant"].seen) == (2, 1)
+    swapped = training._student_loss(
+        {"benign": teachers["malignant"], "malignant": teachers["benign"]}, SHORT
+    )
+    assert swapped(logits, torch.zeros_like(images), images, labels)["distill"].item() > 1
+
+
+def test_distillation_of_weight_0_is_never_computed():
+    loss = training._student_loss({"benign": None}, replace(SHORT, distill_weight=0.0))
+    images = torch.zeros(1, 1, 16, 16)
+    assert set(loss(images, images, images, np.array(["benign"]))) == {"masks"}
+
+
+# --- interruptions -------------------------------------------------------------------------------
+
+
+def test_run_killed_at_random_moments_ends_with_the_weights_of_one_left_alone(phantoms, tmp_path):
+    config = replace(SHORT, student_epochs=4)
+    command = [sys.executable, "-c", KILLED_AND_RESUMED, phantoms, tmp_path, config.to_json()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 3
+    for stage in STAGES:
+        whole, killed = (
+            read_tensors(tmp_path / run / f"{stage}.safetensors")[0] for run in ("whole", "killed")
+        )
+        assert list(whole) == list(killed)
+        assert all(torch.equal(whole[name], killed[name]) for name in whole), stage
+    for run in ("whole", "killed"):
+        names = [(row["stage"], row["epoch"], row["loss"]) for row in rows_of(tmp_path / run)]
+        assert len(names) == 1 + 1 + 4
+        assert names == [(r["stage"], r["epoch"], r["loss"]) for r in rows_of(tmp_path / "whole")]
+
+
+def test_loss_that_is_not_finite_stops_names_the_batch_and_keeps_the_last_state(
+    dataset, split, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    real, calls = training.supervised_loss, 0
+    frames = {part: [e for e in split.entries if e.part == part] for part in ("train", "val")}
+    benign = [entry for entry in frames["train"] if entry.label == "benign"]
+    malignant = [entry for entry in frames["train"] if entry.label == "malignant"]
+    teacher_steps = len(benign) // SHORT.batch + len(malignant) // SHORT.batch
+    steps = len(frames["train"]) // SHORT.batch
+
+    def breaks(logits, truth):
+        nonlocal calls
+        calls += 1
+        # in the student's second epoch
+        broken = calls > teacher_steps + steps
+        return real(logits, truth) * (float("nan") if broken else 1)
+
+    monkeypatch.setattr(training, "supervised_loss", breaks)
+    with pytest.raises(Refused) as caught:
+        train(dataset, out, SHORT, split=split, device="cpu")
+    assert caught.value.code == "E-TRAIN-LOSS"
+    message = str(caught.value)
+    assert "student: loss nan in epoch 2 on [" in message
+    named = message[message.index("[") + 1 : message.index("]")].split(", ")
+    assert len(named) == SHORT.batch
+    assert set(named) <= {entry.name for entry in frames["train"]}
+    tensors, metadata = read_tensors(out / "student.state")
+    assert metadata == {"epochs_done": "1"}
+    assert all(torch.isfinite(value).all() for value in tensors.values())
+    assert not (out / "student.safetensors").exists()
+
+    monkeypatch.undo()
+    train(dataset, out, SHORT, resume=True, device="cpu")
+    assert [row["epoch"] for row in rows_of(out) if row["stage"] == "student"] == ["1", "2"]
+
+
+def test_resumed_run_that_is_finished_changes_nothing(dataset, run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    before = sha256_of_file(copy / "student.safetensors")
+    config = TrainConfig.from_json((copy / "config.json").read_text())
+    train(dataset, copy, config, resume=True, device="cpu")
+    assert sha256_of_file(copy / "student.safetensors") == before
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", ["benign", "malignant"])
+def test_data_set_without_a_taught_class_is_refused_and_no_run_is_left(label, dataset, tmp_path):
+    others = tuple(sample for sample in dataset.samples if sample.label != label)
+    reduced = Dataset(dataset.root, dataset.layout, others)
+    assert code_of(reduced, tmp_path / "run", SHORT) == "E-DATA-CLASS"
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_is_not_overwritten(dataset, run):
+    before = sha256_of_file(run / "student.safetensors")
+    assert code_of(dataset, run, SHORT) == "E-RUN-EXISTS"
+    assert sha256_of_file(run / "student.safetensors") == before
+
+
+def test_resume_with_other_settings_is_refused(dataset, run):
+    config = TrainConfig.from_json((run / "config.json").read_text())
+    changed = replace(config, temperature=3.0)
+    assert code_of(dataset, run, changed, resume=True) == "E-RUN-CONFIG"
+
+
+def test_resume_without_a_run_is_refused(dataset, tmp_path):
+    assert code_of(dataset, tmp_path / "run", SHORT, resume=True) == "E-RUN-MISSING"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_device_that_is_not_there_is_refused(dataset, tmp_path):
+    with pytest.raises(InputError) as caught:
+        train(dataset, tmp_path / "run", SHORT, device="cuda")
+    assert caught.value.code == "E-DEVICE"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"size": 40},
+        {"size": 16},
+        {"batch": 0},
+        {"teacher_epochs": 0},
+        {"student_epochs": -1},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"temperature": 0.0},
+        {"weight_decay": -0.1},
+        {"distill_weight": float("nan")},
+    ],
+)
+def test_setting_out_of_range_is_refused(values):
+    with pytest.raises(InputError) as caught:
+        TrainConfig(**values)
+    assert caught.value.code == "E-CONFIG"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"size": 64}'])
+def test_malformed_settings_are_refused(text):
+    with pytest.raises(InputError) as caught:
+        TrainConfig.from_json(text)
+    assert caught.value.code == "E-CONFIG"
+
+
+def test_images_of_the_test_part_are_never_read(phantoms, split, tmp_path):
+    copy = shutil.copytree(phantoms, tmp_path / "data")
+    held_out = [entry.name for entry in split.entries if entry.part == "test"]
+    assert held_out
+    for sample in read_dataset(copy).samples:
+        if sample.name in held_out:
+            for path in (sample.image, *sample.masks):
+                path.unlink()
+    config = replace(SHORT, student_epochs=1)
+    student = train(read_dataset(copy), tmp_path / "run", config, split=split, device="cpu")
+    assert student.is_file()

@@ -1,0 +1,274 @@
+"""Imports point one way, and what runs on a device stays small and valid Python 3.8."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("runtime", "kd", "export", "benchmarks")
+STDLIB = sys.stdlib_module_names
+
+# Packages from outside that a folder may import, the most specific prefix first. To add an engine
+# to the runtime: a line with its module.
+PACKAGES = {
+    "edgeseg.runtime.engines.ort": {"numpy", "onnxruntime"},
+    "edgeseg.runtime.engines.ov": {"numpy", "openvino"},
+    "edgeseg.runtime": {"numpy", "PIL"},
+    "edgeseg.kd": {"numpy", "PIL", "torch", "safetensors", "openpyxl"},
+    "edgeseg.benchmarks.complexity": {"numpy", "onnx", "google"},
+    "edgeseg.benchmarks": {"numpy", "PIL"},
+    "edgeseg.export.kit": {"tensorrt"},
+    "edgeseg.export": {"numpy", "torch", "onnx", "onnxruntime", "openvino", "nncf"},
+    "edgeseg.cli": {"click", "tqdm", "numpy"},
+    "edgeseg": set(),
+}
+# What of edgeseg itself a folder may import.
+LAYERS = {
+    "edgeseg.runtime": ("edgeseg.runtime",),
+    "edgeseg.kd": ("edgeseg.kd", "edgeseg.runtime", "edgeseg.__version__"),
+    "edgeseg.benchmarks": ("edgeseg.benchmarks", "edgeseg.runtime", "edgeseg.__version__"),
+    "edgeseg.export.kit": (),
+    "edgeseg.export": (
+        *("edgeseg.export", "edgeseg.runtime", "edgeseg.__version__"),
+        *("edgeseg.benchmarks.complexity", "edgeseg.kd.checkpoint"),
+    ),
+    "edgeseg.cli": ("edgeseg",),
+    "edgeseg.sources": tuple(f"edgeseg.{folder}" for folder in FOLDERS),
+    "edgeseg.__main__": ("edgeseg.cli",),
+    "edgeseg": (),
+}
+# Wherever a package is heavy it waits until a function needs it.
+ONLY_INSIDE_FUNCTIONS = {
+    "edgeseg.benchmarks": {"onnx", "google"},
+    "edgeseg.cli": {"numpy", "tqdm"},
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    name: str  # full name, as in "edgeseg.runtime.errors.InputError" or "numpy"
+    line: int
+    function: str  # the innermost function around it; "" at the top of a module
+    for_types: bool  # under `if TYPE_CHECKING`
+
+    @property
+    def package(self) -> str:
+        return self.name.split(".")[0]
+
+
+def imports_of(module: str, source: str, *, is_package: bool = False) -> list[Import]:
+    """List every import of a module's source, relative ones resolved."""
+    found: list[Import] = []
+
+    def walk(node: ast.AST, function: str, for_types: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            inner, types = function, for_types
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                inner = child.name
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                types = True
+            if isinstance(child, ast.Import):
+                for alias in child.names:
+                    found.append(Import(alias.name, child.lineno, inner, types))
+            if isinstance(child, ast.ImportFrom):
+                parts = module.split(".")
+                kept = parts[: len(parts) - child.level + is_package] if child.level else []
+                base = ".".join([*kept, *([child.module] if child.module else [])])
+                for alias in child.names:
+                    found.append(Import(f"{base}.{alias.name}", child.lineno, inner, types))
+            walk(child, inner, types)
+
+    walk(ast.parse(source), "", False)
+    return found
+
+
+def below(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def rule_for(module: str, table):
+    return next(rule for prefix, rule in table.items() if below(module, prefix))
+
+
+def faults_of(module: str, source: str, *, is_package: bool = False) -> list[str]:
+    """Return one line for each import that its layer forbids."""
+    faults = []
+    for each in imports_of(module, source, is_package=is_package):
+        where = f"{module}:{each.line} imports {each.name}"
+        if each.package == "edgeseg":
+            allowed = rule_for(module, LAYERS)
+            if not any(below(each.name, prefix) for prefix in allowed):
+                faults.append(where)
+            if below(each.name, "edgeseg.sources") and module != "edgeseg.cli":
+                faults.append(f"{where}: only the command line may")
+            if below(each.name, "edgeseg.cli") and module != "edgeseg.__main__":
+                faults.append(f"{where}: only __main__ may")
+        elif each.package not in STDLIB | {"__future__"}:
+            if each.package not in rule_for(module, PACKAGES):
+                faults.append(where)
+            late = next((v for k, v in ONLY_INSIDE_FUNCTIONS.items() if below(module, k)), set())
+            if each.package in late and not (each.function or each.for_types):
+                faults.append(f"{where} before a function needs it")
+    return faults
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Yield every module of the package with its file."""
+    files = list(ROOT.glob("*.py"))
+    for folder in FOLDERS:
+        files += (ROOT / folder).rglob("*.py")
+    for file in sorted(files):
+        parts = ["edgeseg", *file.relative_to(ROOT).with_suffix("").parts]
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), file
+
+
+MODULES = dict(modules())
+DEVICE_FILES = [file for name, file in MODULES.items() if below(name, "edgeseg.runtime")]
+DEVICE_FILES += [file for name, file in MODULES.items() if below(name, "edgeseg.export.kit")]
+
+
+def test_every_folder_of_the_package_is_walked():
+    for folder in FOLDERS:
+        assert f"edgeseg.{folder}" in MODULES
+    assert {"edgeseg.cli", "edgeseg.sources", "edgeseg.__main__"} <= set(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module):
+    file = MODULES[module]
+    source = file.read_text(encoding="utf-8")
+    assert faults_of(module, source, is_package=file.name == "__init__.py") == []
+
+
+def test_exporter_uses_training_in_one_place_only():
+    places = [
+        (module, each.name, each.function)
+        for module, file in MODULES.items()
+        if below(module, "edgeseg.export")
+        for each in imports_of(module, file.read_text(encoding="utf-8"))
+        if below(each.name, "edgeseg.kd")
+    ]
+    assert places == [
+        ("edgeseg.export.pipeline", "edgeseg.kd.checkpoint.load_checkpoint", "load_trained")
+    ]
+
+
+def test_onnx_and_torch_are_not_imported_to_open_the_export_table():
+    # Else `edgeseg targets` would wait for them.
+    for name in ("edgeseg.export.target", "edgeseg.export", "edgeseg.runtime.errors"):
+        packages = {each.package for each in imports_of(name, MODULES[name].read_text())}
+        assert packages <= STDLIB | {"__future__", "edgeseg"}
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("edgeseg.runtime.image", "import torch"),
+        ("edgeseg.runtime.image", "def f():\n    from ..kd.models import MODELS"),
+        ("edgeseg.runtime.image", "from .. import kd"),
+        ("edgeseg.runtime.image", "import edgeseg.export.target"),
+        ("edgeseg.runtime.image", "import onnxruntime"),
+        ("edgeseg.runtime.engines.ort", "import openvino"),
+        ("edgeseg.runtime.engines.ov", "from ...kd import models"),
+        ("edgeseg.kd.train", "from ..export import target"),
+        ("edgeseg.kd.train", "import onnx"),
+        ("edgeseg.kd.data.split", "from ...benchmarks.text import fixed"),
+        ("edgeseg.benchmarks.record", "from ..kd.models import MODELS"),
+        ("edgeseg.benchmarks.record", "import torch"),
+        ("edgeseg.benchmarks.record", "def f():\n    import click"),
+        ("edgeseg.benchmarks.record", "import onnx"),
+        ("edgeseg.benchmarks.complexity", "import onnx"),
+        ("edgeseg.export.parity", "from ..benchmarks.record import run_benchmark"),
+        ("edgeseg.export.parity", "from ..kd.train import train"),
+        ("edgeseg.export.parity", "import click"),
+        ("edgeseg.export.kit.build_engine", "import numpy"),
+        ("edgeseg.export.kit.build_engine", "from ...runtime import bundle"),
+        ("edgeseg.export.pipeline", "from ..sources import find_source"),
+        ("edgeseg.kd.train", "def f():\n    from ..cli import cli"),
+        ("edgeseg.sources", "from .cli import cli"),
+        ("edgeseg.sources", "import click"),
+        ("edgeseg.__main__", "from .sources import find_source"),
+        ("edgeseg.cli", "import numpy"),
+        ("edgeseg.cli", "import torch"),
+    ],
+)
+def test_import_in_the_wrong_direction_is_found(module, source):
+    assert len(faults_of(module, source)) >= 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("edgeseg.runtime.image", "import json\nimport numpy\nfrom .errors import InputError"),
+        ("edgeseg.kd.train", "from ..runtime.files import write_bytes\nimport torch"),
+        ("edgeseg.benchmarks.complexity", "def f():\n    import onnx"),
+        ("edgeseg.benchmarks.complexity", "if TYPE_CHECKING:\n    import onnx"),
+        ("edgeseg.export.pipeline", "from ..benchmarks.complexity import count_complexity"),
+        ("edgeseg.cli", "import click\ndef f():\n    from .sources import find_source"),
+    ],
+)
+def test_import_in_the_right_direction_is_not_a_fault(module, source):
+    assert faults_of(module, source) == []
+
+
+def test_relative_import_in_a_package_starts_from_the_package_itself():
+    (own,) = imports_of("edgeseg.runtime", "from .errors import Refused", is_package=True)
+    (up,) = imports_of("edgeseg.runtime.engines", "from ..errors import Refused", is_package=True)
+    assert own.name == up.name == "edgeseg.runtime.errors.Refused"
+
+
+# --- what runs on a device -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", DEVICE_FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_device_code_is_valid_python_3_8(file):
+    source = file.read_text(encoding="utf-8")
+    tree = ast.parse(source, feature_version=(3, 8))
+    if len(tree.body) > 1:  # more than a docstring
+        assert "from __future__ import annotations" in source
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            arguments = {keyword.arg for keyword in node.keywords}
+            # zip(strict=) is of 3.10, as are slots and kw_only of dataclasses
+            assert not arguments & {"strict", "slots", "kw_only"}, node.lineno
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in ("removeprefix", "removesuffix", "bit_count"), node.lineno
+
+
+def test_syntax_newer_than_3_8_is_found():
+    with pytest.raises(SyntaxError):
+        ast.parse("match x:\n    case 1: pass", feature_version=(3, 8))
+
+
+def loaded_by(code: str, *wanted: str) -> set[str]:
+    """Return which packages an interpreter has loaded after running some code."""
+    code += f"\nimport sys; print(*sorted({set(wanted)!r} & set(sys.modules)))"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_the_whole_runtime_pulls_in_no_training_package_and_no_engine():
+    names = [name for name in MODULES if below(name, "edgeseg.runtime")]
+    names = [name for name in names if name.split(".")[-1] not in ("ort", "ov")]
+    assert {"edgeseg.runtime", "edgeseg.runtime.session", "edgeseg.runtime.predict"} <= set(names)
+    heavy = ("torch", "click", "onnx", "openvino", "onnxruntime", "nncf", "tqdm", "edgeseg.kd")
+    assert loaded_by("import " + ", ".join(names), *heavy) == set()
+
+
+def test_importing_runtime_alone_does_not_even_load_numpy():
+    assert loaded_by("import edgeseg.runtime", "numpy", "PIL") == set()
+
+
+def test_loaded_packages_are_seen():
+    assert loaded_by("import numpy", "numpy", "PIL") == {"numpy"}

@@ -1,0 +1,64 @@
+"""The input contract: what it takes, what it refuses, and that it survives JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from edgeseg.runtime.contract import InputContract
+from edgeseg.runtime.errors import InputError
+
+
+def test_contract_survives_json():
+    contract = InputContract(height=64, width=96, mean=0.1, std=0.3, threshold=0.25)
+    assert InputContract.from_dict(json.loads(json.dumps(contract.to_dict()))) == contract
+
+
+def test_logit_threshold_is_0_at_one_half_and_log_3_at_three_quarters():
+    assert InputContract(threshold=0.5).logit_threshold == 0
+    assert InputContract(threshold=0.75).logit_threshold == pytest.approx(math.log(3))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"height": 100},
+        {"width": 0},
+        {"width": 4112},
+        {"height": 64.0},
+        {"std": 0.0},
+        {"mean": math.nan},
+        {"std": math.inf},
+        {"threshold": 0.0},
+        {"threshold": 1.0},
+        {"threshold": math.nan},
+    ],
+)
+def test_value_out_of_range_is_refused(values):
+    with pytest.raises(InputError) as caught:
+        InputContract(**values)
+    assert caught.value.code == "E-CONTRACT"
+
+
+def test_size_that_does_not_fit_is_answered_with_the_next_that_does():
+    with pytest.raises(InputError, match="the nearest is 96"):
+        InputContract(height=100)
+
+
+@pytest.mark.parametrize(
+    "change", [{"height": "64"}, {"height": True}, {"extra": 1}, {"mean": None}, {"mean": [0.3]}]
+)
+def test_another_field_or_type_is_refused(change):
+    with pytest.raises(InputError) as caught:
+        InputContract.from_dict({**InputContract().to_dict(), **change})
+    assert caught.value.code == "E-CONTRACT"
+
+
+def test_missing_field_is_refused():
+    values = InputContract().to_dict()
+    del values["std"]
+    with pytest.raises(InputError) as caught:
+        InputContract.from_dict(values)
+    assert caught.value.code == "E-CONTRACT"

@@ -1,0 +1,180 @@
+"""Whole-or-nothing writes: errors, signals, full disks."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from edgeseg.runtime.errors import InputError, OutputError
+from edgeseg.runtime.files import atomic_folder, atomic_path, sha256_of_file, write_bytes
+
+WAITS_HALF_WAY = """
+import sys, time
+from pathlib import Path
+from edgeseg.runtime.files import atomic_folder
+with atomic_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").write_text("half")
+    print("half way", flush=True)
+    time.sleep(60)
+"""
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def stopped_half_way(target, number):
+    """Return the exit status of a process stopped by a signal while it fills `target`."""
+    command = [sys.executable, "-c", WAITS_HALF_WAY, str(target)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "half way\n"
+        process.send_signal(number)
+        return process.wait(timeout=10)
+
+
+def test_hash_is_that_of_the_bytes(tmp_path):
+    content = bytes(range(256)) * 5000  # more than one block
+    (tmp_path / "file").write_bytes(content)
+    assert sha256_of_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_file_is_replaced_whole_and_nothing_else_is_left(tmp_path):
+    write_bytes(tmp_path / "new" / "file", b"old")
+    write_bytes(tmp_path / "new" / "file", "naïve")
+    assert (tmp_path / "new" / "file").read_bytes() == "naïve".encode()
+    assert names_in(tmp_path / "new") == ["file"]
+
+
+def test_file_has_the_usual_permissions(tmp_path):
+    write_bytes(tmp_path / "ours", b"")
+    (tmp_path / "usual").write_bytes(b"")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def fail_after_writing(path):
+    path.write_text("half")
+    raise ZeroDivisionError
+
+
+def test_file_keeps_its_old_content_when_writing_fails(tmp_path):
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_path(target) as temporary:
+        fail_after_writing(temporary)
+    assert target.read_text() == "old"
+    assert names_in(tmp_path) == ["file"]
+
+
+def test_file_below_a_file_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError) as caught:
+        write_bytes(tmp_path / "file" / "below", b"")
+    assert caught.value.code == "E-OUT-WRITE"
+
+
+def test_folder_appears_whole_under_its_name_only_at_the_end(tmp_path):
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("content")
+        assert not (tmp_path / "out").exists()
+    assert names_in(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "file").read_text() == "content"
+
+
+def test_folder_has_the_usual_permissions(tmp_path):
+    with atomic_folder(tmp_path / "ours"):
+        pass
+    (tmp_path / "usual").mkdir()
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_exception_leaves_no_folder(tmp_path):
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "out") as folder:
+        fail_after_writing(folder / "half")
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_existing_output_is_refused_and_untouched(kind, tmp_path):
+    target = tmp_path / "out"
+    target.mkdir() if kind == "folder" else target.write_text("mine")
+    with pytest.raises(InputError) as caught, atomic_folder(target):
+        pytest.fail("the body must not run")
+    assert caught.value.code == "E-OUT-EXISTS"
+    assert target.is_dir() if kind == "folder" else target.read_text() == "mine"
+
+
+def test_output_that_appears_meanwhile_is_not_overwritten(tmp_path):
+    target = tmp_path / "out"
+    with pytest.raises(OutputError) as caught, atomic_folder(target):
+        write_bytes(target / "theirs", "theirs")
+    assert caught.value.code == "E-OUT-WRITE"
+    assert names_in(target) == ["theirs"]
+    assert names_in(tmp_path) == ["out"]
+
+
+def test_sigterm_leaves_no_folder(tmp_path):
+    assert stopped_half_way(tmp_path / "out", signal.SIGTERM) == 128 + signal.SIGTERM
+    assert names_in(tmp_path) == []
+
+
+def test_ctrl_c_leaves_no_folder(tmp_path):
+    assert stopped_half_way(tmp_path / "out", signal.SIGINT) == -signal.SIGINT
+    assert names_in(tmp_path) == []
+
+
+def test_left_overs_of_a_kill_go_with_the_next_call(tmp_path):
+    target = tmp_path / "out"
+    assert stopped_half_way(target, signal.SIGKILL) == -signal.SIGKILL
+    (left_over,) = names_in(tmp_path)  # never under the name itself
+    assert left_over.startswith(".out.partial-")
+    with atomic_folder(target):
+        assert left_over not in names_in(tmp_path)
+    assert names_in(tmp_path) == ["out"]
+
+
+def test_half_written_folder_of_a_living_process_is_left_alone(tmp_path):
+    command = [sys.executable, "-c", WAITS_HALF_WAY, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "half way\n"
+        (theirs,) = names_in(tmp_path)
+        with atomic_folder(tmp_path / "out"):
+            left = names_in(tmp_path)
+        process.kill()
+    assert theirs in left
+
+
+def test_sigterm_is_handled_as_before_after_the_folder_is_written(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with atomic_folder(tmp_path / "out"):
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_file_keeps_its_old_content_when_the_disk_is_full(full_disk):
+    target = full_disk / "file"
+    write_bytes(target, b"old")
+    with pytest.raises(OutputError) as caught:
+        write_bytes(target, bytes(100_000))
+    assert caught.value.code == "E-OUT-WRITE"
+    assert target.read_bytes() == b"old"
+    assert names_in(full_disk) == ["file"]
+
+
+def test_full_disk_leaves_no_folder(full_disk):
+    with pytest.raises(OutputError) as caught, atomic_folder(full_disk / "out") as folder:
+        (folder / "file").write_bytes(bytes(100_000))
+    assert caught.value.code == "E-OUT-WRITE"
+    assert names_in(full_disk) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_folder_without_permission_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError) as caught, atomic_folder(tmp_path / "out"):
+        pytest.fail("the body must not run")
+    assert caught.value.code == "E-OUT-WRITE"
