@@ -370,9 +370,10 @@ def benchmark(
 ) -> None:
     """Measure SOURCEs (bundles, runs, checkpoints) interleaved; the first is the reference."""
     from .benchmarks.record import run_benchmark, to_json
-    from .benchmarks.report import to_table, write_reports
+    from .benchmarks.report import require_report_path, to_table, write_reports
     from .sources import candidates_of, find_source, samples_for
 
+    require_report_path(out)
     found = [find_source(path) for path in sources]
     record = run_benchmark(
         candidates_of(found, engines, threads or 0),

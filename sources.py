@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .kd.config import SPLIT_FILE, STUDENT_FILE
-from .runtime.bundle import open_bundle
+from .runtime.bundle import Bundle, open_bundle
 from .runtime.engines import ENGINES, available_threads, is_installed
-from .runtime.errors import InputError
+from .runtime.errors import InputError, Refused
 from .runtime.session import Session, session_of
 
 if TYPE_CHECKING:
@@ -131,16 +131,27 @@ def _of_bundle(source: Source, engines: Sequence[str], threads: int) -> list[Can
             session=session_of(bundle, engine=engine, threads=threads),
             artifact_sha256=bundle.sha256,
             file_bytes=sum((source.path / file).stat().st_size for file in manifest.models[engine]),
-            complexity={
-                "parameters": manifest.complexity["parameters"],
-                "macs": manifest.complexity["macs"],
-                "weights_bytes": manifest.complexity["weights_bytes"][engine],
-            },
+            complexity=_complexity_of(bundle, engine),
             probe=_probe_command(source, engine, threads),
         )
         for engine in manifest.models
         if (engine in engines) or (not engines and engine in ENGINES and is_installed(engine))
     ]
+
+
+def _complexity_of(bundle: Bundle, engine: str) -> dict[str, int]:
+    facts = bundle.manifest.complexity
+    try:
+        return {
+            "parameters": int(facts["parameters"]),
+            "macs": int(facts["macs"]),
+            "weights_bytes": int(facts["weights_bytes"][engine]),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise Refused(
+            "E-MANIFEST-FIELD",
+            f"{bundle.path} does not state its complexity ({error}); export the bundle again",
+        ) from error
 
 
 def _of_checkpoint(source: Source, engines: Sequence[str], threads: int) -> list[Candidate]:

@@ -167,6 +167,11 @@ def run_benchmark(
             "E-BENCHMARK-NAMES", f"candidates {', '.join(names)} share a name; rename one"
         )
     environment = describe_environment(command)
+    # Accuracy first: it reads every file, so bad input is met before anything is timed.
+    scores = {
+        candidate.name: score_images(candidate.session.predict, cases, progress=progress)
+        for candidate in candidates
+    }
     frames = [case.read_image() for case in cases[:MAX_FRAMES]]
     processes = [
         probe_process(candidate.probe)
@@ -177,7 +182,6 @@ def run_benchmark(
     rows = []
     for candidate, process in zip(candidates, processes, strict=True):
         throughput_fps = measure_throughput(candidate.session, frames, THROUGHPUT_S)
-        scores = score_images(candidate.session.predict, cases, progress=progress)
         rows.append(
             Row(
                 name=candidate.name,
@@ -193,8 +197,8 @@ def run_benchmark(
                 process=process,
                 latency=latencies[candidate.name],
                 throughput_fps=throughput_fps,
-                accuracy=summarise(scores),
-                scores=scores,
+                accuracy=summarise(scores[candidate.name]),
+                scores=scores[candidate.name],
             )
         )
     return BenchmarkRecord(

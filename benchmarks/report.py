@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import InputError
-from ..runtime.files import write_bytes
+from ..runtime.files import require_writable, write_bytes
 from .page import to_html
 from .record import BenchmarkRecord, Row, to_json
 from .text import text_table
@@ -139,6 +139,20 @@ def _csv_cell(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
+def require_report_path(html_path: Path) -> None:
+    """Check before the long work that the reports can be written.
+
+    Raises:
+        InputError: E-REPORT-NAME for an ending other than ``.html``.
+        OutputError: E-OUT-WRITE where the folder cannot be written to.
+    """
+    if html_path.suffix != ".html":
+        raise InputError(
+            "E-REPORT-NAME", f"{html_path.name} does not end in .html; the page needs that ending"
+        )
+    require_writable(html_path)
+
+
 def write_reports(record: BenchmarkRecord, html_path: Path) -> tuple[Path, ...]:
     """Write the page and, beside it under the same name, .json, .md and .csv; each atomically.
 
@@ -153,10 +167,7 @@ def write_reports(record: BenchmarkRecord, html_path: Path) -> tuple[Path, ...]:
         InputError: E-REPORT-NAME for another ending.
         OutputError: E-OUT-WRITE.
     """
-    if html_path.suffix != ".html":
-        raise InputError(
-            "E-REPORT-NAME", f"{html_path.name} does not end in .html; the page needs that ending"
-        )
+    require_report_path(html_path)
     contents = {
         ".html": to_html(record),
         ".json": to_json(record),

@@ -1,4 +1,4 @@
-"""A trained network as checked, static ONNX; this is the only file of the exporter with torch."""
+"""A trained network as checked, static ONNX."""
 
 from __future__ import annotations
 

@@ -57,6 +57,16 @@ def atomic_path(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def require_writable(target: Path) -> None:
+    """Raise OutputError (E-OUT-WRITE) unless a file can be made beside `target`."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise cannot_write(target, error) from error
+
+
 def write_bytes(target: Path, content: Union[bytes, str]) -> None:
     """Write a whole file atomically; text is UTF-8. Raises OutputError (E-OUT-WRITE)."""
     data = content.encode("utf-8") if isinstance(content, str) else content

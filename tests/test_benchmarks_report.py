@@ -168,7 +168,7 @@ def put(value, *path):
         put("40", "rounds"),
         put(True, "rounds"),
         put(41, "rounds"),
-        put("tflite", "rows", 0, "kind"),
+        put(8, "rows", 0, "kind"),
         put([1.0] * 39 + ["1"], "rows", 0, "latency", "e2e_ms"),
         put([1.0] * 39 + [0.0], "rows", 0, "latency", "e2e_ms"),
         put([], "rows", 0, "accuracy", "groups"),
