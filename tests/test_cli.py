@@ -103,7 +103,7 @@ def commands_on(data, out, int8):
         "evaluate": ("evaluate", int8, data, "--part", "all", "--csv", out, "-q"),
         "benchmark": (
             *("benchmark", int8, "--data", data, "--part", "all"),
-            *("--engine", "onnxruntime", "--rounds", 5, "--out", out, "-q"),
+            *("--engine", "onnxruntime", "--rounds", 5, "--out", out and f"{out}.html", "-q"),
         ),
     }
 
@@ -199,7 +199,7 @@ def test_bundle_with_a_changed_byte_is_refused(command, name, bundle_copy, phant
     arguments = {
         "predict": (picture, "--out", out),
         "evaluate": (phantoms, "--part", "all", "--csv", out),
-        "benchmark": ("--data", phantoms, "--part", "all", "--rounds", 5, "--out", out),
+        "benchmark": ("--data", phantoms, "--part", "all", "--rounds", 5, "--out", f"{out}.html"),
     }[command]
     refused("E-BUNDLE-HASH", REFUSED, command, bundle_copy, *arguments, "-q")
     assert names_in(out.parent) == []
