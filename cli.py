@@ -17,6 +17,7 @@ import click
 from click.core import ParameterSource
 
 from . import __version__
+from .export.target import PRECISIONS
 from .kd.config import TrainConfig
 from .runtime.errors import EdgesegError
 
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from .runtime.progress import Progress
 
 T = TypeVar("T")
+_EXTRA_OF = {
+    **dict.fromkeys(("torch", "safetensors", "tensorboard"), "train"),
+    **dict.fromkeys(("onnx", "openvino", "nncf"), "export"),
+    "tqdm": "cli",
+}
 _LINE_EVERY_S = 10.0  # where the output is no terminal
 
 
@@ -35,8 +41,16 @@ class _Group(click.Group):
             return super().invoke(context)
         except EdgesegError as error:
             _leave(f"{error}", error.exit_code)
+        except ModuleNotFoundError as error:
+            if error.name not in _EXTRA_OF:
+                raise
+            _leave(
+                f"E-EXTRA-MISSING: {error.name} is not installed; "
+                f"pip install 'edgeseg[{_EXTRA_OF[error.name]}]'",
+                4,
+            )
         except (KeyboardInterrupt, click.Abort):
-            _leave("E-INTERRUPTED: stopped; nothing partial was kept", 130)
+            _leave("E-INTERRUPTED: stopped; a training continues with --resume", 130)
 
 
 def _leave(message: str, exit_code: int) -> NoReturn:
@@ -134,7 +148,9 @@ def data_split(folder: Path, out: Path, seed: int, quiet: bool) -> None:
     """Split FOLDER into train, val and test so that no near-duplicates are separated."""
     from .kd.data.dataset import read_dataset
     from .kd.data.split import describe_split, make_split, write_split
+    from .runtime.files import require_writable
 
+    require_writable(out)
     split = make_split(read_dataset(folder), seed=seed, progress=_progress(quiet))
     write_split(split, out)
     click.echo(describe_split(split))
@@ -213,7 +229,7 @@ def targets(as_json: bool) -> None:
 @cli.command()
 @click.argument("run", type=_path())
 @click.option("--target", required=True, help="See `edgeseg targets`.")
-@click.option("--precision", required=True, type=click.Choice(["fp32", "fp16", "int8"]))
+@click.option("--precision", required=True, type=click.Choice(PRECISIONS))
 @click.option(
     "--calib",
     "dataset",
@@ -224,7 +240,7 @@ def targets(as_json: bool) -> None:
 @click.option("--calib-images", type=click.IntRange(1), default=200, show_default=True)
 @click.option(
     "--max-drop",
-    type=click.FloatRange(0),
+    type=click.FloatRange(0, 1),
     default=0.005,
     show_default=True,
     help="Largest accepted loss of mean Dice on the val part.",
@@ -246,9 +262,13 @@ def export(
     """Export the student of RUN for a target, compared with the network at every step."""
     from .export.parity import CheckFrame, render_hops
     from .export.pipeline import export_bundle, load_trained, read_calibration
+    from .export.target import find_target
+    from .runtime.files import require_new
     from .runtime.image import read_image
     from .sources import checkpoint_of, samples_for
 
+    find_target(target, precision)
+    require_new(out)
     source = checkpoint_of(run)
     trained = load_trained(source.path)
     calibration = None
@@ -329,8 +349,11 @@ def evaluate(
 ) -> None:
     """Score SOURCE (a bundle, a run or a checkpoint) on a part of DATA."""
     from .benchmarks.accuracy import render_accuracy, score_images, summarise, write_scores_csv
+    from .runtime.files import require_writable
     from .sources import find_source, samples_for
 
+    if csv_file:
+        require_writable(csv_file)
     found = find_source(source)
     cases = samples_for(found, dataset, part)
     session = found.open(engine, threads or 0)
@@ -371,14 +394,17 @@ def benchmark(
     """Measure SOURCEs (bundles, runs, checkpoints) interleaved; the first is the reference."""
     from .benchmarks.record import run_benchmark, to_json
     from .benchmarks.report import require_report_path, to_table, write_reports
-    from .sources import candidates_of, find_source, samples_for
+    from .runtime.files import sha256_of_file
+    from .sources import candidates_of, common_samples, find_source
 
     require_report_path(out)
     found = [find_source(path) for path in sources]
     record = run_benchmark(
         candidates_of(found, engines, threads or 0),
-        samples_for(found[0], dataset, part),
+        common_samples(found, dataset, part),
         rounds=rounds,
+        part=part,
+        split_sha256=None if part == "all" else sha256_of_file(found[0].split_file()),
         command=["edgeseg", *sys.argv[1:]],
         progress=_progress(quiet),
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,8 @@ from .kd.config import SPLIT_FILE, STUDENT_FILE
 from .runtime.bundle import Bundle, open_bundle
 from .runtime.engines import ENGINES, available_threads, is_installed
 from .runtime.errors import InputError, Refused
-from .runtime.session import Session, session_of
+from .runtime.files import sha256_of_file
+from .runtime.session import Session, first_installed, session_of
 
 if TYPE_CHECKING:
     from .benchmarks.record import Candidate
@@ -26,15 +28,36 @@ class Source:
     path: Path
     is_bundle: bool
 
+    @property
+    def folder(self) -> Path:
+        """The bundle, or the run that the checkpoint lies in."""
+        return (self.path if self.is_bundle else self.path.parent).resolve()
+
     def split_file(self) -> Path:
-        """Return the split beside the network. Raises InputError (E-SPLIT-MISSING)."""
-        file = (self.path if self.is_bundle else self.path.parent) / SPLIT_FILE
+        """Return the split that the network was trained with.
+
+        Raises:
+            InputError: E-SPLIT-MISSING.
+            Refused: E-SPLIT-HASH if the file beside a checkpoint is not the one of its training (a
+                bundle's was verified with the bundle).
+        """
+        file = self.folder / SPLIT_FILE
         if not file.is_file():
             raise InputError(
                 "E-SPLIT-MISSING",
                 f"{self.path} comes without {SPLIT_FILE}, so its parts are unknown; "
                 "use --part all for data that it never saw",
             )
+        if not self.is_bundle:
+            from .kd.checkpoint import load_checkpoint
+
+            trained_with = load_checkpoint(self.path).provenance.get("split_sha256")
+            if sha256_of_file(file) != trained_with:
+                raise Refused(
+                    "E-SPLIT-HASH",
+                    f"{file} is not the split that {self.path} was trained with; its test part may "
+                    "have been trained on, so put the original back",
+                )
         return file
 
     def open(self, engine: str | None, threads: int) -> Session:
@@ -94,6 +117,24 @@ def samples_for(source: Source, data: Path, part: str) -> tuple[Sample, ...]:
     return samples
 
 
+def common_samples(sources: Sequence[Source], data: Path, part: str) -> tuple[Sample, ...]:
+    """Return the samples of a part that is the same for all sources; "all" takes every image.
+
+    Raises Refused (E-SPLIT-DIFFERS) if the sources have different splits: what is the test part of
+    one may have trained another. Else as `samples_for`.
+    """
+    if part != "all":
+        first, *others = [(source, sha256_of_file(source.split_file())) for source in sources]
+        for source, split in others:
+            if split != first[1]:
+                raise Refused(
+                    "E-SPLIT-DIFFERS",
+                    f"{source.path} and {first[0].path} have different splits; compare networks of "
+                    "one split, or use --part all on data that none of them saw",
+                )
+    return samples_for(sources[0], data, part)
+
+
 def candidates_of(
     sources: Sequence[Source], engines: Sequence[str], threads: int
 ) -> tuple[Candidate, ...]:
@@ -105,16 +146,26 @@ def candidates_of(
         threads: for each engine.
 
     Raises:
-        InputError: E-ENGINE-NONE (a source has none of `engines`), and those of `Source.open`.
+        InputError: E-ENGINE-NONE (a source has none of `engines`, or an engine no source), and
+            those of `Source.open`.
         EngineError: E-EXTRA-MISSING.
     """
     found: list[Candidate] = []
+    parents: list[str] = []  # tells apart sources of one name
     for source in sources:
         candidates = (_of_bundle if source.is_bundle else _of_checkpoint)(source, engines, threads)
         if not candidates:
             raise InputError("E-ENGINE-NONE", f"{source.path} runs in none of {', '.join(engines)}")
         found += candidates
-    return tuple(found)
+        parents += [source.folder.parent.name] * len(candidates)
+    unused = set(engines) - {candidate.kind for candidate in found}
+    if unused:
+        raise InputError("E-ENGINE-NONE", f"no source runs in {', '.join(sorted(unused))}")
+    names = Counter(candidate.name for candidate in found)
+    return tuple(
+        replace(each, name=f"{parent}/{each.name}") if names[each.name] > 1 else each
+        for each, parent in zip(found, parents, strict=True)
+    )
 
 
 def _of_bundle(source: Source, engines: Sequence[str], threads: int) -> list[Candidate]:
@@ -123,9 +174,11 @@ def _of_bundle(source: Source, engines: Sequence[str], threads: int) -> list[Can
     bundle = open_bundle(source.path)
     manifest = bundle.manifest
     threads = threads or available_threads()
+    if not engines:
+        first_installed(bundle)  # says what to install where none is
     return [
         Candidate(
-            name=f"{source.path.name} · {engine}",
+            name=f"{source.folder.name} · {engine}",
             kind=engine,
             precision=manifest.precision,
             session=session_of(bundle, engine=engine, threads=threads),
@@ -165,7 +218,7 @@ def _of_checkpoint(source: Source, engines: Sequence[str], threads: int) -> list
     loaded = load_checkpoint(source.path)
     return [
         Candidate(
-            name=f"{loaded.model} · torch",
+            name=f"{source.folder.name}/{source.path.stem} · torch",
             kind="torch",
             precision="fp32",
             session=source.open("torch", threads),

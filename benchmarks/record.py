@@ -124,6 +124,8 @@ class BenchmarkRecord:
     frames: int  # distinct frames of the latency measurement
     rounds: int  # timed calls per row
     images: int  # scored
+    part: str  # of the split they are, or "all"
+    split_sha256: str | None  # of that split; None for "all"
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...]  # one for each row but the first, in their order
     notes: tuple[Note, ...]
@@ -138,6 +140,8 @@ def run_benchmark(
     cases: Sequence[Case],
     *,
     rounds: int = 200,
+    part: str,
+    split_sha256: str | None,
     command: Sequence[str],
     progress: Progress = quiet,
 ) -> BenchmarkRecord:
@@ -147,6 +151,8 @@ def run_benchmark(
         candidates: at least one, under different names.
         cases: all are scored; the frames of the first 16 serve for latency and throughput.
         rounds: timed calls per candidate, >= 1; a p99 needs 368.
+        part: which part of the split the cases are, or "all".
+        split_sha256: of that split; None for "all".
         command: goes into the record, without folders, to reproduce it.
         progress: wraps the long loops.
 
@@ -207,6 +213,8 @@ def run_benchmark(
         frames=len(frames),
         rounds=rounds,
         images=len(cases),
+        part=part,
+        split_sha256=split_sha256,
         rows=tuple(rows),
         comparisons=tuple(_compare(row, rows[0]) for row in rows[1:]),
         notes=_notes_on(rows, environment, rounds),

@@ -221,7 +221,7 @@ def conditions(record: BenchmarkRecord) -> dict[str, str]:
     packages = [f"{name} {version}" for name, version in place.packages.items() if version]
     return {
         "Measured": f"{place.started_utc}, {record.rounds} rounds over {record.frames} frames, "
-        f"{record.images} images scored",
+        f"{record.images} images scored ({_selection(record)})",
         "CPU": f"{place.cpu}, {place.cores} logical cores usable",
         "Instructions": ", ".join(place.isa) or "none of interest",
         "Clocks": ", ".join(clocks),
@@ -246,3 +246,9 @@ def artifacts_table(record: BenchmarkRecord) -> tuple[list[str], list[list[str]]
         ]
         for row in record.rows
     ]
+
+
+def _selection(record: BenchmarkRecord) -> str:
+    if record.split_sha256 is None:
+        return "all of the data set"
+    return f"{record.part} part of split {record.split_sha256[:12]}"

@@ -33,7 +33,7 @@ class Hop:
 
     name: str  # such as "openvino int8"
     frames: int
-    max_abs: float  # largest difference of a logit
+    max_abs: float  # largest difference of a logit; NaN if one is NaN
     flipped_share: float  # of pixels at network size, in 0..1
     mask_dice: float  # mean Dice between the two masks, frames where both are empty left out
     dice: float  # mean Dice against the truth, frames with a lesion
@@ -96,7 +96,7 @@ def check_hop(name: str, run: Run, reference: Reference, *, progress: Progress =
     return Hop(
         name=name,
         frames=len(pairs),
-        max_abs=max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs),
+        max_abs=float(np.max([np.abs(ours - theirs).max() for ours, theirs in pairs])),  # keeps NaN
         flipped_share=float(np.mean(flipped)),
         mask_dice=_mean_defined(overlap),
         dice=_mean_defined(dice),

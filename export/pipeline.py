@@ -15,10 +15,10 @@ import numpy as np
 
 from .. import __version__
 from ..benchmarks.complexity import count_complexity
-from ..runtime.bundle import seal_bundle
+from ..runtime.bundle import open_bundle, seal_bundle
 from ..runtime.contract import InputContract
-from ..runtime.engines import available_threads, open_engine
-from ..runtime.errors import EngineError, InputError
+from ..runtime.engines import Engine, available_threads, open_engine
+from ..runtime.errors import InputError, Refused
 from ..runtime.files import atomic_folder, sha256_of_file
 from ..runtime.image import input_from_frame
 from ..runtime.progress import Progress, quiet
@@ -127,8 +127,9 @@ def export_bundle(
 
     Raises:
         InputError: E-TARGET-NAME, E-OUT-EXISTS, E-CALIB-MISSING, E-PARITY-FRAMES.
-        Refused: E-TARGET-PRECISION, E-PARITY, E-ACCURACY.
-        EngineError: E-EXTRA-MISSING, E-EXPORT (a converter failed).
+        Refused: E-TARGET-PRECISION, E-PARITY, E-ACCURACY, E-PRECISION-FALLBACK (INT8 was asked for
+            and no convolution runs in it).
+        EngineError: E-EXTRA-MISSING.
         OutputError: E-OUT-WRITE.
     """
     target = find_target(target_name, precision)
@@ -140,9 +141,8 @@ def export_bundle(
             _run_of(trained.network), trained.contract, checks, progress=progress
         )
         hops, fields = _fill(folder, trained, target, precision, calibration, reference, progress)
-        require_parity(hops[0], "fp32")
-        for hop in hops[1:]:
-            require_parity(hop, precision)
+        for hop in hops:
+            require_parity(hop, "fp32" if hop is hops[0] else precision)
             require_accuracy(hop, max_drop)
         provenance = {
             "checkpoint_sha256": trained.sha256,
@@ -170,6 +170,7 @@ def export_bundle(
                 **fields,
             },
         )
+        open_bundle(folder)  # what is kept can be opened
     return Exported(out, hops, reference.mean_dice)
 
 
@@ -202,6 +203,8 @@ def _fill(
             continue  # the master itself, checked above
         content = {file: (folder / file).read_bytes() for file in files}
         engine = open_engine(name, content, threads)
+        if precision == "int8":
+            _require_int8(name, engine, content)
         hops.append(check_hop(f"{name} {precision}", engine.run, reference, progress=progress))
     if target.kit:
         shutil.copyfile(_KIT / "build_engine.py", folder / "build_engine.py")
@@ -212,6 +215,19 @@ def _fill(
         "weights_bytes": {name: _weights_bytes(folder, files) for name, files in models.items()},
     }
     return tuple(hops), {"models": models, "complexity": facts}
+
+
+def _require_int8(name: str, engine: Engine, content: Mapping[str, bytes]) -> None:
+    """Refuse files that carry the name of INT8 without its arithmetic."""
+    executed = engine.facts.get("convolutions", "")  # what OpenVINO says it runs
+    typed = any(kind in executed for kind in ("i8 ", "u8 "))
+    quantised = any(b"QuantizeLinear" in data for data in content.values())
+    if not (typed or (not executed and quantised)):
+        raise Refused(
+            "E-PRECISION-FALLBACK",
+            f"int8 was asked for, but {name} runs no convolution in it ({executed or 'no Q/DQ'}); "
+            "export fp16 or fp32",
+        )
 
 
 @dataclass(frozen=True)
@@ -242,13 +258,9 @@ def _weights_bytes(folder: Path, files: Sequence[str]) -> int:
 def _convert(
     engine: str, master: bytes, folder: Path, precision: str, images: Collection[np.ndarray]
 ) -> tuple[str, ...]:
-    """Run one converter; a missing package or a full disk gets its own error."""
+    """Run one converter; a full disk gets its own error."""
     try:
         return _CONVERTERS[engine](master, folder, precision, images)
-    except ImportError as error:
-        raise EngineError(
-            "E-EXTRA-MISSING", f"{error.name} is not installed; pip install 'edgeseg[export]'"
-        ) from error
     except RuntimeError as error:  # what OpenVINO raises for a write that failed
         if shutil.disk_usage(folder).free < _SPARE_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
@@ -258,11 +270,18 @@ def _convert(
 def _calibration_facts(precision: str, calibration: CalibrationSet | None) -> dict[str, Any] | None:
     if precision != "int8" or calibration is None:
         return None
-    return {"part": "train", "method": "min-max", "frames_sha256": list(calibration.sha256)}
+    return {
+        "part": "train",
+        "method": {"openvino": "nncf mean min-max", "onnxruntime": "min-max"},
+        "frames_sha256": list(calibration.sha256),
+    }
 
 
 def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _TOOLS}
+    found = {
+        each.metadata["Name"].lower(): each.version for each in importlib.metadata.distributions()
+    }
+    return {name: found[name] for name in _TOOLS if name in found}
 
 
 def _to_openvino(

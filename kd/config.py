@@ -45,7 +45,7 @@ class TrainConfig:
         for name in ("learning_rate", "temperature"):
             if not getattr(self, name) > 0:
                 raise InputError("E-CONFIG", f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("weight_decay", "distill_weight"):
+        for name in ("weight_decay", "distill_weight", "seed"):
             if not getattr(self, name) >= 0:
                 raise InputError("E-CONFIG", f"{name} must not be below 0: {getattr(self, name)}")
 
@@ -54,7 +54,7 @@ class TrainConfig:
         return json.dumps(asdict(self), indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> TrainConfig:
+    def from_json(cls, text: str | bytes) -> TrainConfig:
         """Read the result of `to_json`. Raises InputError (E-CONFIG) for other or missing keys."""
         try:
             values = json.loads(text)

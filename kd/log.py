@@ -32,7 +32,8 @@ class RunLog:
                 rows = [
                     row
                     for row in csv.DictReader(file)
-                    if row["stage"] != stage or int(row["epoch"]) <= first_epoch
+                    if _is_whole(row)
+                    and (row["stage"] != stage or int(row["epoch"]) <= first_epoch)
                 ]
         text = io.StringIO()
         writer = csv.DictWriter(text, _COLUMNS)
@@ -63,3 +64,8 @@ class RunLog:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _is_whole(row: Mapping[str, str | None]) -> bool:
+    """Say whether a row was written to its end; a full disk or a kill can cut the last one."""
+    return None not in row.values() and str(row["epoch"]).isdigit()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from .models import build_model
 
 TAUGHT = ("benign", "malignant")  # the classes that have a teacher
 _CONFIG_FILE = "config.json"
+_RUN_FILES = (_CONFIG_FILE, "*.safetensors", "*.state")  # any of them makes a folder a run
 _EMA_DECAY = 0.995  # of the averaged weights that are kept, a step
 _WARM_UP = 0.05  # share of the steps in which the learning rate rises
 
@@ -80,7 +81,7 @@ def train(
     same number of threads).
 
     Args:
-        dataset: the images; only those of the train and val parts are read.
+        dataset: the images; once split, only those of the train and val parts are read.
         out: folder of the run, new unless `resume`.
         config: settings.
         split: None makes a leak-safe one with the settings' seed.
@@ -90,9 +91,10 @@ def train(
 
     Raises:
         InputError: E-DATA-CLASS (benign or malignant missing), E-RUN-EXISTS, E-RUN-MISSING,
-            E-RUN-CONFIG (resumed with other settings), E-DEVICE, E-MODEL-NAME, E-CONFIG (a network
-            does not take the size).
-        Refused: E-TRAIN-LOSS (loss not finite; the last good state is kept).
+            E-RUN-CONFIG (resumed with other settings or another split), E-DEVICE, E-MODEL-NAME,
+            E-CONFIG (a network does not take the size).
+        Refused: E-TRAIN-LOSS (loss or gradient not finite; the last good state is kept),
+            E-RUN-STAGE (a finished stage in `out` is of another run).
         OutputError: E-OUT-WRITE.
     """
     run_device = _device(device)
@@ -108,7 +110,7 @@ def train(
         write_split(split, out / SPLIT_FILE)
         write_bytes(out / _CONFIG_FILE, config.to_json())  # last: it makes the folder a run
     provenance = {
-        "config": config.to_json(),
+        "config": asdict(config),
         "split_sha256": sha256_of_file(out / SPLIT_FILE),
         "train_images": len(frames["train"].names),
     }
@@ -127,7 +129,12 @@ def train(
             save_checkpoint(target, trained, model=model, contract=contract, provenance=provenance)
             (out / f"{name}.state").unlink(missing_ok=True)
         # Read back even if just written: a resumed run must see the same memory layout.
-        return _placed(load_checkpoint(target).network, run_device)
+        loaded = load_checkpoint(target)
+        if (loaded.model, loaded.provenance) != (model, provenance):
+            raise Refused(
+                "E-RUN-STAGE", f"{target} is not of this run: its settings or its split differ"
+            )
+        return _placed(loaded.network, run_device)
 
     try:
         teachers = {
@@ -215,14 +222,17 @@ def _fit(
             order = np.random.default_rng([config.seed, epoch]).permutation(len(data.names))
         chosen = order[step * config.batch : (step + 1) * config.batch]
         rate = config.learning_rate * _schedule(move, epochs * steps)
-        terms = _step(network, optimizer, loss_terms, data, chosen, contract, rate, move, config)
+        terms, gradient_norm = _step(
+            network, optimizer, loss_terms, data, chosen, contract, rate, move, config
+        )
         total = sum(float(term) for term in terms.values())
-        if not math.isfinite(total):
+        if not math.isfinite(total) or not math.isfinite(gradient_norm):
             batch = ", ".join(data.names[index] for index in chosen)
             raise Refused(
                 "E-TRAIN-LOSS",
-                f"{name}: loss {total} in epoch {epoch + 1} on [{batch}]; the state after epoch "
-                f"{epoch} is kept, look at these images or lower the learning rate",
+                f"{name}: loss {total}, gradient norm {gradient_norm} in epoch {epoch + 1} on "
+                f"[{batch}]; the state after epoch {epoch} is kept, look at these images or lower "
+                "the learning rate",
             )
         _average(averaged, network, move)
         for key, term in terms.items():
@@ -249,8 +259,11 @@ def _step(
     rate: float,
     move: int,
     config: TrainConfig,
-) -> dict[str, torch.Tensor]:
-    """Make one optimiser step; return the loss terms. A loss that is not finite changes nothing."""
+) -> tuple[dict[str, torch.Tensor], float]:
+    """Make one optimiser step; return the loss terms and the norm of the gradient.
+
+    No weight changes unless both are finite.
+    """
     device = data.images.device
     generator = torch.Generator().manual_seed(_seed_of(config.seed, f"augment {move}"))
     images = data.images[chosen].float() / 255
@@ -262,12 +275,12 @@ def _step(
         logits = network(images).float()
         terms = loss_terms(logits, truth, images, data.labels[chosen])
     loss = torch.stack(list(terms.values())).sum()
-    if torch.isfinite(loss):
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = float(nn.utils.clip_grad_norm_(network.parameters(), 5.0))
+    if math.isfinite(norm) and torch.isfinite(loss):
         optimizer.step()
-    return {name: term.detach() for name, term in terms.items()}
+    return {name: term.detach() for name, term in terms.items()}, norm
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -348,23 +361,28 @@ def _split_of_run(
 ) -> Split:
     """Return the split of a new run, or that of the run to resume if its settings agree."""
     if not resume:
-        if (out / _CONFIG_FILE).exists():
+        left = [path for suffix in _RUN_FILES for path in sorted(out.glob(suffix))]
+        if left:
             raise InputError(
-                "E-RUN-EXISTS", f"{out} holds a run; continue it with --resume or choose another"
+                "E-RUN-EXISTS",
+                f"{out} holds a run ({left[0].name}); continue it with --resume or choose another",
             )
         return split or make_split(dataset, seed=config.seed)
     if read_config(out) != config:
         raise InputError(
             "E-RUN-CONFIG", f"{out} was started with other settings; resume without changing any"
         )
-    return read_split(out / SPLIT_FILE)
+    kept = read_split(out / SPLIT_FILE)
+    if split not in (None, kept):
+        raise InputError("E-RUN-CONFIG", f"{out} was started with another split; leave --split out")
+    return kept
 
 
 def read_config(run: Path) -> TrainConfig:
     """Return the settings of a run. Raises InputError: E-RUN-MISSING, E-CONFIG."""
     if not (run / _CONFIG_FILE).is_file():
         raise InputError("E-RUN-MISSING", f"{run} holds no run; start it without --resume")
-    return TrainConfig.from_json((run / _CONFIG_FILE).read_text(encoding="utf-8"))
+    return TrainConfig.from_json((run / _CONFIG_FILE).read_bytes())
 
 
 def _load(

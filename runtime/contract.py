@@ -29,7 +29,7 @@ class InputContract:
         for name in ("height", "width"):
             value = getattr(self, name)
             if not isinstance(value, int) or not 16 <= value <= 4096 or value % 16:
-                below = max(16, int(value) // 16 * 16)
+                below = min(4096, max(16, int(value) // 16 * 16))
                 raise InputError(
                     "E-CONTRACT",
                     f"{name} {value} is not a multiple of 16 in 16..4096; the nearest is {below}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -12,6 +13,13 @@ from pathlib import Path
 from typing import Iterator, Union
 
 from .errors import InputError, OutputError
+
+_WRITE_REFUSED = frozenset(
+    (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES),
+        *(errno.EPERM, errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.ENAMETOOLONG),
+    )
+)
 
 
 def sha256_of_file(path: Path) -> str:
@@ -52,9 +60,15 @@ def atomic_path(target: Path) -> Iterator[Path]:
         temporary.replace(target)
         _sync(target.parent)
     except OSError as error:
-        raise cannot_write(target, error) from error
+        raise _as_output_error(target, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_new(target: Path) -> None:
+    """Raise InputError (E-OUT-EXISTS) if `target` exists: nothing is overwritten."""
+    if target.exists():
+        raise InputError("E-OUT-EXISTS", f"{target} exists already; choose another or remove it")
 
 
 def require_writable(target: Path) -> None:
@@ -82,8 +96,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     same target are removed at the start, so no half-written folder is ever found under the name.
     Raises InputError (E-OUT-EXISTS) if `target` exists, OutputError (E-OUT-WRITE) on I/O errors.
     """
-    if target.exists():
-        raise InputError("E-OUT-EXISTS", f"{target} exists already; choose another or remove it")
+    require_new(target)
     prefix = f".{target.name}.partial-"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -96,13 +109,13 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     try:
         with _terminate_as_exit():
             yield temporary
-            for path in sorted(temporary.rglob("*")):
+            for path in (*temporary.rglob("*"), temporary):
                 _sync(path)
             temporary.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
             temporary.rename(target)
             _sync(target.parent)
     except OSError as error:
-        raise cannot_write(target, error) from error
+        raise _as_output_error(target, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -131,6 +144,11 @@ def cannot_write(target: Path, error: OSError) -> OutputError:
     return OutputError(
         "E-OUT-WRITE", f"cannot write {target}: {reason}; free space or choose another place"
     )
+
+
+def _as_output_error(target: Path, error: OSError) -> Exception:
+    """Return an OutputError if the file system refused to write, else the error itself."""
+    return cannot_write(target, error) if error.errno in _WRITE_REFUSED else error
 
 
 def _process_runs(pid: str) -> bool:

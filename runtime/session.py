@@ -43,9 +43,14 @@ class Session:
 
         Raises:
             InputError: E-FRAME for another dtype or shape.
+            EngineError: E-ENGINE-RESULT for logits that are not finite.
         """
         image = input_from_frame(frame, self.contract, self._input)
         logits = self.engine.run(image)
+        if not np.isfinite(logits.sum()):  # NaN would read as "no lesion"
+            raise EngineError(
+                "E-ENGINE-RESULT", f"{self.engine.name} answered a number that is not finite"
+            )
         return mask_from_logits(logits[0, 0], self.contract, frame.shape[0], frame.shape[1])
 
 
@@ -67,13 +72,17 @@ def open_session(bundle: Path, *, engine: Optional[str] = None, threads: int = 0
 
 def session_of(bundle: Bundle, *, engine: Optional[str] = None, threads: int = 0) -> Session:
     """Open a verified bundle; arguments and errors as `open_session`."""
-    name = engine or _first_installed(bundle)
+    name = engine or first_installed(bundle)
     files = bundle.model_files(name)
     opened = open_engine(name, files, threads or available_threads())
     return Session.over(opened, bundle.manifest.contract)
 
 
-def _first_installed(bundle: Bundle) -> str:
+def first_installed(bundle: Bundle) -> str:
+    """Return the bundle's preferred engine among those installed.
+
+    Raises EngineError (E-EXTRA-MISSING) naming what to install when there is none.
+    """
     known = [name for name in bundle.manifest.models if name in ENGINES]
     for name in known:
         if is_installed(name):

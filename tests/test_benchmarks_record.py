@@ -79,7 +79,13 @@ def _short(monkeypatch):
 
 
 def benchmark(*candidates, cases=CASES, rounds=3):
-    return run_benchmark(candidates, cases, rounds=rounds, command=["edgeseg", "benchmark"])
+    return run_benchmark(
+        *(candidates, cases),
+        rounds=rounds,
+        part="all",
+        split_sha256=None,
+        command=["edgeseg", "benchmark"],
+    )
 
 
 def test_record_holds_every_sample_and_compares_each_row_with_the_first():

@@ -23,7 +23,8 @@ from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.kd.data.split import read_split
 from edgeseg.kd.engine import TorchEngine
-from edgeseg.runtime.bundle import open_bundle
+from edgeseg.runtime.bundle import open_bundle, seal_bundle
+from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.image import read_image, read_mask
 from edgeseg.runtime.metrics import count_pixels, dice_score
 from edgeseg.runtime.session import Session, open_session
@@ -560,3 +561,55 @@ def test_help_takes_hardly_longer_than_importing_click():
 @pytest.mark.parametrize("name", sorted(cli.commands))
 def test_every_command_has_help(name):
     assert len(ok(name, "--help").stdout.splitlines()) > 3
+
+
+def test_split_that_the_checkpoint_was_not_trained_with_is_refused(run, phantoms, tmp_path):
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    (other / "split.json").unlink()
+    ok("data", "split", phantoms, "--out", other / "split.json", "--seed", 9, "-q")
+    refused("E-SPLIT-HASH", REFUSED, "evaluate", other, phantoms, "-q")
+    refused(
+        *("E-SPLIT-HASH", REFUSED, "export", other, "--target", "x86-cpu", "--precision", "fp32"),
+        *("--calib", phantoms, "--out", tmp_path / "bundle", "-q"),
+    )
+
+
+def test_networks_of_two_splits_are_not_compared(int8, bundle_copy, phantoms, tmp_path):
+    ok("data", "split", phantoms, "--out", tmp_path / "split.json", "--seed", 9, "-q")
+    manifest = json.loads((bundle_copy / "manifest.json").read_text())
+    shutil.copy(tmp_path / "split.json", bundle_copy / "split.json")
+    (bundle_copy / "SHA256SUMS").unlink()
+    (bundle_copy / "manifest.json").unlink()
+    fields = {key: value for key, value in manifest.items() if key not in ("schema", "files")}
+    fields["contract"] = InputContract.from_dict(fields["contract"])
+    seal_bundle(bundle_copy, fields)
+    refused(
+        *("E-SPLIT-DIFFERS", REFUSED, "benchmark", int8, bundle_copy, "--data", phantoms, "-q"),
+        *("--engine", "onnxruntime", "--out", tmp_path / "report.html"),
+    )
+
+
+def test_folder_with_an_old_stage_is_no_place_for_a_new_run(run, phantoms, tmp_path):
+    shutil.copy(run / "student.safetensors", tmp_path)
+    refused("E-RUN-EXISTS", INPUT, "train", phantoms, "--out", tmp_path, "--size", 32, "-q")
+    assert names_in(tmp_path) == ["student.safetensors"]
+
+
+def test_engine_that_no_source_has_is_refused(int8, phantoms, tmp_path):
+    refused(
+        *("E-ENGINE-NONE", INPUT, "benchmark", int8, "--data", phantoms, "-q"),
+        *("--engine", "onnxruntime", "--engine", "openvnio", "--out", tmp_path / "r.html"),
+    )
+
+
+def test_missing_package_is_named_with_its_extra(phantoms, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "edgeseg.kd.train", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.delitem(sys.modules, "edgeseg.kd.log", raising=False)
+    result = call("train", phantoms, "--out", tmp_path / "run", "-q")
+    assert result.exit_code == ENGINE
+    assert result.stderr == (
+        "edgeseg: E-EXTRA-MISSING: tensorboard is not installed; pip install 'edgeseg[train]'\n"
+    )

@@ -19,7 +19,15 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from edgeseg.export.parity import MAX_FLIPPED, Hop, require_accuracy, require_parity
+from edgeseg.export.parity import (
+    MAX_FLIPPED,
+    CheckFrame,
+    Hop,
+    check_hop,
+    reference_of,
+    require_accuracy,
+    require_parity,
+)
 from edgeseg.export.pipeline import export_bundle, load_trained, read_calibration
 from edgeseg.export.target import PRECISIONS, TARGETS, find_target
 from edgeseg.kd.checkpoint import load_checkpoint
@@ -27,6 +35,7 @@ from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.kd.data.split import read_split
 from edgeseg.kd.models import count_macs, count_parameters
 from edgeseg.runtime.bundle import open_bundle
+from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.files import sha256_of_file
 from edgeseg.runtime.image import read_image
@@ -400,10 +409,13 @@ def test_kit_refuses_a_bundle_that_changed(kit_copy):
 def test_kit_refuses_a_bundle_that_lacks_a_file_or_whose_sums_are_no_sums(kit_copy):
     shutil.move(kit_copy / "split.json", kit_copy.parent)
     missing = build_in(kit_copy)
+    (kit_copy.parent / "split.json").rename(kit_copy / "split.json")
+    (kit_copy / "SHA256SUMS").write_text("")
+    empty = build_in(kit_copy)
     (kit_copy / "SHA256SUMS").write_text("nonsense\n")
     nonsense = build_in(kit_copy)
     (kit_copy / "SHA256SUMS").unlink()
-    for done in (missing, nonsense, build_in(kit_copy)):
+    for done in (missing, empty, nonsense, build_in(kit_copy)):
         assert done.returncode == 3
         assert done.stderr.count("\n") == 1
 
@@ -451,8 +463,9 @@ def fake_tensorrt(tmp_path):
 def test_kit_writes_the_plan_and_what_it_was_built_with(kit_copy, fake_tensorrt, version):
     done = build_in(kit_copy, modules=fake_tensorrt(version))
     assert done.returncode == 0, done.stderr
-    facts = json.loads((kit_copy / "model.plan.json").read_text())
-    assert (kit_copy / "model.plan").read_bytes() == b"plan"
+    facts = json.loads((kit_copy.parent / "bundle.plan.json").read_text())
+    assert (kit_copy.parent / "bundle.plan").read_bytes() == b"plan"
+    open_bundle(kit_copy)  # which takes no file more
     assert facts == {
         "tensorrt": version,
         "precision": "int8",
@@ -466,10 +479,32 @@ def test_kit_leaves_with_4_and_no_plan_when_tensorrt_refuses(kit_copy, fake_tens
     done = build_in(kit_copy, modules=fake_tensorrt(**trouble))
     assert done.returncode == 4
     assert done.stderr.count("\n") == 1
-    assert not (kit_copy / "model.plan").exists()
+    assert not list(kit_copy.parent.glob("*.plan*"))
 
 
 def test_kit_leaves_with_5_where_it_may_not_write(kit_copy, fake_tensorrt):
-    done = build_in(kit_copy, "--out", "missing/model.plan", modules=fake_tensorrt())
+    done = build_in(kit_copy, "--out", "../missing/model.plan", modules=fake_tensorrt())
     assert done.returncode == 5
-    assert done.stderr.startswith("build_engine: cannot write missing/model.plan")
+    assert done.stderr.startswith("build_engine: cannot write ")
+    assert "missing/model.plan: " in done.stderr
+
+
+def test_kit_writes_no_plan_into_the_bundle(kit_copy, fake_tensorrt):
+    done = build_in(kit_copy, "--out", "model.plan", modules=fake_tensorrt())
+    assert done.returncode == 2
+    open_bundle(kit_copy)
+
+
+def test_number_that_is_no_number_on_any_frame_fails_parity():
+    lesion = np.zeros((32, 32), bool)
+    lesion[8:16, 8:16] = True
+    frame = np.zeros((32, 32), np.uint8)
+    frames = [CheckFrame(frame, lesion), CheckFrame(frame, np.zeros_like(lesion))]
+    contract = InputContract(32, 32)
+    logits = np.where(lesion, 5, -5).astype(np.float32)[None, None]
+    reference = reference_of(lambda image: logits, contract, frames)
+    answers = iter((logits, np.full_like(logits, np.nan)))
+    hop = check_hop("broken", lambda image: next(answers), reference)
+    with pytest.raises(Refused) as caught:
+        require_parity(hop, "int8")
+    assert caught.value.code == "E-PARITY"

@@ -28,7 +28,7 @@ def make_busi(root: Path) -> None:
 def make_dataset_b(root: Path) -> None:
     for stem in ("000001", "000012", "000013"):
         save(root / "original" / f"{stem}.png")
-        save(root / "GT" / f"{stem}.png", marked=True)
+        save(root / "GT" / f"{stem}.png", marked=stem != "000013")
     (root / "list.csv").write_text("No;Finding;Type\n1;cyst;Benign\n12;ca;MALIGNANT\n13;;Normal\n")
 
 
@@ -206,3 +206,12 @@ def test_xlsx_without_openpyxl_names_the_extra(tmp_path, monkeypatch):
     with pytest.raises(EngineError, match=r"pip install 'edgeseg\[xlsx\]'") as caught:
         read_dataset(tmp_path)
     assert caught.value.code == "E-EXTRA-MISSING"
+
+
+@pytest.mark.parametrize(("label", "marked"), [("benign", False), ("normal", True)])
+def test_mask_that_contradicts_the_label_is_refused(label, marked, tmp_path):
+    save(tmp_path / label / "a.png")
+    save(tmp_path / label / "a_mask.png", marked=marked)
+    with pytest.raises(InputError) as caught:
+        read_dataset(tmp_path).samples[0].read_mask()
+    assert caught.value.code == "E-DATA-MASK-EMPTY"

@@ -119,7 +119,7 @@ def test_checkpoint_tells_the_settings_the_split_and_the_number_of_images(run):
     split = read_split(run / "split.json")
     for stage in STAGES:
         provenance = load_checkpoint(run / f"{stage}.safetensors").provenance
-        assert TrainConfig.from_json(provenance["config"]) == config
+        assert TrainConfig(**provenance["config"]) == config
         assert provenance["split_sha256"] == sha256_of_file(run / "split.json")
         assert provenance["train_images"] == sum(e.part == "train" for e in split.entries)
 
@@ -205,7 +205,8 @@ def test_loss_that_is_not_finite_stops_names_the_batch_and_keeps_the_last_state(
         train(dataset, out, SHORT, split=split, device="cpu")
     assert caught.value.code == "E-TRAIN-LOSS"
     message = str(caught.value)
-    assert "student: loss nan in epoch 2 on [" in message
+    assert "student: loss nan, " in message
+    assert " in epoch 2 on [" in message
     named = message[message.index("[") + 1 : message.index("]")].split(", ")
     assert len(named) == SHORT.batch
     assert set(named) <= {entry.name for entry in frames["train"]}

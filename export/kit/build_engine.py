@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Build the TensorRT engine of this bundle on the device that will run it.
 
-    python3 build_engine.py [--out model.plan]
+    python3 build_engine.py [--out ENGINE.plan]
 
 Needs JetPack's own `tensorrt` and nothing else; valid Python 3.8. TensorRT 8.5 to 11. Every file
-is checked against SHA256SUMS before it is parsed. Beside the plan a model.plan.json tells what
-it was built with: an engine runs only on the GPU and TensorRT version that built it.
+is checked against SHA256SUMS before it is parsed. The plan is written beside the bundle, since a
+bundle takes no file more; ENGINE.plan.json tells what it was built with: an engine runs only on the
+GPU and TensorRT version that built it.
 
 Exit codes: 0 built, 2 wrong call, 3 a file does not match its hash, 4 TensorRT missing or refused,
 5 not written.
@@ -31,13 +32,18 @@ def fail(code: int, message: str) -> NoReturn:
 def verify(folder: Path) -> None:
     """Compare every file of the bundle with SHA256SUMS."""
     name = "SHA256SUMS"
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {name}
+    listed = set()
     try:
         for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
             expected, name = line.split("  ", 1)
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
                 fail(3, f"{name} does not match SHA256SUMS; copy the bundle again")
+            listed.add(name)
     except (OSError, ValueError) as error:
         fail(3, f"cannot verify {name} ({error}); copy the bundle again")
+    if listed != found or "model.onnx" not in listed:
+        fail(3, "SHA256SUMS does not list exactly the bundle's files; copy the bundle again")
 
 
 def build(trt: Any, model: bytes, precision: str) -> bytes:
@@ -84,9 +90,11 @@ def write(path: Path, content: bytes) -> None:
 def main() -> None:
     """Verify, build, write."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    arguments.add_argument("--out", type=Path, default=Path("model.plan"))
-    out = arguments.parse_args().out
     folder = Path(__file__).resolve().parent
+    arguments.add_argument("--out", type=Path, default=folder.with_name(folder.name + ".plan"))
+    out = arguments.parse_args().out.resolve()
+    if folder in out.parents:
+        fail(2, f"{out} lies in the bundle, which takes no file more; choose another --out")
     verify(folder)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     try:

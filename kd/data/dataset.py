@@ -39,8 +39,9 @@ class Sample:
         """Return the union of the masks, bool [H, W]; all False where there is none.
 
         Raises:
-            InputError: E-DATA-MASK-SIZE for a mask of another size than the image, or as
-                `runtime.image.read_image`.
+            InputError: E-DATA-MASK-SIZE for a mask of another size than the image,
+                E-DATA-MASK-EMPTY for a lesion without a marked pixel or a normal image with one,
+                or as `runtime.image.read_image`.
         """
         height, width = self.read_image().shape
         union = np.zeros((height, width), np.bool_)
@@ -53,6 +54,12 @@ class Sample:
                     f"{self.image} has {width}x{height}; replace the mask or remove the image",
                 )
             union |= mask
+        if union.any() == (self.label == "normal"):
+            raise InputError(
+                "E-DATA-MASK-EMPTY",
+                f"{self.image} is {self.label} but its mask marks "
+                f"{'something' if union.any() else 'nothing'}; mend the mask or the label",
+            )
         return union
 
 
