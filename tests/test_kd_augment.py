@@ -1,0 +1,42 @@
+"""Augmentation: the same numbers for the same seed, masks that follow their images."""
+
+from __future__ import annotations
+
+import torch
+
+from edgeseg.kd.augment import augment
+
+
+def drawn(seed, images, masks):
+    return augment(images, masks, torch.Generator().manual_seed(seed))
+
+
+def test_same_seed_gives_the_same_batch_and_another_seed_another():
+    images, masks = torch.rand(3, 1, 32, 32), (torch.rand(3, 1, 32, 32) > 0.5).float()
+    first, again, other = (drawn(seed, images, masks) for seed in (1, 1, 2))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+
+
+def test_images_and_masks_stay_between_0_and_1():
+    images, masks = torch.rand(8, 1, 32, 32), torch.ones(8, 1, 32, 32)
+    for each in drawn(0, images, masks):
+        assert each.shape == images.shape
+        assert each.min() >= 0
+        assert each.max() <= 1 + 1e-6
+
+
+def test_mask_moves_with_its_image():
+    images = torch.zeros(8, 1, 64, 64)
+    images[:, :, 20:44, 10:40] = 1
+    moved, masks = drawn(3, images, images.clone())
+    inside, outside = masks > 0.99, masks < 0.01
+    assert moved[inside].mean() > 0.7
+    assert moved[outside].mean() < 0.15
+    assert not torch.equal(masks, images)
+
+
+def test_an_empty_mask_stays_empty():
+    _, masks = drawn(0, torch.rand(4, 1, 32, 32), torch.zeros(4, 1, 32, 32))
+    assert masks.max() == 0
