@@ -29,6 +29,7 @@ SHORT = TrainConfig(
     teacher_epochs=1,
     student_epochs=2,
     batch=8,
+    normal_share=1.0,
 )
 
 # Trains in children of one process, which it kills at seeded moments until a run is done; each
