@@ -11,7 +11,7 @@ from torch.nn import functional as F
 def augment(
     images: torch.Tensor, masks: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flip, rotate, scale, shift; change gain and gamma, add speckle; each image on its own.
+    """Flip, rotate, scale, shift, and change gain and gamma, each image on its own.
 
     No vertical flip: depth has a direction in ultrasound (shadows fall away from the probe).
 
@@ -28,19 +28,18 @@ def augment(
     def draw(low: float, high: float) -> torch.Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)
 
-    angle = draw(-20, 20) * (math.pi / 180)
-    zoom = draw(math.log(0.7), math.log(1.4)).exp()
+    angle = draw(-15, 15) * (math.pi / 180)
+    zoom = draw(math.log(0.8), math.log(1.25)).exp()
     flip = torch.where(draw(0, 1) < 0.5, -1.0, 1.0)
     rows = [
-        torch.stack([flip * angle.cos() * zoom, -angle.sin() * zoom, draw(-0.2, 0.2)], 1),
-        torch.stack([flip * angle.sin() * zoom, angle.cos() * zoom, draw(-0.2, 0.2)], 1),
+        torch.stack([flip * angle.cos() * zoom, -angle.sin() * zoom, draw(-0.15, 0.15)], 1),
+        torch.stack([flip * angle.sin() * zoom, angle.cos() * zoom, draw(-0.15, 0.15)], 1),
     ]
     theta = torch.stack(rows, 1).to(images.device)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     both = torch.cat([images, masks], 1)
-    both = F.grid_sample(both, grid, padding_mode="reflection", align_corners=False)
-    gamma, gain, offset = draw(0.6, 1.6), draw(0.8, 1.2), draw(-0.1, 0.1)
+    both = F.grid_sample(both, grid, padding_mode="border", align_corners=False)
+    gamma, gain, offset = draw(0.7, 1.4), draw(0.85, 1.15), draw(-0.08, 0.08)
     gamma, gain, offset = (v.view(-1, 1, 1, 1).to(images.device) for v in (gamma, gain, offset))
-    noise = torch.randn(images.shape, generator=generator) * draw(0, 0.12).view(-1, 1, 1, 1)
-    changed = both[:, :1].clamp_min(1e-6).pow(gamma) * gain * (1 + noise.to(images.device)) + offset
-    return changed.clamp(0, 1), both[:, 1:]
+    changed = (both[:, :1].clamp_min(1e-6).pow(gamma) * gain + offset).clamp(0, 1)
+    return changed, both[:, 1:]

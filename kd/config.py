@@ -31,9 +31,6 @@ class TrainConfig:
     weight_decay: float = _setting(1e-2, "of AdamW, decoupled")
     temperature: float = _setting(2.0, "of the distillation, above 0")
     distill_weight: float = _setting(0.5, "of the distillation against the masks, 0 or more")
-    normal_share: float = _setting(
-        0.25, "of the images without lesion that each epoch shows, 0 to 1: more cost recall"
-    )
     seed: int = _setting(0, "of split, initial weights, order and augmentation")
 
     def __post_init__(self) -> None:
@@ -48,8 +45,6 @@ class TrainConfig:
         for name in ("learning_rate", "temperature"):
             if not getattr(self, name) > 0:
                 raise InputError("E-CONFIG", f"{name} must be above 0, not {getattr(self, name)}")
-        if not 0 <= self.normal_share <= 1:
-            raise InputError("E-CONFIG", f"normal_share {self.normal_share} is not in 0..1")
         for name in ("weight_decay", "distill_weight", "seed"):
             if not getattr(self, name) >= 0:
                 raise InputError("E-CONFIG", f"{name} must not be below 0: {getattr(self, name)}")

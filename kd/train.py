@@ -209,7 +209,7 @@ def _fit(
     state = out / f"{name}.state"
     first = _restore(state, network, averaged, optimizer) if state.is_file() else 0
     log.start_stage(name, first)
-    steps = max(1, len(_order(data, config, 0)) // config.batch)
+    steps = max(1, len(data.names) // config.batch)
     moves = progress(
         range(first * steps, epochs * steps), name.replace("-", " "), (epochs - first) * steps
     )
@@ -219,7 +219,7 @@ def _fit(
         if step == 0:
             sums = {}
             network.train()
-            order = _order(data, config, epoch)
+            order = np.random.default_rng([config.seed, epoch]).permutation(len(data.names))
         chosen = order[step * config.batch : (step + 1) * config.batch]
         rate = config.learning_rate * _schedule(move, epochs * steps)
         terms, gradient_norm = _step(
@@ -241,17 +241,6 @@ def _fit(
             log.write_epoch(name, epoch, rate, sums, _mean_dice(averaged, val, contract))
             _save(state, network, averaged, optimizer, epoch + 1)
     return averaged
-
-
-def _order(data: _Frames, config: TrainConfig, epoch: int) -> np.ndarray:
-    """Return the frames of an epoch in their order: all with a lesion, a draw of the others."""
-    generator = np.random.default_rng([config.seed, epoch])
-    lesions, normals = (
-        np.flatnonzero(data.labels != "normal"),
-        np.flatnonzero(data.labels == "normal"),
-    )
-    shown = generator.choice(normals, round(config.normal_share * len(normals)), replace=False)
-    return generator.permutation(np.concatenate([lesions, shown]))
 
 
 def _placed(network: nn.Module, device: torch.device) -> nn.Module:

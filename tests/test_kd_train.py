@@ -29,7 +29,6 @@ SHORT = TrainConfig(
     teacher_epochs=1,
     student_epochs=2,
     batch=8,
-    normal_share=1.0,
 )
 
 # Trains in children of one process, which it kills at seeded moments until a run is done; each
@@ -304,14 +303,3 @@ def test_images_of_the_test_part_are_never_read(phantoms, split, tmp_path):
     config = replace(SHORT, student_epochs=1)
     student = train(read_dataset(copy), tmp_path / "run", config, split=split, device="cpu")
     assert student.is_file()
-
-
-def test_each_epoch_shows_every_lesion_and_a_share_of_the_normal_images():
-    labels = np.array(["benign"] * 5 + ["normal"] * 8 + ["malignant"] * 3)
-    blank = torch.zeros(len(labels), 1, 32, 32)
-    frames = training._Frames(tuple(map(str, range(len(labels)))), blank, blank.bool(), labels)
-    orders = [training._order(frames, TrainConfig(normal_share=0.25), epoch) for epoch in (0, 0, 1)]
-    for order in orders:
-        assert sorted(labels[order]) == sorted(["benign"] * 5 + ["normal"] * 2 + ["malignant"] * 3)
-        assert len(set(order.tolist())) == 10
-    assert orders[0].tolist() == orders[1].tolist() != orders[2].tolist()
