@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -28,7 +29,12 @@ from edgeseg.export.parity import (
     require_accuracy,
     require_parity,
 )
-from edgeseg.export.pipeline import export_bundle, load_trained, read_calibration
+from edgeseg.export.pipeline import (
+    _require_int8,
+    export_bundle,
+    load_trained,
+    read_calibration,
+)
 from edgeseg.export.target import PRECISIONS, TARGETS, find_target
 from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.kd.data.dataset import read_dataset
@@ -508,3 +514,22 @@ def test_number_that_is_no_number_on_any_frame_fails_parity():
     with pytest.raises(Refused) as caught:
         require_parity(hop, "int8")
     assert caught.value.code == "E-PARITY"
+
+
+@pytest.mark.parametrize(
+    ("facts", "content", "passes"),
+    [
+        ({"convolutions": "f32 5, u8 30"}, b"", True),
+        ({"convolutions": "f32 35"}, b"QuantizeLinear", False),  # what runs counts, not the file
+        ({}, b"QuantizeLinear", True),
+        ({}, b"Conv", False),
+    ],
+)
+def test_int8_in_name_only_is_refused(facts, content, passes):
+    engine = SimpleNamespace(facts=facts)
+    if passes:
+        _require_int8("engine", engine, {"model": content})
+        return
+    with pytest.raises(Refused) as caught:
+        _require_int8("engine", engine, {"model": content})
+    assert caught.value.code == "E-PRECISION-FALLBACK"
