@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -16,6 +17,26 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..runtime.contract import InputContract
 from ..runtime.errors import InputError
+
+
+class Trace(NamedTuple):
+    """What a network made of a batch: its answer, and the features that distillation compares."""
+
+    logits: torch.Tensor  # [N, 1, H, W]
+    centre: torch.Tensor  # [N, C, h, w], the coarsest level
+    decoder: torch.Tensor  # [N, C, H', W'], what the head reads
+
+
+class Network(nn.Module):
+    """A segmentation network: grey images [N, 1, H, W], normalised, to logits of that shape."""
+
+    def trace(self, image: torch.Tensor) -> Trace:
+        """Return logits and features."""
+        raise NotImplementedError
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the logits."""
+        return self.trace(image).logits
 
 
 def _conv_norm(
@@ -43,6 +64,13 @@ class UpConv(nn.Sequential):
         super().__init__(nn.Upsample(scale_factor=2.0), _conv_norm(inputs, outputs, 3), nn.ReLU())
 
 
+class UpProjection(nn.Sequential):
+    """A 1×1 convolution, then nearest ×2: a quarter of the work of the other order."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(_conv_norm(inputs, outputs, 1), nn.ReLU(), nn.Upsample(scale_factor=2.0))
+
+
 class AttentionGate(nn.Module):
     """Additive attention gate (Oktay et al. 2018, eq. 1-2) with gate and skip at one resolution."""
 
@@ -61,9 +89,9 @@ class AttentionGate(nn.Module):
 class DecoderStage(nn.Module):
     """Up-convolution, gated skip, concatenation, double convolution."""
 
-    def __init__(self, inputs: int, skip: int, outputs: int) -> None:
+    def __init__(self, inputs: int, skip: int, outputs: int, up: type[nn.Module] = UpConv) -> None:
         super().__init__()
-        self.up = UpConv(inputs, outputs)
+        self.up = up(inputs, outputs)
         self.gate = AttentionGate(outputs, skip, max(outputs // 2, 1))
         self.fuse = DoubleConv(outputs + skip, outputs)
 
@@ -74,8 +102,8 @@ class DecoderStage(nn.Module):
         return fused
 
 
-class AttentionUNet(nn.Module):
-    """Attention U-Net: [N, 1, H, W] to logits [N, 1, H, W]; H and W multiples of 16.
+class AttentionUNet(Network):
+    """Attention U-Net; H and W multiples of 16.
 
     Args:
         widths: channels of the five levels, finest first.
@@ -90,8 +118,8 @@ class AttentionUNet(nn.Module):
         self.decoder = nn.ModuleList(map(DecoderStage, rising[:-1], rising[1:], rising[1:]))
         self.head = nn.Conv2d(widths[0], 1, 1)
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return logits of the normalised grey images."""
+    def trace(self, image: torch.Tensor) -> Trace:
+        """Return logits and features of the normalised grey images."""
         skips = []
         x = image
         for level, block in enumerate(self.encoder):
@@ -99,8 +127,47 @@ class AttentionUNet(nn.Module):
             skips.append(x)
         for stage, skip in zip(self.decoder, skips[-2::-1], strict=True):
             x = stage(x, skip)
-        logits: torch.Tensor = self.head(x)
-        return logits
+        return Trace(self.head(x), skips[-1], x)
+
+
+class EdgeAttentionUNet(Network):
+    """Attention U-Net at a quarter of the resolution, made for INT8 (our own design).
+
+    Space-to-depth by 4 (Shi et al. 2016, doi 10.1109/CVPR.2016.207, backwards) turns each block of
+    4×4 pixels into 16 channels, so that no layer works at full resolution, where an Attention U-Net
+    spends most of its time on few channels; 1×1 up-projections; bilinear ×4 after the head.
+    H and W multiples of 32 (four levels).
+
+    Args:
+        widths: channels of the four levels, finest first.
+    """
+
+    STEM = 4  # px a side of a block
+
+    def __init__(self, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        inputs = (self.STEM**2, *widths[:-1])
+        self.encoder = nn.ModuleList(map(DoubleConv, inputs, widths))
+        self.pool = nn.MaxPool2d(2)
+        rising = widths[::-1]
+        self.decoder = nn.ModuleList(
+            DecoderStage(below, skip, skip, UpProjection)
+            for below, skip in zip(rising[:-1], rising[1:], strict=True)
+        )
+        self.head = nn.Conv2d(widths[0], 1, 1)
+
+    def trace(self, image: torch.Tensor) -> Trace:
+        """Return logits and features of the normalised grey images."""
+        skips = []
+        x = nn.functional.pixel_unshuffle(image, self.STEM)
+        for level, block in enumerate(self.encoder):
+            x = block(self.pool(x) if level else x)
+            skips.append(x)
+        for stage, skip in zip(self.decoder, skips[-2::-1], strict=True):
+            x = stage(x, skip)
+        coarse = self.head(x)
+        logits = nn.functional.interpolate(coarse, scale_factor=float(self.STEM), mode="bilinear")
+        return Trace(logits, skips[-1], x)
 
 
 class Bottleneck(nn.Module):
@@ -125,12 +192,11 @@ class Bottleneck(nn.Module):
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
-class ResNetAttentionUNet(nn.Module):
+class ResNetAttentionUNet(Network):
     """Attention U-Net on a ResNet bottleneck encoder, our reading of the paper's teacher.
 
     Skips of 64, 256, 512 and 1024 channels, centre 2048, decoder 1024-512-256-64; the head works
-    at half resolution and its logits are doubled in size. [N, 1, H, W] to [N, 1, H, W]; H and W
-    multiples of 32.
+    at half resolution and its logits are doubled in size. H and W multiples of 32.
 
     Args:
         blocks: bottlenecks in the four stages; (3, 4, 23, 3) is ResNet-101.
@@ -154,8 +220,8 @@ class ResNetAttentionUNet(nn.Module):
         self.decoder = nn.ModuleList(map(DecoderStage, rising[:-1], rising[1:], rising[1:]))
         self.head = nn.Conv2d(64, 1, 1)
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return logits of the normalised grey images."""
+    def trace(self, image: torch.Tensor) -> Trace:
+        """Return logits and features of the normalised grey images."""
         x = self.stem(image)
         skips = [x]
         x = self.pool(x)
@@ -164,24 +230,28 @@ class ResNetAttentionUNet(nn.Module):
             skips.append(x)
         for decoder, skip in zip(self.decoder, skips[-2::-1], strict=True):
             x = decoder(x, skip)
-        return nn.functional.interpolate(self.head(x), scale_factor=2.0, mode="bilinear")
+        logits = nn.functional.interpolate(self.head(x), scale_factor=2.0, mode="bilinear")
+        return Trace(logits, skips[-1], x)
 
 
 # To add a model: a class above and a line here; tests/test_kd_models.py walks this table.
-MODELS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
+MODELS: Mapping[str, Callable[[], Network]] = MappingProxyType(
     {
         "attunet-8": lambda: AttentionUNet((8, 16, 32, 64, 128)),
         "attunet-16": lambda: AttentionUNet((16, 32, 64, 128, 256)),  # the student, 2.18 M
         "attunet-24": lambda: AttentionUNet((24, 48, 96, 192, 384)),
         "attunet-32": lambda: AttentionUNet((32, 64, 128, 256, 512)),
         "attunet-64": lambda: AttentionUNet((64, 128, 256, 512, 1024)),  # Oktay's, 34.9 M
+        "edge-16": lambda: EdgeAttentionUNet((16, 32, 64, 128)),
+        "edge-32": lambda: EdgeAttentionUNet((32, 64, 128, 256)),  # 1.83 M
+        "edge-64": lambda: EdgeAttentionUNet((64, 128, 256, 512)),  # a teacher for CPUs, 7.3 M
         "resnet50-attunet": lambda: ResNetAttentionUNet((3, 4, 6, 3)),
         "resnet101-attunet": lambda: ResNetAttentionUNet((3, 4, 23, 3)),  # 106.1 M
     }
 )
 
 
-def build_model(name: str) -> nn.Module:
+def build_model(name: str) -> Network:
     """Return a freshly initialised network. Raises InputError (E-MODEL-NAME) for a new name."""
     if name not in MODELS:
         raise InputError("E-MODEL-NAME", f"no model named {name!r}; choose of {', '.join(MODELS)}")

@@ -28,7 +28,25 @@ def test_logits_have_the_size_of_the_image(name):
 def test_table_goes_from_the_smallest_to_the_largest():
     sizes = [cost_of(name, 64)[0] for name in MODELS]
     assert sizes[:5] == sorted(sizes[:5])  # Attention U-Nets
-    assert sizes[5:] == sorted(sizes[5:])  # ResNets
+    assert sizes[5:8] == sorted(sizes[5:8])  # at a quarter of the resolution
+    assert sizes[8:] == sorted(sizes[8:])  # ResNets
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_trace_has_the_logits_of_a_call_and_the_features_around_them(name):
+    with torch.device("meta"), torch.inference_mode():
+        network = build_model(name).eval()
+        trace = network.trace(torch.zeros(2, 1, 64, 96))
+    assert trace.logits.shape == (2, 1, 64, 96)
+    assert trace.centre.shape[0] == trace.decoder.shape[0] == 2
+    assert trace.centre.shape[2] < trace.decoder.shape[2] <= 64
+    assert trace.decoder.shape[1] == network.head.in_channels
+
+
+def test_edge_student_is_smaller_than_the_papers_and_costs_a_seventh():
+    parameters, macs = cost_of("edge-32")
+    assert parameters == 1_825_882
+    assert macs / 1e9 == pytest.approx(0.585, abs=5e-4)
 
 
 def test_student_has_2_18_million_parameters_and_4_155_gmacs():
