@@ -8,6 +8,7 @@ operations but no layer table; the widths here are our reconstruction that meets
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -151,8 +152,7 @@ class EdgeAttentionUNet(Network):
         self.pool = nn.MaxPool2d(2)
         rising = widths[::-1]
         self.decoder = nn.ModuleList(
-            DecoderStage(below, skip, skip, UpProjection)
-            for below, skip in zip(rising[:-1], rising[1:], strict=True)
+            DecoderStage(below, skip, skip, UpProjection) for below, skip in pairwise(rising)
         )
         self.head = nn.Conv2d(widths[0], 1, 1)
 
