@@ -1,4 +1,4 @@
-"""What a command can be pointed at: a bundle, a training run, or a checkpoint."""
+"""What a command can be pointed at: a bundle, a training run, a checkpoint, a shipped student."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .kd import zoo
 from .kd.config import SPLIT_FILE, STUDENT_FILE
 from .runtime.bundle import Bundle, open_bundle
 from .runtime.engines import ENGINES, available_threads, is_installed
@@ -78,14 +79,20 @@ class Source:
 
 
 def find_source(path: Path) -> Source:
-    """Say what a path is. Raises InputError (E-SOURCE) if it is none of the three."""
+    """Say what a path is; one that does not exist may be the name of a shipped student.
+
+    Raises InputError: E-SOURCE if it is none of these, E-ZOO-WEIGHTS for a name without its files.
+    """
+    if str(path) in zoo.SHIPPED and not path.exists():
+        return Source(zoo.find_weights(str(path)), is_bundle=False)
     if (path / "manifest.json").is_file() or (path / "SHA256SUMS").is_file():
         return Source(path, is_bundle=True)
     checkpoint = path / STUDENT_FILE if path.is_dir() else path
     if not checkpoint.is_file():
         raise InputError(
             "E-SOURCE",
-            f"{path} is no bundle, no finished training run and no checkpoint; "
+            f"{path} is no bundle, no finished training run, no checkpoint and no shipped student "
+            f"({', '.join(zoo.available_names()) or 'none in this installation'}); "
             "see `edgeseg train` and `edgeseg export`",
         )
     return Source(checkpoint, is_bundle=False)
