@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from ..runtime.errors import InputError
 from ..runtime.files import write_bytes
+from ..runtime.image import resize_mask
 from ..runtime.metrics import (
     PixelCounts,
     accuracy_score,
@@ -37,6 +38,7 @@ from .jsonform import json_from_value
 from .text import fixed, percent, significant, text_table
 
 ALL_LESIONS = "all lesions"
+CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017
 
 _RATIOS: Mapping[str, Callable[[PixelCounts], float]] = MappingProxyType(
     {
@@ -237,6 +239,35 @@ def _summarise_metric(values: Sequence[float]) -> MetricSummary:
     mean = sum(defined) / len(defined) if defined else math.nan
     low, high = bootstrap_interval(defined)
     return MetricSummary(mean, low, high, len(defined), len(values) - len(defined))
+
+
+def calibration_error(
+    logits_of: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]],
+    cases: Sequence[Case],
+    *,
+    progress: Progress = quiet,
+) -> float:
+    """Return the expected calibration error of the pixels' lesion probability, in 0..1.
+
+    Guo et al. 2017 (arXiv 1706.04599), eq. 3, for the class lesion: the gap between mean
+    probability and share of lesion pixels in each of 15 bins of the probability, weighted by the
+    bin's pixels. Taken at the network's size against the resized truth; every image weighs the
+    same, and one at a time is in memory.
+
+    Args:
+        logits_of: maps an image, uint8 [H, W], to logits [h, w].
+        cases: at least one.
+        progress: wraps the loop.
+    """
+    gaps = np.zeros(CALIBRATION_BINS)  # sum of probability minus truth
+    for case in progress(cases, "calibration", len(cases)):
+        logits = logits_of(case.read_image()).astype(np.float64)
+        truth = resize_mask(case.read_mask(), logits.shape[0], logits.shape[1])
+        probability = (1 + np.tanh(logits / 2)) / 2  # the sigmoid, without overflow
+        bins = np.minimum(probability * CALIBRATION_BINS, CALIBRATION_BINS - 1).astype(np.intp)
+        gap = (probability - truth).ravel()
+        gaps += np.bincount(bins.ravel(), gap, CALIBRATION_BINS) / logits.size
+    return float(np.abs(gaps).sum() / len(cases))
 
 
 def paired_difference(a: Sequence[ImageScore], b: Sequence[ImageScore]) -> PairedDifference:

@@ -20,6 +20,7 @@ from .accuracy import (
     Case,
     ImageScore,
     PairedDifference,
+    calibration_error,
     paired_difference,
     score_images,
     summarise,
@@ -36,7 +37,7 @@ from .latency import (
 )
 from .process import ProcessFacts, probe_process
 
-SCHEMA = "edgeseg.benchmark/1"
+SCHEMA = "edgeseg.benchmark/2"
 MAX_FRAMES = 16  # held in memory for the latency measurement
 THROUGHPUT_S = 3.0
 _FEW_LESIONS = 30
@@ -75,6 +76,7 @@ class Row:
     throughput_fps: float  # single stream
     accuracy: Accuracy
     scores: tuple[ImageScore, ...]  # what `accuracy` summarises
+    calibration_error: float  # of the pixels' lesion probability, see `calibration_error`
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,8 @@ class BenchmarkRecord:
     frames: int  # distinct frames of the latency measurement
     rounds: int  # timed calls per row
     images: int  # scored
-    part: str  # of the split they are, or "all"
-    split_sha256: str | None  # of that split; None for "all"
+    part: str  # of the split they are, "unseen" by any network here, or "all"
+    split_sha256: str | None  # of that split; None for "unseen" and "all"
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...]  # one for each row but the first, in their order
     notes: tuple[Note, ...]
@@ -151,8 +153,8 @@ def run_benchmark(
         candidates: at least one, under different names.
         cases: all are scored; the frames of the first 16 serve for latency and throughput.
         rounds: timed calls per candidate, >= 1; a p99 needs 368.
-        part: which part of the split the cases are, or "all".
-        split_sha256: of that split; None for "all".
+        part: which part of the split the cases are, or "unseen" or "all".
+        split_sha256: of that split; None for "unseen" and "all".
         command: goes into the record, without folders, to reproduce it.
         progress: wraps the long loops.
 
@@ -176,6 +178,10 @@ def run_benchmark(
     # Accuracy first: it reads every file, so bad input is met before anything is timed.
     scores = {
         candidate.name: score_images(candidate.session.predict, cases, progress=progress)
+        for candidate in candidates
+    }
+    gaps = {
+        candidate.name: calibration_error(candidate.session.logits, cases, progress=progress)
         for candidate in candidates
     }
     frames = [case.read_image() for case in cases[:MAX_FRAMES]]
@@ -205,6 +211,7 @@ def run_benchmark(
                 throughput_fps=throughput_fps,
                 accuracy=summarise(scores[candidate.name]),
                 scores=scores[candidate.name],
+                calibration_error=gaps[candidate.name],
             )
         )
     return BenchmarkRecord(

@@ -123,6 +123,7 @@ def _csv_fields(record: BenchmarkRecord, row: Row) -> dict[str, Any]:
         "iou": row.accuracy.lesions.per_image["iou"].mean,
         "pooled_dice": row.accuracy.lesions.pooled["dice"],
         "false_positive_share": row.accuracy.false_positive_share,
+        "calibration_error": row.calibration_error,
         "latency_ratio": comparison and comparison.latency.ratio,
         "latency_ratio_low": comparison and comparison.latency.low,
         "latency_ratio_high": comparison and comparison.latency.high,

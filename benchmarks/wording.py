@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from .accuracy import METRICS, Accuracy, MetricSummary, PairedDifference
+from .accuracy import CALIBRATION_BINS, METRICS, MetricSummary, PairedDifference
 from .latency import P99_MIN_N
 from .record import BenchmarkRecord, Row
 from .text import MISSING, fixed, percent, signed, significant
@@ -43,6 +43,10 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "neither; their share with any predicted pixel is the false-positive rate.",
         "HD95": "95th percentile of the distances between both boundaries, in pixels of the image; "
         "undefined where nothing was predicted, so its n is smaller.",
+        "ECE": "expected calibration error of the pixels' lesion probability at the network's "
+        "size: the mean gap between probability and share of lesion pixels over "
+        f"{CALIBRATION_BINS} bins of equal width (Guo et al. 2017), all images with equal weight, "
+        "those without a lesion too. 0 is best.",
     }
 )
 
@@ -173,13 +177,14 @@ TERMINAL_COLUMNS: tuple[Column, ...] = (
 
 
 def metrics_table(record: BenchmarkRecord) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows: every metric over images with a lesion, then false positives."""
+    """Return header and rows: metrics over images with a lesion, then those over all images."""
     header = ["Candidate", "Dice", "IoU", "Recall", "Precision", "Pixel accuracy", "HD95 px"]
-    header += ["Pooled Dice", "Pooled IoU", "False positives"]
-    return header, [[row.name, *_metric_cells(row.accuracy)] for row in record.rows]
+    header += ["Pooled Dice", "Pooled IoU", "False positives", "ECE"]
+    return header, [[row.name, *_metric_cells(row)] for row in record.rows]
 
 
-def _metric_cells(accuracy: Accuracy) -> list[str]:
+def _metric_cells(row: Row) -> list[str]:
+    accuracy = row.accuracy
     means, pooled = accuracy.lesions.per_image, accuracy.lesions.pooled
     return [
         *(fixed(means[metric].mean) for metric in METRICS if metric != "hd95_px"),
@@ -187,6 +192,7 @@ def _metric_cells(accuracy: Accuracy) -> list[str]:
         fixed(pooled["dice"]),
         fixed(pooled["iou"]),
         f"{percent(accuracy.false_positive_share)} (n={accuracy.images_without_lesion})",
+        fixed(row.calibration_error),
     ]
 
 
@@ -249,6 +255,8 @@ def artifacts_table(record: BenchmarkRecord) -> tuple[list[str], list[list[str]]
 
 
 def _selection(record: BenchmarkRecord) -> str:
+    if record.part == "unseen":
+        return "what no network here was trained on"
     if record.split_sha256 is None:
         return "all of the data set"
     return f"{record.part} part of split {record.split_sha256[:12]}"

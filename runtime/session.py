@@ -45,13 +45,18 @@ class Session:
             InputError: E-FRAME for another dtype or shape.
             EngineError: E-ENGINE-RESULT for logits that are not finite.
         """
+        return mask_from_logits(self.logits(frame), self.contract, frame.shape[0], frame.shape[1])
+
+    def logits(self, frame: np.ndarray) -> np.ndarray:
+        """Return the logits, float32 [height, width] of the contract; see `predict`."""
         image = input_from_frame(frame, self.contract, self._input)
         logits = self.engine.run(image)
         if not np.isfinite(logits.sum()):  # NaN would read as "no lesion"
             raise EngineError(
                 "E-ENGINE-RESULT", f"{self.engine.name} answered a number that is not finite"
             )
-        return mask_from_logits(logits[0, 0], self.contract, frame.shape[0], frame.shape[1])
+        answer: np.ndarray = logits[0, 0]
+        return answer
 
 
 def open_session(bundle: Path, *, engine: Optional[str] = None, threads: int = 0) -> Session:

@@ -9,6 +9,7 @@ import pytest
 
 from edgeseg.benchmarks.accuracy import (
     METRICS,
+    calibration_error,
     paired_difference,
     render_accuracy,
     score_images,
@@ -184,3 +185,46 @@ def test_no_scores_give_empty_groups():
     accuracy = summarise([])
     assert accuracy.lesions.images == 0
     assert "–" in render_accuracy(accuracy)
+
+
+# --- calibration ---------------------------------------------------------------------------------
+
+
+def certain_of(*probabilities):
+    """Return a network that gives each image in turn one probability all over, as its logit."""
+    answers = iter(probabilities)
+    return lambda image: np.full(image.shape, -np.log(1 / next(answers) - 1), np.float32)
+
+
+def test_calibration_error_is_the_gap_between_probability_and_share_of_lesion():
+    assert calibration_error(certain_of(0.25), [FakeCase("a", 4, 0)]) == pytest.approx(0.15)
+
+
+def test_calibration_error_is_the_mean_over_images_where_the_bins_differ():
+    cases = [FakeCase("a", 4, 0), FakeCase("b", 10, 0)]  # gaps 0.25 - 0.4 and 0.75 - 1.0
+    assert calibration_error(certain_of(0.25, 0.75), cases) == pytest.approx(0.2)
+
+
+def test_gaps_of_one_bin_cancel_across_images():
+    cases = [FakeCase("a", 5, 0), FakeCase("b", 3, 0)]
+    assert calibration_error(certain_of(0.41, 0.41), cases) == pytest.approx(0.01)
+    # 0.39 and 0.41 lie on both sides of 6 / 15
+    assert calibration_error(certain_of(0.39, 0.41), cases) == pytest.approx(0.11)
+
+
+def test_certain_and_right_has_no_calibration_error_however_large_the_logits():
+    case = FakeCase("a", 4, 0)
+    sure = np.where(case.read_mask(), 1e4, -1e4).astype(np.float32)
+    assert calibration_error(lambda image: sure, [case]) == 0
+    assert calibration_error(lambda image: -sure, [case]) == 1
+
+
+def test_images_weigh_the_same_whatever_the_size_of_the_answer():
+    sizes = iter((10, 5))  # the second network works at half the size
+
+    def logits_of(image):
+        side = next(sizes)
+        return np.full((side, side), 0.0 if side == 10 else np.log(3), np.float32)
+
+    cases = [FakeCase("a", 4, 0), FakeCase("b", 4, 0)]  # gaps 0.1 and 0.35
+    assert calibration_error(logits_of, cases) == pytest.approx((0.1 + 0.35) / 2)

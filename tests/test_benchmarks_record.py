@@ -96,6 +96,8 @@ def test_record_holds_every_sample_and_compares_each_row_with_the_first():
     assert sees.process.peak_rss_mib == 2
     assert sees.accuracy.lesions.per_image["dice"].mean == 1
     assert blind.accuracy.lesions.per_image["dice"].mean == 0
+    # It answers -1 everywhere; a quarter of each of 20 images is lesion, and nothing of the 21st.
+    assert blind.calibration_error == pytest.approx(1 / (1 + np.e) - 20 / 21 / 4, abs=1e-6)
     (comparison,) = record.comparisons
     assert (comparison.name, comparison.reference) == ("blind", "sees")
     assert (comparison.dice.mean, comparison.dice.n) == (-1, 20)
