@@ -16,7 +16,7 @@ from torch import nn
 from ..runtime.contract import InputContract
 from ..runtime.errors import InputError
 from ..runtime.files import sha256_of_file, write_bytes
-from .models import build_model
+from .models import Network, build_model
 
 _SCHEMA = "edgeseg.checkpoint/1"
 
@@ -27,7 +27,7 @@ class Checkpoint:
 
     model: str  # key in MODELS
     contract: InputContract
-    network: nn.Module  # in eval mode, float32, on the CPU
+    network: Network  # in eval mode, float32, on the CPU
     provenance: Mapping[str, Any]
     sha256: str
 

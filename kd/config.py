@@ -23,14 +23,24 @@ class TrainConfig:
 
     size: int = _setting(256, "network input, px a side, a multiple of 16")
     student: str = _setting("attunet-16", "student network")
-    teacher: str = _setting("attunet-32", "network of both class teachers")
-    teacher_epochs: int = _setting(60, "epochs of each class teacher")
+    teacher: str = _setting("attunet-32", "network of the teachers")
+    general_epochs: int = _setting(
+        30, "epochs on all classes from which every teacher starts; 0: they start from nothing"
+    )
+    teacher_epochs: int = _setting(30, "epochs of each teacher on the classes it teaches")
     student_epochs: int = _setting(100, "epochs of the student")
     batch: int = _setting(8, "images a step")
     learning_rate: float = _setting(1e-3, "peak of AdamW's cosine schedule")
     weight_decay: float = _setting(1e-2, "of AdamW, decoupled")
+    teaching: str = _setting(
+        "routed", "who teaches an image: routed, mean, confidence, single, wrong or none"
+    )
+    distillation: str = _setting("kl", "kl, cwd, at, fitnet, ifvd, skds, or several as kl+at")
     temperature: float = _setting(2.0, "of the distillation, above 0")
-    distill_weight: float = _setting(0.5, "of the distillation against the masks, 0 or more")
+    distill_weight: float = _setting(0.5, "of the distillation against the masks, above 0")
+    views: int = _setting(
+        0, "augmented views of an image, whose teacher outputs are kept on disk; 0: always new ones"
+    )
     seed: int = _setting(0, "of split, initial weights, order and augmentation")
 
     def __post_init__(self) -> None:
@@ -42,10 +52,10 @@ class TrainConfig:
                 )
         if self.size < 32 or self.size % 16:
             raise InputError("E-CONFIG", f"size {self.size} is not a multiple of 16 from 32 up")
-        for name in ("learning_rate", "temperature"):
+        for name in ("learning_rate", "temperature", "distill_weight"):
             if not getattr(self, name) > 0:
                 raise InputError("E-CONFIG", f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("weight_decay", "distill_weight", "seed"):
+        for name in ("weight_decay", "general_epochs", "views", "seed"):
             if not getattr(self, name) >= 0:
                 raise InputError("E-CONFIG", f"{name} must not be below 0: {getattr(self, name)}")
 

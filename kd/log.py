@@ -47,11 +47,16 @@ class RunLog:
     def write_epoch(
         self, stage: str, epoch: int, rate: float, terms: Mapping[str, float], val_dice: float
     ) -> None:
-        """Log one epoch (counted from 0; the file counts from 1): mean loss terms, val Dice."""
-        values = {"learning_rate": rate, "loss": sum(terms.values()), **terms, "val_dice": val_dice}
+        """Log one epoch (counted from 0; the file counts from 1): mean loss terms, val Dice.
+
+        The file has one column for the sum of all distillation terms, TensorBoard one for each.
+        """
+        total = sum(terms.values())
+        values = {"learning_rate": rate, "loss": total, **terms, "val_dice": val_dice}
         seconds = time.monotonic() - self._started
         self._started = time.monotonic()
-        row = {key: f"{value:.6g}" for key, value in values.items()}
+        columns = {**values, "distill": total - terms["masks"]}
+        row = {key: f"{columns[key]:.6g}" for key in _COLUMNS if key in columns}
         row |= {"stage": stage, "epoch": str(epoch + 1), "seconds": f"{seconds:.2f}"}
         with self._path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, _COLUMNS).writerow(row)

@@ -258,6 +258,12 @@ def build_model(name: str) -> Network:
     return MODELS[name]()
 
 
+def centre_channels(name: str) -> int:
+    """Return the channels of a network's centre features. Raises InputError (E-MODEL-NAME)."""
+    with torch.device("meta"), torch.inference_mode():  # shapes only
+        return build_model(name).eval().trace(torch.zeros(1, 1, 64, 64)).centre.shape[1]
+
+
 def count_parameters(model: nn.Module) -> int:
     """Return the number of trainable values."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -16,6 +16,7 @@ _TINY = {
     "size": 64,
     "student": "attunet-8",
     "teacher": "attunet-8",
+    "general_epochs": 1,
     "teacher_epochs": 1,
     "student_epochs": 8,
     "batch": 4,

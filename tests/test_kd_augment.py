@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from edgeseg.kd.augment import augment
+from edgeseg.kd.augment import augment, draw_view
 
 
 def drawn(seed, images, masks):
-    return augment(images, masks, torch.Generator().manual_seed(seed))
+    draws = [draw_view(1000 * seed + index) for index in range(len(images))]
+    return augment(images, masks, torch.stack(draws))
 
 
 def test_same_seed_gives_the_same_batch_and_another_seed_another():
@@ -40,3 +41,13 @@ def test_mask_moves_with_its_image():
 def test_an_empty_mask_stays_empty():
     _, masks = drawn(0, torch.rand(4, 1, 32, 32), torch.zeros(4, 1, 32, 32))
     assert masks.max() == 0
+
+
+def test_view_of_an_image_does_not_depend_on_its_batch():
+    images, masks = torch.rand(3, 1, 32, 32), (torch.rand(3, 1, 32, 32) > 0.5).float()
+    draws = torch.stack([draw_view(seed) for seed in range(3)])
+    together = augment(images, masks, draws)
+    for row in range(3):
+        alone = augment(images[row : row + 1], masks[row : row + 1], draws[row : row + 1])
+        for ours, theirs in zip(alone, together, strict=True):
+            assert torch.equal(ours[0], theirs[row])

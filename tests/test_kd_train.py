@@ -21,11 +21,12 @@ from edgeseg.kd.train import train
 from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.files import sha256_of_file
 
-STAGES = ("teacher-benign", "teacher-malignant", "student")
+STAGES = ("teacher-general", "teacher-benign", "teacher-malignant", "student")
 SHORT = TrainConfig(
     size=32,
     student="attunet-8",
     teacher="attunet-8",
+    general_epochs=1,
     teacher_epochs=1,
     student_epochs=2,
     batch=8,
@@ -106,11 +107,12 @@ def test_log_has_a_row_for_each_epoch_of_each_stage_and_the_loss_falls(run):
     rows = rows_of(run)
     stages = [(row["stage"], int(row["epoch"])) for row in rows]
     assert stages == [
+        ("teacher-general", 1),
         ("teacher-benign", 1),
         ("teacher-malignant", 1),
         *(("student", epoch) for epoch in range(1, 9)),
     ]
-    assert float(rows[-1]["loss"]) < float(rows[2]["loss"])
+    assert float(rows[-1]["loss"]) < float(rows[3]["loss"])
     assert float(rows[-1]["distill"]) > 0
 
 
@@ -125,40 +127,8 @@ def test_checkpoint_tells_the_settings_the_split_and_the_number_of_images(run):
 
 
 def test_teachers_differ_because_each_sees_its_own_class_only(run):
-    first, second = (load_checkpoint(run / f"{stage}.safetensors").network for stage in STAGES[:2])
+    first, second = (load_checkpoint(run / f"{stage}.safetensors").network for stage in STAGES[1:3])
     assert not torch.equal(first.head.weight, second.head.weight)
-
-
-def test_each_image_is_taught_by_the_teacher_of_its_class_and_a_normal_one_by_none():
-    class Fixed(torch.nn.Module):
-        def __init__(self, logit):
-            super().__init__()
-            self.logit = logit
-            self.seen = 0
-
-        def forward(self, images):
-            self.seen += len(images)
-            return torch.full_like(images, self.logit)
-
-    teachers = {"benign": Fixed(3.0), "malignant": Fixed(-3.0)}
-    loss = training._student_loss(teachers, SHORT)
-    labels = np.array(["benign", "normal", "malignant", "benign"])
-    # A student that says what the teacher of each class says; for "normal" it says anything.
-    logits = torch.tensor([3.0, 9.0, -3.0, 3.0]).view(4, 1, 1, 1).expand(4, 1, 16, 16)
-    images = torch.zeros(4, 1, 16, 16)
-    terms = loss(logits, torch.zeros_like(images), images, labels)
-    assert terms["distill"].item() == pytest.approx(0, abs=1e-6)
-    assert (teachers["benign"].seen, teachers["malignant"].seen) == (2, 1)
-    swapped = training._student_loss(
-        {"benign": teachers["malignant"], "malignant": teachers["benign"]}, SHORT
-    )
-    assert swapped(logits, torch.zeros_like(images), images, labels)["distill"].item() > 1
-
-
-def test_distillation_of_weight_0_is_never_computed():
-    loss = training._student_loss({"benign": None}, replace(SHORT, distill_weight=0.0))
-    images = torch.zeros(1, 1, 16, 16)
-    assert set(loss(images, images, images, np.array(["benign"]))) == {"masks"}
 
 
 # --- interruptions -------------------------------------------------------------------------------
@@ -178,7 +148,7 @@ def test_run_killed_at_random_moments_ends_with_the_weights_of_one_left_alone(ph
         assert all(torch.equal(whole[name], killed[name]) for name in whole), stage
     for run in ("whole", "killed"):
         names = [(row["stage"], row["epoch"], row["loss"]) for row in rows_of(tmp_path / run)]
-        assert len(names) == 1 + 1 + 4
+        assert len(names) == 1 + 1 + 1 + 4
         assert names == [(r["stage"], r["epoch"], r["loss"]) for r in rows_of(tmp_path / "whole")]
 
 
@@ -190,8 +160,8 @@ def test_loss_that_is_not_finite_stops_names_the_batch_and_keeps_the_last_state(
     frames = {part: [e for e in split.entries if e.part == part] for part in ("train", "val")}
     benign = [entry for entry in frames["train"] if entry.label == "benign"]
     malignant = [entry for entry in frames["train"] if entry.label == "malignant"]
-    teacher_steps = len(benign) // SHORT.batch + len(malignant) // SHORT.batch
     steps = len(frames["train"]) // SHORT.batch
+    teacher_steps = steps + len(benign) // SHORT.batch + len(malignant) // SHORT.batch
 
     def breaks(logits, truth):
         nonlocal calls
@@ -276,7 +246,10 @@ def test_device_that_is_not_there_is_refused(dataset, tmp_path):
         {"learning_rate": float("nan")},
         {"temperature": 0.0},
         {"weight_decay": -0.1},
+        {"distill_weight": 0.0},
         {"distill_weight": float("nan")},
+        {"general_epochs": -1},
+        {"views": -1},
     ],
 )
 def test_setting_out_of_range_is_refused(values):

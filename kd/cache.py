@@ -1,0 +1,96 @@
+"""Teachers' logits of a fixed set of views, kept on disk, so that no view is taught twice."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from ..runtime.errors import InputError, Refused
+from ..runtime.files import write_bytes
+
+MAX_BYTES: Final = 16 << 30  # of one teacher's file
+
+
+class LogitCache:
+    """The logits of one teacher: float16 [images, views, S, S] in `<name>.f16`.
+
+    `<name>.json` holds the key (what the logits depend on) and `<name>.done` one byte a view, set
+    after its logits are written: a kill at any moment costs the views in flight, which are then
+    written again. Values are those of float16 on the first reading too, so that a resumed training
+    sees what an uninterrupted one saw.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, key: Mapping[str, Any], images: Sequence[str], views: int
+    ) -> None:
+        """Open the cache, or make an empty one.
+
+        Args:
+            folder: made if it is not there.
+            name: of the teacher.
+            key: JSON-ready; everything but images and views that the logits depend on; `size` (px
+                a side) is one of its entries.
+            images: names of the images that this teacher teaches.
+            views: of each image.
+
+        Raises:
+            Refused: E-CACHE-OTHER, the folder's cache was made for other data, weights or views.
+            InputError: E-CACHE-SIZE, over `MAX_BYTES` or the free space of the disk.
+            OSError: the file system refuses.
+        """
+        size = int(key["size"])
+        self._rows = {image: row for row, image in enumerate(images)}
+        shape = (max(1, len(images)), views, size, size)
+        content = json.dumps({**key, "images": list(images), "views": views}, indent=1) + "\n"
+        header = folder / f"{name}.json"
+        values, done = folder / f"{name}.f16", folder / f"{name}.done"
+        if header.is_file():
+            self._require_same(header, content)
+        else:
+            _require_space(folder, 2 * int(np.prod(shape)))
+            folder.mkdir(parents=True, exist_ok=True)
+            for path, length in ((values, 2 * int(np.prod(shape))), (done, shape[0] * views)):
+                with path.open("wb") as file:
+                    file.truncate(length)  # sparse: space is taken as views are written
+            write_bytes(header, content)  # last: it makes the files a cache
+        self._values = np.memmap(values, np.float16, "r+", shape=shape)
+        self._done = np.memmap(done, np.uint8, "r+", shape=shape[:2])
+
+    def read(self, images: Sequence[str], views: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        """Return logits, float32 [N, 1, S, S], and which of them were there, bool [N]."""
+        rows = [self._rows[image] for image in images]
+        logits = torch.from_numpy(self._values[rows, views].astype(np.float32))
+        return logits[:, None], self._done[rows, views].astype(bool)
+
+    def write(self, images: Sequence[str], views: np.ndarray, logits: torch.Tensor) -> None:
+        """Keep logits [N, 1, S, S]."""
+        rows = [self._rows[image] for image in images]
+        self._values[rows, views] = logits[:, 0].cpu().numpy().astype(np.float16)
+        self._done[rows, views] = 1
+
+    @staticmethod
+    def _require_same(header: Path, content: str) -> None:
+        if header.read_text(encoding="utf-8") != content:
+            raise Refused(
+                "E-CACHE-OTHER",
+                f"{header} is of other data, weights, views or settings; remove the folder "
+                f"{header.parent} to have it made anew",
+            )
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    status = os.statvfs(existing)
+    free = status.f_bavail * status.f_frsize
+    if needed > min(free, MAX_BYTES):
+        raise InputError(
+            "E-CACHE-SIZE",
+            f"the cache of a teacher would take {needed / 2**30:.1f} GiB; {free / 2**30:.1f} GiB "
+            f"are free and {MAX_BYTES >> 30} allowed; lower --views or --size",
+        )

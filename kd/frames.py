@@ -1,0 +1,89 @@
+"""A part of a data set in memory, and the augmented batches that training draws from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..runtime.contract import InputContract
+from ..runtime.image import resize_grey, resize_mask
+from ..runtime.progress import Progress
+from .augment import augment, draw_view
+from .data.dataset import Sample
+from .seeds import seed_of
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Samples at the network's size, in memory on the training device."""
+
+    names: tuple[str, ...]
+    images: torch.Tensor  # uint8 [N, 1, S, S]
+    masks: torch.Tensor  # bool [N, 1, S, S]
+    labels: np.ndarray  # str [N]
+
+    def of_classes(self, *labels: str) -> Frames:
+        """Return the frames of some classes."""
+        return self.at(np.flatnonzero(np.isin(self.labels, labels)))
+
+    def at(self, rows: np.ndarray) -> Frames:
+        """Return the frames of some rows."""
+        names = tuple(self.names[row] for row in rows)
+        return Frames(names, self.images[rows], self.masks[rows], self.labels[rows])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Augmented images with all that a loss may ask of them."""
+
+    images: torch.Tensor  # float32 [N, 1, S, S], normalised
+    truth: torch.Tensor  # float32 [N, 1, S, S] in 0..1
+    labels: np.ndarray  # str [N]
+    names: tuple[str, ...]
+    views: np.ndarray  # int [N], which view of each image this is
+
+
+def load_frames(
+    samples: Sequence[Sample], size: int, device: torch.device, progress: Progress, label: str
+) -> Frames:
+    """Read samples and resize them to [size, size]. Raises InputError for unreadable files."""
+    images = np.empty((len(samples), 1, size, size), np.uint8)
+    masks = np.empty((len(samples), 1, size, size), np.bool_)
+    for index, sample in enumerate(progress(samples, label)):
+        images[index, 0] = resize_grey(sample.read_image(), size, size)
+        masks[index, 0] = resize_mask(sample.read_mask(), size, size)
+    return Frames(
+        names=tuple(sample.name for sample in samples),
+        images=torch.from_numpy(images).to(device),
+        masks=torch.from_numpy(masks).to(device),
+        labels=np.array([sample.label for sample in samples], dtype=np.str_),
+    )
+
+
+def draw_batch(
+    frames: Frames, rows: np.ndarray, view: int, seed: int, contract: InputContract
+) -> Batch:
+    """Return one view of some rows.
+
+    A view of an image depends on the seed, the image's name and the view's number only: not on the
+    batch it is in, so that processes can share a batch and teachers' answers can be kept.
+    """
+    draws = torch.stack(
+        [draw_view(seed_of(seed, f"{frames.names[row]} view {view}")) for row in rows]
+    )
+    images, truth = augment(frames.images[rows].float() / 255, frames.masks[rows].float(), draws)
+    return Batch(
+        images=normalised(images, contract),
+        truth=truth,
+        labels=frames.labels[rows],
+        names=tuple(frames.names[row] for row in rows),
+        views=np.full(len(rows), view),
+    )
+
+
+def normalised(images: torch.Tensor, contract: InputContract) -> torch.Tensor:
+    """Return images in 0..1 as the network takes them, in channels_last layout."""
+    return ((images - contract.mean) / contract.std).to(memory_format=torch.channels_last)
