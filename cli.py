@@ -19,7 +19,7 @@ from click.core import ParameterSource
 from . import __version__
 from .export.target import PRECISIONS
 from .kd.config import TrainConfig
-from .runtime.errors import EdgesegError
+from .runtime.errors import EdgesegError, InputError
 
 if TYPE_CHECKING:
     from .runtime.progress import Progress
@@ -96,10 +96,9 @@ _engine = click.option("--engine", help="Engine to run; default: the first that 
 _threads = click.option("--threads", type=click.IntRange(1), help="Engine threads; default: all.")
 _part = click.option(
     "--part",
-    type=click.Choice(["train", "val", "test", "all"]),
-    default="test",
-    show_default=True,
-    help="Part of the source's own split; all: every image of DATA.",
+    type=click.Choice(["train", "val", "test", "unseen", "all"]),
+    help="Part of the source's own split; unseen: the images of DATA that a shipped student was "
+    "not trained on; all: every image of DATA. Default: test, or unseen for a shipped student.",
 )
 
 
@@ -227,15 +226,35 @@ def targets(as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("run", type=_path())
+@_json
+def models(as_json: bool) -> None:
+    """List the students that ship, with the figures of their evidence."""
+    from .benchmarks.evidence import read_evidence, render_students
+    from .benchmarks.jsonform import json_from_value
+    from .kd import zoo
+
+    weights = [zoo.find_weights(name) for name in zoo.available_names()]
+    students = [read_evidence(zoo.evidence_file(path), path) for path in weights]
+    if as_json:
+        click.echo(json.dumps({each.name: json_from_value(each) for each in students}, indent=1))
+    else:
+        click.echo(
+            render_students(students, zoo.SHIPPED)
+            if students
+            else "no student in this installation"
+        )
+
+
+@cli.command()
+@click.argument("source", type=_path(), required=False)
 @click.option("--target", required=True, help="See `edgeseg targets`.")
 @click.option("--precision", required=True, type=click.Choice(PRECISIONS))
 @click.option(
     "--calib",
     "dataset",
     type=_path(),
-    required=True,
-    help="The run's data set: its train part calibrates, its val part checks.",
+    help="Data set whose train part calibrates and whose val part checks. A run needs its own; "
+    "a shipped student takes any, split anew, and does with phantoms without.",
 )
 @click.option("--calib-images", type=click.IntRange(1), default=200, show_default=True)
 @click.option(
@@ -249,53 +268,62 @@ def targets(as_json: bool) -> None:
 @_json
 @_quiet
 def export(
-    run: Path,
+    source: Path | None,
     target: str,
     precision: str,
-    dataset: Path,
+    dataset: Path | None,
     calib_images: int,
     max_drop: float,
     out: Path,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Export the student of RUN for a target, compared with the network at every step."""
-    from .export.parity import CheckFrame, render_hops
-    from .export.pipeline import export_bundle, load_trained, read_calibration
+    """Export SOURCE for a target, compared with the network at every step.
+
+    SOURCE is a run, a checkpoint or a shipped student (`edgeseg models`); left out, it is the
+    student t2kd-edge.
+    """
+    from .export.parity import render_hops
+    from .export.pipeline import export_bundle, load_trained
     from .export.target import find_target
+    from .kd import zoo
     from .runtime.files import require_new
-    from .runtime.image import read_image
-    from .sources import checkpoint_of, samples_for
+    from .sources import checkpoint_of, frames_for_export
 
     find_target(target, precision)
     require_new(out)
-    source = checkpoint_of(run)
-    trained = load_trained(source.path)
-    calibration = None
-    if precision == "int8":
-        images = [sample.image for sample in samples_for(source, dataset, "train")]
-        calibration = read_calibration(images, calib_images, read_image)
-    checks = [
-        CheckFrame(sample.read_image(), sample.read_mask())
-        for sample in samples_for(source, dataset, "val")
-    ]
+    found = checkpoint_of(source or Path(zoo.DEFAULT))
+    trained_on = found.trained_on()
+    trained = load_trained(found.path)
+    frames = frames_for_export(
+        found,
+        dataset,
+        calibration_images=calib_images if precision == "int8" else 0,
+        progress=_progress(quiet),
+    )
     exported = export_bundle(
         trained,
         target,
         precision,
         out,
-        calibration=calibration,
-        checks=checks,
-        split=source.split_file(),
+        calibration=frames.calibration,
+        checks=frames.checks,
+        checks_are=frames.checks_are,
+        split=found.split_file() if trained_on is None else None,
+        trained_on=trained_on or (),
         max_drop=max_drop,
         progress=_progress(quiet),
     )
     if as_json:
         hops = [hop.to_dict() for hop in exported.hops]
-        click.echo(json.dumps({"bundle": str(out), "parity": hops}, indent=1))
-    else:
-        click.echo(render_hops(exported.hops, exported.trained_dice))
-        click.echo(f"bundle: {exported.path}")
+        content = {"source": str(source or zoo.DEFAULT), "bundle": str(out)}
+        click.echo(json.dumps({**content, "checks": frames.checks_are, "parity": hops}, indent=1))
+        return
+    if source is None:
+        click.echo(f"no SOURCE was named: the shipped student {zoo.DEFAULT}")
+    click.echo(frames.note)
+    click.echo(render_hops(exported.hops, exported.trained_dice))
+    click.echo(f"bundle: {exported.path}")
 
 
 @cli.command()
@@ -340,21 +368,22 @@ def predict(
 def evaluate(
     source: Path,
     dataset: Path,
-    part: str,
+    part: str | None,
     engine: str | None,
     threads: int | None,
     csv_file: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Score SOURCE (a bundle, a run or a checkpoint) on a part of DATA."""
+    """Score SOURCE (a bundle, run, checkpoint or shipped student) on a part of DATA."""
     from .benchmarks.accuracy import render_accuracy, score_images, summarise, write_scores_csv
     from .runtime.files import require_writable
-    from .sources import find_source, samples_for
+    from .sources import default_part, find_source, samples_for
 
     if csv_file:
         require_writable(csv_file)
     found = find_source(source)
+    part = part or default_part([found])
     cases = samples_for(found, dataset, part)
     session = found.open(engine, threads or 0)
     scores = score_images(session.predict, cases, progress=_progress(quiet))
@@ -383,7 +412,7 @@ def evaluate(
 def benchmark(
     sources: tuple[Path, ...],
     dataset: Path,
-    part: str,
+    part: str | None,
     engines: tuple[str, ...],
     threads: int | None,
     rounds: int,
@@ -391,25 +420,67 @@ def benchmark(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Measure SOURCEs (bundles, runs, checkpoints) interleaved; the first is the reference."""
+    """Measure SOURCEs interleaved; the first is the reference.
+
+    A SOURCE is a bundle, a run, a checkpoint or a shipped student (`edgeseg models`).
+    """
     from .benchmarks.record import run_benchmark, to_json
     from .benchmarks.report import require_report_path, to_table, write_reports
     from .runtime.files import sha256_of_file
-    from .sources import candidates_of, common_samples, find_source
+    from .sources import candidates_of, common_samples, default_part, find_source
 
     require_report_path(out)
     found = [find_source(path) for path in sources]
+    part = part or default_part(found)
+    of_split = part not in ("unseen", "all")
     record = run_benchmark(
         candidates_of(found, engines, threads or 0),
         common_samples(found, dataset, part),
         rounds=rounds,
         part=part,
-        split_sha256=None if part == "all" else sha256_of_file(found[0].split_file()),
+        split_sha256=sha256_of_file(found[0].split_file()) if of_split else None,
         command=["edgeseg", *sys.argv[1:]],
         progress=_progress(quiet),
     )
     write_reports(record, out)
     click.echo(to_json(record) if as_json else f"{to_table(record)}\nreport: {out}")
+
+
+@cli.command(hidden=True)
+@click.argument("name")
+@click.argument("record", type=_path(exists=True, dir_okay=False))
+@click.option("--measured", type=_path(), required=True, help="The run that RECORD measured.")
+@click.option("--weights", type=_path(), required=True, help="The run on all of DATA: it ships.")
+@click.option("--data", "dataset", type=_path(), required=True, help="Data set of both runs.")
+@click.option("--out", type=_path(), required=True, help="Folder; kd/zoo of a checkout to ship.")
+@_quiet
+def card(
+    name: str,
+    record: Path,
+    measured: Path,
+    weights: Path,
+    dataset: Path,
+    out: Path,
+    quiet: bool,
+) -> None:
+    """Write the files of shipped student NAME: weights, evidence, model card and picture.
+
+    RECORD is the JSON of a benchmark of the measured run and its INT8 bundle on the test part.
+    """
+    from .benchmarks.card import write_student
+    from .kd import zoo
+    from .sources import checkpoint_of, gather_evidence
+
+    if name not in zoo.SHIPPED:
+        raise InputError(
+            "E-ZOO-NAME", f"no student is called {name!r}; choose of {', '.join(zoo.SHIPPED)}"
+        )
+    shipped = checkpoint_of(weights)
+    evidence, picture = gather_evidence(
+        name, record, checkpoint_of(measured), shipped, dataset, _progress(quiet)
+    )
+    write_student(out, shipped.path.read_bytes(), evidence, zoo.SHIPPED[name], picture)
+    click.echo(f"{name}: card, evidence, picture and weights in {out}")
 
 
 @cli.command(hidden=True)

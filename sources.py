@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .kd import zoo
 from .kd.config import SPLIT_FILE, STUDENT_FILE
@@ -15,11 +17,20 @@ from .runtime.bundle import Bundle, open_bundle
 from .runtime.engines import ENGINES, available_threads, is_installed
 from .runtime.errors import InputError, Refused
 from .runtime.files import sha256_of_file
+from .runtime.image import read_image
+from .runtime.progress import Progress, quiet
 from .runtime.session import Session, first_installed, session_of
 
 if TYPE_CHECKING:
+    from .benchmarks.evidence import Evidence
     from .benchmarks.record import Candidate
-    from .kd.data.dataset import Sample
+    from .export.parity import CheckFrame
+    from .export.pipeline import CalibrationSet
+    from .kd.data.dataset import Dataset, Sample
+
+# What stands in for images where the user has none: drawn anew each time, always the same.
+PHANTOMS = 200
+PHANTOM_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Source:
             raise InputError(
                 "E-SPLIT-MISSING",
                 f"{self.path} comes without {SPLIT_FILE}, so its parts are unknown; "
-                "use --part all for data that it never saw",
+                "use --part all for data that it never saw, --part unseen for a shipped student",
             )
         if not self.is_bundle:
             from .kd.checkpoint import load_checkpoint
@@ -60,6 +71,30 @@ class Source:
                     "have been trained on, so put the original back",
                 )
         return file
+
+    def trained_on(self) -> frozenset[str] | None:
+        """Return the SHA-256 of every image that a shipped student has seen; None for a run's.
+
+        A checkpoint is shipped if its evidence lies beside it; a bundle of it has the list in its
+        manifest.
+
+        Raises Refused: E-EVIDENCE-READ, E-EVIDENCE-HASH, E-MANIFEST-FIELD, those of `open_bundle`.
+        """
+        if self.is_bundle:
+            listed = open_bundle(self.path).manifest.provenance.get("trained_on")
+            if listed is None:
+                return None
+            if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
+                raise Refused(
+                    "E-MANIFEST-FIELD",
+                    f"trained_on of {self.path} is no list of hashes; export the bundle again",
+                )
+            return frozenset(listed)
+        if not zoo.evidence_file(self.path).is_file():
+            return None
+        from .benchmarks.evidence import read_evidence
+
+        return frozenset(read_evidence(zoo.evidence_file(self.path), self.path).trained_on)
 
     def open(self, engine: str | None, threads: int) -> Session:
         """Open a session; a checkpoint runs in PyTorch and takes no other engine."""
@@ -106,40 +141,240 @@ def checkpoint_of(path: Path) -> Source:
     return source
 
 
-def samples_for(source: Source, data: Path, part: str) -> tuple[Sample, ...]:
-    """Return the samples of a part of the source's own split; "all" takes every image.
+def default_part(sources: Sequence[Source]) -> str:
+    """Return "test", or "unseen" where a shipped student is among the sources."""
+    return "test" if all(source.trained_on() is None for source in sources) else "unseen"
 
-    Raises InputError: E-SPLIT-MISSING (a part is asked for, but there is no split), E-SPLIT-EMPTY,
-    and those of `read_dataset` and `samples_of`.
+
+def samples_for(source: Source, data: Path, part: str) -> tuple[Sample, ...]:
+    """Return the samples of a part for one source; see `common_samples`."""
+    return common_samples([source], data, part)
+
+
+def common_samples(sources: Sequence[Source], data: Path, part: str) -> tuple[Sample, ...]:
+    """Return the samples of a part that is the same for all sources.
+
+    Args:
+        sources: at least one.
+        data: root of a data set.
+        part: "train", "val" or "test" of the sources' own split; "all" for every image; "unseen"
+            for those that no shipped student among the sources was trained on.
+
+    Raises:
+        InputError: E-SPLIT-MISSING (a part is asked for, but there is no split), E-SPLIT-EMPTY,
+            E-PART-UNSEEN (no list tells what a source has seen), and those of `read_dataset` and
+            `samples_of`.
+        Refused: E-SPLIT-DIFFERS if the sources have different splits: what is the test part of one
+            may have trained another; E-DATA-SEEN if a shipped student was trained on some of
+            "all", or on everything; those of `Source.trained_on`.
     """
     from .kd.data.dataset import read_dataset
     from .kd.data.split import read_split, samples_of
 
     dataset = read_dataset(data)
-    if part == "all":
-        return dataset.samples
-    samples = samples_of(read_split(source.split_file()), dataset, part)
+    if part in ("unseen", "all"):
+        return _untrained_samples(sources, dataset, part)
+    first, *others = [(source, sha256_of_file(source.split_file())) for source in sources]
+    for source, split in others:
+        if split != first[1]:
+            raise Refused(
+                "E-SPLIT-DIFFERS",
+                f"{source.path} and {first[0].path} have different splits; compare networks of "
+                "one split, or use --part all on data that none of them saw",
+            )
+    split_file = sources[0].split_file()
+    samples = samples_of(read_split(split_file), dataset, part)
     if not samples:
-        raise InputError("E-SPLIT-EMPTY", f"the {part} part of {source.split_file()} has no image")
+        raise InputError("E-SPLIT-EMPTY", f"the {part} part of {split_file} has no image")
     return samples
 
 
-def common_samples(sources: Sequence[Source], data: Path, part: str) -> tuple[Sample, ...]:
-    """Return the samples of a part that is the same for all sources; "all" takes every image.
+def _untrained_samples(
+    sources: Sequence[Source], dataset: Dataset, part: str
+) -> tuple[Sample, ...]:
+    """Return the samples that no shipped student has seen; for "all" that must be all of them."""
+    seen: set[str] = set()
+    for source in sources:
+        trained_on = source.trained_on()
+        if trained_on is None and part == "unseen":
+            raise InputError(
+                "E-PART-UNSEEN",
+                f"{source.path} has no list of the images it was trained on; use --part test for "
+                "data of its split, --part all for data that it never saw",
+            )
+        seen |= trained_on or set()
+    if not seen:
+        return dataset.samples
+    unseen = tuple(each for each in dataset.samples if sha256_of_file(each.image) not in seen)
+    known = len(dataset.samples) - len(unseen)
+    if known and (part == "all" or not unseen):
+        mend = "score the others with --part unseen" if unseen else "score it on other data"
+        raise Refused(
+            "E-DATA-SEEN",
+            f"the weights were trained on {known} of the {len(dataset.samples)} images in "
+            f"{dataset.root}, so these cannot score them; {mend}",
+        )
+    return unseen
 
-    Raises Refused (E-SPLIT-DIFFERS) if the sources have different splits: what is the test part of
-    one may have trained another. Else as `samples_for`.
+
+@dataclass(frozen=True)
+class ExportFrames:
+    """The frames that an export is calibrated with and judged by."""
+
+    calibration: CalibrationSet | None  # None where none was asked for
+    checks: tuple[CheckFrame, ...]
+    checks_are: str  # for the manifest
+    note: str  # one line for the user
+
+
+def frames_for_export(
+    source: Source, data: Path | None, *, calibration_images: int, progress: Progress = quiet
+) -> ExportFrames:
+    """Read what an export needs: the train part calibrates, the val part checks.
+
+    Args:
+        source: a checkpoint. That of a run comes with its split; for a shipped student `data`, or
+            phantoms where there is none, are split leak-safe with seed 0.
+        data: root of a data set; a run needs its own.
+        calibration_images: largest number of them; 0 for none.
+        progress: wraps the long loops.
+
+    Raises:
+        InputError: E-CALIB-MISSING (a run without `data`), those of `samples_for`.
+        Refused: those of `Source.trained_on` and `Source.split_file`.
     """
-    if part != "all":
-        first, *others = [(source, sha256_of_file(source.split_file())) for source in sources]
-        for source, split in others:
-            if split != first[1]:
-                raise Refused(
-                    "E-SPLIT-DIFFERS",
-                    f"{source.path} and {first[0].path} have different splits; compare networks of "
-                    "one split, or use --part all on data that none of them saw",
-                )
-    return samples_for(sources[0], data, part)
+    from .export.pipeline import RUN_SPLIT
+    from .kd.data.dataset import read_dataset
+
+    if source.trained_on() is None:
+        if data is None:
+            raise InputError(
+                "E-CALIB-MISSING",
+                f"{source.path} needs the data set of its run; name it with --calib "
+                "(only a shipped student does without)",
+            )
+        train, val = (samples_for(source, data, part) for part in ("train", "val"))
+        return _read_frames(train, val, calibration_images, RUN_SPLIT, "val")
+    if data is not None:
+        origin = {"source": "new split of --calib", "split_seed": 0}
+        checks_are = "val part of a new split of the --calib data, seed 0"
+        train, val = _split_anew(read_dataset(data), progress)
+        return _read_frames(train, val, calibration_images, origin, checks_are)
+    with phantom_dataset(progress) as dataset:
+        phantoms = {"source": "phantoms", "seed": PHANTOM_SEED, "count": PHANTOMS}
+        checks_are = f"val part of {PHANTOMS} phantoms, seed {PHANTOM_SEED}"
+        train, val = _split_anew(dataset, progress)
+        return _read_frames(train, val, calibration_images, phantoms, checks_are)
+
+
+def gather_evidence(
+    name: str, record: Path, measured: Source, weights: Source, data: Path, progress: Progress
+) -> tuple[Evidence, bytes]:
+    """Gather what is known of a student that is to ship; return it with the PNG of its failures.
+
+    Args:
+        name: in `zoo.SHIPPED`.
+        record: the JSON of a benchmark of `measured` in torch and of its INT8 bundle, test part.
+        measured: the checkpoint trained on the train part of a split.
+        weights: the checkpoint of the same network trained on the whole data set; it ships.
+        data: root of that data set.
+        progress: wraps the long loops.
+
+    Raises InputError: E-REPORT-SCHEMA, E-CARD-RECORD, E-CARD-WEIGHTS (the three do not belong
+    together), those of `load_checkpoint` and `read_dataset`.
+    """
+    from .benchmarks.accuracy import score_images
+    from .benchmarks.card import draw_cases, worst_of
+    from .benchmarks.evidence import SCHEMA, Evidence, figures_of, measured_rows, settings_of
+    from .benchmarks.record import from_json
+    from .kd.checkpoint import load_checkpoint
+    from .kd.data.dataset import read_dataset
+
+    fp32, int8, split_sha256 = measured_rows(from_json(record.read_bytes()))
+    trial, shipped = load_checkpoint(measured.path), load_checkpoint(weights.path)
+    if trial.sha256 != fp32.artifact_sha256:
+        raise InputError(
+            "E-CARD-WEIGHTS", f"{record} did not measure {measured.path}; benchmark it again"
+        )
+    if (trial.model, trial.contract) != (shipped.model, shipped.contract):
+        raise InputError(
+            "E-CARD-WEIGHTS",
+            f"{weights.path} is another network than the measured {measured.path}, or has another "
+            "input; train both alike",
+        )
+    images = [sample.image for sample in read_dataset(data).samples]
+    if shipped.provenance.get("train_images", 0) > len(images):
+        raise InputError(
+            "E-CARD-WEIGHTS",
+            f"{weights.path} was trained on more images than the {len(images)} in {data}; "
+            "name the data set of its training",
+        )
+    hashes = [sha256_of_file(image) for image in progress(images, "hashing files")]
+    session = weights.open("torch", 0)
+    with phantom_dataset(progress) as phantoms:
+        failures = worst_of(score_images(session.predict, phantoms.samples, progress=progress))
+        by_name = {sample.name: sample for sample in phantoms.samples}
+        worst = [by_name[score.name] for score in failures]
+        picture = draw_cases([(each, session.predict(each.read_image())) for each in worst])
+    evidence = Evidence(
+        schema=SCHEMA,
+        name=name,
+        model=shipped.model,
+        contract=shipped.contract,
+        parameters=fp32.parameters,
+        macs=fp32.macs,
+        checkpoint_sha256=shipped.sha256,
+        training=settings_of(shipped.provenance),
+        trained_on=tuple(sorted(hashes)),
+        measured_training=settings_of(trial.provenance),
+        split_sha256=split_sha256,
+        fp32=figures_of(fp32),
+        int8=figures_of(int8),
+        phantoms=PHANTOMS,
+        phantom_seed=PHANTOM_SEED,
+        failures=failures,
+    )
+    return evidence, picture
+
+
+@contextlib.contextmanager
+def phantom_dataset(progress: Progress = quiet) -> Iterator[Dataset]:
+    """Draw `PHANTOMS` phantoms of `PHANTOM_SEED` into a folder that goes with the context."""
+    from .kd.data.phantom import write_phantoms
+
+    with tempfile.TemporaryDirectory(prefix="edgeseg-") as folder:
+        yield write_phantoms(
+            Path(folder) / "phantoms", count=PHANTOMS, seed=PHANTOM_SEED, progress=progress
+        )
+
+
+def _split_anew(
+    dataset: Dataset, progress: Progress
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    from .kd.data.split import make_split, samples_of
+
+    split = make_split(dataset, seed=0, progress=progress)
+    return samples_of(split, dataset, "train"), samples_of(split, dataset, "val")
+
+
+def _read_frames(
+    train: Sequence[Sample],
+    val: Sequence[Sample],
+    calibration_images: int,
+    origin: Mapping[str, Any],
+    checks_are: str,
+) -> ExportFrames:
+    from .export.parity import CheckFrame
+    from .export.pipeline import read_calibration
+
+    calibration = None
+    note = f"checked on the {checks_are} ({len(val)} images)"
+    if calibration_images:
+        images = [sample.image for sample in train]
+        calibration = read_calibration(images, calibration_images, read_image, origin=origin)
+        note += f", calibrated on {len(calibration.frames)} of the train part"
+    checks = tuple(CheckFrame(sample.read_image(), sample.read_mask()) for sample in val)
+    return ExportFrames(calibration, checks, checks_are, note)
 
 
 def candidates_of(

@@ -270,8 +270,8 @@ def to_json(record: BenchmarkRecord) -> str:
     return json.dumps(json_from_value(record), ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def from_json(text: str) -> BenchmarkRecord:
-    """Read the result of `to_json`.
+def from_json(text: str | bytes) -> BenchmarkRecord:
+    """Read the result of `to_json`, as text or UTF-8.
 
     Raises InputError: E-REPORT-SCHEMA for another schema, or for the first field that is missing,
     unknown, mistyped or contradicts another; E-CONTRACT for an impossible input size.

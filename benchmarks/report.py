@@ -49,15 +49,15 @@ def to_markdown(record: BenchmarkRecord) -> str:
         f"**{_escape_markdown(headline(record))}**\n",
         *notes,
         "## Results\n",
-        _markdown_table(header, rows),
+        markdown_table(header, rows),
         "## Accuracy by class and lesion size\n",
         f"{groups_caption(record)}\n",
-        _markdown_table(*groups_table(record)),
+        markdown_table(*groups_table(record)),
         "## All metrics\n",
-        _markdown_table(*metrics_table(record)),
+        markdown_table(*metrics_table(record)),
         "## Conditions\n",
         "".join(f"- {name}: {_escape_markdown(v)}\n" for name, v in conditions(record).items()),
-        _markdown_table(*artifacts_table(record)),
+        markdown_table(*artifacts_table(record)),
         "## Definitions\n",
         "".join(f"- **{term}**: {meaning}\n" for term, meaning in DEFINITIONS.items()),
         "## Reproduce\n",
@@ -68,7 +68,8 @@ def to_markdown(record: BenchmarkRecord) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table: the first column to the left, the others to the right."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
     lines += [[_escape_markdown(cell) for cell in row] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

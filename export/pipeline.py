@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 _KIT = Path(__file__).parent / "kit"
 _SPARE_BYTES = 1 << 20  # less free space than this is a full disk
+RUN_SPLIT: Mapping[str, Any] = MappingProxyType({"source": "split of the run"})
 _TOOLS = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "numpy", "pillow")
 
 
@@ -58,6 +60,7 @@ class CalibrationSet:
 
     frames: tuple[np.ndarray, ...]  # uint8 [H, W] each
     sha256: tuple[str, ...]  # of the image files
+    origin: Mapping[str, Any]  # goes into the manifest; "source" tells where the images come from
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,12 @@ class Exported:
 
 
 def read_calibration(
-    images: Sequence[Path], count: int, read: Callable[[Path], np.ndarray], seed: int = 0
+    images: Sequence[Path],
+    count: int,
+    read: Callable[[Path], np.ndarray],
+    seed: int = 0,
+    *,
+    origin: Mapping[str, Any] = RUN_SPLIT,
 ) -> CalibrationSet:
     """Read `count` frames drawn by seed, or all when there are fewer; labels are not looked at.
 
@@ -79,11 +87,14 @@ def read_calibration(
         count: frames wanted, >= 1.
         read: from a path to uint8 [H, W].
         seed: of the draw.
+        origin: where the images come from; the default is the training run's own split.
     """
     order = np.random.default_rng(seed).permutation(len(images))[:count]
     chosen = [images[index] for index in sorted(order)]
     return CalibrationSet(
-        tuple(read(path) for path in chosen), tuple(sha256_of_file(path) for path in chosen)
+        tuple(read(path) for path in chosen),
+        tuple(sha256_of_file(path) for path in chosen),
+        origin,
     )
 
 
@@ -105,7 +116,9 @@ def export_bundle(
     *,
     calibration: CalibrationSet | None,
     checks: Sequence[CheckFrame],
-    split: Path,
+    checks_are: str = "val",
+    split: Path | None,
+    trained_on: Collection[str] = (),
     max_drop: float = 0.005,
     progress: Progress = quiet,
 ) -> Exported:
@@ -121,7 +134,10 @@ def export_bundle(
         out: folder of the bundle; must not exist.
         calibration: needed for "int8", unused otherwise.
         checks: frames of the validation part with their truth.
-        split: the split file of the training run; it goes into the bundle.
+        checks_are: what they are, for the manifest; "val" is that part of `split`.
+        split: the split file of the training run; it goes into the bundle. None for a shipped
+            student, which has none.
+        trained_on: SHA-256 of every image that a shipped student has seen; goes into the manifest.
         max_drop: largest accepted loss of mean Dice against the trained network.
         progress: shows how far each comparison has come.
 
@@ -136,7 +152,8 @@ def export_bundle(
     if precision == "int8" and calibration is None:
         raise InputError("E-CALIB-MISSING", "int8 needs calibration images; name them with --calib")
     with atomic_folder(out) as folder:
-        shutil.copyfile(split, folder / "split.json")
+        if split is not None:
+            shutil.copyfile(split, folder / "split.json")
         reference = reference_of(
             _run_of(trained.network), trained.contract, checks, progress=progress
         )
@@ -147,12 +164,13 @@ def export_bundle(
         provenance = {
             "checkpoint_sha256": trained.sha256,
             "training": dict(trained.provenance),
-            "split_sha256": sha256_of_file(split),
+            **({"split_sha256": sha256_of_file(split)} if split is not None else {}),
+            **({"trained_on": sorted(trained_on)} if trained_on else {}),
             "calibration": _calibration_facts(precision, calibration),
             "tools": {"edgeseg": __version__, **_versions()},
         }
         evidence = {
-            "part": "val",
+            "part": checks_are,
             "max_drop": max_drop,
             "frames": len(checks),
             "trained_dice": reference.mean_dice,
@@ -271,6 +289,7 @@ def _calibration_facts(precision: str, calibration: CalibrationSet | None) -> di
     if precision != "int8" or calibration is None:
         return None
     return {
+        **calibration.origin,
         "part": "train",
         "method": {"openvino": "nncf mean min-max", "onnxruntime": "min-max"},
         "frames_sha256": list(calibration.sha256),
