@@ -135,7 +135,7 @@ def write_student(
 
     Raises OutputError (E-OUT-WRITE).
     """
-    contents = {
+    contents: dict[str, bytes | str] = {
         ".safetensors": weights,
         ".json": evidence_to_json(evidence),
         ".md": render_card(evidence, summary),

@@ -82,7 +82,7 @@ def test_two_processes_end_with_the_weights_of_one(runs, stage):
     ours, theirs = (
         torch.cat([run[name].flatten().double() for name in kept]) for run in (one, two)
     )
-    assert (ours - theirs).norm() < 2e-5 * ours.norm()
+    assert (ours - theirs).norm() < 2e-4 * ours.norm()
 
 
 def test_the_leader_alone_writes_the_log(runs):
