@@ -28,15 +28,16 @@ _TRUTH, _ANSWER = (90, 230, 120), (255, 140, 0)  # green, orange
 
 _CARD = """# {name}
 
-{summary}. Network `{model}`, trained with T²KD on breast-ultrasound images; input {size} px, grey.
+{summary}.
+Network `{model}`, trained with T²KD on breast-ultrasound images; input {size} px, grey.
 
 **Not a medical device.** Engineering evidence only: not a regulatory clearance and not a statement
 of clinical performance. Nobody may be diagnosed or treated on its answers.
 
 **The figures are not of the weights that ship.** They are of the same network trained on the train
 part of the split alone and scored on its test part. The weights that ship were then trained on all
-{seen} images of the data set, test part included, so no image of it can score them: `edgeseg
-evaluate` refuses to. Both sets of settings are below.
+{seen} images of the data set, test part included, so no image of it can score them, and
+`edgeseg evaluate` refuses to. The settings of both are below.
 
 ## What it is
 
@@ -79,8 +80,8 @@ hospital. Other scanners, other hospitals, other organs and video are outside of
 ## Known failure cases
 
 - The worst group above in FP32: {weakest}, Dice {weakest_dice}; all lesions {all_dice}.
-- Of the {normals} test images without a lesion it marks something in {alarms} (FP32) and
-  {alarms_int8} (INT8).
+- It marks something in {alarms} (FP32) and {alarms_int8} (INT8) of the {normals} test images
+  without a lesion.
 - The list of hashes finds exact copies of training images only: one that was saved again or cropped
   counts as unseen and scores too well.
 

@@ -22,6 +22,7 @@ from edgeseg.benchmarks.evidence import evidence_to_json, read_evidence, setting
 from edgeseg.benchmarks.record import from_json
 from edgeseg.cli import cli
 from edgeseg.kd import zoo
+from edgeseg.kd.checkpoint import load_checkpoint, save_checkpoint
 from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.kd.data.phantom import write_phantoms
 from edgeseg.kd.data.split import read_split
@@ -71,10 +72,25 @@ def record(run, bundle_of, phantoms, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def shipped(record, run, phantoms, tmp_path_factory):
-    """A folder with one student, made by `edgeseg card`; the tiny run stands in for both."""
+def whole(run, tmp_path_factory):
+    """The run's student under the claim that all 40 phantoms trained it."""
+    loaded = load_checkpoint(run / "student.safetensors")
+    path = tmp_path_factory.mktemp("whole") / "student.safetensors"
+    save_checkpoint(
+        path,
+        loaded.network,
+        model=loaded.model,
+        contract=loaded.contract,
+        provenance={**loaded.provenance, "train_images": 40},
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def shipped(record, run, whole, phantoms, tmp_path_factory):
+    """A folder with one student, made by `edgeseg card`."""
     folder = tmp_path_factory.mktemp("zoo")
-    ok(*("card", NAME, record, *card_options(run, run, phantoms), "--out", folder, "-q"))
+    ok(*("card", NAME, record, *card_options(run, whole, phantoms), "--out", folder, "-q"))
     return folder
 
 
@@ -308,10 +324,10 @@ def test_bundle_of_a_student_obeys_the_rule_of_its_weights(bundle, phantoms, mix
 # --- the card ------------------------------------------------------------------------------------
 
 
-def test_card_makes_all_that_ships(shipped, run, phantoms, record):
+def test_card_makes_all_that_ships(shipped, run, whole, phantoms, record):
     assert {path.name for path in shipped.iterdir()} == {NAME + suffix for suffix in SUFFIXES}
     weights = shipped / f"{NAME}.safetensors"
-    assert weights.read_bytes() == (run / "student.safetensors").read_bytes()
+    assert weights.read_bytes() == whole.read_bytes()
     evidence = evidence_in(shipped)
     hashes = sorted(sha256_of_file(sample.image) for sample in read_dataset(phantoms).samples)
     assert list(evidence.trained_on) == hashes
@@ -395,17 +411,17 @@ def test_card_of_an_unknown_name_is_refused(record, run, phantoms, tmp_path):
 
 
 def test_card_of_a_record_that_measured_something_else_is_refused(
-    record, run, phantoms, tmp_path, int8_only
+    record, run, whole, phantoms, tmp_path, int8_only
 ):
     other = Path(shutil.copytree(run, tmp_path / "other"))
     shutil.copy(run / "teacher-benign.safetensors", other / "student.safetensors")
     out = tmp_path / "out"
     rest = ("--out", out, "-q")
     refused(
-        "E-CARD-WEIGHTS", INPUT, "card", NAME, record, *card_options(other, run, phantoms), *rest
+        "E-CARD-WEIGHTS", INPUT, "card", NAME, record, *card_options(other, whole, phantoms), *rest
     )
     refused(
-        "E-CARD-RECORD", INPUT, "card", NAME, int8_only, *card_options(run, run, phantoms), *rest
+        "E-CARD-RECORD", INPUT, "card", NAME, int8_only, *card_options(run, whole, phantoms), *rest
     )
     assert not out.exists()
 
@@ -419,10 +435,13 @@ def int8_only(record, tmp_path):
     return tmp_path / "int8.json"
 
 
-def test_card_of_a_smaller_data_set_than_the_training_is_refused(record, run, fresh, tmp_path):
+def test_card_of_weights_that_were_not_trained_on_all_images_is_refused(
+    record, run, phantoms, tmp_path
+):
     out = tmp_path / "out"
-    arguments = ("card", NAME, record, *card_options(run, run, fresh), "--out", out, "-q")
-    refused("E-CARD-WEIGHTS", INPUT, *arguments)
+    arguments = ("card", NAME, record, *card_options(run, run, phantoms), "--out", out, "-q")
+    assert "not on all 40" in refused("E-CARD-WEIGHTS", INPUT, *arguments)
+    assert not out.exists()
 
 
 def test_every_error_of_reading_evidence_is_a_refusal(tmp_path):
