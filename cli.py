@@ -142,15 +142,26 @@ def data_audit(folder: Path, as_json: bool, quiet: bool) -> None:
 @click.argument("folder", type=_path())
 @click.option("--out", type=_path(), required=True, help="The split file to write.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed.")
+@click.option(
+    "--fractions",
+    type=(float, float, float),
+    default=(0.7, 0.1, 0.2),
+    show_default=True,
+    help="Train, val, test; 1 0 0 for weights that ship, once the settings are chosen.",
+)
 @_quiet
-def data_split(folder: Path, out: Path, seed: int, quiet: bool) -> None:
+def data_split(
+    folder: Path, out: Path, seed: int, fractions: tuple[float, float, float], quiet: bool
+) -> None:
     """Split FOLDER into train, val and test so that no near-duplicates are separated."""
     from .kd.data.dataset import read_dataset
     from .kd.data.split import describe_split, make_split, write_split
     from .runtime.files import require_writable
 
     require_writable(out)
-    split = make_split(read_dataset(folder), seed=seed, progress=_progress(quiet))
+    split = make_split(
+        read_dataset(folder), seed=seed, fractions=fractions, progress=_progress(quiet)
+    )
     write_split(split, out)
     click.echo(describe_split(split))
 
@@ -172,6 +183,8 @@ def _train_options(command: F) -> F:
 @click.argument("dataset", metavar="DATA", type=_path())
 @click.option("--out", type=_path(), required=True, help="Folder of the run.")
 @click.option("--split", "split_file", type=_path(), help="Split to use; default: a new one.")
+@click.option("--recipe", help="Settings to start from: t2kd-busi or t2kd-busi-edge.")
+@click.option("--teachers", type=_path(), help="A run whose teachers are taken.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out with its own settings.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @_train_options
@@ -183,12 +196,18 @@ def train(
     dataset: Path,
     out: Path,
     split_file: Path | None,
+    recipe: str | None,
+    teachers: Path | None,
     resume: bool,
     device: str,
     quiet: bool,
     **settings: Any,
 ) -> None:
-    """Train two class teachers on DATA, then the student that both teach (T²KD)."""
+    """Train two class teachers on DATA, then the student that both teach (T²KD).
+
+    Several GPUs or machines: torchrun --nproc-per-node N -m edgeseg train ...
+    """
+    from .kd.config import find_recipe
     from .kd.data.dataset import read_dataset
     from .kd.data.split import read_split
     from .kd.train import read_config
@@ -199,12 +218,14 @@ def train(
         for name, value in settings.items()
         if context.get_parameter_source(name) != ParameterSource.DEFAULT
     }
+    base = find_recipe(recipe) if recipe else read_config(out) if resume else TrainConfig()
     student = run_training(
         read_dataset(dataset),
         out,
-        replace(read_config(out) if resume else TrainConfig(), **given),
+        replace(base, **given),
         split=read_split(split_file) if split_file else None,
         resume=resume,
+        teachers=teachers,
         device=device,
         progress=_progress(quiet),
     )

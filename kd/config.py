@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from types import MappingProxyType
 from typing import Any
 
 from ..runtime.errors import InputError
@@ -24,6 +26,9 @@ class TrainConfig:
     size: int = _setting(256, "network input, px a side, a multiple of 16")
     student: str = _setting("attunet-16", "student network")
     teacher: str = _setting("attunet-32", "network of the teachers")
+    phantom_epochs: int = _setting(
+        0, "epochs on 1000 phantoms before a network sees its first image; 0: none"
+    )
     general_epochs: int = _setting(
         30, "epochs on all classes from which every teacher starts; 0: they start from nothing"
     )
@@ -55,7 +60,7 @@ class TrainConfig:
         for name in ("learning_rate", "temperature", "distill_weight"):
             if not getattr(self, name) > 0:
                 raise InputError("E-CONFIG", f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("weight_decay", "general_epochs", "views", "seed"):
+        for name in ("weight_decay", "phantom_epochs", "general_epochs", "views", "seed"):
             if not getattr(self, name) >= 0:
                 raise InputError("E-CONFIG", f"{name} must not be below 0: {getattr(self, name)}")
 
@@ -73,3 +78,26 @@ class TrainConfig:
             return cls(**values)
         except (ValueError, TypeError) as error:
             raise InputError("E-CONFIG", f"config is malformed ({error})") from error
+
+
+_BUSI: Mapping[str, Any] = {
+    "teacher": "edge-64",
+    "phantom_epochs": 4,
+    "general_epochs": 30,
+    "teacher_epochs": 20,
+    "student_epochs": 60,
+}
+# To add a recipe: a row here. The two train the students that ship, chosen on the val part of BUSI.
+RECIPES: Mapping[str, TrainConfig] = MappingProxyType(
+    {
+        "t2kd-busi": TrainConfig(student="attunet-16", **_BUSI),
+        "t2kd-busi-edge": TrainConfig(student="edge-32", **_BUSI),
+    }
+)
+
+
+def find_recipe(name: str) -> TrainConfig:
+    """Return the settings of a recipe. Raises InputError (E-RECIPE-NAME) listing the known ones."""
+    if name not in RECIPES:
+        raise InputError("E-RECIPE-NAME", f"no recipe {name!r}; choose of {', '.join(RECIPES)}")
+    return RECIPES[name]

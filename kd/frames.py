@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from ..runtime.image import resize_grey, resize_mask
 from ..runtime.progress import Progress
 from .augment import augment, draw_view
 from .data.dataset import Sample
+from .data.phantom import draw_phantom, phantoms_of
 from .seeds import seed_of
 
 
@@ -50,16 +51,43 @@ def load_frames(
     samples: Sequence[Sample], size: int, device: torch.device, progress: Progress, label: str
 ) -> Frames:
     """Read samples and resize them to [size, size]. Raises InputError for unreadable files."""
-    images = np.empty((len(samples), 1, size, size), np.uint8)
-    masks = np.empty((len(samples), 1, size, size), np.bool_)
-    for index, sample in enumerate(progress(samples, label)):
-        images[index, 0] = resize_grey(sample.read_image(), size, size)
-        masks[index, 0] = resize_mask(sample.read_mask(), size, size)
+    pairs = ((sample.read_image(), sample.read_mask()) for sample in progress(samples, label))
+    names, labels = (sample.name for sample in samples), (sample.label for sample in samples)
+    return _resized(tuple(names), tuple(labels), pairs, size, device)
+
+
+def draw_phantoms(
+    count: int, seed: int, size: int, device: torch.device, progress: Progress
+) -> Frames:
+    """Draw phantoms at [size, size]; see `edgeseg.kd.data.phantom`."""
+
+    def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for label, number in progress(chosen, "drawing phantoms"):
+            image, masks = draw_phantom(label, number, seed)
+            yield image, np.any(masks, axis=0)
+
+    chosen = phantoms_of(count)
+    names = tuple(f"phantom {label} ({number})" for label, number in chosen)
+    return _resized(names, tuple(label for label, _ in chosen), pairs(), size, device)
+
+
+def _resized(
+    names: tuple[str, ...],
+    labels: tuple[str, ...],
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]],
+    size: int,
+    device: torch.device,
+) -> Frames:
+    images = np.empty((len(names), 1, size, size), np.uint8)
+    masks = np.empty((len(names), 1, size, size), np.bool_)
+    for row, (image, mask) in enumerate(pairs):
+        images[row, 0] = resize_grey(image, size, size)
+        masks[row, 0] = resize_mask(mask, size, size)
     return Frames(
-        names=tuple(sample.name for sample in samples),
+        names=names,
         images=torch.from_numpy(images).to(device),
         masks=torch.from_numpy(masks).to(device),
-        labels=np.array([sample.label for sample in samples], dtype=np.str_),
+        labels=np.array(labels, dtype=np.str_),
     )
 
 

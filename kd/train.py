@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..runtime.contract import InputContract
@@ -32,15 +33,19 @@ from .data.split import Split, make_split, read_split, samples_of, write_split
 from .distill import Distillation, find_distillation
 from .distributed import join_group, leave_group
 from .fit import Loss, Stage, Surroundings, fit, placed
-from .frames import Batch, Frames, load_frames
+from .frames import Batch, Frames, draw_phantoms, load_frames
 from .log import RunLog
 from .losses import supervised_loss
 from .models import Trace, build_model, centre_channels
 from .teaching import CLASSES_OF, Teachers, find_teaching
 
+Weights = Mapping[str, torch.Tensor]
+
+PHANTOMS = 1000  # on which networks start, where the settings ask for it
 _CONFIG_FILE = "config.json"
 _RUN_FILES = (_CONFIG_FILE, "*.safetensors", "*.state")  # any of them makes a folder a run
 _TAKEN = "taken-"  # before the name of a teacher's checkpoint that came from another run
+_GENERAL = "general"  # the teacher that the others start from
 _SPECIALISE = 0.3  # of the learning rate, for a teacher that starts from the general network
 
 
@@ -69,7 +74,8 @@ def train(
         config: settings.
         split: None makes a leak-safe one with the settings' seed.
         resume: continue the run in `out`.
-        teachers: a run whose teachers are taken instead of training new ones.
+        teachers: a run whose teachers are taken instead of training new ones; one that it lacks
+            is trained from its general network.
         cache: folder of the teachers' logits; None is `cache` in `out`.
         device: "auto", "cpu" or "cuda".
         progress: shows how far a stage has come.
@@ -79,7 +85,7 @@ def train(
             E-RUN-MISSING, E-RUN-CONFIG (resumed with other settings or another split), E-DEVICE,
             E-MODEL-NAME, E-DISTILL-NAME, E-TEACHING-NAME, E-CONFIG (a network does not take the
             size, a cache cannot hold features), E-CACHE-SIZE, E-TEACHER-MISSING (`teachers` has
-            none of a name), E-TEACHER-CONTRACT (of another input contract or network),
+            neither), E-TEACHER-CONTRACT (of another input contract or network),
             E-TEACHER-SPLIT (trained with another split).
         Refused: E-TRAIN-LOSS, E-TRAIN-MEMORY (see `fit`), E-CACHE-OTHER (see `LogitCache`),
             E-RUN-STAGE (a finished stage in `out` is of another run).
@@ -172,33 +178,48 @@ def _on_masks(trace: Trace, batch: Batch) -> dict[str, torch.Tensor]:
 
 
 def _train_teachers(run: _Run) -> dict[str, Checkpoint]:
-    """Train, or take, the teachers that the settings ask for."""
+    """Train the teachers that the settings ask for, but those that were taken."""
     config, frames = run.around.config, run.frames
     names = find_teaching(config.teaching).teachers
-    taken = {name: run.around.out / f"{_TAKEN}{_file_of(name)}" for name in names}
-    if names and all(path.is_file() for path in taken.values()):
-        return {name: load_checkpoint(path) for name, path in taken.items()}
-    start: Mapping[str, torch.Tensor] | None = None
-    rate = config.learning_rate
+    found = {name: run.around.out / f"{_TAKEN}{_file_of(name)}" for name in (*names, _GENERAL)}
+    taken = {name: load_checkpoint(file) for name, file in found.items() if file.is_file()}
 
-    def teacher(name: str, classes: tuple[str, ...], epochs: int) -> Checkpoint:
-        return run.stage(
-            Stage(
-                f"teacher-{name}",
-                config.teacher,
-                frames["train"].of_classes(*classes),
-                frames["val"].of_classes(*classes),
-                epochs,
-                rate,
-                _on_masks,
-                start,
-            )
-        )
+    def teacher(
+        name: str, classes: tuple[str, ...], epochs: int, start: Weights | None, rate: float
+    ) -> Checkpoint:
+        data, val = (frames[part].of_classes(*classes) for part in ("train", "val"))
+        stage = Stage(f"teacher-{name}", config.teacher, data, val, epochs, rate, _on_masks, start)
+        return taken.get(name) or run.stage(stage)
 
-    if names and config.general_epochs:
-        start = teacher("general", LABELS, config.general_epochs).network.state_dict()
-        rate *= _SPECIALISE
-    return {name: teacher(name, CLASSES_OF[name], config.teacher_epochs) for name in names}
+    start, rate = None, config.learning_rate
+    if not set(names) <= set(taken):
+        if _GENERAL not in taken:
+            start = _weights_from_phantoms(run, "teacher", config.teacher)
+        if config.general_epochs:
+            general = teacher(_GENERAL, LABELS, config.general_epochs, start, rate)
+            start, rate = general.network.state_dict(), rate * _SPECIALISE
+    return {
+        name: teacher(name, CLASSES_OF[name], config.teacher_epochs, start, rate) for name in names
+    }
+
+
+def _weights_from_phantoms(run: _Run, who: str, model: str) -> Weights | None:
+    """Return the weights to start from, or None where the settings ask for no phantoms."""
+    around, config = run.around, run.around.config
+    if not config.phantom_epochs:
+        return None
+    name = f"phantom-{who}"
+    taken = around.out / f"{_TAKEN}{name}.safetensors"
+    if taken.is_file():
+        return load_checkpoint(taken).network.state_dict()
+    none = run.frames["train"].at(np.arange(0))
+    frames = none  # drawn only if the stage is not done yet
+    if not (around.out / f"{name}.safetensors").is_file():
+        progress = around.progress if around.group.leads else quiet
+        frames = draw_phantoms(PHANTOMS, config.seed, config.size, around.device, progress)
+    epochs, rate = config.phantom_epochs, config.learning_rate
+    stage = Stage(name, model, frames, none, epochs, rate, _on_masks)
+    return run.stage(stage).network.state_dict()
 
 
 def _train_student(run: _Run, teachers: Mapping[str, Checkpoint], cache: Path) -> None:
@@ -226,6 +247,7 @@ def _train_student(run: _Run, teachers: Mapping[str, Checkpoint], cache: Path) -
             config.student_epochs,
             config.learning_rate,
             student_loss(Teachers(teaching, networks, caches), terms, config),
+            _weights_from_phantoms(run, "student", config.student),
             adapted_channels=centre_channels(config.teacher) if adapted else 0,
         ),
         {name: teacher.sha256 for name, teacher in teachers.items()},
@@ -275,20 +297,28 @@ def _file_of(teacher: str) -> str:
 
 def _take_teachers(source: Path, out: Path, config: TrainConfig, contract: InputContract) -> None:
     """Copy the teachers of another run, having checked that they can teach this student."""
-    for name in find_teaching(config.teaching).teachers:
-        file = source / _file_of(name)
-        if not file.is_file():
-            raise InputError(
-                "E-TEACHER-MISSING",
-                f"{source} has no {file.name}, which teaching {config.teaching!r} needs; "
-                "train one without --teachers",
-            )
+    wanted = find_teaching(config.teaching).teachers
+    files = [source / _file_of(name) for name in wanted]
+    if config.general_epochs and not all(file.is_file() for file in files):
+        files.append(source / _file_of(_GENERAL))
+    found = [file for file in files if file.is_file()]
+    if not found:
+        raise InputError(
+            "E-TEACHER-MISSING",
+            f"{source} has none of {', '.join(file.name for file in files)}, which teaching "
+            f"{config.teaching!r} needs; train them without --teachers",
+        )
+    phantom = source / "phantom-student.safetensors"
+    if phantom.is_file() and load_checkpoint(phantom).model == config.student:
+        found.append(phantom)
+    for file in found:
         loaded = load_checkpoint(file)
-        if (loaded.contract, loaded.model) != (contract, config.teacher):
+        model = config.student if file == phantom else config.teacher
+        if (loaded.contract, loaded.model) != (contract, model):
             raise InputError(
                 "E-TEACHER-CONTRACT",
                 f"{file} is {loaded.model} for {loaded.contract}, the student's run asks for "
-                f"{config.teacher} and {contract}; give --size and --teacher as they were there",
+                f"{model} and {contract}; give --size and --teacher as they were there",
             )
         if loaded.provenance.get("split_sha256") != sha256_of_file(out / SPLIT_FILE):
             raise InputError(

@@ -74,11 +74,8 @@ def write_phantoms(out: Path, *, count: int, seed: int = 0, progress: Progress =
     """
     if count < 1:
         raise InputError("E-PHANTOM-COUNT", f"cannot write {count} phantoms; ask for 1 or more")
-    malignant, normal = round(0.40 * count), round(0.15 * count)
-    counts = dict(zip(LABELS, (count - malignant - normal, malignant, normal), strict=True))
-    frames = [(label, number + 1) for label in LABELS for number in range(counts[label])]
     with atomic_folder(out) as folder:
-        for label, number in progress(frames, "drawing phantoms"):
+        for label, number in progress(phantoms_of(count), "drawing phantoms"):
             (folder / label).mkdir(exist_ok=True)
             image, masks = draw_phantom(label, number, seed)
             stem = f"{label} ({number})"
@@ -87,6 +84,13 @@ def write_phantoms(out: Path, *, count: int, seed: int = 0, progress: Progress =
                 suffix = f"_mask_{index}" if index else "_mask"
                 Image.fromarray(mask).save(folder / label / f"{stem}{suffix}.png")
     return read_dataset(out)
+
+
+def phantoms_of(count: int) -> list[tuple[str, int]]:
+    """Return class and number of `count` phantoms: 45 % benign, 40 % malignant, 15 % normal."""
+    malignant, normal = round(0.40 * count), round(0.15 * count)
+    counts = dict(zip(LABELS, (count - malignant - normal, malignant, normal), strict=True))
+    return [(label, number + 1) for label in LABELS for number in range(counts[label])]
 
 
 def draw_phantom(
