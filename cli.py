@@ -179,6 +179,15 @@ def _train_options(command: F) -> F:
     return command
 
 
+def _given(context: click.Context, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that were named on the command line."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if context.get_parameter_source(name) != ParameterSource.DEFAULT
+    }
+
+
 @cli.command()
 @click.argument("dataset", metavar="DATA", type=_path())
 @click.option("--out", type=_path(), required=True, help="Folder of the run.")
@@ -213,16 +222,11 @@ def train(
     from .kd.train import read_config
     from .kd.train import train as run_training
 
-    given = {
-        name: value
-        for name, value in settings.items()
-        if context.get_parameter_source(name) != ParameterSource.DEFAULT
-    }
     base = find_recipe(recipe) if recipe else read_config(out) if resume else TrainConfig()
     student = run_training(
         read_dataset(dataset),
         out,
-        replace(base, **given),
+        replace(base, **_given(context, settings)),
         split=read_split(split_file) if split_file else None,
         resume=resume,
         teachers=teachers,
@@ -230,6 +234,46 @@ def train(
         progress=_progress(quiet),
     )
     click.echo(f"student: {student}")
+
+
+@cli.command()
+@click.argument("dataset", metavar="DATA", type=_path())
+@click.option("--out", type=_path(), required=True, help="Folder of runs and table; continued.")
+@click.option("--recipe", default="t2kd-busi-edge", show_default=True, help="See `train`.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--row", "rows", multiple=True, help="Only this row and routed; default: all.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@_train_options
+@_quiet
+@click.pass_context
+def reproduce(
+    context: click.Context,
+    /,
+    dataset: Path,
+    out: Path,
+    recipe: str,
+    seeds: int,
+    rows: tuple[str, ...],
+    device: str,
+    quiet: bool,
+    **settings: Any,
+) -> None:
+    """Train a student in every way on DATA: the table of what routed distillation is worth."""
+    from .ablation import ROWS, to_text
+    from .ablation import reproduce as run_ablation
+    from .kd.config import find_recipe
+    from .kd.data.dataset import read_dataset
+
+    results = run_ablation(
+        read_dataset(dataset),
+        out,
+        replace(find_recipe(recipe), **_given(context, settings)),
+        seeds=seeds,
+        rows=rows or tuple(ROWS),
+        device=device,
+        progress=_progress(quiet),
+    )
+    click.echo(f"{to_text(results)}\ntable: {out / 'ablation.md'}")
 
 
 @cli.command()

@@ -11,7 +11,7 @@ import torch
 from ..runtime.contract import InputContract
 from ..runtime.image import resize_grey, resize_mask
 from ..runtime.progress import Progress
-from .augment import augment, draw_view
+from .augment import augment, draw_views
 from .data.dataset import Sample
 from .data.phantom import draw_phantom, phantoms_of
 from .seeds import seed_of
@@ -99,9 +99,8 @@ def draw_batch(
     A view of an image depends on the seed, the image's name and the view's number only: not on the
     batch it is in, so that processes can share a batch and teachers' answers can be kept.
     """
-    draws = torch.stack(
-        [draw_view(seed_of(seed, f"{frames.names[row]} view {view}")) for row in rows]
-    )
+    seeds = [seed_of(seed, f"{frames.names[row]} view {view}") for row in rows]
+    draws = draw_views(seeds, contract.height)
     images, truth = augment(frames.images[rows].float() / 255, frames.masks[rows].float(), draws)
     return Batch(
         images=normalised(images, contract),

@@ -302,7 +302,7 @@ def _take_teachers(source: Path, out: Path, config: TrainConfig, contract: Input
     if config.general_epochs and not all(file.is_file() for file in files):
         files.append(source / _file_of(_GENERAL))
     found = [file for file in files if file.is_file()]
-    if not found:
+    if wanted and not found:
         raise InputError(
             "E-TEACHER-MISSING",
             f"{source} has none of {', '.join(file.name for file in files)}, which teaching "

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from edgeseg.kd.augment import augment, draw_view
+from edgeseg.kd.augment import Draws, augment, draw_views
 
 
 def drawn(seed, images, masks):
-    draws = [draw_view(1000 * seed + index) for index in range(len(images))]
-    return augment(images, masks, torch.stack(draws))
+    seeds = [1000 * seed + index for index in range(len(images))]
+    return augment(images, masks, draw_views(seeds, images.shape[-1]))
 
 
 def test_same_seed_gives_the_same_batch_and_another_seed_another():
@@ -45,9 +45,10 @@ def test_an_empty_mask_stays_empty():
 
 def test_view_of_an_image_does_not_depend_on_its_batch():
     images, masks = torch.rand(3, 1, 32, 32), (torch.rand(3, 1, 32, 32) > 0.5).float()
-    draws = torch.stack([draw_view(seed) for seed in range(3)])
+    draws = draw_views([0, 1, 2], 32)
     together = augment(images, masks, draws)
     for row in range(3):
-        alone = augment(images[row : row + 1], masks[row : row + 1], draws[row : row + 1])
+        one = Draws(*(each[row : row + 1] for each in draws))
+        alone = augment(images[row : row + 1], masks[row : row + 1], one)
         for ours, theirs in zip(alone, together, strict=True):
             assert torch.equal(ours[0], theirs[row])

@@ -28,6 +28,7 @@ PACKAGES = {
     "edgeseg.export.kit": {"tensorrt"},
     "edgeseg.export": {"numpy", "torch", "onnx", "onnxruntime", "openvino", "nncf"},
     "edgeseg.cli": {"click", "tqdm", "numpy"},
+    "edgeseg.ablation": {"numpy"},
     "edgeseg": set(),
 }
 # What of edgeseg itself a folder may import.
@@ -42,6 +43,7 @@ LAYERS = {
     ),
     "edgeseg.cli": ("edgeseg",),
     "edgeseg.sources": tuple(f"edgeseg.{folder}" for folder in FOLDERS),
+    "edgeseg.ablation": tuple(f"edgeseg.{folder}" for folder in FOLDERS),
     "edgeseg.__main__": ("edgeseg.cli",),
     "edgeseg": (),
 }
@@ -107,7 +109,8 @@ def faults_of(module: str, source: str, *, is_package: bool = False) -> list[str
             allowed = rule_for(module, LAYERS)
             if not any(below(each.name, prefix) for prefix in allowed):
                 faults.append(where)
-            if below(each.name, "edgeseg.sources") and module != "edgeseg.cli":
+            above = any(below(each.name, f"edgeseg.{name}") for name in ("sources", "ablation"))
+            if above and module != "edgeseg.cli":
                 faults.append(f"{where}: only the command line may")
             if below(each.name, "edgeseg.cli") and module != "edgeseg.__main__":
                 faults.append(f"{where}: only __main__ may")
@@ -138,7 +141,7 @@ DEVICE_FILES += [file for name, file in MODULES.items() if below(name, "edgeseg.
 def test_every_folder_of_the_package_is_walked():
     for folder in FOLDERS:
         assert f"edgeseg.{folder}" in MODULES
-    assert {"edgeseg.cli", "edgeseg.sources", "edgeseg.__main__"} <= set(MODULES)
+    assert {"edgeseg.cli", "edgeseg.sources", "edgeseg.ablation"} <= set(MODULES)
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -194,6 +197,7 @@ def test_onnx_and_torch_are_not_imported_to_open_the_export_table():
         ("edgeseg.export.pipeline", "from ..sources import find_source"),
         ("edgeseg.kd.train", "def f():\n    from ..cli import cli"),
         ("edgeseg.sources", "from .cli import cli"),
+        ("edgeseg.kd.train", "from ..ablation import reproduce"),
         ("edgeseg.sources", "import click"),
         ("edgeseg.__main__", "from .sources import find_source"),
         ("edgeseg.cli", "import numpy"),
