@@ -71,7 +71,7 @@ class LogitCache:
     def write(self, images: Sequence[str], views: np.ndarray, logits: torch.Tensor) -> None:
         """Keep logits [N, 1, S, S]."""
         rows = [self._rows[image] for image in images]
-        self._values[rows, views] = logits[:, 0].cpu().numpy().astype(np.float16)
+        self._values[rows, views] = logits[:, 0].half().cpu().numpy()
         self._done[rows, views] = 1
 
     @staticmethod
