@@ -6,8 +6,9 @@ import contextlib
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -255,21 +256,21 @@ def frames_for_export(
                 f"{source.path} needs the data set of its run; name it with --calib "
                 "(only a shipped student does without)",
             )
-        train, val = (samples_for(source, data, part) for part in ("train", "val"))
-        return _read_frames(train, val, calibration_images, RUN_SPLIT, "val")
+        samples = partial(samples_for, source, data)
+        return _read_frames(samples, calibration_images, RUN_SPLIT, "val")
     if data is not None:
         dataset = read_dataset(data)
         split = make_split(dataset, seed=0, progress=progress)
-        train, val = (samples_of(split, dataset, part) for part in ("train", "val"))
+        samples = partial(samples_of, split, dataset)
         origin = {"source": "new split of --calib", "split_seed": 0}
         checks_are = "val part of a new split of the --calib data, seed 0"
-        return _read_frames(train, val, calibration_images, origin, checks_are)
+        return _read_frames(samples, calibration_images, origin, checks_are)
     with phantom_dataset(progress) as phantoms:
         split = make_split(phantoms, seed=0, fractions=_PHANTOM_FRACTIONS, progress=progress)
-        train, val = (samples_of(split, phantoms, part) for part in ("train", "val"))
+        samples = partial(samples_of, split, phantoms)
         drawn = {"source": "phantoms", "seed": PHANTOM_SEED, "count": PHANTOMS}
         checks_are = f"val part of {PHANTOMS} phantoms, seed {PHANTOM_SEED}"
-        return _read_frames(train, val, calibration_images, drawn, checks_are)
+        return _read_frames(samples, calibration_images, drawn, checks_are)
 
 
 @contextlib.contextmanager
@@ -284,8 +285,7 @@ def phantom_dataset(progress: Progress = quiet) -> Iterator[Dataset]:
 
 
 def _read_frames(
-    train: Sequence[Sample],
-    val: Sequence[Sample],
+    samples_in: Callable[[str], Sequence[Sample]],
     calibration_images: int,
     origin: Mapping[str, Any],
     checks_are: str,
@@ -294,9 +294,10 @@ def _read_frames(
     from .export.pipeline import read_calibration
 
     calibration = None
+    val = samples_in("val")
     note = f"checked on the {checks_are} ({len(val)} images)"
     if calibration_images:
-        images = [sample.image for sample in train]
+        images = [sample.image for sample in samples_in("train")]
         calibration = read_calibration(images, calibration_images, read_image, origin=origin)
         note += f", calibrated on {len(calibration.frames)} of the train part"
     checks = tuple(CheckFrame(sample.read_image(), sample.read_mask()) for sample in val)

@@ -81,7 +81,7 @@ class TrainConfig:
 
 
 _BUSI: Mapping[str, Any] = {
-    "teacher": "edge-64",
+    "teacher": "edge-32",
     "phantom_epochs": 4,
     "general_epochs": 30,
     "teacher_epochs": 20,
