@@ -515,7 +515,9 @@ def benchmark(
 @click.argument("name")
 @click.argument("record", type=_path(exists=True, dir_okay=False))
 @click.option("--measured", type=_path(), required=True, help="The run that RECORD measured.")
-@click.option("--weights", type=_path(), required=True, help="The run on all of DATA: it ships.")
+@click.option(
+    "--weights", type=_path(), required=True, help="What ships: that run, or one on all of DATA."
+)
 @click.option("--data", "dataset", type=_path(), required=True, help="Data set of both runs.")
 @click.option("--out", type=_path(), required=True, help="Folder; kd/zoo of a checkout to ship.")
 @_quiet

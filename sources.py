@@ -313,7 +313,7 @@ def gather_evidence(
         name: in `zoo.SHIPPED`.
         record: the JSON of a benchmark of `measured` in torch and of its INT8 bundle, test part.
         measured: the checkpoint trained on the train part of a split.
-        weights: the checkpoint of the same network trained on the whole data set; it ships.
+        weights: what ships: `measured` itself, or the same network trained on the whole data set.
         data: root of that data set.
         progress: wraps the long loops.
 
@@ -326,6 +326,7 @@ def gather_evidence(
     from .benchmarks.record import from_json
     from .kd.checkpoint import load_checkpoint
     from .kd.data.dataset import read_dataset
+    from .kd.data.split import read_split, samples_of
 
     fp32, int8, split_sha256 = measured_rows(from_json(record.read_bytes()))
     trial, shipped = load_checkpoint(measured.path), load_checkpoint(weights.path)
@@ -339,12 +340,16 @@ def gather_evidence(
             f"{weights.path} is another network than the measured {measured.path}, or has another "
             "input; train both alike",
         )
-    images = [sample.image for sample in read_dataset(data).samples]
-    if shipped.provenance.get("train_images") != len(images):
+    dataset = read_dataset(data)
+    images = [sample.image for sample in dataset.samples]
+    if shipped.sha256 == trial.sha256:
+        split = read_split(measured.split_file())
+        images = [sample.image for sample in samples_of(split, dataset, "train")]
+    elif shipped.provenance.get("train_images") != len(images):
         raise InputError(
             "E-CARD-WEIGHTS",
             f"{weights.path} was trained on {shipped.provenance.get('train_images')} images, not "
-            f"on all {len(images)} of {data} as the card says; train on all, name that data set",
+            f"on all {len(images)} of {data}; train on all of them, or ship the measured ones",
         )
     hashes = [sha256_of_file(image) for image in progress(images, "hashing files")]
     session = weights.open("torch", 0)

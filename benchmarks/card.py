@@ -34,10 +34,7 @@ Network `{model}`, trained with T²KD on breast-ultrasound images; input {size} 
 **Not a medical device.** Engineering evidence only: not a regulatory clearance and not a statement
 of clinical performance. Nobody may be diagnosed or treated on its answers.
 
-**The figures are not of the weights that ship.** They are of the same network trained on the train
-part of the split alone and scored on its test part. The weights that ship were then trained on all
-{seen} images of the data set, test part included, so no image of it can score them, and
-`edgeseg evaluate` refuses to. The settings of both are below.
+{whose}
 
 ## What it is
 
@@ -90,6 +87,15 @@ drawn: they show how it fails, not how often it fails on patients.
 
 ![{alternative}]({picture})
 """
+
+_OF_OTHERS = """\
+**The figures are not of the weights that ship.** They are of the same network trained on the train
+part of the split alone and scored on its test part. The weights that ship were then trained on all
+{seen} images of the data set, test part included, so no image of it can score them, and
+`edgeseg evaluate` refuses to. The settings of both are below."""
+_OF_THESE = """\
+The figures are of the weights that ship: trained on the {seen} images of the split's train part,
+chosen on its val part, scored on its test part."""
 
 
 def worst_of(scores: Sequence[ImageScore]) -> tuple[ImageScore, ...]:
@@ -157,6 +163,9 @@ def render_card(evidence: Evidence, summary: str) -> str:
         summary=summary,
         model=evidence.model,
         size=f"{evidence.contract.width}×{evidence.contract.height}",
+        whose=(_OF_THESE if evidence.is_measured else _OF_OTHERS).format(
+            seen=len(evidence.trained_on)
+        ),
         seen=len(evidence.trained_on),
         facts=_facts(evidence),
         split=evidence.split_sha256,

@@ -1,8 +1,8 @@
 """The evidence of a shipped student: its figures, and the images its weights have seen.
 
-The figures are of a network trained on the train part of a split and measured on the test part; the
-weights that ship are of the same network trained on the whole data set, so no image of it can
-score them.
+The figures are of a network trained on the train part of a split and measured on the test part. The
+weights that ship are either that network, or the same one trained on the whole data set: then no
+image of it can score them.
 """
 
 from __future__ import annotations
@@ -58,6 +58,11 @@ class Evidence:
     phantoms: int  # drawn and answered with the weights that ship
     phantom_seed: int
     failures: tuple[ImageScore, ...]  # the worst of them
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the weights that ship are those that were measured."""
+        return self.checkpoint_sha256 == self.fp32.artifact_sha256
 
 
 def settings_of(provenance: Mapping[str, Any]) -> dict[str, str]:
@@ -161,9 +166,13 @@ def render_students(students: Sequence[Evidence], summaries: Mapping[str, str]) 
     ]
     notes = [
         f"{each.name}: {summaries[each.name]}. Means over {each.fp32.accuracy.lesions.images} "
-        f"images with a lesion, test part of split {each.split_sha256[:12]}, by the same network "
-        "trained on its train part alone; the weights that ship were trained on all "
-        f"{len(each.trained_on)} images of the data set."
+        f"images with a lesion, test part of split {each.split_sha256[:12]}, by "
+        + (
+            f"these weights, trained on its train part of {len(each.trained_on)} images."
+            if each.is_measured
+            else "the same network trained on its train part alone; the weights that ship were "
+            f"trained on all {len(each.trained_on)} images of the data set."
+        )
         for each in students
     ]
     return "\n".join([text_table(header, rows), "", *notes])

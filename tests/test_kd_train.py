@@ -61,7 +61,7 @@ kills = 0
 for attempt in range(100):
     child = start(work / "killed")
     if kills < 20:
-        time.sleep(whole_s * moments.uniform(0.1, 0.6))
+        time.sleep(whole_s * moments.uniform(0.1, 0.4))
         os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     if os.WIFSIGNALED(status):

@@ -438,10 +438,34 @@ def int8_only(record, tmp_path):
 def test_card_of_weights_that_were_not_trained_on_all_images_is_refused(
     record, run, phantoms, tmp_path
 ):
+    loaded = load_checkpoint(run / "student.safetensors")
+    part = tmp_path / "part.safetensors"
+    provenance = {**loaded.provenance, "train_images": 39}
+    save_checkpoint(
+        part, loaded.network, model=loaded.model, contract=loaded.contract, provenance=provenance
+    )
     out = tmp_path / "out"
-    arguments = ("card", NAME, record, *card_options(run, run, phantoms), "--out", out, "-q")
+    arguments = ("card", NAME, record, *card_options(run, part, phantoms), "--out", out, "-q")
     assert "not on all 40" in refused("E-CARD-WEIGHTS", INPUT, *arguments)
     assert not out.exists()
+
+
+def test_measured_weights_may_ship_and_have_then_seen_the_train_part_alone(
+    record, run, phantoms, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    ok(*("card", NAME, record, *card_options(run, run, phantoms), "--out", out, "-q"))
+    evidence = evidence_in(out)
+    split = read_split(run / "split.json")
+    train = [entry.image_sha256 for entry in split.entries if entry.part == "train"]
+    assert evidence.is_measured
+    assert list(evidence.trained_on) == sorted(train)
+    text = (out / f"{NAME}.md").read_text()
+    assert "The figures are of the weights that ship" in text
+    assert "are not of the weights" not in text
+    monkeypatch.setattr(zoo, "FOLDER", out)
+    unseen = len(split.entries) - len(train)
+    assert f"unseen part, {unseen} images" in ok("evaluate", NAME, phantoms, "-q")
 
 
 def test_every_error_of_reading_evidence_is_a_refusal(tmp_path):
