@@ -80,18 +80,16 @@ class TrainConfig:
             raise InputError("E-CONFIG", f"config is malformed ({error})") from error
 
 
-_BUSI: Mapping[str, Any] = {
-    "teacher": "edge-32",
-    "phantom_epochs": 4,
-    "general_epochs": 30,
-    "teacher_epochs": 20,
-    "student_epochs": 60,
-}
-# To add a recipe: a row here. The two train the students that ship, chosen on the val part of BUSI.
+_BUSI: Mapping[str, Any] = {"teacher": "edge-32", "general_epochs": 30, "teacher_epochs": 20}
+# To add a recipe: a row here. The two train the students that ship, as long as two cores allow.
 RECIPES: Mapping[str, TrainConfig] = MappingProxyType(
     {
-        "t2kd-busi": TrainConfig(student="attunet-16", **_BUSI),
-        "t2kd-busi-edge": TrainConfig(student="edge-32", **_BUSI),
+        "t2kd-busi": TrainConfig(
+            student="attunet-16", phantom_epochs=2, student_epochs=30, **_BUSI
+        ),
+        "t2kd-busi-edge": TrainConfig(
+            student="edge-32", phantom_epochs=4, student_epochs=60, **_BUSI
+        ),
     }
 )
 
