@@ -17,7 +17,7 @@ demo: install
 	rm -rf $(DEMO)
 	$(BIN)/edgeseg data phantoms $(DEMO)/phantoms --count 160
 	$(BIN)/edgeseg train $(DEMO)/phantoms --out $(DEMO)/run --size 96 \
-	    --teacher attunet-24 --teacher-epochs 16 --student-epochs 16
+	    --teacher edge-32 --general-epochs 10 --teacher-epochs 8 --student-epochs 16
 	for precision in fp32 fp16 int8; do \
 	    $(BIN)/edgeseg export $(DEMO)/run --target x86-cpu --precision $$precision \
 	        --calib $(DEMO)/phantoms --out $(DEMO)/$$precision || exit; \
