@@ -155,12 +155,12 @@ def mask_from_logits(
     y_low, y_up, y_weight = _bilinear_taps(logits.shape[0], height)
     x_low, x_up, x_weight = _bilinear_taps(logits.shape[1], width)
     # Output pixels one of whose taps lies in the box; both tap indices ascend.
-    y0, y1 = np.searchsorted(y_up, rows[0]), np.searchsorted(y_low, rows[-1], side="right")
-    x0, x1 = np.searchsorted(x_up, columns[0]), np.searchsorted(x_low, columns[-1], side="right")
+    y0, y1 = y_up.searchsorted(rows[0]), y_low.searchsorted(rows[-1], side="right")
+    x0, x1 = x_up.searchsorted(columns[0]), x_low.searchsorted(columns[-1], side="right")
     if y0 == y1 or x0 == x1:  # a small frame: the lesion lies between the pixels
         return mask
     top, first = y_low[y0], x_low[x0]
-    box = logits[top : y_up[y1 - 1] + 1, first : x_up[x1 - 1] + 1]
+    box = np.ascontiguousarray(logits[top : y_up[y1 - 1] + 1, first : x_up[x1 - 1] + 1])
     # Columns first, while there are few rows: gathering columns is what costs.
     lines = _interpolate(box, x_low[x0:x1] - first, x_up[x0:x1] - first, x_weight[x0:x1], axis=1)
     values = _interpolate(
@@ -173,8 +173,9 @@ def mask_from_logits(
 def _interpolate(
     values: np.ndarray, low: np.ndarray, up: np.ndarray, weight: np.ndarray, axis: int
 ) -> np.ndarray:
-    result = np.take(values, low, axis=axis)
-    step = np.take(values, up, axis=axis)
+    # The taps are in range; "clip" spares the copy that numpy makes to check them.
+    result = values.take(low, axis=axis, mode="clip")
+    step = values.take(up, axis=axis, mode="clip")
     step -= result
     step *= weight
     result += step
