@@ -17,12 +17,13 @@ import numpy as np
 from .benchmarks.accuracy import ImageScore, score_images
 from .benchmarks.text import text_table
 from .kd.checkpoint import load_checkpoint
-from .kd.config import SPLIT_FILE, STUDENT_FILE, TrainConfig
+from .kd.config import STUDENT_FILE, TrainConfig
 from .kd.data.dataset import Dataset
 from .kd.data.split import make_split, read_split, samples_of
 from .kd.distill import DISTILLATIONS
 from .kd.engine import TorchEngine
 from .kd.train import train
+from .runtime.bundle import SPLIT_FILE
 from .runtime.engines import available_threads
 from .runtime.errors import InputError
 from .runtime.files import write_bytes

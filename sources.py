@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .kd import zoo
-from .kd.config import SPLIT_FILE, STUDENT_FILE
-from .runtime.bundle import Bundle, open_bundle
+from .kd.config import STUDENT_FILE
+from .runtime.bundle import SPLIT_FILE, Bundle, open_bundle
 from .runtime.engines import ENGINES, available_threads, is_installed
 from .runtime.errors import InputError, Refused
 from .runtime.files import sha256_of_file

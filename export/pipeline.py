@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import __version__
 from ..benchmarks.complexity import count_complexity
-from ..runtime.bundle import open_bundle, seal_bundle
+from ..runtime.bundle import SPLIT_FILE, open_bundle, seal_bundle
 from ..runtime.contract import InputContract
 from ..runtime.engines import Engine, available_threads, open_engine
 from ..runtime.errors import InputError, Refused
@@ -153,7 +153,7 @@ def export_bundle(
         raise InputError("E-CALIB-MISSING", "int8 needs calibration images; name them with --calib")
     with atomic_folder(out) as folder:
         if split is not None:
-            shutil.copyfile(split, folder / "split.json")
+            shutil.copyfile(split, folder / SPLIT_FILE)
         reference = reference_of(
             _run_of(trained.network), trained.contract, checks, progress=progress
         )

@@ -10,9 +10,7 @@ from typing import Any
 
 from ..runtime.errors import InputError
 
-# Files in the folder of a run
 STUDENT_FILE = "student.safetensors"
-SPLIT_FILE = "split.json"
 
 
 def _setting(default: Any, text: str) -> Any:

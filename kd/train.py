@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..runtime.bundle import SPLIT_FILE
 from ..runtime.contract import InputContract
 from ..runtime.errors import InputError, Refused
 from ..runtime.files import atomic_path, cannot_write, sha256_of_file, write_bytes
@@ -27,7 +28,7 @@ from ..runtime.progress import Progress, quiet
 from .augment import VERSION
 from .cache import LogitCache
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from .config import SPLIT_FILE, STUDENT_FILE, TrainConfig
+from .config import STUDENT_FILE, TrainConfig
 from .data.dataset import LABELS, Dataset
 from .data.split import Split, make_split, read_split, samples_of, write_split
 from .distill import Distillation, find_distillation

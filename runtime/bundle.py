@@ -20,6 +20,7 @@ from .errors import InputError, Refused
 from .files import sha256_of_file
 
 SCHEMA = "edgeseg.bundle/1"
+SPLIT_FILE = "split.json"  # of the training, beside a checkpoint and in its bundles
 MAX_MANIFEST_BYTES = 1 << 20  # compared with the file size before anything is read
 MAX_SUMS_BYTES = 1 << 20
 _MANIFEST = "manifest.json"
