@@ -180,6 +180,42 @@ def test_size_that_the_network_does_not_take_is_refused_before_any_epoch(data, o
     assert names_in(out.parent) == []
 
 
+@pytest.mark.parametrize(
+    ("option", "code"),
+    [
+        (("--recipe", "t2kd"), "E-RECIPE-NAME"),
+        (("--teaching", "both"), "E-TEACHING-NAME"),
+        (("--distillation", "kd"), "E-DISTILL-NAME"),
+        (("--views", 4, "--distillation", "at"), "E-CONFIG"),
+        (("--teachers", "nowhere"), "E-TEACHER-MISSING"),
+    ],
+    ids=str,
+)
+def test_training_with_what_is_not_there_or_cannot_work_is_refused(option, code, data, out):
+    refused(code, INPUT, "train", data, "--out", out, *option, "-q")
+    assert not (out / "config.json").exists()
+
+
+def test_reproducing_an_unknown_row_is_refused(data, out):
+    refused("E-ABLATION-ROW", INPUT, "reproduce", data, "--out", out, "--row", "best", "-q")
+    assert names_in(out.parent) == []
+
+
+@pytest.mark.parametrize("fractions", [(0, 1, 0), (0.5, 0.1, 0.1), (2, -1, 0)])
+def test_fractions_that_are_no_split_are_refused(fractions, data, out):
+    refused(
+        *("E-SPLIT-FRACTIONS", INPUT, "data", "split", data, "--out", out),
+        *("--fractions", *fractions, "-q"),
+    )
+    assert names_in(out.parent) == []
+
+
+def test_split_of_everything_into_train_serves_weights_that_ship(data, out):
+    ok("data", "split", data, "--out", out, "--fractions", 1, 0, 0, "-q")
+    entries = json.loads(out.read_text())["entries"]
+    assert {entry["part"] for entry in entries} == {"train"}
+
+
 def test_training_over_a_run_is_refused(phantoms, run):
     refused("E-RUN-EXISTS", INPUT, "train", phantoms, "--out", run, "-q")
 
@@ -293,7 +329,8 @@ def test_full_disk_is_refused_and_leaves_nothing(command, int8, phantoms, full_d
         "evaluate": (int8, phantoms, "--part", "all", "--csv", full_disk / "out" / "x.csv"),
         "train": (
             *(phantoms, "--out", full_disk / "out", "--size", 32, "--student", "attunet-8"),
-            *("--teacher", "attunet-8", "--teacher-epochs", 1, "--student-epochs", 1),
+            *("--teacher", "attunet-8", "--general-epochs", 0),
+            *("--teacher-epochs", 1, "--student-epochs", 1),
         ),
     }[command]
     refused("E-OUT-WRITE", OUTPUT, *command.split(), *arguments, "-q")
@@ -417,7 +454,7 @@ def test_targets_as_json_are_the_table():
 
 def test_train_export_and_evaluate(data, phantoms, out):
     settings = ("--size", 32, "--student", "attunet-8", "--teacher", "attunet-8", "--batch", 4)
-    epochs = ("--teacher-epochs", 1, "--student-epochs", 1)
+    epochs = ("--general-epochs", 0, "--teacher-epochs", 1, "--student-epochs", 1)
     run = out.parent / "run"
     done = ok("train", data, "--out", run, *settings, *epochs, "-q")
     assert done.stdout == f"student: {run / 'student.safetensors'}\n"
