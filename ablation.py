@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from .kd.data.dataset import Dataset
 from .kd.data.split import make_split, read_split, samples_of
 from .kd.distill import DISTILLATIONS
 from .kd.engine import TorchEngine
-from .kd.train import train
+from .kd.train import is_run, require_settings, train
 from .runtime.bundle import SPLIT_FILE
 from .runtime.engines import available_threads
 from .runtime.errors import InputError
@@ -35,19 +34,22 @@ SCHEMA = "edgeseg.ablation/1"
 REFERENCE = "routed"
 
 # What each row changes in the settings. To add a row: a line here.
-ROWS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+ROWS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
-        REFERENCE: {"teaching": "routed", "distillation": "kl"},
-        "no teacher": {"teaching": "none"},
-        "single teacher": {"teaching": "single"},
-        "mean of both": {"teaching": "mean"},
-        "by confidence": {"teaching": "confidence"},
-        "wrong teacher": {"teaching": "wrong"},
-        **{
-            f"routed, {name}": {"teaching": "routed", "distillation": name}
-            for name in DISTILLATIONS
-            if name != "kl"
-        },
+        name: {"teaching": teaching, "distillation": "kl"}
+        for name, teaching in (
+            (REFERENCE, "routed"),
+            ("no teacher", "none"),
+            ("single teacher", "single"),
+            ("mean of both", "mean"),
+            ("by confidence", "confidence"),
+            ("wrong teacher", "wrong"),
+        )
+    }
+    | {
+        f"routed, {name}": {"teaching": "routed", "distillation": name}
+        for name in DISTILLATIONS
+        if name != "kl"
     }
 )
 
@@ -63,7 +65,7 @@ class RowResult:
     dice_of_seeds: tuple[float, ...]
     iou: float
     gain: float  # mean Dice minus the reference's, image by image
-    gain_low: float  # 95 % bootstrap interval over images
+    gain_low: float  # 95 % bootstrap interval over images, each pair of students taken as given
     gain_high: float
 
 
@@ -78,6 +80,9 @@ def reproduce(
     progress: Progress = quiet,
 ) -> tuple[RowResult, ...]:
     """Train every row on every seed and write `ablation.json` and `ablation.md` into `out`.
+
+    The intervals are over test images: how much a pair of students would differ if it were trained
+    once more shows in the column of the seeds alone.
 
     A seed has its own leak-safe split, weights and order of images; its rows share split and
     teachers. Students are scored on the test part, in PyTorch FP32, in each image's own geometry.
@@ -100,24 +105,32 @@ def reproduce(
         raise InputError(
             "E-ABLATION-ROW", f"no row {sorted(unknown)[0]!r}; choose of {', '.join(ROWS)}"
         )
-    wanted = [name for name in ROWS if name in rows or name == REFERENCE]
+    wanted = {
+        name: replace(config, **changes)  # type: ignore[arg-type]
+        for name, changes in ROWS.items()
+        if name in {*rows, REFERENCE}
+    }
+    for settings in wanted.values():  # before hours of training, not after
+        require_settings(settings)
     scores: dict[str, list[tuple[ImageScore, ...]]] = {name: [] for name in wanted}
     for seed in range(config.seed, config.seed + seeds):
         folder = out / f"seed-{seed}"
         split = make_split(dataset, seed=seed)
-        for name in wanted:
+        for name, settings in wanted.items():
             run = folder / name.replace(", ", "-").replace(" ", "-")
-            if not (run / STUDENT_FILE).is_file():
-                train(
-                    dataset,
-                    run,
-                    replace(config, seed=seed, **ROWS[name]),
-                    split=split,
-                    resume=(run / "config.json").is_file(),
-                    teachers=None if name == REFERENCE else folder / REFERENCE,
-                    device=device,
-                    progress=progress,
-                )
+            resume = is_run(run)
+            # Without a general network the reference has nothing for the one teacher of all.
+            own = name == REFERENCE or (settings.teaching == "single" and not config.general_epochs)
+            train(  # a finished run is compared with the settings and left as it is
+                dataset,
+                run,
+                replace(settings, seed=seed),
+                split=split,
+                resume=resume,
+                teachers=None if own or resume else folder / REFERENCE,
+                device=device,
+                progress=progress,
+            )
             scores[name].append(_score(run, dataset, progress))
             results = _summarise({row: done for row, done in scores.items() if done})
             write_bytes(out / "ablation.json", _to_json(results, config))
@@ -193,7 +206,8 @@ def _cells(results: Sequence[RowResult]) -> list[tuple[str, ...]]:
 def to_markdown(results: Sequence[RowResult]) -> str:
     """Return the table as Markdown."""
     lines = [_COLUMNS, ("---",) * len(_COLUMNS), *_cells(results)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return table + "\nIntervals are over test images; training luck shows between the seeds.\n"
 
 
 def to_text(results: Sequence[RowResult]) -> str:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -166,9 +167,9 @@ def data_split(
     click.echo(describe_split(split))
 
 
-def _train_options(command: F) -> F:
+def _train_options(command: F, without: tuple[str, ...] = ()) -> F:
     """Add one option for each field of `TrainConfig`, with its default and help."""
-    for field in reversed(fields(TrainConfig)):
+    for field in reversed([each for each in fields(TrainConfig) if each.name not in without]):
         command = click.option(
             "--" + field.name.replace("_", "-"),
             type=type(field.default),
@@ -243,7 +244,7 @@ def train(
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--row", "rows", multiple=True, help="Only this row and routed; default: all.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
-@_train_options
+@partial(_train_options, without=("teaching", "distillation"))
 @_quiet
 @click.pass_context
 def reproduce(

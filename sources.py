@@ -341,15 +341,13 @@ def gather_evidence(
             "input; train both alike",
         )
     dataset = read_dataset(data)
-    images = [sample.image for sample in dataset.samples]
-    if shipped.sha256 == trial.sha256:
-        split = read_split(measured.split_file())
-        images = [sample.image for sample in samples_of(split, dataset, "train")]
-    elif shipped.provenance.get("train_images") != len(images):
+    split = read_split(weights.split_file())
+    images = [sample.image for sample in samples_of(split, dataset, "train")]
+    if shipped.sha256 != trial.sha256 and len(images) != len(dataset.samples):
         raise InputError(
             "E-CARD-WEIGHTS",
-            f"{weights.path} was trained on {shipped.provenance.get('train_images')} images, not "
-            f"on all {len(images)} of {data}; train on all of them, or ship the measured ones",
+            f"{weights.path} was trained on {len(images)} images, not on all "
+            f"{len(dataset.samples)} of {data}; train on all of them, or ship the measured ones",
         )
     hashes = [sha256_of_file(image) for image in progress(images, "hashing files")]
     session = weights.open("torch", 0)

@@ -29,7 +29,7 @@ _TRUTH, _ANSWER = (90, 230, 120), (255, 140, 0)  # green, orange
 _CARD = """# {name}
 
 {summary}.
-Network `{model}`, trained with T²KD on breast-ultrasound images; input {size} px, grey.
+Network `{model}`, taught `{teaching}`, on breast-ultrasound images; input {size} px, grey.
 
 **Not a medical device.** Engineering evidence only: not a regulatory clearance and not a statement
 of clinical performance. Nobody may be diagnosed or treated on its answers.
@@ -94,8 +94,8 @@ part of the split alone and scored on its test part. The weights that ship were 
 {seen} images of the data set, test part included, so no image of it can score them, and
 `edgeseg evaluate` refuses to. The settings of both are below."""
 _OF_THESE = """\
-The figures are of the weights that ship: trained on the {seen} images of the split's train part,
-chosen on its val part, scored on its test part."""
+The figures are of the weights that ship: trained on the {seen} images of the split's train part and
+scored on its test part."""
 
 
 def worst_of(scores: Sequence[ImageScore]) -> tuple[ImageScore, ...]:
@@ -162,6 +162,7 @@ def render_card(evidence: Evidence, summary: str) -> str:
         name=evidence.name,
         summary=summary,
         model=evidence.model,
+        teaching=evidence.training.get("config.teaching", "unknown"),
         size=f"{evidence.contract.width}×{evidence.contract.height}",
         whose=(_OF_THESE if evidence.is_measured else _OF_OTHERS).format(
             seen=len(evidence.trained_on)

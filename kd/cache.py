@@ -41,8 +41,8 @@ class LogitCache:
 
         Raises:
             Refused: E-CACHE-OTHER, the folder's cache was made for other data, weights or views.
-            InputError: E-CACHE-SIZE, over `MAX_BYTES` or the free space of the disk.
-            OSError: the file system refuses.
+            InputError: E-CACHE-SIZE, over `MAX_BYTES`.
+            OSError: the file system refuses, the disk is full.
         """
         size = int(key["size"])
         self._rows = {image: row for row, image in enumerate(images)}
@@ -50,14 +50,16 @@ class LogitCache:
         content = json.dumps({**key, "images": list(images), "views": views}, indent=1) + "\n"
         header = folder / f"{name}.json"
         values, done = folder / f"{name}.f16", folder / f"{name}.done"
+        lengths = {values: 2 * int(np.prod(shape)), done: shape[0] * views}
         if header.is_file():
-            self._require_same(header, content)
+            _require_same(header, content, lengths)
         else:
-            _require_space(folder, 2 * int(np.prod(shape)))
+            _require_room(lengths[values])
             folder.mkdir(parents=True, exist_ok=True)
-            for path, length in ((values, 2 * int(np.prod(shape))), (done, shape[0] * views)):
+            for path, length in lengths.items():
                 with path.open("wb") as file:
-                    file.truncate(length)  # sparse: space is taken as views are written
+                    # Taken now: a disk that fills up under a memory map kills the process.
+                    os.posix_fallocate(file.fileno(), 0, length)
             write_bytes(header, content)  # last: it makes the files a cache
         self._values = np.memmap(values, np.float16, "r+", shape=shape)
         self._done = np.memmap(done, np.uint8, "r+", shape=shape[:2])
@@ -74,23 +76,21 @@ class LogitCache:
         self._values[rows, views] = logits[:, 0].half().cpu().numpy()
         self._done[rows, views] = 1
 
-    @staticmethod
-    def _require_same(header: Path, content: str) -> None:
-        if header.read_text(encoding="utf-8") != content:
-            raise Refused(
-                "E-CACHE-OTHER",
-                f"{header} is of other data, weights, views or settings; remove the folder "
-                f"{header.parent} to have it made anew",
-            )
+
+def _require_same(header: Path, content: str, lengths: Mapping[Path, int]) -> None:
+    whole = all(path.is_file() and path.stat().st_size == size for path, size in lengths.items())
+    if not whole or header.read_text(encoding="utf-8") != content:
+        raise Refused(
+            "E-CACHE-OTHER",
+            f"{header} is of other data, weights, views or settings, or its files are cut; remove "
+            f"the folder {header.parent} to have it made anew",
+        )
 
 
-def _require_space(folder: Path, needed: int) -> None:
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    status = os.statvfs(existing)
-    free = status.f_bavail * status.f_frsize
-    if needed > min(free, MAX_BYTES):
+def _require_room(needed: int) -> None:
+    if needed > MAX_BYTES:
         raise InputError(
             "E-CACHE-SIZE",
-            f"the cache of a teacher would take {needed / 2**30:.1f} GiB; {free / 2**30:.1f} GiB "
-            f"are free and {MAX_BYTES >> 30} allowed; lower --views or --size",
+            f"the cache of a teacher would take {needed / 2**30:.1f} GiB, allowed are "
+            f"{MAX_BYTES >> 30}; lower --views or --size",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
@@ -48,6 +49,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raise InputError (E-CONFIG) for a value out of range."""
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if not isinstance(value, (int, float) if each.type == "float" else type(each.default)):
+                raise InputError("E-CONFIG", f"{each.name} is {value!r}, of another type")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError("E-CONFIG", f"{each.name} must be finite, not {value}")
         for name in ("teacher_epochs", "student_epochs", "batch"):
             if getattr(self, name) < 1:
                 raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from torch import distributed, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
+
+from ..runtime.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,16 @@ class Group:
         return self.rank == 0
 
     def share(self, batch: np.ndarray) -> np.ndarray:
-        """Return this process's part of a batch [N]; the parts differ by one image at most."""
+        """Return this process's part of a batch [N]; the parts differ by one image at most.
+
+        Raises InputError (E-GROUP-SIZE) if a process would have none.
+        """
+        if len(batch) < self.size:
+            raise InputError(
+                "E-GROUP-SIZE",
+                f"{self.size} processes cannot share a batch of {len(batch)} images; start fewer "
+                "or raise --batch",
+            )
         return batch[self.rank :: self.size]
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -34,10 +46,21 @@ class Group:
             distributed.all_reduce(values)
         return values
 
-    def wait(self) -> None:
-        """Return once every process has come here."""
+    def by_leader(self, action: Callable[[], None]) -> None:
+        """Run an action that writes files in the leader; return in all processes once it is done.
+
+        An error of the leader is raised in every process, so that none waits for it.
+        """
+        failure: list[Exception | None] = [None]
+        if self.leads:
+            try:
+                action()
+            except Exception as error:
+                failure[0] = error
         if self.size > 1:
-            distributed.barrier()
+            distributed.broadcast_object_list(failure)
+        if failure[0] is not None:
+            raise failure[0]
 
 
 def join_group(device: torch.device) -> Group:

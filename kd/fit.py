@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ class Stage:
     loss: Loss
     start: Mapping[str, torch.Tensor] | None = None  # weights to start from, else drawn by seed
     adapted_channels: int = 0  # of the centre's features after a 1×1 adapter; 0: none
+    views: int = 0  # of each image, in turns; 0: a new one every epoch
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,8 @@ def fit(stage: Stage, around: Surroundings) -> Network:
     optimizer = torch.optim.AdamW(pupil.parameters(), weight_decay=config.weight_decay)
     state = around.out / f"{stage.name}.state"
     first = _restore(state, pupil, averaged, optimizer) if state.is_file() else 0
-    group.wait()  # all have read the state before the leader writes the next
     joined = shared(pupil, group)
-    if group.leads:
-        around.log.start_stage(stage.name, first)
+    group.by_leader(lambda: around.log.start_stage(stage.name, first))
     rows = len(stage.data.names)
     steps = max(1, rows // config.batch)
     moves = range(first * steps, stage.epochs * steps)
@@ -111,18 +111,15 @@ def fit(stage: Stage, around: Surroundings) -> Network:
         rate = stage.learning_rate * _schedule(move, stage.epochs * steps)
         for parameters in optimizer.param_groups:
             parameters["lr"] = rate
-        view = epoch % config.views if config.views else epoch
+        view = epoch % stage.views if stage.views else epoch
         terms, norm = _step(joined, optimizer, stage, chosen, view, around)
         _require_sound(stage, terms, norm, epoch, chosen)
         _average(averaged, network, move)
         for key, term in terms.items():
             sums[key] = sums.get(key, 0.0) + term / steps
         if step == steps - 1:
-            if group.leads:
-                dice = mean_dice(averaged, stage.val, around.contract)
-                around.log.write_epoch(stage.name, epoch, rate, sums, dice)
-                _save(state, pupil, averaged, optimizer, epoch + 1)
-            group.wait()
+            group.by_leader(partial(_log_epoch, stage, around, averaged, epoch, rate, sums))
+            group.by_leader(partial(_save, state, pupil, averaged, optimizer, epoch + 1))
     return averaged
 
 
@@ -144,16 +141,30 @@ def _step(
 
     No weight changes unless all of them are finite.
     """
-    try:
-        terms = _backward(pupil, optimizer, stage, chosen, view, around)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise _too_large(pupil, optimizer, stage, chosen, view, around) from error
+    terms = _backward_if_it_fits(pupil, optimizer, stage, chosen, view, around)
+    if terms is None:
+        raise _too_large(pupil, optimizer, stage, chosen, view, around)
     norm = float(nn.utils.clip_grad_norm_(pupil.parameters(), _MAX_GRADIENT_NORM))
     if math.isfinite(norm) and all(map(math.isfinite, terms.values())):
         optimizer.step()
     return terms, norm
+
+
+def _backward_if_it_fits(
+    pupil: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    stage: Stage,
+    chosen: np.ndarray,
+    view: int,
+    around: Surroundings,
+) -> dict[str, float] | None:
+    """Return what `_backward` does, or None, with its memory given back, where it does not fit."""
+    try:
+        return _backward(pupil, optimizer, stage, chosen, view, around)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return None
 
 
 def _backward(
@@ -208,18 +219,14 @@ def _too_large(
     view: int,
     around: Surroundings,
 ) -> Refused:
-    """Return the error that says which batch fits, having tried halves."""
-    count = len(chosen) // 2
-    while count >= 1:
-        optimizer.zero_grad()
-        try:
-            _backward(pupil, optimizer, stage, chosen[:count], view, around)
-            mend = f"{count} images do: start again with --batch {count}"
-            break
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            count //= 2
+    """Return the error that says which batch fits, having tried halves if this process is alone."""
+    count = len(chosen) // 2 if around.group.size == 1 else 0
+    while count and not _backward_if_it_fits(pupil, optimizer, stage, chosen[:count], view, around):
+        count //= 2
+    if count:
+        mend = f"{count} images do: start again with --batch {count}"
+    elif around.group.size > 1:
+        mend = "lower --batch"
     else:
         mend = "not even one image does: choose a smaller --size or network"
     return Refused(
@@ -264,6 +271,18 @@ def mean_dice(network: Network, frames: Frames, contract: InputContract) -> floa
         mask = (logits[0, 0].float() > contract.logit_threshold).cpu().numpy()
         scores.append(dice_score(count_pixels(mask, truth)))
     return float(np.mean(scores)) if scores else float("nan")
+
+
+def _log_epoch(
+    stage: Stage,
+    around: Surroundings,
+    averaged: Network,
+    epoch: int,
+    rate: float,
+    terms: Mapping[str, float],
+) -> None:
+    dice = mean_dice(averaged, stage.val, around.contract)
+    around.log.write_epoch(stage.name, epoch, rate, terms, dice)
 
 
 def _save(

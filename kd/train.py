@@ -11,6 +11,7 @@ The teachers start from one network that was trained on all classes and then spe
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,14 +24,14 @@ import torch
 from ..runtime.bundle import SPLIT_FILE
 from ..runtime.contract import InputContract
 from ..runtime.errors import InputError, Refused
-from ..runtime.files import atomic_path, cannot_write, sha256_of_file, write_bytes
+from ..runtime.files import cannot_write, write_bytes
 from ..runtime.progress import Progress, quiet
 from .augment import VERSION
 from .cache import LogitCache
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .config import STUDENT_FILE, TrainConfig
 from .data.dataset import LABELS, Dataset
-from .data.split import Split, make_split, read_split, samples_of, write_split
+from .data.split import Split, make_split, read_split, samples_of, split_to_json, write_split
 from .distill import Distillation, find_distillation
 from .distributed import join_group, leave_group
 from .fit import Loss, Stage, Surroundings, fit, placed
@@ -44,8 +45,19 @@ Weights = Mapping[str, torch.Tensor]
 
 PHANTOMS = 1000  # on which networks start, where the settings ask for it
 _CONFIG_FILE = "config.json"
-_RUN_FILES = (_CONFIG_FILE, "*.safetensors", "*.state")  # any of them makes a folder a run
+_RUN_FILES = (_CONFIG_FILE, "[!t]*.safetensors", "teacher-*.safetensors", "*.state")
+"""Any of them makes a folder a run; teachers that were taken alone do not."""
 _TAKEN = "taken-"  # before the name of a teacher's checkpoint that came from another run
+# The settings that the start from phantoms depends on
+_OF_PHANTOMS = (
+    "size",
+    "student",
+    "phantom_epochs",
+    "batch",
+    "learning_rate",
+    "weight_decay",
+    "seed",
+)
 _GENERAL = "general"  # the teacher that the others start from
 _SPECIALISE = 0.3  # of the learning rate, for a teacher that starts from the general network
 
@@ -58,7 +70,6 @@ def train(
     split: Split | None = None,
     resume: bool = False,
     teachers: Path | None = None,
-    cache: Path | None = None,
     device: str = "auto",
     progress: Progress = quiet,
 ) -> Path:
@@ -76,8 +87,8 @@ def train(
         split: None makes a leak-safe one with the settings' seed.
         resume: continue the run in `out`.
         teachers: a run whose teachers are taken instead of training new ones; one that it lacks
-            is trained from its general network.
-        cache: folder of the teachers' logits; None is `cache` in `out`.
+            is trained from its general network. Its student's start from phantoms is taken too
+            where the settings are the same. Goes with a new run only.
         device: "auto", "cpu" or "cuda".
         progress: shows how far a stage has come.
 
@@ -93,10 +104,18 @@ def train(
         OutputError: E-OUT-WRITE.
     """
     run_device = _device(device)
-    _require_settings(config)
+    require_settings(config)
     split = _split_of_run(dataset, out, config, split, resume)
     _require_classes(split, config)
     contract = InputContract(height=config.size, width=config.size)
+    split_sha256 = hashlib.sha256(split_to_json(split).encode()).hexdigest()
+    taken: tuple[Path, ...] = ()
+    if teachers is not None:
+        if resume:
+            raise InputError(
+                "E-RUN-CONFIG", "a run is resumed with its own teachers; leave --teachers out"
+            )
+        taken = _teachers_in(teachers, config, contract, split_sha256)
     frames = {
         part: load_frames(
             samples_of(split, dataset, part),
@@ -108,25 +127,28 @@ def train(
         for part in ("train", "val")
     }
     group = join_group(run_device)
-    group.wait()  # no process writes before all have looked into `out`
     # On GPUs some of the operators have no deterministic form.
     torch.use_deterministic_algorithms(run_device.type == "cpu")
     log = RunLog(out)
     around = Surroundings(out, config, contract, run_device, group, log, progress)
-    try:
-        if group.leads and not resume:
+
+    def prepare() -> None:
+        _remove_left_overs(out, resume)
+        if not resume:
             write_split(split, out / SPLIT_FILE)
-            if teachers is not None:
-                _take_teachers(teachers, out, config, contract)
+            for file in taken:
+                write_bytes(out / f"{_TAKEN}{file.name}", file.read_bytes())
             write_bytes(out / _CONFIG_FILE, config.to_json())  # last: it makes the folder a run
-        group.wait()
+
+    try:
+        group.by_leader(prepare)
         provenance = {
             "config": asdict(config),
-            "split_sha256": sha256_of_file(out / SPLIT_FILE),
+            "split_sha256": split_sha256,
             "train_images": len(frames["train"].names),
         }
         run = _Run(around, frames, provenance)
-        _train_student(run, _train_teachers(run), cache or out / "cache")
+        _train_student(run, _train_teachers(run))
     except OSError as error:
         raise cannot_write(out, error) from error
     finally:
@@ -153,9 +175,10 @@ class _Run:
         around = self.around
         provenance = {**self.provenance, "teachers": dict(taught_by or {})}
         target = around.out / f"{stage.name}.safetensors"
-        if not target.is_file():
-            trained = fit(stage, around)
-            if around.group.leads:
+        trained = None if target.is_file() else fit(stage, around)
+
+        def keep() -> None:
+            if trained is not None:
                 save_checkpoint(
                     target,
                     trained,
@@ -163,8 +186,9 @@ class _Run:
                     contract=around.contract,
                     provenance=provenance,
                 )
-                (around.out / f"{stage.name}.state").unlink(missing_ok=True)
-        around.group.wait()
+            (around.out / f"{stage.name}.state").unlink(missing_ok=True)
+
+        around.group.by_leader(keep)
         # Read back even if just written: a resumed run must see the same memory layout.
         loaded = load_checkpoint(target)
         if (loaded.model, loaded.provenance) != (stage.model, provenance):
@@ -223,20 +247,24 @@ def _weights_from_phantoms(run: _Run, who: str, model: str) -> Weights | None:
     return run.stage(stage).network.state_dict()
 
 
-def _train_student(run: _Run, teachers: Mapping[str, Checkpoint], cache: Path) -> None:
+def _train_student(run: _Run, teachers: Mapping[str, Checkpoint]) -> None:
     around, config, data = run.around, run.around.config, run.frames["train"]
     teaching = find_teaching(config.teaching)
     terms = _distillations(config)
     caches = {}
     if config.views:
-        for name, teacher in teachers.items():
-            # One process makes the files, the others then open them.
-            for turn in (True, False):
-                if around.group.leads == turn:
-                    key = _cache_key(teacher, run)
-                    taught = data.of_classes(*teaching.taught_by(name)).names
-                    caches[name] = LogitCache(cache, f"teacher-{name}", key, taught, config.views)
-                around.group.wait()
+
+        def open_caches() -> None:
+            for name, teacher in teachers.items():
+                taught = data.of_classes(*teaching.taught_by(name))
+                key = _cache_key(teacher, taught, run)
+                caches[name] = LogitCache(
+                    around.out / "cache", f"teacher-{name}", key, taught.names, config.views
+                )
+
+        around.group.by_leader(open_caches)  # which makes the files
+        if not around.group.leads:
+            open_caches()
     networks = {name: placed(each.network, around.device) for name, each in teachers.items()}
     adapted = any(each.adapter for each in terms.values()) and bool(teachers)
     run.stage(
@@ -250,6 +278,7 @@ def _train_student(run: _Run, teachers: Mapping[str, Checkpoint], cache: Path) -
             student_loss(Teachers(teaching, networks, caches), terms, config),
             _weights_from_phantoms(run, "student", config.student),
             adapted_channels=centre_channels(config.teacher) if adapted else 0,
+            views=config.views,
         ),
         {name: teacher.sha256 for name, teacher in teachers.items()},
     )
@@ -280,11 +309,13 @@ def _distillations(config: TrainConfig) -> dict[str, Distillation]:
     return {name: find_distillation(name) for name in config.distillation.split("+")}
 
 
-def _cache_key(teacher: Checkpoint, run: _Run) -> dict[str, Any]:
+def _cache_key(teacher: Checkpoint, taught: Frames, run: _Run) -> dict[str, Any]:
     """What a teacher's logits of a view depend on, beside the images' names."""
+    pixels = hashlib.sha256(taught.images.cpu().numpy().tobytes())
     return {
         "teacher_sha256": teacher.sha256,
-        "split_sha256": run.provenance["split_sha256"],  # holds the images' hashes
+        "images_sha256": pixels.hexdigest(),  # at the network's size
+        "device": run.around.device.type,
         "contract": teacher.contract.to_dict(),
         "size": teacher.contract.height,
         "seed": run.around.config.seed,
@@ -296,39 +327,48 @@ def _file_of(teacher: str) -> str:
     return f"teacher-{teacher}.safetensors"
 
 
-def _take_teachers(source: Path, out: Path, config: TrainConfig, contract: InputContract) -> None:
-    """Copy the teachers of another run, having checked that they can teach this student."""
+def _teachers_in(
+    source: Path, config: TrainConfig, contract: InputContract, split_sha256: str
+) -> tuple[Path, ...]:
+    """Return the checkpoints of another run that can serve this one, all of them checked."""
     wanted = find_teaching(config.teaching).teachers
     files = [source / _file_of(name) for name in wanted]
     if config.general_epochs and not all(file.is_file() for file in files):
         files.append(source / _file_of(_GENERAL))
     found = [file for file in files if file.is_file()]
-    if wanted and not found:
+    if not source.is_dir() or (wanted and not found):
         raise InputError(
             "E-TEACHER-MISSING",
             f"{source} has none of {', '.join(file.name for file in files)}, which teaching "
             f"{config.teaching!r} needs; train them without --teachers",
         )
-    phantom = source / "phantom-student.safetensors"
-    if phantom.is_file() and load_checkpoint(phantom).model == config.student:
-        found.append(phantom)
     for file in found:
         loaded = load_checkpoint(file)
-        model = config.student if file == phantom else config.teacher
-        if (loaded.contract, loaded.model) != (contract, model):
+        if (loaded.contract, loaded.model) != (contract, config.teacher):
             raise InputError(
                 "E-TEACHER-CONTRACT",
                 f"{file} is {loaded.model} for {loaded.contract}, the student's run asks for "
-                f"{model} and {contract}; give --size and --teacher as they were there",
+                f"{config.teacher} and {contract}; give --size and --teacher as they were there",
             )
-        if loaded.provenance.get("split_sha256") != sha256_of_file(out / SPLIT_FILE):
+        if loaded.provenance.get("split_sha256") != split_sha256:
             raise InputError(
                 "E-TEACHER-SPLIT",
                 f"{file} was trained with another split, so it may know this run's test part; "
                 f"give --split {source / SPLIT_FILE}",
             )
-        with atomic_path(out / f"{_TAKEN}{file.name}") as temporary:
-            temporary.write_bytes(file.read_bytes())
+    phantom = source / "phantom-student.safetensors"
+    if config.phantom_epochs and phantom.is_file():
+        theirs = load_checkpoint(phantom).provenance["config"]
+        if all(theirs.get(name) == getattr(config, name) for name in _OF_PHANTOMS):
+            found.append(phantom)
+    return tuple(found)
+
+
+def _remove_left_overs(out: Path, resume: bool) -> None:
+    """Remove what a kill left: temporary files, and teachers that were taken for no run."""
+    for pattern in (".*.state.*", ".*.safetensors.*", *(() if resume else (f"{_TAKEN}*",))):
+        for file in out.glob(pattern):
+            file.unlink()
 
 
 def _split_of_run(
@@ -353,9 +393,14 @@ def _split_of_run(
     return kept
 
 
+def is_run(folder: Path) -> bool:
+    """Say whether a run was started in a folder."""
+    return (folder / _CONFIG_FILE).is_file()
+
+
 def read_config(run: Path) -> TrainConfig:
     """Return the settings of a run. Raises InputError: E-RUN-MISSING, E-CONFIG."""
-    if not (run / _CONFIG_FILE).is_file():
+    if not is_run(run):
         raise InputError("E-RUN-MISSING", f"{run} holds no run; start it without --resume")
     return TrainConfig.from_json((run / _CONFIG_FILE).read_bytes())
 
@@ -372,8 +417,11 @@ def _require_classes(split: Split, config: TrainConfig) -> None:
             )
 
 
-def _require_settings(config: TrainConfig) -> None:
-    """Refuse an unknown name, or what cannot work together, before the first epoch."""
+def require_settings(config: TrainConfig) -> None:
+    """Refuse an unknown name, or what cannot work together, before the first epoch.
+
+    Raises InputError: E-TEACHING-NAME, E-DISTILL-NAME, E-MODEL-NAME, E-CONFIG.
+    """
     find_teaching(config.teaching)
     reads_features = [name for name, each in _distillations(config).items() if each.features]
     if config.views and reads_features:
@@ -400,5 +448,13 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("E-DEVICE", "no CUDA device is usable here; train with --device cpu")
     if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: one GPU for each process
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        rank = int(os.environ["LOCAL_RANK"])
+        if rank >= torch.cuda.device_count():
+            raise InputError(
+                "E-DEVICE",
+                f"process {rank} has no GPU, there are {torch.cuda.device_count()}; start one "
+                "process for each",
+            )
+        torch.cuda.set_device(rank)
+        return torch.device("cuda", rank)
     return torch.device(name)

@@ -5,6 +5,8 @@ Anything that is not an `EdgesegError` is a bug and keeps its traceback (exit co
 
 from __future__ import annotations
 
+from typing import Tuple, Type
+
 
 class EdgesegError(Exception):
     """Base of every error that is not a bug.
@@ -19,6 +21,11 @@ class EdgesegError(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
+        self._message = message
+
+    def __reduce__(self) -> Tuple[Type[EdgesegError], Tuple[str, str]]:
+        """Let processes hand errors to each other."""
+        return type(self), (self.code, self._message)
 
 
 class InputError(EdgesegError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -84,10 +85,10 @@ def test_table_is_on_disk_and_continues_without_training_anew(table, phantoms, m
     assert [row["name"] for row in content["results"]] == [REFERENCE, *TRIED]
     assert (folder / "ablation.md").read_text() == to_markdown(results)
 
-    def never(*arguments, **options):
+    def never(*arguments):
         raise AssertionError("trained anew")
 
-    monkeypatch.setattr(ablation, "train", never)
+    monkeypatch.setattr(training, "fit", never)
     assert reproduce(read_dataset(phantoms), folder, SHORT, seeds=2, rows=TRIED) == results
 
 
@@ -105,4 +106,29 @@ def test_unknown_row_is_refused_with_the_known_ones(phantoms, tmp_path):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_settings_of_every_row_are_known(name):
-    training._require_settings(TrainConfig(**ROWS[name]))
+    training.require_settings(TrainConfig(**ROWS[name]))
+
+
+def test_finished_rows_of_other_settings_are_refused_not_reported(table, phantoms):
+    folder, _ = table
+    longer = replace(SHORT, student_epochs=2)
+    with pytest.raises(InputError) as caught:
+        reproduce(read_dataset(phantoms), folder, longer, seeds=2, rows=TRIED)
+    assert caught.value.code == "E-RUN-CONFIG"
+
+
+def test_row_that_cannot_work_is_refused_before_anything_is_trained(phantoms, tmp_path):
+    config = replace(SHORT, views=2)
+    with pytest.raises(InputError) as caught:
+        reproduce(read_dataset(phantoms), tmp_path / "out", config, seeds=1, rows=["routed, at"])
+    assert caught.value.code == "E-CONFIG"
+    assert not (tmp_path / "out").exists()
+
+
+def test_single_teacher_without_a_general_network_is_trained_from_nothing(phantoms, tmp_path):
+    config = replace(SHORT, phantom_epochs=0, general_epochs=0)
+    results = reproduce(
+        read_dataset(phantoms), tmp_path / "out", config, seeds=1, rows=["single teacher"]
+    )
+    assert [each.name for each in results] == [REFERENCE, "single teacher"]
+    assert (tmp_path / "out/seed-0/single-teacher/teacher-every.safetensors").is_file()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from edgeseg.kd.augment import Draws, augment, draw_views
+from edgeseg.kd.augment import VERSION, Draws, augment, draw_views
 
 
 def drawn(seed, images, masks):
@@ -52,3 +53,13 @@ def test_view_of_an_image_does_not_depend_on_its_batch():
         alone = augment(images[row : row + 1], masks[row : row + 1], one)
         for ours, theirs in zip(alone, together, strict=True):
             assert torch.equal(ours[0], theirs[row])
+
+
+def test_views_of_this_version_are_what_they_were():
+    # Cached teacher outputs depend on it: another value here needs another VERSION.
+    rows = torch.linspace(0, 1, 32).view(1, 1, 32, 1)
+    images = (rows * torch.linspace(0.2, 1, 32)).expand(2, 1, 32, 32)
+    moved, masks = augment(images, (images > 0.4).float(), draw_views([3, 4], 32))
+    assert VERSION == 2
+    means = [each.mean().item() for each in (*moved, *masks)]
+    assert means == pytest.approx([0.2486, 0.2209, 0.1426, 0.1593], abs=2e-4)

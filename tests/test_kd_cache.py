@@ -73,6 +73,24 @@ def test_cache_that_would_be_too_large_is_refused_before_it_is_made(tmp_path, mo
     LogitCache(tmp_path / "new", "t", KEY, IMAGES, views=2)
 
 
+@pytest.mark.parametrize("file", ["t.f16", "t.done"])
+def test_cache_whose_files_are_cut_or_gone_is_refused(file, tmp_path):
+    given = {"key": KEY, "images": IMAGES, "views": 2}
+    LogitCache(tmp_path, "t", **given).write(["b"], np.array([1]), logits_of(2.0))
+    (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:5])
+    with pytest.raises(Refused) as caught:
+        LogitCache(tmp_path, "t", **given)
+    assert caught.value.code == "E-CACHE-OTHER"
+    (tmp_path / file).unlink()
+    with pytest.raises(Refused):
+        LogitCache(tmp_path, "t", **given)
+
+
+def test_cache_for_which_the_disk_has_no_room_fails_when_it_is_made(full_disk):
+    with pytest.raises(OSError, match="space"):
+        LogitCache(full_disk / "cache", "t", {"size": 256}, IMAGES, views=8)
+
+
 # Fills the cache with a value that tells image and view, over and over until it is killed.
 FILL = """
 import sys

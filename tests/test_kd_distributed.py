@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import pickle
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import torch
 from edgeseg.kd.checkpoint import read_tensors
 from edgeseg.kd.config import TrainConfig
 from edgeseg.kd.distributed import Group
+from edgeseg.runtime.errors import InputError, Refused
 
 # One epoch each at a learning rate at which AdamW's first steps do not turn float noise into
 # differences of a whole step; all terms, an adapter included.
@@ -23,7 +25,7 @@ CONFIG = TrainConfig(
     general_epochs=1,
     teacher_epochs=1,
     student_epochs=1,
-    batch=6,
+    batch=5,  # shares of three and two
     learning_rate=1e-4,
     distillation="kl+cwd+at+fitnet+ifvd+skds",
 )
@@ -94,6 +96,31 @@ def test_the_leader_alone_writes_the_log(runs):
     for ours, theirs in zip(rows("one"), rows("two"), strict=True):
         assert (ours["stage"], ours["epoch"]) == (theirs["stage"], theirs["epoch"])
         assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-3)
+
+
+def test_error_of_the_leader_is_raised_by_all_and_none_waits(phantoms, tmp_path):
+    (tmp_path / "train.py").write_text(TRAIN)
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *(tmp_path / "train.py", phantoms, blocked / "run", CONFIG.to_json()),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode != 0
+    assert done.stderr.count("OutputError: E-OUT-WRITE") >= 1
+
+
+def test_errors_travel_between_processes():
+    error = pickle.loads(pickle.dumps(Refused("E-X", "what; mend")))
+    assert (type(error), error.code, str(error)) == (Refused, "E-X", "E-X: what; mend")
+
+
+def test_batch_that_leaves_a_process_without_an_image_is_refused():
+    with pytest.raises(InputError, match="--batch") as caught:
+        Group(0, 3).share(torch.arange(2).numpy())
+    assert caught.value.code == "E-GROUP-SIZE"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -278,6 +278,45 @@ def test_run_without_teachers_to_take_is_refused(dataset, split, tmp_path):
     assert code_of(*arguments, split=split, teachers=tmp_path) == "E-TEACHER-MISSING"
 
 
+def test_kill_while_teachers_are_taken_costs_nothing(dataset, run, tmp_path):
+    split = read_split(run / "split.json")
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "taken-teacher-benign.safetensors").write_bytes(b"of another run, cut")
+    train(dataset, out, ONE, split=split, teachers=run, device="cpu")
+    assert sha256_of_file(out / "taken-teacher-benign.safetensors") == sha256_of_file(
+        run / "teacher-benign.safetensors"
+    )
+
+
+def test_left_overs_of_a_kill_are_removed_on_resume(dataset, run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / ".student.state.ab12cd").write_bytes(b"cut")
+    (copy / "student.state").write_bytes(b"of a finished stage")
+    config = TrainConfig.from_json((copy / "config.json").read_text())
+    train(dataset, copy, config, resume=True, device="cpu")
+    assert {path.name for path in copy.iterdir()} == {path.name for path in run.iterdir()}
+
+
+def test_teachers_are_not_taken_into_a_run_that_is_resumed(dataset, run):
+    config = TrainConfig.from_json((run / "config.json").read_text())
+    assert code_of(dataset, run, config, resume=True, teachers=run) == "E-RUN-CONFIG"
+
+
+@pytest.mark.parametrize("changes", [{}, {"phantom_epochs": 2}, {"batch": 6}])
+def test_start_from_phantoms_is_taken_only_if_its_settings_are_the_same(
+    changes, dataset, split, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(training, "PHANTOMS", 8)
+    config = replace(SHORT, phantom_epochs=1, teaching="none", student_epochs=1)
+    train(dataset, tmp_path / "first", config, split=split, device="cpu")
+    second = replace(config, **changes)
+    arguments = (dataset, tmp_path / "second", second)
+    train(*arguments, split=split, teachers=tmp_path / "first", device="cpu")
+    stages = [row["stage"] for row in rows_of(tmp_path / "second")]
+    assert ("phantom-student" in stages) == bool(changes)
+
+
 def test_networks_start_from_phantoms_where_the_settings_ask_for_it(
     dataset, split, tmp_path, monkeypatch
 ):
@@ -376,6 +415,9 @@ def test_device_that_is_not_there_is_refused(dataset, tmp_path):
         {"weight_decay": -0.1},
         {"distill_weight": 0.0},
         {"distill_weight": float("nan")},
+        {"temperature": float("inf")},
+        {"distillation": 5},
+        {"size": 64.0},
         {"general_epochs": -1},
         {"views": -1},
     ],

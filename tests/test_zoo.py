@@ -25,7 +25,7 @@ from edgeseg.kd import zoo
 from edgeseg.kd.checkpoint import load_checkpoint, save_checkpoint
 from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.kd.data.phantom import write_phantoms
-from edgeseg.kd.data.split import read_split
+from edgeseg.kd.data.split import make_split, read_split, write_split
 from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.files import sha256_of_file
@@ -72,16 +72,26 @@ def record(run, bundle_of, phantoms, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(run, tmp_path_factory):
+def whole(run, phantoms, tmp_path_factory):
     """The run's student under the claim that all 40 phantoms trained it."""
+    split = make_split(read_dataset(phantoms), fractions=(1, 0, 0))
+    return claimed(run, split, tmp_path_factory.mktemp("whole"))
+
+
+def claimed(run, split, folder):
+    """Write the run's student as if another split had trained it."""
+    write_split(split, folder / "split.json")
     loaded = load_checkpoint(run / "student.safetensors")
-    path = tmp_path_factory.mktemp("whole") / "student.safetensors"
+    path = folder / "student.safetensors"
     save_checkpoint(
         path,
         loaded.network,
         model=loaded.model,
         contract=loaded.contract,
-        provenance={**loaded.provenance, "train_images": 40},
+        provenance={
+            **loaded.provenance,
+            "split_sha256": sha256_of_file(folder / "split.json"),
+        },
     )
     return path
 
@@ -438,12 +448,8 @@ def int8_only(record, tmp_path):
 def test_card_of_weights_that_were_not_trained_on_all_images_is_refused(
     record, run, phantoms, tmp_path
 ):
-    loaded = load_checkpoint(run / "student.safetensors")
-    part = tmp_path / "part.safetensors"
-    provenance = {**loaded.provenance, "train_images": 39}
-    save_checkpoint(
-        part, loaded.network, model=loaded.model, contract=loaded.contract, provenance=provenance
-    )
+    split = make_split(read_dataset(phantoms), seed=3, fractions=(0.9, 0, 0.1))
+    part = claimed(run, split, tmp_path)
     out = tmp_path / "out"
     arguments = ("card", NAME, record, *card_options(run, part, phantoms), "--out", out, "-q")
     assert "not on all 40" in refused("E-CARD-WEIGHTS", INPUT, *arguments)

@@ -139,9 +139,14 @@ def _assign(
     return part_of
 
 
+def split_to_json(split: Split) -> str:
+    """Return the text that `write_split` writes."""
+    return json.dumps({"schema": SCHEMA, **asdict(split)}, indent=1) + "\n"
+
+
 def write_split(split: Split, path: Path) -> None:
     """Write a split as JSON (docs/formats.md), whole or not at all. Raises OutputError."""
-    write_bytes(path, json.dumps({"schema": SCHEMA, **asdict(split)}, indent=1) + "\n")
+    write_bytes(path, split_to_json(split))
 
 
 def read_split(path: Path) -> Split:
