@@ -19,7 +19,7 @@ from edgeseg.runtime.errors import InputError, Refused
 # One epoch each at a learning rate at which AdamW's first steps do not turn float noise into
 # differences of a whole step; all terms, an adapter included.
 CONFIG = TrainConfig(
-    size=32,
+    size=64,
     student="edge-16",
     teacher="edge-16",
     general_epochs=1,
@@ -45,46 +45,50 @@ train(read_dataset(Path(sys.argv[1])), Path(sys.argv[2]), TrainConfig.from_json(
 """
 
 
+# The images of every batch in another order: the same sums, rounded otherwise.
+PERMUTED = """
+import numpy as np
+import edgeseg.kd.distributed as distributed
+distributed.Group.share = lambda self, batch: np.concatenate([batch[0::2], batch[1::2]])
+"""
+
+
 @pytest.fixture(scope="module")
 def runs(phantoms, tmp_path_factory):
-    """The same training by one process and by two."""
+    """The same training by one process, by one with permuted batches, and by two."""
     folder = tmp_path_factory.mktemp("distributed")
-    script = folder / "train.py"
-    script.write_text(TRAIN)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for name, launcher in (
-        ("one", [sys.executable]),
-        (
-            "two",
-            [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc-per-node",
-                "2",
-            ],
-        ),
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, launcher, script in (
+        ("one", [sys.executable], TRAIN),
+        ("permuted", [sys.executable], PERMUTED + TRAIN),
+        ("two", two, TRAIN),
     ):
-        command = [*launcher, script, phantoms, folder / name, CONFIG.to_json()]
+        (folder / f"{name}.py").write_text(script)
+        command = [*launcher, folder / f"{name}.py", phantoms, folder / name, CONFIG.to_json()]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
+def weights_of(run, stage):
+    """All weights but those that have no gradient save noise, along which AdamW steps all the same.
+
+    These are the biases of convolutions before a batch norm, which takes them out again.
+    """
+    tensors = read_tensors(run / f"{stage}.safetensors")[0]
+    kept = [name for name in tensors if not (name.endswith("0.bias") or "running_mean" in name)]
+    return torch.cat([tensors[name].flatten().double() for name in sorted(kept)])
+
+
 @pytest.mark.parametrize(
     "stage", ["teacher-general", "teacher-benign", "teacher-malignant", "student"]
 )
-def test_two_processes_end_with_the_weights_of_one(runs, stage):
-    one, two = (read_tensors(runs / name / f"{stage}.safetensors")[0] for name in ("one", "two"))
-    assert list(one) == list(two)
-    # The bias of a convolution before a batch norm has no gradient but noise, and AdamW steps
-    # along noise as far as along a gradient; the batch norm takes such a bias out again.
-    kept = [name for name in one if not (name.endswith("0.bias") or "running_mean" in name)]
-    ours, theirs = (
-        torch.cat([run[name].flatten().double() for name in kept]) for run in (one, two)
-    )
-    assert (ours - theirs).norm() < 2e-4 * ours.norm()
+def test_two_processes_end_with_the_weights_of_one_within_float_noise(runs, stage):
+    one, permuted, two = (weights_of(runs / name, stage) for name in ("one", "permuted", "two"))
+    noise = (one - permuted).norm()
+    assert noise < 1e-3 * one.norm()
+    assert (one - two).norm() < 3 * noise
 
 
 def test_the_leader_alone_writes_the_log(runs):
