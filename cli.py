@@ -516,6 +516,7 @@ def benchmark(
 @click.argument("name")
 @click.argument("record", type=_path(exists=True, dir_okay=False))
 @click.option("--measured", type=_path(), required=True, help="The run that RECORD measured.")
+@click.option("--int8", type=_path(), required=True, help="Its INT8 bundle, in RECORD too.")
 @click.option(
     "--weights", type=_path(), required=True, help="What ships: that run, or one on all of DATA."
 )
@@ -526,6 +527,7 @@ def card(
     name: str,
     record: Path,
     measured: Path,
+    int8: Path,
     weights: Path,
     dataset: Path,
     out: Path,
@@ -545,7 +547,7 @@ def card(
         )
     shipped = checkpoint_of(weights)
     evidence, picture = gather_evidence(
-        name, record, checkpoint_of(measured), shipped, dataset, _progress(quiet)
+        name, record, checkpoint_of(measured), int8, shipped, dataset, _progress(quiet)
     )
     write_student(out, shipped.path.read_bytes(), evidence, zoo.SHIPPED[name], picture)
     click.echo(f"{name}: card, evidence, picture and weights in {out}")

@@ -305,7 +305,13 @@ def _read_frames(
 
 
 def gather_evidence(
-    name: str, record: Path, measured: Source, weights: Source, data: Path, progress: Progress
+    name: str,
+    record: Path,
+    measured: Source,
+    bundle: Path,
+    weights: Source,
+    data: Path,
+    progress: Progress,
 ) -> tuple[Evidence, bytes]:
     """Gather what is known of a student that is to ship; return it with the PNG of its failures.
 
@@ -313,6 +319,7 @@ def gather_evidence(
         name: in `zoo.SHIPPED`.
         record: the JSON of a benchmark of `measured` in torch and of its INT8 bundle, test part.
         measured: the checkpoint trained on the train part of a split.
+        bundle: the INT8 bundle of `measured`.
         weights: what ships: `measured` itself, or the same network trained on the whole data set.
         data: root of that data set.
         progress: wraps the long loops.
@@ -333,6 +340,14 @@ def gather_evidence(
     if trial.sha256 != fp32.artifact_sha256:
         raise InputError(
             "E-CARD-WEIGHTS", f"{record} did not measure {measured.path}; benchmark it again"
+        )
+    exported = open_bundle(bundle)
+    origin = exported.manifest.provenance.get("checkpoint_sha256")
+    if (exported.sha256, origin) != (int8.artifact_sha256, trial.sha256):
+        raise InputError(
+            "E-CARD-WEIGHTS",
+            f"{bundle} is not the INT8 bundle of {measured.path} that {record} measured; export and "
+            "benchmark it again",
         )
     if (trial.model, trial.contract) != (shipped.model, shipped.contract):
         raise InputError(

@@ -104,8 +104,17 @@ def shipped(record, run, whole, phantoms, tmp_path_factory):
     return folder
 
 
-def card_options(measured, weights, data):
-    return ("--measured", measured, "--weights", weights, "--data", data)
+BUNDLE = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _bundles(bundle_of):
+    BUNDLE.update({form: bundle_of("x86-cpu", form) for form in ("int8", "fp32")})
+
+
+def card_options(measured, weights, data, bundle="int8"):
+    options = ("--measured", measured, "--weights", weights, "--data", data)
+    return (*options, "--int8", BUNDLE[bundle])
 
 
 @pytest.fixture
@@ -443,6 +452,12 @@ def int8_only(record, tmp_path):
     content["rows"], content["comparisons"] = content["rows"][1:], []
     (tmp_path / "int8.json").write_text(json.dumps(content))
     return tmp_path / "int8.json"
+
+
+def test_card_of_another_bundle_than_the_measured_one_is_refused(record, run, phantoms, tmp_path):
+    options = card_options(run, run, phantoms, bundle="fp32")
+    rest = ("--out", tmp_path / "out", "-q")
+    assert "INT8 bundle" in refused("E-CARD-WEIGHTS", INPUT, "card", NAME, record, *options, *rest)
 
 
 def test_card_of_weights_that_were_not_trained_on_all_images_is_refused(
