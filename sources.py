@@ -346,8 +346,8 @@ def gather_evidence(
     if (exported.sha256, origin) != (int8.artifact_sha256, trial.sha256):
         raise InputError(
             "E-CARD-WEIGHTS",
-            f"{bundle} is not the INT8 bundle of {measured.path} that {record} measured; export and "
-            "benchmark it again",
+            f"{bundle} is not the INT8 bundle of {measured.path} that {record} measured; export "
+            "and benchmark it again",
         )
     if (trial.model, trial.contract) != (shipped.model, shipped.contract):
         raise InputError(
