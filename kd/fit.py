@@ -94,7 +94,7 @@ def fit(stage: Stage, around: Surroundings) -> Network:
     optimizer = torch.optim.AdamW(pupil.parameters(), weight_decay=config.weight_decay)
     state = around.out / f"{stage.name}.state"
     first = _restore(state, pupil, averaged, optimizer) if state.is_file() else 0
-    joined = shared(pupil, group)
+    learner = Learner(shared(pupil, group), optimizer, stage, around)
     group.by_leader(lambda: around.log.start_stage(stage.name, first))
     rows = len(stage.data.names)
     steps = max(1, rows // config.batch)
@@ -112,7 +112,7 @@ def fit(stage: Stage, around: Surroundings) -> Network:
         for parameters in optimizer.param_groups:
             parameters["lr"] = rate
         view = epoch % stage.views if stage.views else epoch
-        terms, norm = _step(joined, optimizer, stage, chosen, view, around)
+        terms, norm = _step(learner, chosen, view)
         _require_sound(stage, terms, norm, epoch, chosen)
         _average(averaged, network, move)
         for key, term in terms.items():
@@ -129,38 +129,42 @@ def placed(network: Network, device: torch.device) -> Network:
     return moved
 
 
+@dataclass(frozen=True)
+class Learner:
+    """What makes the steps of a stage."""
+
+    pupil: nn.Module  # images -> Trace
+    optimizer: torch.optim.Optimizer
+    stage: Stage
+    around: Surroundings
+
+
 def _step(
-    pupil: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    stage: Stage,
+    learner: Learner,
     chosen: np.ndarray,
     view: int,
-    around: Surroundings,
 ) -> tuple[dict[str, float], float]:
     """Make one optimiser step; return the mean terms of the batch and the gradient's norm.
 
     No weight changes unless all of them are finite.
     """
-    terms = _backward_if_it_fits(pupil, optimizer, stage, chosen, view, around)
+    terms = _backward_if_it_fits(learner, chosen, view)
     if terms is None:
-        raise _too_large(pupil, optimizer, stage, chosen, view, around)
-    norm = float(nn.utils.clip_grad_norm_(pupil.parameters(), _MAX_GRADIENT_NORM))
+        raise _too_large(learner, chosen, view)
+    norm = float(nn.utils.clip_grad_norm_(learner.pupil.parameters(), _MAX_GRADIENT_NORM))
     if math.isfinite(norm) and all(map(math.isfinite, terms.values())):
-        optimizer.step()
+        learner.optimizer.step()
     return terms, norm
 
 
 def _backward_if_it_fits(
-    pupil: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    stage: Stage,
+    learner: Learner,
     chosen: np.ndarray,
     view: int,
-    around: Surroundings,
 ) -> dict[str, float] | None:
     """Return what `_backward` does, or None, with its memory given back, where it does not fit."""
     try:
-        return _backward(pupil, optimizer, stage, chosen, view, around)
+        return _backward(learner, chosen, view)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -168,22 +172,20 @@ def _backward_if_it_fits(
 
 
 def _backward(
-    pupil: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    stage: Stage,
+    learner: Learner,
     chosen: np.ndarray,
     view: int,
-    around: Surroundings,
 ) -> dict[str, float]:
     """Leave the gradient of the batch's mean loss in the parameters; return its terms."""
-    group, config = around.group, around.config
+    stage, around = learner.stage, learner.around
+    group = around.group
     share = group.share(chosen)
-    batch = draw_batch(stage.data, share, view, config.seed, around.contract)
+    batch = draw_batch(stage.data, share, view, around.config.seed, around.contract)
     with torch.autocast(around.device.type, torch.bfloat16):
-        trace = pupil(batch.images)
+        trace = learner.pupil(batch.images)
         values = stage.loss(trace, batch)
     means = torch.stack([value.sum() for value in values.values()]) / len(chosen)
-    optimizer.zero_grad()
+    learner.optimizer.zero_grad()
     scaled = means.sum() * group.size  # DistributedDataParallel divides by the size
     scaled.backward()  # type: ignore[no-untyped-call]
     total = group.sum(means.detach())
@@ -212,16 +214,14 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _too_large(
-    pupil: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    stage: Stage,
+    learner: Learner,
     chosen: np.ndarray,
     view: int,
-    around: Surroundings,
 ) -> Refused:
     """Return the error that says which batch fits, having tried halves if this process is alone."""
+    stage, around = learner.stage, learner.around
     count = len(chosen) // 2 if around.group.size == 1 else 0
-    while count and not _backward_if_it_fits(pupil, optimizer, stage, chosen[:count], view, around):
+    while count and not _backward_if_it_fits(learner, chosen[:count], view):
         count //= 2
     if count:
         mend = f"{count} images do: start again with --batch {count}"

@@ -11,6 +11,7 @@ The teachers start from one network that was trained on all classes and then spe
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Mapping
@@ -97,8 +98,8 @@ def train(
             E-RUN-MISSING, E-RUN-CONFIG (resumed with other settings or another split), E-DEVICE,
             E-MODEL-NAME, E-DISTILL-NAME, E-TEACHING-NAME, E-CONFIG (a network does not take the
             size, a cache cannot hold features), E-CACHE-SIZE, E-TEACHER-MISSING (`teachers` has
-            neither), E-TEACHER-CONTRACT (of another input contract or network),
-            E-TEACHER-SPLIT (trained with another split).
+            none of those asked for and no general network), E-TEACHER-CONTRACT (of another input
+            contract or network), E-TEACHER-SPLIT (trained with another split).
         Refused: E-TRAIN-LOSS, E-TRAIN-MEMORY (see `fit`), E-CACHE-OTHER (see `LogitCache`),
             E-RUN-STAGE (a finished stage in `out` is of another run).
         OutputError: E-OUT-WRITE.
@@ -164,6 +165,14 @@ class _Run:
     around: Surroundings
     frames: Mapping[str, Frames]
     provenance: Mapping[str, Any]
+
+    @functools.cached_property
+    def phantoms(self) -> Frames:
+        """The phantoms that networks start from, drawn when the first stage asks for them."""
+        around = self.around
+        progress = around.progress if around.group.leads else quiet
+        config = around.config
+        return draw_phantoms(PHANTOMS, config.seed, config.size, around.device, progress)
 
     def stage(self, stage: Stage, taught_by: Mapping[str, str] | None = None) -> Checkpoint:
         """Return the checkpoint of a stage, trained first unless it is there.
@@ -238,10 +247,8 @@ def _weights_from_phantoms(run: _Run, who: str, model: str) -> Weights | None:
     if taken.is_file():
         return load_checkpoint(taken).network.state_dict()
     none = run.frames["train"].at(np.arange(0))
-    frames = none  # drawn only if the stage is not done yet
-    if not (around.out / f"{name}.safetensors").is_file():
-        progress = around.progress if around.group.leads else quiet
-        frames = draw_phantoms(PHANTOMS, config.seed, config.size, around.device, progress)
+    # Drawn only if the stage is not done yet.
+    frames = none if (around.out / f"{name}.safetensors").is_file() else run.phantoms
     epochs, rate = config.phantom_epochs, config.learning_rate
     stage = Stage(name, model, frames, none, epochs, rate, _on_masks)
     return run.stage(stage).network.state_dict()

@@ -92,6 +92,7 @@ def main():
         network = fitting.placed(build_model(asked.student), CPU).train()
         pupil = fitting._Pupil(network, 0, 0)
         optimizer = torch.optim.AdamW(pupil.parameters())
+        learner = fitting.Learner(pupil, optimizer, stage, around)
         steps = {
             "plain": lambda: plain_step(
                 student,
@@ -100,7 +101,7 @@ def main():
                 draw_batch(frames, rows, 0, 0, contract),
                 config,
             ),
-            "ours": lambda: fitting._step(pupil, optimizer, stage, rows, 0, around),
+            "ours": lambda: fitting._step(learner, rows, 0),
         }
         times = {name: [] for name in steps}
         for pair in range(asked.pairs + 1):
