@@ -35,7 +35,7 @@ from .data.dataset import LABELS, Dataset
 from .data.split import Split, make_split, read_split, samples_of, split_to_json, write_split
 from .distill import Distillation, find_distillation
 from .distributed import join_group, leave_group
-from .fit import Loss, Stage, Surroundings, fit, placed
+from .fit import Loss, Stage, Surroundings, compute_dtype, fit, placed
 from .frames import Batch, Frames, draw_phantoms, load_frames
 from .log import RunLog
 from .losses import supervised_loss
@@ -323,6 +323,7 @@ def _cache_key(teacher: Checkpoint, taught: Frames, run: _Run) -> dict[str, Any]
         "teacher_sha256": teacher.sha256,
         "images_sha256": pixels.hexdigest(),  # at the network's size
         "device": run.around.device.type,
+        "precision": str(compute_dtype(run.around.device)),
         "contract": teacher.contract.to_dict(),
         "size": teacher.contract.height,
         "seed": run.around.config.seed,

@@ -446,3 +446,15 @@ def test_images_of_the_test_part_are_never_read(phantoms, split, tmp_path):
     config = replace(SHORT, student_epochs=1)
     student = train(read_dataset(copy), tmp_path / "run", config, split=split, device="cpu")
     assert student.is_file()
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)],
+)
+def test_cpu_trains_in_bfloat16_only_where_it_computes_in_it(monkeypatch, capabilities, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    cpu = torch.device("cpu")
+    assert fitting.compute_dtype(cpu) == dtype
+    with fitting.mixed_precision(cpu):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
