@@ -14,6 +14,8 @@ import torch
 from torch.nn import functional as F
 
 MAX_AREA_WEIGHT: Final = 5.0  # of a lesion pixel against a background pixel
+FALSE_SHARE: Final = 0.01  # of an image's pixels marked without a lesion: half of the full penalty
+FALSE_WEIGHT: Final = 0.5  # of that penalty, against a missed lesion's
 
 
 def area_balanced_bce(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -40,21 +42,27 @@ def area_balanced_bce(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor
 
 
 def dice_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """One minus soft Dice (Milletari et al. 2016) of each image.
+    """One minus soft Dice (Milletari et al. 2016) of each image; see below where it has no lesion.
+
+    Overlap with nothing is undefined. An image without lesion costs ``FALSE_WEIGHT * p / (p +
+    FALSE_SHARE)`` instead, p the mean probability: soft Dice smoothed by FALSE_SHARE of the
+    pixels. It falls steepest where nearly nothing is marked, which cross-entropy hardly sees: on a
+    fold of BUSI it halved the share of normal images with a marked pixel.
 
     Args:
         logits: [N, 1, H, W].
         truth: [N, 1, H, W], values in 0..1.
 
     Returns:
-        [N] in 0..1; 0 (with a zero gradient) for an image without lesion, because overlap with
-        nothing is undefined and cross-entropy already speaks for such images.
+        [N] in 0..1.
     """
     probability = logits.sigmoid()
     overlap = (probability * truth).sum(dim=(1, 2, 3))
     total = probability.sum(dim=(1, 2, 3)) + truth.sum(dim=(1, 2, 3))
     present = truth.amax(dim=(1, 2, 3)) > 0.5
-    return torch.where(present, 1 - 2 * overlap / total.clamp_min(1e-6), torch.zeros_like(overlap))
+    marked = probability.mean(dim=(1, 2, 3))
+    false = FALSE_WEIGHT * marked / (marked + FALSE_SHARE)
+    return torch.where(present, 1 - 2 * overlap / total.clamp_min(1e-6), false)
 
 
 def supervised_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

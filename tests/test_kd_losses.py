@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from edgeseg.kd.losses import (
+    FALSE_SHARE,
+    FALSE_WEIGHT,
     MAX_AREA_WEIGHT,
     area_balanced_bce,
     dice_loss,
@@ -49,12 +51,14 @@ def test_empty_and_full_masks_have_finite_losses_and_gradients(loss, lesion_px, 
     assert torch.isfinite(logits.grad).all()
 
 
-def test_dice_loss_of_images_without_lesion_is_0_with_a_zero_gradient():
-    logits = torch.randn(2, 1, 10, 10, generator=torch.manual_seed(0)).requires_grad_()
-    values = dice_loss(logits, truth_with(0, images=2))
-    values.sum().backward()
-    assert values.tolist() == [0, 0]
-    assert (logits.grad == 0).all()
+def test_dice_loss_without_lesion_rises_with_what_is_marked_to_the_weight_of_a_false_mask():
+    nothing, little, half = (
+        dice_loss(torch.full((1, 1, 10, 10), logit), truth_with(0)).item()
+        for logit in (-30.0, math.log(FALSE_SHARE / (1 - FALSE_SHARE)), 0.0)
+    )
+    assert nothing == pytest.approx(0, abs=1e-6)
+    assert little == pytest.approx(FALSE_WEIGHT / 2)  # p is FALSE_SHARE
+    assert little < half < FALSE_WEIGHT
 
 
 def test_dice_loss_of_half_probability_on_a_half_mask_is_one_half():
