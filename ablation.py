@@ -65,7 +65,7 @@ class RowResult:
     dice_of_seeds: tuple[float, ...]
     iou: float
     gain: float  # mean Dice minus the reference's, image by image
-    gain_low: float  # 95 % bootstrap interval over images, each pair of students taken as given
+    gain_low: float  # 95 % bootstrap interval over groups, each pair of students taken as given
     gain_high: float
 
 
@@ -81,8 +81,8 @@ def reproduce(
 ) -> tuple[RowResult, ...]:
     """Train every row on every seed and write `ablation.json` and `ablation.md` into `out`.
 
-    The intervals are over test images: how much a pair of students would differ if it were trained
-    once more shows in the column of the seeds alone.
+    The intervals are over groups of near-duplicates: how much a pair of students would differ if
+    it were trained once more shows in the column of the seeds alone.
 
     A seed has its own leak-safe split, weights and order of images; its rows share split and
     teachers. Students are scored on the test part, in PyTorch FP32, in each image's own geometry.
@@ -149,13 +149,14 @@ def _score(run: Path, dataset: Dataset, progress: Progress) -> tuple[ImageScore,
 def _summarise(scores: Mapping[str, Sequence[Sequence[ImageScore]]]) -> tuple[RowResult, ...]:
     results = []
     for name, of_seeds in scores.items():
-        pairs = zip(of_seeds, scores[REFERENCE], strict=False)  # a row may be behind by seeds
-        gains = [
-            ours.dice - theirs.dice
-            for mine, reference in pairs
+        pairs = [
+            (ours, theirs)
+            for mine, reference in zip(of_seeds, scores[REFERENCE], strict=False)  # may be behind
             for ours, theirs in zip(mine, reference, strict=True)
         ]
-        low, high = bootstrap_interval(gains)
+        gains = [ours.dice - theirs.dice for ours, theirs in pairs]
+        # An image that two seeds test has the same group in both.
+        low, high = bootstrap_interval(gains, [ours.group for ours, _ in pairs])
         images = [score for seed in of_seeds for score in seed]
         results.append(
             RowResult(
@@ -207,7 +208,7 @@ def to_markdown(results: Sequence[RowResult]) -> str:
     """Return the table as Markdown."""
     lines = [_COLUMNS, ("---",) * len(_COLUMNS), *_cells(results)]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return table + "\nIntervals are over test images; training luck shows between the seeds.\n"
+    return table + "\nIntervals draw near-duplicates together; training luck shows between seeds.\n"
 
 
 def to_text(results: Sequence[RowResult]) -> str:

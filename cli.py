@@ -141,27 +141,50 @@ def data_audit(folder: Path, as_json: bool, quiet: bool) -> None:
 
 @data.command("split")
 @click.argument("folder", type=_path())
-@click.option("--out", type=_path(), required=True, help="The split file to write.")
+@click.option(
+    "--out", type=_path(), required=True, help="The split file to write; with --folds a new folder."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed.")
 @click.option(
     "--fractions",
     type=(float, float, float),
-    default=(0.7, 0.1, 0.2),
-    show_default=True,
-    help="Train, val, test; 1 0 0 for weights that ship, once the settings are chosen.",
+    help="Train, val, test; if not given 0.7 0.1 0.2. 1 0 0 is for weights that ship, once the "
+    "settings are chosen.",
 )
+@click.option("--folds", type=click.IntRange(2), help="Cross-validation instead of --fractions.")
 @_quiet
 def data_split(
-    folder: Path, out: Path, seed: int, fractions: tuple[float, float, float], quiet: bool
+    folder: Path,
+    out: Path,
+    seed: int,
+    fractions: tuple[float, float, float] | None,
+    folds: int | None,
+    quiet: bool,
 ) -> None:
-    """Split FOLDER into train, val and test so that no near-duplicates are separated."""
-    from .kd.data.dataset import read_dataset
-    from .kd.data.split import describe_split, make_split, write_split
-    from .runtime.files import require_writable
+    """Split FOLDER into train, val and test so that no near-duplicates are separated.
 
+    With --folds N, OUT/fold-1.json to OUT/fold-N.json; every image is in one test part.
+    """
+    from .kd.data.dataset import read_dataset
+    from .kd.data.split import describe_split, make_folds, make_split, write_split
+    from .runtime.files import atomic_folder, require_new, require_writable
+
+    if folds:
+        if fractions:
+            raise click.UsageError("--folds and --fractions exclude each other; leave one out")
+        require_new(out)
+        made = make_folds(read_dataset(folder), folds=folds, seed=seed, progress=_progress(quiet))
+        with atomic_folder(out) as partial_folder:
+            for number, fold in enumerate(made, start=1):
+                write_split(fold, partial_folder / f"fold-{number}.json")
+                click.echo(f"fold {number}\n{describe_split(fold)}")
+        return
     require_writable(out)
     split = make_split(
-        read_dataset(folder), seed=seed, fractions=fractions, progress=_progress(quiet)
+        read_dataset(folder),
+        seed=seed,
+        fractions=fractions or (0.7, 0.1, 0.2),
+        progress=_progress(quiet),
     )
     write_split(split, out)
     click.echo(describe_split(split))

@@ -171,11 +171,12 @@ def common_samples(sources: Sequence[Source], data: Path, part: str) -> tuple[Sa
             "all", or on everything; those of `Source.trained_on`.
     """
     from .kd.data.dataset import read_dataset
+    from .kd.data.duplicates import with_groups
     from .kd.data.split import read_split, samples_of
 
     dataset = read_dataset(data)
     if part in ("unseen", "all"):
-        return _untrained_samples(sources, dataset, part)
+        return with_groups(_untrained_samples(sources, dataset, part))
     first, *others = [(source, sha256_of_file(source.split_file())) for source in sources]
     for source, split in others:
         if split != first[1]:
@@ -300,7 +301,9 @@ def _read_frames(
         images = [sample.image for sample in samples_in("train")]
         calibration = read_calibration(images, calibration_images, read_image, origin=origin)
         note += f", calibrated on {len(calibration.frames)} of the train part"
-    checks = tuple(CheckFrame(sample.read_image(), sample.read_mask()) for sample in val)
+    checks = tuple(
+        CheckFrame(sample.read_image(), sample.read_mask(), sample.group) for sample in val
+    )
     return ExportFrames(calibration, checks, checks_are, note)
 
 

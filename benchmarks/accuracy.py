@@ -1,8 +1,9 @@
 """How well masks agree with the truth, image by image, then for groups of images.
 
 What is counted as in Maier-Hein et al. 2024 (Metrics reloaded, doi 10.1038/s41592-023-02151-z):
-per-image means with intervals over images beside pixel-pooled values, boundary distance beside
-overlap, and images without a lesion on their own, because overlap is undefined there.
+per-image means with intervals over groups of near-duplicates beside pixel-pooled values, boundary
+distance beside overlap, and images without a lesion on their own, because overlap is undefined
+there.
 """
 
 from __future__ import annotations
@@ -65,6 +66,11 @@ class Case(Protocol):
         """Class, such as "benign"."""
         ...
 
+    @property
+    def group(self) -> str:
+        """Cases of one group are near-duplicates: they count as one in an interval."""
+        ...
+
     def read_image(self) -> npt.NDArray[np.uint8]:
         """Return the grey image, uint8 [H, W]."""
         ...
@@ -80,6 +86,7 @@ class ImageScore:
 
     name: str
     label: str
+    group: str  # of near-duplicates
     lesion_px: int  # of the truth
     predicted_px: int
     counts: PixelCounts
@@ -102,7 +109,7 @@ class MetricSummary:
     """A mean over the images where the metric is defined."""
 
     mean: float
-    low: float  # 95 % percentile bootstrap over images
+    low: float  # 95 % percentile bootstrap over groups of near-duplicates
     high: float
     n: int  # images the mean covers
     undefined: int  # images it does not
@@ -141,7 +148,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of per-image differences, with its 95 % bootstrap interval over images."""
+    """Mean of per-image differences, with its 95 % bootstrap interval over groups of images."""
 
     mean: float
     low: float
@@ -183,6 +190,7 @@ def _score(case: Case, mask: npt.NDArray[Any], truth: npt.NDArray[np.bool_]) -> 
     return ImageScore(
         name=case.name,
         label=case.label,
+        group=case.group,
         lesion_px=counts.tp + counts.fn,
         predicted_px=counts.tp + counts.fp,
         counts=counts,
@@ -227,17 +235,19 @@ def _summarise_group(name: str, scores: Sequence[ImageScore]) -> GroupAccuracy:
         name=name,
         images=len(scores),
         per_image={
-            metric: _summarise_metric([getattr(score, metric) for score in scores])
+            metric: _summarise_metric(
+                [getattr(score, metric) for score in scores], [score.group for score in scores]
+            )
             for metric in METRICS
         },
         pooled={metric: ratio(total) for metric, ratio in _RATIOS.items()},
     )
 
 
-def _summarise_metric(values: Sequence[float]) -> MetricSummary:
+def _summarise_metric(values: Sequence[float], groups: Sequence[str]) -> MetricSummary:
     defined = [value for value in values if not math.isnan(value)]
     mean = sum(defined) / len(defined) if defined else math.nan
-    low, high = bootstrap_interval(defined)
+    low, high = bootstrap_interval(values, groups)
     return MetricSummary(mean, low, high, len(defined), len(values) - len(defined))
 
 
@@ -283,7 +293,11 @@ def paired_difference(a: Sequence[ImageScore], b: Sequence[ImageScore]) -> Paire
             f"{len(different)} images are in one run only, such as {different[0]!r}; "
             "score both runs on the same images",
         )
-    summary = _summarise_metric([dice_a[name] - dice_b[name] for name in sorted(dice_a)])
+    group_of = {score.name: score.group for score in a}
+    names = sorted(dice_a)
+    summary = _summarise_metric(
+        [dice_a[name] - dice_b[name] for name in names], [group_of[name] for name in names]
+    )
     return PairedDifference(summary.mean, summary.low, summary.high, summary.n)
 
 
@@ -295,13 +309,24 @@ def write_scores_csv(path: Path, scores: Sequence[ImageScore]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ["name", "label", "lesion_px", "predicted_px", "tp_px", "fp_px", "fn_px", "tn_px", *METRICS]
+        [
+            "name",
+            "label",
+            "group",
+            "lesion_px",
+            "predicted_px",
+            "tp_px",
+            "fp_px",
+            "fn_px",
+            "tn_px",
+            *METRICS,
+        ]
     )
     for score in scores:
         counts = score.counts
         metrics = [getattr(score, metric) for metric in METRICS]
         writer.writerow(
-            [score.name, score.label, score.lesion_px, score.predicted_px]
+            [score.name, score.label, score.group, score.lesion_px, score.predicted_px]
             + [counts.tp, counts.fp, counts.fn, counts.tn]
             + ["" if math.isnan(value) else f"{value:.6g}" for value in metrics]
         )

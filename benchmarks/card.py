@@ -44,10 +44,11 @@ of clinical performance. Nobody may be diagnosed or treated on its answers.
 Test part of split `{split}`: {lesions} images with a lesion, {normals} without.
 
 {figures}
-Per image: means over images with a lesion, with their 95 % bootstrap interval. Pooled: one ratio of
-summed pixels. HD95: in pixels of the image, over the n images where something was marked. False
-positives: share of the n images without a lesion where anything was marked. ECE: expected
-calibration error of the pixels' lesion probability, 15 bins, all images.
+Per image: means over images with a lesion, with their 95 % bootstrap interval, for which
+near-duplicates are drawn together. Pooled: one ratio of summed pixels. HD95: in pixels of the
+image, over the n images where something was marked. False positives: share of the n images without
+a lesion where anything was marked. ECE: expected calibration error of the pixels' lesion
+probability, 15 bins, all images.
 
 ### Dice by class and lesion size
 

@@ -22,7 +22,7 @@ from .record import BenchmarkRecord, Row
 from .text import significant, text_table
 from .wording import mib, with_interval
 
-SCHEMA = "edgeseg.evidence/1"
+SCHEMA = "edgeseg.evidence/2"
 MAX_EVIDENCE_BYTES = 16 << 20  # compared with the file size before anything is read
 
 

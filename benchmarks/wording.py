@@ -38,9 +38,10 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "the 95 % interval resamples the rounds. “No difference” means the interval holds 1: "
         "not shown to differ, which is not proof of equality.",
         "Dice per image and pooled": "per image: the mean over images with a lesion, each counts "
-        "the same, a missed lesion counts 0; the 95 % interval resamples images. Pooled: one "
-        "ratio of summed pixels, so large lesions weigh more. Images without a lesion enter "
-        "neither; their share with any predicted pixel is the false-positive rate.",
+        "the same, a missed lesion counts 0; the 95 % interval resamples groups of "
+        "near-duplicates. Pooled: one ratio of summed pixels, so large lesions weigh more. Images "
+        "without a lesion enter neither; their share with any predicted pixel is the false-"
+        "positive rate.",
         "HD95": "95th percentile of the distances between both boundaries, in pixels of the image; "
         "undefined where nothing was predicted, so its n is smaller.",
         "ECE": "expected calibration error of the pixels' lesion probability at the network's "

@@ -25,6 +25,7 @@ class CheckFrame:
 
     frame: np.ndarray  # uint8 [H, W]
     truth: np.ndarray  # bool [H, W]
+    group: str  # of near-duplicates, which count as one in an interval
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Hop:
     mask_dice: float  # mean Dice between the two masks, frames where both are empty left out
     dice: float  # mean Dice against the truth, frames with a lesion
     dice_drop: float  # the trained network's mean Dice minus this one's
-    dice_drop_low: float  # 95 % bootstrap interval over frames
+    dice_drop_low: float  # 95 % bootstrap interval over groups of frames
     dice_drop_high: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def check_hop(name: str, run: Run, reference: Reference, *, progress: Progress =
     flipped = [np.mean((ours > level) != (theirs > level)) for ours, theirs in pairs]
     overlap = [dice_score(count_pixels(ours > level, theirs > level)) for ours, theirs in pairs]
     drops = np.subtract(reference.dice, dice)  # NaN without a lesion
-    low, high = bootstrap_interval(drops.tolist())
+    low, high = bootstrap_interval(drops.tolist(), [frame.group for frame in reference.frames])
     return Hop(
         name=name,
         frames=len(pairs),

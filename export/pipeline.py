@@ -166,7 +166,7 @@ def export_bundle(
             "training": dict(trained.provenance),
             **({"split_sha256": sha256_of_file(split)} if split is not None else {}),
             **({"trained_on": sorted(trained_on)} if trained_on else {}),
-            "calibration": _calibration_facts(precision, calibration),
+            "calibration": _calibration_facts(target, precision, calibration),
             "tools": {"edgeseg": __version__, **_versions()},
         }
         evidence = {
@@ -215,7 +215,7 @@ def _fill(
     )
     models: dict[str, tuple[str, ...]] = {}
     for name in progress(target.engines[precision], f"converting to {precision}"):
-        files = _convert(name, master, folder, precision, images)
+        files = _convert(name, master, folder, precision, images, target.weight_bits)
         models[name] = files
         if name == "onnxruntime" and precision == "fp32":
             continue  # the master itself, checked above
@@ -274,24 +274,32 @@ def _weights_bytes(folder: Path, files: Sequence[str]) -> int:
 
 
 def _convert(
-    engine: str, master: bytes, folder: Path, precision: str, images: Collection[np.ndarray]
+    engine: str,
+    master: bytes,
+    folder: Path,
+    precision: str,
+    images: Collection[np.ndarray],
+    weight_bits: int,
 ) -> tuple[str, ...]:
     """Run one converter; a full disk gets its own error."""
     try:
-        return _CONVERTERS[engine](master, folder, precision, images)
+        return _CONVERTERS[engine](master, folder, precision, images, weight_bits)
     except RuntimeError as error:  # what OpenVINO raises for a write that failed
         if shutil.disk_usage(folder).free < _SPARE_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise
 
 
-def _calibration_facts(precision: str, calibration: CalibrationSet | None) -> dict[str, Any] | None:
+def _calibration_facts(
+    target: Target, precision: str, calibration: CalibrationSet | None
+) -> dict[str, Any] | None:
     if precision != "int8" or calibration is None:
         return None
     return {
         **calibration.origin,
         "part": "train",
         "method": {"openvino": "nncf mean min-max", "onnxruntime": "min-max"},
+        "weight_bits": {"openvino": 8, "onnxruntime": target.weight_bits},
         "frames_sha256": list(calibration.sha256),
     }
 
@@ -304,7 +312,11 @@ def _versions() -> dict[str, str]:
 
 
 def _to_openvino(
-    master: bytes, folder: Path, precision: str, images: Collection[np.ndarray]
+    master: bytes,
+    folder: Path,
+    precision: str,
+    images: Collection[np.ndarray],
+    weight_bits: int,  # its kernels do not saturate
 ) -> tuple[str, ...]:
     from .to_openvino import openvino_from_onnx
 
@@ -312,7 +324,11 @@ def _to_openvino(
 
 
 def _to_onnx_file(
-    master: bytes, folder: Path, precision: str, images: Collection[np.ndarray]
+    master: bytes,
+    folder: Path,
+    precision: str,
+    images: Collection[np.ndarray],
+    weight_bits: int,
 ) -> tuple[str, ...]:
     from .quantize import fp16_from_onnx, qdq_from_onnx
 
@@ -320,13 +336,16 @@ def _to_onnx_file(
     if precision == "fp16":
         content = fp16_from_onnx(master)
     elif precision == "int8":
-        content = qdq_from_onnx(master, images)
+        content = qdq_from_onnx(master, images, weight_bits=weight_bits)
     (folder / "model.onnx").write_bytes(content)
     return ("model.onnx",)
 
 
-# To add a format: a function (master ONNX, folder, precision, calibration inputs) -> file names.
-_CONVERTERS: Mapping[str, Callable[[bytes, Path, str, Collection[np.ndarray]], tuple[str, ...]]] = {
+_Converter = Callable[[bytes, Path, str, Collection[np.ndarray], int], tuple[str, ...]]
+
+# To add a format: a function (master ONNX, folder, precision, calibration inputs, bits of INT8
+# weights) -> file names.
+_CONVERTERS: Mapping[str, _Converter] = {
     "openvino": _to_openvino,
     "onnxruntime": _to_onnx_file,
 }

@@ -22,7 +22,7 @@ def fp16_from_onnx(model: bytes) -> bytes:
     return bytes(half.SerializeToString(deterministic=True))
 
 
-def qdq_from_onnx(model: bytes, images: Collection[np.ndarray]) -> bytes:
+def qdq_from_onnx(model: bytes, images: Collection[np.ndarray], *, weight_bits: int = 8) -> bytes:
     """Return the graph with Q/DQ pairs around its convolutions, ranges from real frames.
 
     Symmetric INT8, weights per output channel, biases left in float: what the parsers of
@@ -32,6 +32,7 @@ def qdq_from_onnx(model: bytes, images: Collection[np.ndarray]) -> bytes:
     Args:
         model: FP32 ONNX.
         images: calibration inputs, float32 [1, 1, H, W] each; ranges are their minimum and maximum.
+        weight_bits: 8, or 7 for kernels that sum two products in 16 bits (x86 without VNNI).
     """
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -67,6 +68,7 @@ def qdq_from_onnx(model: bytes, images: Collection[np.ndarray]) -> bytes:
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
                 per_channel=True,
+                reduce_range=weight_bits == 7,
                 op_types_to_quantize=["Conv"],
                 nodes_to_exclude=single,
                 extra_options={

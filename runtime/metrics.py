@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -93,29 +93,39 @@ def hd95_px(mask: np.ndarray, truth: np.ndarray) -> float:
 
 def bootstrap_interval(
     values: Sequence[float],
+    groups: Optional[Sequence[str]] = None,
     *,
-    statistic: Callable[..., np.ndarray] = np.mean,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Tuple[float, float]:
-    """Percentile bootstrap interval of a statistic over images (Efron 1979).
+    """Percentile bootstrap interval of a mean (Efron 1979), drawing whole groups.
+
+    Near-duplicates of an image agree with it, so each alone would feign evidence; a group is drawn
+    with all its values (cluster bootstrap: Field & Welsh 2007, doi
+    10.1111/j.1467-9868.2007.00593.x).
 
     Args:
         values: one per image; NaN values are left out first.
-        statistic: called with an array [resamples, n] and ``axis=1``.
+        groups: the group of each value; None: no two belong together.
         confidence: two-sided, in (0, 1).
         resamples: number of resamples.
         seed: of the generator.
 
     Returns:
-        (low, high); (NaN, NaN) for fewer than two values.
+        (low, high); (NaN, NaN) for fewer than two groups.
     """
-    kept = np.asarray([value for value in values if value == value], float)
-    if len(kept) < 2:
+    array = np.asarray(values, float)
+    kept = ~np.isnan(array)
+    names = np.arange(len(array)) if groups is None else np.asarray(groups)
+    members = np.unique(names[kept], return_inverse=True)[1]
+    counts = np.bincount(members)
+    if len(counts) < 2:
         return float("nan"), float("nan")
+    sums = np.bincount(members, array[kept])
     generator = np.random.default_rng(seed)
-    samples = kept[generator.integers(0, len(kept), (resamples, len(kept)))]
+    drawn = generator.integers(0, len(counts), (resamples, len(counts)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(statistic(samples, axis=1), [tail, 1 - tail])
+    low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)

@@ -57,7 +57,7 @@ def export_to(phantoms: Path, run: Path) -> Callable[..., Path]:
     source = checkpoint_of(run)
     images = [sample.image for sample in samples_for(source, phantoms, "train")]
     checks = [
-        CheckFrame(sample.read_image(), sample.read_mask())
+        CheckFrame(sample.read_image(), sample.read_mask(), sample.group)
         for sample in samples_for(source, phantoms, "val")
     ]
 

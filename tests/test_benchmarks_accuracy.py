@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -30,6 +30,11 @@ class FakeCase:
     lesion_rows: int
     predicted_rows: int
     label: str = "benign"
+    look: str | None = None
+
+    @property
+    def group(self):
+        return self.look or self.name
 
     def read_image(self):
         return np.full((10, 10), self.predicted_rows, np.uint8)
@@ -137,6 +142,18 @@ def test_paired_difference_is_the_mean_of_a_minus_b_over_lesions_in_any_order():
     difference = paired_difference(better, worse)
     assert (difference.mean, difference.n) == (0.5, 2)
     assert paired_difference(worse, better).mean == -0.5
+
+
+def test_copies_of_a_case_do_not_narrow_an_interval():
+    cases = [FakeCase(f"{rows}", 8, rows, look=f"look {rows}") for rows in (2, 5, 6, 8)]
+    copies = [replace(case, name=f"{case.name} again") for case in cases]
+    once, twice = summarise(scores_of(*cases)), summarise(scores_of(*cases, *copies))
+    assert twice.lesions.images == 2 * once.lesions.images
+    dice, of_copies = once.lesions.per_image["dice"], twice.lesions.per_image["dice"]
+    assert (of_copies.low, of_copies.high) == pytest.approx((dice.low, dice.high))
+    strangers = [replace(case, look=None) for case in (*cases, *copies)]
+    narrower = summarise(scores_of(*strangers)).lesions.per_image["dice"]
+    assert narrower.high - narrower.low < dice.high - dice.low
 
 
 def test_run_does_not_differ_from_itself():

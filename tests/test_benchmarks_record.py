@@ -45,6 +45,7 @@ class FakeEngine:
 class FakeCase:
     name: str
     label: str = "benign"
+    group: str = "alone"
 
     def read_image(self):
         return np.where(self.read_mask(), 255, 0).astype(np.uint8)

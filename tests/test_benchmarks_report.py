@@ -51,6 +51,7 @@ def score(name, label, dice, lesion_px=1000):
     return ImageScore(
         name=name,
         label=label,
+        group=name,
         lesion_px=lesion_px,
         predicted_px=lesion_px,
         counts=PixelCounts(tp, wrong, wrong, 10000 - tp - 2 * wrong),

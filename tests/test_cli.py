@@ -216,6 +216,22 @@ def test_split_of_everything_into_train_serves_weights_that_ship(data, out):
     assert {entry["part"] for entry in entries} == {"train"}
 
 
+def test_folds_are_written_as_split_files_of_one_folder(data, out):
+    ok("data", "split", data, "--out", out, "--folds", 2, "-q")
+    assert names_in(out) == ["fold-1.json", "fold-2.json"]
+    tested = [
+        {entry.name for entry in read_split(path).entries if entry.part == "test"}
+        for path in out.iterdir()
+    ]
+    assert tested[0].isdisjoint(tested[1])
+    assert len(tested[0] | tested[1]) == len(read_dataset(data).samples)
+
+
+def test_folds_with_fractions_are_a_wrong_call(data, out):
+    result = call("data", "split", data, "--out", out, "--folds", 2, "--fractions", 1, 0, 0)
+    assert (result.exit_code, names_in(out.parent)) == (INPUT, [])
+
+
 def test_training_over_a_run_is_refused(phantoms, run):
     refused("E-RUN-EXISTS", INPUT, "train", phantoms, "--out", run, "-q")
 

@@ -230,6 +230,13 @@ def test_int8_weights_have_a_scale_per_output_channel(bundle_of, target, precisi
     assert quantised == 30  # of 35: the head and four attention maps stay in float
 
 
+@pytest.mark.parametrize(("target", "largest"), [("x86-cpu", 64), ("jetson", 127)])
+def test_int8_weights_leave_room_where_kernels_add_products_in_16_bits(bundle_of, target, largest):
+    tensors = map(numpy_helper.to_array, model_of(bundle_of(target, "int8")).graph.initializer)
+    weights = [tensor for tensor in tensors if tensor.dtype == np.int8 and tensor.ndim == 4]
+    assert max(np.abs(weight.astype(int)).max() for weight in weights) == largest
+
+
 # --- calibration ---------------------------------------------------------------------------------
 
 
@@ -505,7 +512,7 @@ def test_number_that_is_no_number_on_any_frame_fails_parity():
     lesion = np.zeros((32, 32), bool)
     lesion[8:16, 8:16] = True
     frame = np.zeros((32, 32), np.uint8)
-    frames = [CheckFrame(frame, lesion), CheckFrame(frame, np.zeros_like(lesion))]
+    frames = [CheckFrame(frame, lesion, "a"), CheckFrame(frame, np.zeros_like(lesion), "b")]
     contract = InputContract(32, 32)
     logits = np.where(lesion, 5, -5).astype(np.float32)[None, None]
     reference = reference_of(lambda image: logits, contract, frames)

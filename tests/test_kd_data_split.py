@@ -10,7 +10,15 @@ from PIL import Image
 
 from edgeseg.kd.data import split as split_module
 from edgeseg.kd.data.dataset import Dataset, read_dataset
-from edgeseg.kd.data.split import PARTS, make_split, read_split, samples_of, write_split
+from edgeseg.kd.data.duplicates import with_groups
+from edgeseg.kd.data.split import (
+    PARTS,
+    make_folds,
+    make_split,
+    read_split,
+    samples_of,
+    write_split,
+)
 from edgeseg.runtime.errors import InputError
 
 
@@ -77,6 +85,28 @@ def test_a_class_of_few_images_serves_train_then_test_then_val(tmp_path, count, 
     assert sorted(parts) == sorted(expected.split())
 
 
+def test_folds_test_every_image_once_and_never_cut_a_group(dataset):
+    folds = make_folds(dataset, folds=5)
+    tested = [entry.name for fold in folds for entry in fold.entries if entry.part == "test"]
+    assert sorted(tested) == sorted(sample.name for sample in dataset.samples)
+    for fold in folds:
+        parts = defaultdict(set)
+        for entry in fold.entries:
+            parts[entry.group].add(entry.part)
+        assert all(len(of_group) == 1 for of_group in parts.values())
+        counts = Counter((entry.part, entry.label) for entry in fold.entries)
+        for part, share in zip(PARTS, fold.fractions, strict=True):
+            assert counts[part, "benign"] == pytest.approx(40 * share, abs=2)
+    assert folds == make_folds(dataset, folds=5)
+    assert folds != make_folds(dataset, folds=5, seed=1)
+
+
+def test_a_single_fold_is_refused(dataset):
+    with pytest.raises(InputError) as caught:
+        make_folds(dataset, folds=1)
+    assert caught.value.code == "E-SPLIT-FOLDS"
+
+
 def test_a_part_of_fraction_zero_stays_empty(dataset):
     parts = Counter(entry.part for entry in make_split(dataset, fractions=(0.8, 0, 0.2)).entries)
     assert parts["val"] == 0
@@ -90,6 +120,17 @@ def test_fractions_that_do_not_divide_are_refused(dataset, fractions):
     with pytest.raises(InputError) as caught:
         make_split(dataset, fractions=fractions)
     assert caught.value.code == "E-SPLIT-FRACTIONS"
+
+
+def test_samples_of_a_part_bring_their_groups_and_so_do_those_without_a_split(split, dataset):
+    found = [sample for part in PARTS for sample in samples_of(split, dataset, part)]
+    groups = {entry.name: entry.group for entry in split.entries}
+    assert {sample.name: sample.group for sample in found} == {
+        name: f"group {group}" for name, group in groups.items()
+    }
+    again = {sample.name: sample.look for sample in with_groups(dataset.samples)}
+    assert again == groups
+    assert len({sample.group for sample in dataset.samples}) == len(dataset.samples)  # not sought
 
 
 def test_a_split_file_reads_back_equal(split, tmp_path):

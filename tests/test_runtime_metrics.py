@@ -140,6 +140,18 @@ def test_bootstrap_leaves_undefined_values_out():
     assert bootstrap_interval([*values, math.nan]) == bootstrap_interval(values)
 
 
+def test_bootstrap_draws_a_group_whole():
+    # Two groups, of three and of one: the mean of a draw is 0, 0.25 · 1 ... or 1.
+    values, groups = [0.0, 0.0, 0.0, 1.0], ["a", "a", "a", "b"]
+    assert bootstrap_interval(values, groups) == (0.0, 1.0)
+    assert bootstrap_interval(values, ["a"] * 4) == pytest.approx((math.nan,) * 2, nan_ok=True)
+
+
+def test_bootstrap_of_groups_of_one_is_that_of_the_values():
+    values = [0.1, 0.4, 0.9]
+    assert bootstrap_interval(values, ["x", "y", "z"]) == bootstrap_interval(values)
+
+
 @pytest.mark.parametrize("values", [[], [0.5], [0.5, math.nan]])
 def test_bootstrap_of_fewer_than_two_values_is_undefined(values):
     assert all(math.isnan(end) for end in bootstrap_interval(values))

@@ -254,7 +254,7 @@ def test_benchmark_obeys_the_same_rule(zoo_folder, run, mixed, tmp_path):
     [
         (lambda text: text[:-100], "E-EVIDENCE-READ"),
         (lambda text: "[]", "E-EVIDENCE-READ"),
-        (lambda text: text.replace("evidence/1", "evidence/9"), "E-EVIDENCE-READ"),
+        (lambda text: text.replace("evidence/2", "evidence/9"), "E-EVIDENCE-READ"),
         (lambda text: text.replace('"macs"', '"mac"'), "E-EVIDENCE-READ"),
         (lambda text: text.replace('"checkpoint_sha256": "', '"checkpoint_sha256": "0'),
          "E-EVIDENCE-HASH"),
@@ -386,6 +386,7 @@ class FakeCase:
     name: str
     lesion_rows: int
     label: str = "benign"
+    group: str = "alone"
 
     def read_image(self):
         return np.zeros((200, 300), np.uint8)

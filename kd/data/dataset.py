@@ -30,6 +30,12 @@ class Sample:
     label: str  # one of LABELS
     image: Path
     masks: tuple[Path, ...]  # their union is the truth; may be empty only for "normal"
+    look: int | None = None  # number of its group of near-duplicates, where they were sought
+
+    @property
+    def group(self) -> str:
+        """Tell near-duplicates: they share it. A sample whose group is unknown is alone."""
+        return self.name if self.look is None else f"group {self.look}"
 
     def read_image(self) -> npt.NDArray[np.uint8]:
         """Return the grey image, uint8 [H, W]. Raises InputError as `runtime.image.read_image`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -106,6 +106,12 @@ def group_duplicates(samples: Sequence[Sample], *, progress: Progress = quiet) -
     Raises InputError for an unreadable image.
     """
     return groups_from_pairs(len(samples), near_duplicates(samples, progress=progress))
+
+
+def with_groups(samples: Sequence[Sample], *, progress: Progress = quiet) -> tuple[Sample, ...]:
+    """Return the samples with their groups. Raises InputError for an unreadable image."""
+    groups = group_duplicates(samples, progress=progress)
+    return tuple(replace(each, look=look) for each, look in zip(samples, groups, strict=True))
 
 
 def groups_from_pairs(count: int, pairs: Sequence[NearDuplicate]) -> tuple[int, ...]:

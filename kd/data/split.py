@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from ...runtime.errors import InputError
 from ...runtime.files import sha256_of_file, write_bytes
 from ...runtime.progress import Progress, quiet
 from .dataset import LABELS, Dataset, Sample
-from .duplicates import group_duplicates
+from .duplicates import with_groups
 
 PARTS = ("train", "val", "test")
 SCHEMA = "edgeseg.split/1"
@@ -77,48 +77,106 @@ def make_split(
             "E-SPLIT-FRACTIONS",
             f"fractions {fractions} of {'/'.join(PARTS)} must be in 0..1 with sum 1, train above 0",
         )
-    samples = dataset.samples
-    groups = group_duplicates(samples, progress=progress)
-    part_of = _assign(groups, [sample.label for sample in samples], seed, fractions)
-    entries = tuple(
+    shares = {part: share for part, share in zip(PARTS, fractions, strict=True) if share > 0}
+    entries = _look_and_hash(dataset, progress)
+    part_of = _assign(entries, seed, shares, [part for part in _SCARCE_ORDER if part in shares])
+    return _split(dataset, entries, part_of, seed, fractions)
+
+
+def make_folds(
+    dataset: Dataset, *, folds: int, seed: int = 0, progress: Progress = quiet
+) -> tuple[Split, ...]:
+    """Divide a data set for cross-validation: every image is in the test part of one split.
+
+    The near-duplicate groups of each class are dealt into 2·folds portions. A split tests two of
+    them, validates on the next and trains on the others: 70/10/20 at five folds.
+
+    Args:
+        dataset: what to divide.
+        folds: number of splits, >= 2.
+        seed: orders groups of equal size.
+        progress: wraps the loops over images.
+
+    Raises InputError: E-SPLIT-FOLDS, or E-IMAGE-* for an unreadable image.
+    """
+    if folds < 2:
+        raise InputError("E-SPLIT-FOLDS", f"{folds} folds divide nothing; ask for 2 or more")
+    count = 2 * folds
+    portions = [str(number) for number in range(count)]
+    entries = _look_and_hash(dataset, progress)
+    portion_of = _assign(entries, seed, dict.fromkeys(portions, 1 / count), portions)
+    part_at = ("test", "test", "val", *["train"] * (count - 3))  # of the portions, turned by fold
+    fractions = (1 - 3 / count, 1 / count, 2 / count)
+    return tuple(
+        _split(
+            dataset,
+            entries,
+            [part_at[(int(portion) - 2 * fold) % count] for portion in portion_of],
+            seed,
+            fractions,
+        )
+        for fold in range(folds)
+    )
+
+
+def _look_and_hash(dataset: Dataset, progress: Progress) -> tuple[SplitEntry, ...]:
+    """Return an entry for each sample, its part still open."""
+    samples = with_groups(dataset.samples, progress=progress)
+    return tuple(
         SplitEntry(
             sample.name,
             sample.label,
-            group,
-            part_of[group],
+            sample.look or 0,
+            "",
             sha256_of_file(sample.image),
             tuple(sha256_of_file(mask) for mask in sample.masks),
         )
-        for sample, group in progress(
-            list(zip(samples, groups, strict=True)), "hashing files", len(samples)
-        )
+        for sample in progress(samples, "hashing files")
     )
-    return Split(seed, fractions, dataset.layout, __version__, entries)
+
+
+def _split(
+    dataset: Dataset,
+    entries: Sequence[SplitEntry],
+    part_of: Sequence[str],
+    seed: int,
+    fractions: tuple[float, float, float],
+) -> Split:
+    placed = tuple(replace(entry, part=part) for entry, part in zip(entries, part_of, strict=True))
+    return Split(seed, fractions, dataset.layout, __version__, placed)
 
 
 def _assign(
-    groups: Sequence[int], labels: Sequence[str], seed: int, fractions: Sequence[float]
+    entries: Sequence[SplitEntry],
+    seed: int,
+    shares: Mapping[str, float],
+    scarce_order: Sequence[str],
 ) -> list[str]:
-    """Return the part of each group.
+    """Return the part of each entry; those of one group share it.
 
     Greedy, largest group first, equal ones in seeded order. A group goes where it lowers
     chi² = sum over parts and classes of (have - target)² / target most. But once a class has no
     more groups left than parts without it, each of those goes to such a part.
+
+    Args:
+        entries: of all groups from 0 up.
+        seed: orders groups of equal size.
+        shares: of each part, above 0, sum 1.
+        scarce_order: of the parts; who is served first where a class has few groups.
     """
-    counts: list[Counter[str]] = [Counter() for _ in range(max(groups, default=-1) + 1)]
-    for group, label in zip(groups, labels, strict=True):
-        counts[group][label] += 1
-    open_parts = {
-        part: fraction for part, fraction in zip(PARTS, fractions, strict=True) if fraction > 0
-    }
-    totals = Counter(labels)
-    have: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
+    counts: list[Counter[str]] = [
+        Counter() for _ in range(max((entry.group for entry in entries), default=-1) + 1)
+    ]
+    for entry in entries:
+        counts[entry.group][entry.label] += 1
+    totals = Counter(entry.label for entry in entries)
+    have: dict[str, Counter[str]] = {part: Counter() for part in shares}
     groups_left = Counter(label for mix in counts for label in mix)
 
     def chi2_change(part: str, mix: Counter[str]) -> float:
         change = 0.0
         for label, count in mix.items():
-            target = open_parts[part] * totals[label]
+            target = shares[part] * totals[label]
             change += (count**2 + 2 * count * (have[part][label] - target)) / target
         return change
 
@@ -127,16 +185,16 @@ def _assign(
     part_of = [""] * len(counts)
     for group in order:
         mix = counts[group]
-        part = min(open_parts, key=lambda part: chi2_change(part, mix))
+        part = min(shares, key=lambda part: chi2_change(part, mix))
         for label in sorted(mix, key=lambda label: (groups_left[label], label)):
-            empty = [p for p in _SCARCE_ORDER if p in open_parts and not have[p][label]]
+            empty = [p for p in scarce_order if not have[p][label]]
             if groups_left[label] <= len(empty):
                 part = empty[0]
                 break
         part_of[group] = part
         have[part] += mix
         groups_left -= Counter(mix.keys())
-    return part_of
+    return [part_of[entry.group] for entry in entries]
 
 
 def split_to_json(split: Split) -> str:
@@ -244,7 +302,7 @@ def describe_split(split: Split) -> str:
 
 
 def samples_of(split: Split, dataset: Dataset, part: str) -> tuple[Sample, ...]:
-    """Return the samples of one part, having checked that their files are the split's.
+    """Return the samples of one part with their groups; their files must be the split's.
 
     Raises:
         InputError: E-SPLIT-PART for an unknown part; E-SPLIT-MISMATCH naming the first missing or
@@ -261,7 +319,7 @@ def samples_of(split: Split, dataset: Dataset, part: str) -> tuple[Sample, ...]:
             f"{changes[0]} ({len(changes)} of {len(entries)} {part} images differ from the split); "
             f"restore the files in {dataset.root} or make a new split",
         )
-    return tuple(by_name[entry.name] for entry in entries)
+    return tuple(replace(by_name[entry.name], look=entry.group) for entry in entries)
 
 
 def _change(entry: SplitEntry, sample: Sample | None) -> str:
