@@ -177,7 +177,8 @@ def data_split(
         with atomic_folder(out) as partial_folder:
             for number, fold in enumerate(made, start=1):
                 write_split(fold, partial_folder / f"fold-{number}.json")
-                click.echo(f"fold {number}\n{describe_split(fold)}")
+        for number, fold in enumerate(made, start=1):
+            click.echo(f"fold {number}\n{describe_split(fold)}")
         return
     require_writable(out)
     split = make_split(
@@ -473,7 +474,7 @@ def evaluate(
         require_writable(csv_file)
     found = find_source(source)
     part = part or default_part([found])
-    cases = samples_for(found, dataset, part)
+    cases = samples_for(found, dataset, part, _progress(quiet))
     session = found.open(engine, threads or 0)
     scores = score_images(session.predict, cases, progress=_progress(quiet))
     if csv_file:
@@ -524,7 +525,7 @@ def benchmark(
     of_split = part not in ("unseen", "all")
     record = run_benchmark(
         candidates_of(found, engines, threads or 0),
-        common_samples(found, dataset, part),
+        common_samples(found, dataset, part, _progress(quiet)),
         rounds=rounds,
         part=part,
         split_sha256=sha256_of_file(found[0].split_file()) if of_split else None,

@@ -148,12 +148,16 @@ def default_part(sources: Sequence[Source]) -> str:
     return "test" if all(source.trained_on() is None for source in sources) else "unseen"
 
 
-def samples_for(source: Source, data: Path, part: str) -> tuple[Sample, ...]:
+def samples_for(
+    source: Source, data: Path, part: str, progress: Progress = quiet
+) -> tuple[Sample, ...]:
     """Return the samples of a part for one source; see `common_samples`."""
-    return common_samples([source], data, part)
+    return common_samples([source], data, part, progress)
 
 
-def common_samples(sources: Sequence[Source], data: Path, part: str) -> tuple[Sample, ...]:
+def common_samples(
+    sources: Sequence[Source], data: Path, part: str, progress: Progress = quiet
+) -> tuple[Sample, ...]:
     """Return the samples of a part that is the same for all sources.
 
     Args:
@@ -161,6 +165,7 @@ def common_samples(sources: Sequence[Source], data: Path, part: str) -> tuple[Sa
         data: root of a data set.
         part: "train", "val" or "test" of the sources' own split; "all" for every image; "unseen"
             for those that no shipped student among the sources was trained on.
+        progress: shows the search for near-duplicates, which "all" and "unseen" need.
 
     Raises:
         InputError: E-SPLIT-MISSING (a part is asked for, but there is no split), E-SPLIT-EMPTY,
@@ -176,7 +181,7 @@ def common_samples(sources: Sequence[Source], data: Path, part: str) -> tuple[Sa
 
     dataset = read_dataset(data)
     if part in ("unseen", "all"):
-        return with_groups(_untrained_samples(sources, dataset, part))
+        return with_groups(_untrained_samples(sources, dataset, part), progress=progress)
     first, *others = [(source, sha256_of_file(source.split_file())) for source in sources]
     for source, split in others:
         if split != first[1]:

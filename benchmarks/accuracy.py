@@ -308,20 +308,8 @@ def write_scores_csv(path: Path, scores: Sequence[ImageScore]) -> None:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [
-            "name",
-            "label",
-            "group",
-            "lesion_px",
-            "predicted_px",
-            "tp_px",
-            "fp_px",
-            "fn_px",
-            "tn_px",
-            *METRICS,
-        ]
-    )
+    pixels = ["lesion_px", "predicted_px", "tp_px", "fp_px", "fn_px", "tn_px"]
+    writer.writerow(["name", "label", "group", *pixels, *METRICS])
     for score in scores:
         counts = score.counts
         metrics = [getattr(score, metric) for metric in METRICS]

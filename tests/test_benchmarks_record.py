@@ -45,7 +45,10 @@ class FakeEngine:
 class FakeCase:
     name: str
     label: str = "benign"
-    group: str = "alone"
+
+    @property
+    def group(self):
+        return self.name
 
     def read_image(self):
         return np.where(self.read_mask(), 255, 0).astype(np.uint8)

@@ -141,7 +141,7 @@ def test_bootstrap_leaves_undefined_values_out():
 
 
 def test_bootstrap_draws_a_group_whole():
-    # Two groups, of three and of one: the mean of a draw is 0, 0.25 · 1 ... or 1.
+    # Drawn are a and a, a and b, or b and b: means 0, 1/4 and 1.
     values, groups = [0.0, 0.0, 0.0, 1.0], ["a", "a", "a", "b"]
     assert bootstrap_interval(values, groups) == (0.0, 1.0)
     assert bootstrap_interval(values, ["a"] * 4) == pytest.approx((math.nan,) * 2, nan_ok=True)

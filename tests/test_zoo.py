@@ -386,7 +386,10 @@ class FakeCase:
     name: str
     lesion_rows: int
     label: str = "benign"
-    group: str = "alone"
+
+    @property
+    def group(self):
+        return self.name
 
     def read_image(self):
         return np.zeros((200, 300), np.uint8)

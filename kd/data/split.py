@@ -16,7 +16,7 @@ from ...runtime.errors import InputError
 from ...runtime.files import sha256_of_file, write_bytes
 from ...runtime.progress import Progress, quiet
 from .dataset import LABELS, Dataset, Sample
-from .duplicates import with_groups
+from .duplicates import group_duplicates
 
 PARTS = ("train", "val", "test")
 SCHEMA = "edgeseg.split/1"
@@ -121,17 +121,18 @@ def make_folds(
 
 def _look_and_hash(dataset: Dataset, progress: Progress) -> tuple[SplitEntry, ...]:
     """Return an entry for each sample, its part still open."""
-    samples = with_groups(dataset.samples, progress=progress)
+    groups = group_duplicates(dataset.samples, progress=progress)
+    samples = list(zip(dataset.samples, groups, strict=True))
     return tuple(
         SplitEntry(
             sample.name,
             sample.label,
-            sample.look or 0,
+            group,
             "",
             sha256_of_file(sample.image),
             tuple(sha256_of_file(mask) for mask in sample.masks),
         )
-        for sample in progress(samples, "hashing files")
+        for sample, group in progress(samples, "hashing files")
     )
 
 
