@@ -304,15 +304,17 @@ def reproduce(
 @cli.command()
 @_json
 def targets(as_json: bool) -> None:
-    """List the targets of `edgeseg export`."""
-    from .export.target import TARGETS
+    """List the targets of `edgeseg export`, with what is known of them."""
+    from dataclasses import asdict
+
+    from .export.target import ALIAS, default_jetson, render_targets
+    from .export.target import targets as known
 
     if as_json:
-        content = {name: dict(target.engines) for name, target in TARGETS.items()}
-        click.echo(json.dumps(content, indent=1))
-        return
-    for target in TARGETS.values():
-        click.echo(f"{target.name:10} {', '.join(target.engines):18} {target.summary}")
+        content = {name: asdict(target) for name, target in known().items()}
+        click.echo(json.dumps({**content, ALIAS: content[default_jetson()]}, indent=1))
+    else:
+        click.echo(render_targets())
 
 
 @cli.command()
@@ -338,23 +340,44 @@ def models(as_json: bool) -> None:
 @cli.command()
 @click.argument("source", type=_path(), required=False)
 @click.option("--target", required=True, help="See `edgeseg targets`.")
-@click.option("--precision", required=True, type=click.Choice(PRECISIONS))
+@click.option(
+    "--precision",
+    type=click.Choice(("auto", *PRECISIONS)),
+    default="auto",
+    show_default=True,
+    help="auto: all that the target takes, measured side by side where that can be done here.",
+)
 @click.option(
     "--calib",
     "dataset",
     type=_path(),
     help="Data set whose train part calibrates and whose val part checks. A run needs its own; "
-    "a shipped student takes any, split anew, and does with phantoms without.",
+    "a shipped student takes any, split anew, and does with its own ranges without.",
 )
 @click.option("--calib-images", type=click.IntRange(1), default=200, show_default=True)
+@click.option("--ranges", type=_path(), help="Record of an earlier calibration of this network.")
+@click.option("--synthetic-calibration", is_flag=True, help="Calibrate on phantoms.")
+@click.option(
+    "--method",
+    type=click.Choice(("min-max", "percentile", "mse", "entropy")),
+    default="mse",
+    show_default=True,
+    help="How a range is chosen from a histogram.",
+)
 @click.option(
     "--max-drop",
     type=click.FloatRange(0, 1),
     default=0.005,
     show_default=True,
-    help="Largest accepted loss of mean Dice on the val part.",
+    help="Largest accepted loss of mean Dice on the val part, at the upper end of its 95 % "
+    "interval.",
 )
-@click.option("--out", type=_path(), required=True, help="Folder of the bundle; must be new.")
+@click.option("--dla", type=click.IntRange(0), help="Build for this DLA core of a Jetson.")
+@click.option(
+    "--calibration-cache", is_flag=True, help="INT8 from a TensorRT cache instead of Q/DQ."
+)
+@click.option("--out", type=_path(), help="Folder of the bundle; must be new. [default: by name]")
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @_json
 @_quiet
 def export(
@@ -363,8 +386,14 @@ def export(
     precision: str,
     dataset: Path | None,
     calib_images: int,
+    ranges: Path | None,
+    synthetic_calibration: bool,
+    method: str,
     max_drop: float,
-    out: Path,
+    dla: int | None,
+    calibration_cache: bool,
+    out: Path | None,
+    dry_run: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -373,47 +402,49 @@ def export(
     SOURCE is a run, a checkpoint or a shipped student (`edgeseg models`); left out, it is the
     student t2kd-edge.
     """
-    from .export.parity import render_hops
-    from .export.pipeline import export_bundle, load_trained
+    from .export.plan import make_plan, render_plan
     from .export.target import find_target
+
+    plan = make_plan(find_target(target), precision, dla_core=dla, cache=calibration_cache)
+    if dry_run:
+        click.echo(json.dumps(plan.to_dict(), indent=1) if as_json else render_plan(plan))
+        return
+    from .export.pipeline import Limits, export_bundle, load_trained
+    from .export.summary import render_export
     from .kd import zoo
     from .runtime.files import require_new
-    from .sources import checkpoint_of, frames_for_export
+    from .sources import CalibrationRequest, checkpoint_of, frames_for_export
 
-    find_target(target, precision)
+    named = source or Path(zoo.DEFAULT)
+    out = out or Path(f"{named.resolve().name}-{plan.target.name}".replace("@", "-"))
     require_new(out)
-    found = checkpoint_of(source or Path(zoo.DEFAULT))
+    found = checkpoint_of(named)
     trained_on = found.trained_on()
     trained = load_trained(found.path)
-    frames = frames_for_export(
+    frames, note = frames_for_export(
         found,
-        dataset,
-        calibration_images=calib_images if precision == "int8" else 0,
+        CalibrationRequest(dataset, ranges, synthetic_calibration, calib_images),
+        needs_ranges=plan.precisions != ("fp32",),
         progress=_progress(quiet),
     )
     exported = export_bundle(
         trained,
-        target,
-        precision,
+        plan,
         out,
-        calibration=frames.calibration,
-        checks=frames.checks,
-        checks_are=frames.checks_are,
+        frames,
         split=found.split_file() if trained_on is None else None,
         trained_on=trained_on or (),
-        max_drop=max_drop,
+        limits=Limits(max_drop, method),
         progress=_progress(quiet),
     )
     if as_json:
-        hops = [hop.to_dict() for hop in exported.hops]
-        content = {"source": str(source or zoo.DEFAULT), "bundle": str(out)}
-        click.echo(json.dumps({**content, "checks": frames.checks_are, "parity": hops}, indent=1))
+        click.echo(
+            json.dumps({"source": str(named), "checks": frames.checks_are, **exported.to_dict()})
+        )
         return
     if source is None:
         click.echo(f"no SOURCE was named: the shipped student {zoo.DEFAULT}")
-    click.echo(frames.note)
-    click.echo(render_hops(exported.hops, exported.trained_dice))
-    click.echo(f"bundle: {exported.path}")
+    click.echo(f"target: {plan.target.name}\n{note}\n{render_export(exported)}")
 
 
 @cli.command()
@@ -545,6 +576,7 @@ def benchmark(
     "--weights", type=_path(), required=True, help="What ships: that run, or one on all of DATA."
 )
 @click.option("--data", "dataset", type=_path(), required=True, help="Data set of both runs.")
+@click.option("--calib-images", type=click.IntRange(1), default=300, show_default=True)
 @click.option("--out", type=_path(), required=True, help="Folder; kd/zoo of a checkout to ship.")
 @_quiet
 def card(
@@ -554,6 +586,7 @@ def card(
     int8: Path,
     weights: Path,
     dataset: Path,
+    calib_images: int,
     out: Path,
     quiet: bool,
 ) -> None:
@@ -563,7 +596,8 @@ def card(
     """
     from .benchmarks.card import write_student
     from .kd import zoo
-    from .sources import checkpoint_of, gather_evidence
+    from .runtime.files import write_bytes
+    from .sources import calibrate_shipped, checkpoint_of, gather_evidence
 
     if name not in zoo.SHIPPED:
         raise InputError(
@@ -574,7 +608,9 @@ def card(
         name, record, checkpoint_of(measured), int8, shipped, dataset, _progress(quiet)
     )
     write_student(out, shipped.path.read_bytes(), evidence, zoo.SHIPPED[name], picture)
-    click.echo(f"{name}: card, evidence, picture and weights in {out}")
+    ranges = calibrate_shipped(shipped, dataset, calib_images, _progress(quiet))
+    write_bytes(zoo.calibration_file(out / f"{name}.safetensors"), ranges)
+    click.echo(f"{name}: card, evidence, ranges, picture and weights in {out}")
 
 
 @cli.command(hidden=True)

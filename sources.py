@@ -25,13 +25,14 @@ from .runtime.session import Session, first_installed, session_of
 if TYPE_CHECKING:
     from .benchmarks.evidence import Evidence
     from .benchmarks.record import Candidate
-    from .export.parity import CheckFrame
-    from .export.pipeline import CalibrationSet
+    from .export.calibration import CalibrationSet
+    from .export.pipeline import Frames
     from .kd.data.dataset import Dataset, Sample
 
 # What stands in for images where the user has none: drawn anew each time, always the same.
 PHANTOMS = 160
 PHANTOM_SEED = 0
+_VECTORS = 4  # golden inputs of a kit
 _PHANTOM_FRACTIONS = (0.6, 0.4, 0.0)  # no test part: a gate over few frames would be a coin toss
 
 
@@ -226,31 +227,81 @@ def _untrained_samples(
 
 
 @dataclass(frozen=True)
-class ExportFrames:
-    """The frames that an export is calibrated with and judged by."""
+class CalibrationRequest:
+    """What the user wants INT8 ranges from; at most one of the first three."""
 
-    calibration: CalibrationSet | None  # None where none was asked for
-    checks: tuple[CheckFrame, ...]
-    checks_are: str  # for the manifest
-    note: str  # one line for the user
+    data: Path | None = None  # root of a data set: its train part calibrates, its val part checks
+    record: Path | None = None  # of an earlier calibration
+    synthetic: bool = False  # phantoms
+    images: int = 200  # most frames
 
 
 def frames_for_export(
-    source: Source, data: Path | None, *, calibration_images: int, progress: Progress = quiet
-) -> ExportFrames:
-    """Read what an export needs: the train part calibrates, the val part checks.
+    source: Source,
+    request: CalibrationRequest,
+    *,
+    needs_ranges: bool = True,
+    progress: Progress = quiet,
+) -> tuple[Frames, str]:
+    """Read what an export needs, and say in one line what that is.
+
+    The train part of the data calibrates and the val part checks. A run comes with its split and
+    needs its own data. For a shipped student any data are split leak-safe with seed 0; without
+    data the ranges that ship with it calibrate and phantoms check. Golden vectors are phantoms
+    always: no patient's image travels in a kit.
 
     Args:
-        source: a checkpoint. That of a run comes with its split; for a shipped student `data`, or
-            phantoms where there is none, are split leak-safe with seed 0.
-        data: root of a data set; a run needs its own.
-        calibration_images: largest number of them; 0 for none.
+        source: a checkpoint.
+        request: where ranges come from.
+        needs_ranges: False leaves the calibration out.
         progress: wraps the long loops.
 
     Raises:
-        InputError: E-CALIB-MISSING (a run without `data`), those of `samples_for`.
-        Refused: those of `Source.trained_on` and `Source.split_file`.
+        InputError: E-CALIB-MISSING (a run without data, a shipped student without ranges),
+            E-CALIB-CHOICE, those of `samples_for`.
+        Refused: E-CALIB-TEST (a record has frames that are not of the train part), those of
+            `Source.trained_on` and `Source.split_file`.
     """
+    from .export.parity import CheckFrame
+    from .export.pipeline import Frames
+    from .kd.data.split import make_split, samples_of
+
+    if request.synthetic and request.record is not None:
+        raise InputError(
+            "E-CALIB-CHOICE", "--ranges and --synthetic-calibration exclude each other; leave one"
+        )
+    with phantom_dataset(progress) as phantoms:
+        split = make_split(phantoms, seed=0, fractions=_PHANTOM_FRACTIONS, progress=progress)
+        drawn = _Parts(
+            partial(samples_of, split, phantoms),
+            {"source": "phantoms", "seed": PHANTOM_SEED, "count": PHANTOMS},
+            f"val part of {PHANTOMS} phantoms, seed {PHANTOM_SEED}",
+        )
+        parts = _parts_of(source, request.data, progress) or drawn
+        samples = parts.samples("val")
+        note = f"checked on the {parts.checks_are} ({len(samples)} images)"
+        calibration: CalibrationSet | Path | None = None
+        if needs_ranges:
+            calibration, how = _calibration_for(source, request, parts, drawn)
+            note += f", {how}"
+        checks = tuple(
+            CheckFrame(each.read_image(), each.read_mask(), each.group) for each in samples
+        )
+        vectors = tuple(each.read_image() for each in drawn.samples("val")[:_VECTORS])
+        return Frames(calibration, checks, parts.checks_are, vectors), note
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A data set in parts."""
+
+    samples: Callable[[str], Sequence[Sample]]  # of a part
+    origin: Mapping[str, Any]  # of frames of its train part, for the record
+    checks_are: str  # what its val part is, for the manifest
+
+
+def _parts_of(source: Source, data: Path | None, progress: Progress) -> _Parts | None:
+    """Return the parts of the user's data; None where a shipped student comes without."""
     from .export.pipeline import RUN_SPLIT
     from .kd.data.dataset import read_dataset
     from .kd.data.split import make_split, samples_of
@@ -262,21 +313,96 @@ def frames_for_export(
                 f"{source.path} needs the data set of its run; name it with --calib "
                 "(only a shipped student does without)",
             )
-        samples = partial(samples_for, source, data)
-        return _read_frames(samples, calibration_images, RUN_SPLIT, "val")
-    if data is not None:
-        dataset = read_dataset(data)
-        split = make_split(dataset, seed=0, progress=progress)
-        samples = partial(samples_of, split, dataset)
-        origin = {"source": "new split of --calib", "split_seed": 0}
-        checks_are = "val part of a new split of the --calib data, seed 0"
-        return _read_frames(samples, calibration_images, origin, checks_are)
-    with phantom_dataset(progress) as phantoms:
-        split = make_split(phantoms, seed=0, fractions=_PHANTOM_FRACTIONS, progress=progress)
-        samples = partial(samples_of, split, phantoms)
-        drawn = {"source": "phantoms", "seed": PHANTOM_SEED, "count": PHANTOMS}
-        checks_are = f"val part of {PHANTOMS} phantoms, seed {PHANTOM_SEED}"
-        return _read_frames(samples, calibration_images, drawn, checks_are)
+        return _Parts(partial(samples_for, source, data), RUN_SPLIT, "val")
+    if data is None:
+        return None
+    dataset = read_dataset(data)
+    split = make_split(dataset, seed=0, progress=progress)
+    return _Parts(
+        partial(samples_of, split, dataset),
+        {"source": "new split of --calib", "split_seed": 0},
+        "val part of a new split of the --calib data, seed 0",
+    )
+
+
+def _calibration_for(
+    source: Source, request: CalibrationRequest, parts: _Parts, drawn: _Parts
+) -> tuple[CalibrationSet | Path, str]:
+    """Return frames or the record of an earlier calibration, and a few words on it."""
+    from .export.pipeline import read_calibration_frames
+
+    if request.record is not None:
+        if source.trained_on() is None:
+            _require_train_part(request.record, source.split_file())
+        return request.record, f"calibrated with {request.record}"
+    if request.data is None and not request.synthetic:
+        record = zoo.calibration_file(source.path)
+        if not record.is_file():
+            raise InputError(
+                "E-CALIB-MISSING",
+                f"{source.path} comes without ranges; name real images with --calib, or take "
+                "phantoms with --synthetic-calibration",
+            )
+        return record, "calibrated with the ranges that ship with the student"
+    chosen = drawn if request.synthetic else parts
+    samples = chosen.samples("train")
+    frames = read_calibration_frames(
+        [each.image for each in samples],
+        request.images,
+        read_image,
+        origin=chosen.origin,
+        labels=[each.label for each in samples],
+    )
+    kind = "phantoms" if chosen is drawn else "images of the train part"
+    return frames, f"calibrated on {len(frames.frames)} {kind}"
+
+
+def _require_train_part(record: Path, split_file: Path) -> None:
+    """Refuse a record with frames that the split tests or validates on, or their near-duplicates.
+
+    A near-duplicate shares its group's part, so the part of the frame itself tells.
+    """
+    from .export.calibration import frames_of_record
+    from .kd.data.split import read_split
+
+    part_of = {entry.image_sha256: entry.part for entry in read_split(split_file).entries}
+    for frame in frames_of_record(record):
+        part = part_of.get(frame)
+        if part != "train":
+            where = f"in the {part} part" if part else "in no part"
+            raise Refused(
+                "E-CALIB-TEST",
+                f"{record} was calibrated on a frame (SHA-256 {frame[:12]}…) that is {where} of "
+                f"{split_file}; calibrate on its train part with --calib",
+            )
+
+
+def calibrate_shipped(weights: Source, data: Path, images: int, progress: Progress) -> str:
+    """Return the record of ranges that ships with a student, as JSON.
+
+    Args:
+        weights: the checkpoint.
+        data: root of the data set it was trained on; the train part of its split calibrates.
+        images: most frames.
+        progress: wraps the frames.
+    """
+    from .export.calibration import calibrate
+    from .export.pipeline import load_trained, read_calibration_frames
+    from .export.to_onnx import onnx_from_network
+    from .kd.data.dataset import read_dataset
+    from .kd.data.split import read_split, samples_of
+
+    trained = load_trained(weights.path)
+    samples = samples_of(read_split(weights.split_file()), read_dataset(data), "train")
+    frames = read_calibration_frames(
+        [each.image for each in samples],
+        images,
+        read_image,
+        labels=[each.label for each in samples],
+    )
+    master = onnx_from_network(trained.network, trained.contract)
+    record = calibrate(trained.sha256, trained.contract, master, frames, progress=progress)
+    return record.to_json()
 
 
 @contextlib.contextmanager
@@ -288,28 +414,6 @@ def phantom_dataset(progress: Progress = quiet) -> Iterator[Dataset]:
         yield write_phantoms(
             Path(folder) / "phantoms", count=PHANTOMS, seed=PHANTOM_SEED, progress=progress
         )
-
-
-def _read_frames(
-    samples_in: Callable[[str], Sequence[Sample]],
-    calibration_images: int,
-    origin: Mapping[str, Any],
-    checks_are: str,
-) -> ExportFrames:
-    from .export.parity import CheckFrame
-    from .export.pipeline import read_calibration
-
-    calibration = None
-    val = samples_in("val")
-    note = f"checked on the {checks_are} ({len(val)} images)"
-    if calibration_images:
-        images = [sample.image for sample in samples_in("train")]
-        calibration = read_calibration(images, calibration_images, read_image, origin=origin)
-        note += f", calibrated on {len(calibration.frames)} of the train part"
-    checks = tuple(
-        CheckFrame(sample.read_image(), sample.read_mask(), sample.group) for sample in val
-    )
-    return ExportFrames(calibration, checks, checks_are, note)
 
 
 def gather_evidence(

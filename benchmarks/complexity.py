@@ -105,8 +105,35 @@ def count_complexity(onnx_bytes: bytes) -> Complexity:
     """
     model = _inferred(onnx_bytes)
     constants = dict(_constants(model))
-    shapes = {name: tuple(tensor.dims) for name, tensor in constants.items()}
+    producers = {output: node for node in model.graph.node for output in node.output}
+    weights: dict[str, onnx.TensorProto] = {}
+    for node in model.graph.node:
+        for index in _WEIGHTS.get(node.op_type, ()):
+            stored = _stored(node.input[index], producers) if index < len(node.input) else ""
+            if stored in constants:
+                weights[stored] = constants[stored]
+    return Complexity(
+        parameters=sum(prod(tensor.dims) for tensor in weights.values()),
+        macs=sum(macs for _, macs in _node_macs(model, constants)),
+        weights_bytes=sum(map(_stored_bytes, weights.values())),
+    )
+
+
+def macs_of_nodes(onnx_bytes: bytes) -> list[tuple[str, int]]:
+    """Return name and multiply-accumulates of each node that has any, in the graph's order.
+
+    Their sum is `Complexity.macs`; the errors are those of `count_complexity`.
+    """
+    model = _inferred(onnx_bytes)
+    return list(_node_macs(model, dict(_constants(model))))
+
+
+def _node_macs(
+    model: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]
+) -> Iterator[tuple[str, int]]:
+    """Yield name and multiply-accumulates. Raises InputError (E-COMPLEXITY-OP, -SHAPE)."""
     graph = model.graph
+    shapes = {name: tuple(tensor.dims) for name, tensor in constants.items()}
     for value in (*graph.input, *graph.value_info, *graph.output):
         dims = value.type.tensor_type.shape.dim
         if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
@@ -121,9 +148,6 @@ def count_complexity(onnx_bytes: bytes) -> Complexity:
             )
         return shapes[name]
 
-    producers = {output: node for node in graph.node for output in node.output}
-    weights: dict[str, onnx.TensorProto] = {}
-    macs = 0
     for node in graph.node:
         if node.op_type in _UNCOUNTED or node.domain not in ("", "ai.onnx"):
             raise InputError(
@@ -133,16 +157,7 @@ def count_complexity(onnx_bytes: bytes) -> Complexity:
             )
         if node.op_type in OPS:
             operands = tuple(shape_of(node, name) for name in node.input[:2])
-            macs += OPS[node.op_type](operands, shape_of(node, node.output[0]))
-        for index in _WEIGHTS.get(node.op_type, ()):
-            stored = _stored(node.input[index], producers) if index < len(node.input) else ""
-            if stored in constants:
-                weights[stored] = constants[stored]
-    return Complexity(
-        parameters=sum(prod(tensor.dims) for tensor in weights.values()),
-        macs=macs,
-        weights_bytes=sum(map(_stored_bytes, weights.values())),
-    )
+            yield node.name, OPS[node.op_type](operands, shape_of(node, node.output[0]))
 
 
 def _inferred(onnx_bytes: bytes) -> onnx.ModelProto:

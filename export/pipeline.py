@@ -1,13 +1,14 @@
-"""From a trained network to a proven bundle: convert, compare on real frames, seal."""
+"""From a trained network to a proven bundle: plan, convert, compare on real frames, seal."""
 
 from __future__ import annotations
 
-import errno
 import importlib.metadata
-import os
+import json
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -15,15 +16,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import __version__
-from ..benchmarks.complexity import count_complexity
+from ..benchmarks.complexity import count_complexity, macs_of_nodes
 from ..runtime.bundle import SPLIT_FILE, open_bundle, seal_bundle
 from ..runtime.contract import InputContract
-from ..runtime.engines import Engine, available_threads, open_engine
+from ..runtime.engines import available_threads, open_engine
 from ..runtime.errors import InputError, Refused
 from ..runtime.files import atomic_folder, sha256_of_file
 from ..runtime.image import input_from_frame
 from ..runtime.progress import Progress, quiet
+from . import kit
+from .audit import require_share
+from .calibration import FILE as CALIBRATION_FILE
+from .calibration import METHOD, Calibration, CalibrationSet, calibrate, read_calibration
+from .forms import Form, Recipe, make_forms
 from .parity import (
+    MAX_FLIPPED,
     CheckFrame,
     Hop,
     Reference,
@@ -32,15 +39,18 @@ from .parity import (
     require_accuracy,
     require_parity,
 )
-from .target import Target, find_target
+from .plan import AUTO, MIN_SHARE, Plan
+from .qdq import calibration_cache, quantisable_convolutions
+from .sensitivity import Sensitivity, rank_convolutions
+from .verdict import Verdict, measure_verdicts
 
 if TYPE_CHECKING:
     from torch import nn
 
 _KIT = Path(__file__).parent / "kit"
-_SPARE_BYTES = 1 << 20  # less free space than this is a full disk
 RUN_SPLIT: Mapping[str, Any] = MappingProxyType({"source": "split of the run"})
-_TOOLS = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "numpy", "pillow")
+_TOOLS = ("torch", "onnx", "onnxruntime", "openvino", "tensorrt-rtx-cu13", "numpy", "pillow")
+_WORKSPACE_MIB = 256  # of the device's memory while TensorRT builds
 
 
 @dataclass(frozen=True)
@@ -55,12 +65,21 @@ class TrainedNetwork:
 
 
 @dataclass(frozen=True)
-class CalibrationSet:
-    """Frames of the training part whose ranges an INT8 model takes."""
+class Frames:
+    """What an export is calibrated with and judged by."""
 
-    frames: tuple[np.ndarray, ...]  # uint8 [H, W] each
-    sha256: tuple[str, ...]  # of the image files
-    origin: Mapping[str, Any]  # goes into the manifest; "source" tells where the images come from
+    calibration: CalibrationSet | Path | None  # frames, the record of an earlier calibration
+    checks: tuple[CheckFrame, ...]
+    checks_are: str = "val"  # for the manifest; "val" is that part of the run's split
+    vectors: tuple[np.ndarray, ...] = ()  # uint8 [H, W]: golden inputs that travel in a kit
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The gates."""
+
+    max_drop: float = 0.005  # of Dice, at the upper end of the 95 % interval
+    method: str = METHOD  # of calibration, key in `ranges.METHODS`
 
 
 @dataclass(frozen=True)
@@ -68,19 +87,47 @@ class Exported:
     """A written bundle and how it compares with the trained network."""
 
     path: Path
+    precision: str  # the one that ships; of a kit, its default
     hops: tuple[Hop, ...]
     trained_dice: float  # mean on the check frames with a lesion
+    verdicts: tuple[Verdict, ...]  # where all precisions were measured
+    refused: Mapping[str, str]  # precision -> why it was left out
+    kept_float: tuple[str, ...]  # convolutions that INT8 leaves in float to pass its gate
+    achieved: Mapping[str, Mapping[str, float]]  # form -> precision -> share of MACs
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON takes them."""
+        return {
+            "bundle": str(self.path),
+            "precision": self.precision,
+            "trained_dice": self.trained_dice,
+            "parity": [hop.to_dict() for hop in self.hops],
+            "verdicts": [verdict.to_dict() for verdict in self.verdicts],
+            "refused": dict(self.refused),
+            "kept_float": list(self.kept_float),
+            "achieved": self.achieved,
+        }
 
 
-def read_calibration(
+@dataclass(frozen=True)
+class _Proved:
+    """The forms of one precision that passed their gates."""
+
+    forms: tuple[Form, ...]
+    hops: tuple[Hop, ...]
+    sensitivity: tuple[Sensitivity, ...] = field(default=())
+
+
+def read_calibration_frames(
     images: Sequence[Path],
     count: int,
     read: Callable[[Path], np.ndarray],
     seed: int = 0,
     *,
     origin: Mapping[str, Any] = RUN_SPLIT,
+    labels: Sequence[str] = (),
 ) -> CalibrationSet:
-    """Read `count` frames drawn by seed, or all when there are fewer; labels are not looked at.
+    """Read `count` frames drawn by seed, or all when there are fewer.
 
     Args:
         images: files of the training part only.
@@ -88,13 +135,15 @@ def read_calibration(
         read: from a path to uint8 [H, W].
         seed: of the draw.
         origin: where the images come from; the default is the training run's own split.
+        labels: class of each image; only counted, for the record, after the draw.
     """
-    order = np.random.default_rng(seed).permutation(len(images))[:count]
-    chosen = [images[index] for index in sorted(order)]
+    order = sorted(np.random.default_rng(seed).permutation(len(images))[:count])
+    chosen = [images[index] for index in order]
+    classes = Counter(labels[index] for index in order) if labels else {}
     return CalibrationSet(
         tuple(read(path) for path in chosen),
         tuple(sha256_of_file(path) for path in chosen),
-        origin,
+        {**origin, "classes": dict(sorted(classes.items()))},
     )
 
 
@@ -110,197 +159,341 @@ def load_trained(checkpoint: Path) -> TrainedNetwork:
 
 def export_bundle(
     trained: TrainedNetwork,
-    target_name: str,
-    precision: str,
+    plan: Plan,
     out: Path,
+    frames: Frames,
     *,
-    calibration: CalibrationSet | None,
-    checks: Sequence[CheckFrame],
-    checks_are: str = "val",
     split: Path | None,
     trained_on: Collection[str] = (),
-    max_drop: float = 0.005,
+    limits: Limits = Limits(),
     progress: Progress = quiet,
 ) -> Exported:
-    """Write one bundle for one target at one precision, or nothing.
+    """Write one bundle for one target, or nothing.
 
-    Every model file is run in its own engine on the check frames and compared with the trained
-    network before the bundle gets its name.
+    Every file is run on the check frames and compared with the trained network before the bundle
+    gets its name. Where the plan leaves the precision open, one that fails its gate is left out.
 
     Args:
         trained: what to export.
-        target_name: key in `TARGETS`.
-        precision: "fp32", "fp16" or "int8".
+        plan: of `make_plan`.
         out: folder of the bundle; must not exist.
-        calibration: needed for "int8", unused otherwise.
-        checks: frames of the validation part with their truth.
-        checks_are: what they are, for the manifest; "val" is that part of `split`.
+        frames: a calibration is needed for FP16 and INT8, unused otherwise; golden vectors for a
+            kit.
         split: the split file of the training run; it goes into the bundle. None for a shipped
             student, which has none.
         trained_on: SHA-256 of every image that a shipped student has seen; goes into the manifest.
-        max_drop: largest accepted loss of mean Dice against the trained network.
-        progress: shows how far each comparison has come.
+        limits: the gates.
+        progress: shows how far each step has come.
 
     Raises:
-        InputError: E-TARGET-NAME, E-OUT-EXISTS, E-CALIB-MISSING, E-PARITY-FRAMES.
-        Refused: E-TARGET-PRECISION, E-PARITY, E-ACCURACY, E-PRECISION-FALLBACK (INT8 was asked for
-            and no convolution runs in it).
-        EngineError: E-EXTRA-MISSING.
+        InputError: E-OUT-EXISTS, E-CALIB-MISSING, E-CALIB-EMPTY, E-CALIB-READ, E-CALIB-METHOD,
+            E-PARITY-FRAMES.
+        Refused: E-PARITY, E-ACCURACY, E-PRECISION-FALLBACK, E-CALIB-RANGE, E-CALIB-KEY,
+            E-RTX-PARSE.
+        EngineError: E-EXTRA-MISSING, E-AUDIT, E-RTX-BUILD.
         OutputError: E-OUT-WRITE.
     """
-    target = find_target(target_name, precision)
-    if precision == "int8" and calibration is None:
-        raise InputError("E-CALIB-MISSING", "int8 needs calibration images; name them with --calib")
+    from .to_onnx import onnx_from_network
+
+    if frames.calibration is None and set(plan.precisions) != {"fp32"}:
+        raise InputError(
+            "E-CALIB-MISSING", "fp16 and int8 need calibration images; name them with --calib"
+        )
     with atomic_folder(out) as folder:
         if split is not None:
             shutil.copyfile(split, folder / SPLIT_FILE)
         reference = reference_of(
-            _run_of(trained.network), trained.contract, checks, progress=progress
+            _run_of(trained.network), trained.contract, frames.checks, progress=progress
         )
-        hops, fields = _fill(folder, trained, target, precision, calibration, reference, progress)
-        for hop in hops:
-            require_parity(hop, "fp32" if hop is hops[0] else precision)
-            require_accuracy(hop, max_drop)
-        provenance = {
-            "checkpoint_sha256": trained.sha256,
-            "training": dict(trained.provenance),
-            **({"split_sha256": sha256_of_file(split)} if split is not None else {}),
-            **({"trained_on": sorted(trained_on)} if trained_on else {}),
-            "calibration": _calibration_facts(target, precision, calibration),
-            "tools": {"edgeseg": __version__, **_versions()},
-        }
-        evidence = {
-            "part": checks_are,
-            "max_drop": max_drop,
-            "frames": len(checks),
-            "trained_dice": reference.mean_dice,
-            "parity": [hop.to_dict() for hop in hops],
-        }
-        seal_bundle(
-            folder,
-            {
-                "name": trained.name,
-                "target": target.name,
-                "precision": precision,
-                "contract": trained.contract,
-                "provenance": provenance,
-                "evidence": evidence,
-                **fields,
+        master = onnx_from_network(trained.network, trained.contract)
+        first = _check_master(master, reference, progress)
+        calibration = _calibration_of(trained, master, frames.calibration, progress)
+        recipe = Recipe(plan, master, calibration, limits.method, folder)
+        proved, refused = _prove_all(recipe, reference, limits, progress)
+        hops = (first, *(hop for each in proved.values() for hop in each.hops))
+        verdicts, chosen = _choose(plan, proved, reference, progress)
+        shipped = {chosen: proved[chosen]} if plan.target.kind == "cpu" else proved
+        models = _write_models(folder, shipped)
+        if plan.target.kind == "tensorrt":
+            _write_kit(folder, recipe, shipped, frames.vectors, trained.contract, chosen)
+        if calibration is not None and any(name != "fp32" for name in shipped):
+            (folder / CALIBRATION_FILE).write_text(calibration.to_json(), encoding="utf-8")
+        kept_float = proved["int8"].forms[0].kept_float if "int8" in proved else ()
+        achieved = _achieved_shares(shipped)
+        manifest = {
+            "name": trained.name,
+            "target": plan.target.name,
+            "precision": chosen,
+            "contract": trained.contract,
+            "models": models,
+            "complexity": _complexity_facts(master, shipped, chosen),
+            "provenance": {
+                "checkpoint_sha256": trained.sha256,
+                "training": dict(trained.provenance),
+                **({"split_sha256": sha256_of_file(split)} if split is not None else {}),
+                **({"trained_on": sorted(trained_on)} if trained_on else {}),
+                "calibration": _calibration_facts(calibration, shipped, limits.method, plan),
+                "tools": {"edgeseg": __version__, **_versions()},
             },
-        )
+            "evidence": {
+                "part": frames.checks_are,
+                "max_drop": limits.max_drop,
+                "frames": len(frames.checks),
+                "trained_dice": reference.mean_dice,
+                "parity": [hop.to_dict() for hop in hops],
+                "achieved": achieved,
+                "verdicts": [verdict.to_dict() for verdict in verdicts],
+                "refused": dict(refused),
+                "kept_float": list(kept_float),
+            },
+        }
+        seal_bundle(folder, manifest)
         open_bundle(folder)  # what is kept can be opened
-    return Exported(out, hops, reference.mean_dice)
-
-
-def _fill(
-    folder: Path,
-    trained: TrainedNetwork,
-    target: Target,
-    precision: str,
-    calibration: CalibrationSet | None,
-    reference: Reference,
-    progress: Progress,
-) -> tuple[tuple[Hop, ...], dict[str, Any]]:
-    """Write the model files; return the hops (ONNX FP32 first, then each engine) and facts."""
-    from .to_onnx import onnx_from_network
-
-    contract = trained.contract
-    master = onnx_from_network(trained.network, contract)
-    threads = available_threads()
-    first = open_engine("onnxruntime", {"model.onnx": master}, threads)
-    hops = [check_hop("onnxruntime fp32", first.run, reference, progress=progress)]
-    frames = calibration.frames if calibration is not None and precision == "int8" else ()
-    images = _CalibrationInputs(
-        tuple(input_from_frame(frame, contract) for frame in frames), progress
+    return Exported(
+        path=out,
+        precision=chosen,
+        hops=hops,
+        trained_dice=reference.mean_dice,
+        verdicts=verdicts,
+        refused=refused,
+        kept_float=kept_float,
+        achieved=achieved,
     )
+
+
+def _check_master(master: bytes, reference: Reference, progress: Progress) -> Hop:
+    engine = open_engine("onnxruntime", {"model.onnx": master}, available_threads())
+    hop = check_hop("onnx fp32", engine.run, reference, progress=progress)
+    require_parity(hop, "fp32")
+    return hop
+
+
+def _calibration_of(
+    trained: TrainedNetwork,
+    master: bytes,
+    source: CalibrationSet | Path | None,
+    progress: Progress,
+) -> Calibration | None:
+    """Calibrate, or read the record of an earlier calibration."""
+    if source is None:
+        return None
+    if isinstance(source, Path):
+        return read_calibration(source, trained.sha256, trained.contract, master)
+    return calibrate(trained.sha256, trained.contract, master, source, progress=progress)
+
+
+def _prove_all(
+    recipe: Recipe, reference: Reference, limits: Limits, progress: Progress
+) -> tuple[dict[str, _Proved], dict[str, str]]:
+    """Return what passed by precision, and why others did not; what was asked for raises."""
+    proved: dict[str, _Proved] = {}
+    refused = {name: f"E-TARGET-PRECISION: {why}" for name, why in recipe.plan.refused.items()}
+    for precision in recipe.plan.precisions:
+        try:
+            proved[precision] = _prove(recipe, precision, reference, limits, progress)
+        except Refused as error:
+            if recipe.plan.asked != AUTO or precision == "fp32":
+                raise
+            refused[precision] = str(error)
+    return proved, refused
+
+
+def _prove(
+    recipe: Recipe, precision: str, reference: Reference, limits: Limits, progress: Progress
+) -> _Proved:
+    """Make the forms of one precision and pass them through the gates.
+
+    INT8 that loses too much gets its costliest convolutions back in float, more each time, up to
+    half of them.
+    """
+    found = _gate(recipe, precision, (), reference, limits, progress)
+    if isinstance(found, _Proved):
+        return found
+    build = recipe.plan.builds.get(precision)
+    if precision != "int8" or recipe.calibration is None or (build and build.cache):
+        raise found  # a cache cannot say which layers stay in float
+    ranking = rank_convolutions(
+        recipe.master, recipe.calibration.amax[recipe.method], reference, progress=progress
+    )
+    count = 1
+    while count <= len(quantisable_convolutions(recipe.master)) // 2:
+        keep = tuple(each.name for each in ranking[:count])
+        again = _gate(recipe, precision, keep, reference, limits, progress)
+        if isinstance(again, _Proved):
+            return _Proved(again.forms, again.hops, ranking)
+        count *= 2
+    raise found
+
+
+def _gate(
+    recipe: Recipe,
+    precision: str,
+    keep_float: tuple[str, ...],
+    reference: Reference,
+    limits: Limits,
+    progress: Progress,
+) -> _Proved | Refused:
+    """Return the forms that pass, or the first refusal."""
+    forms = make_forms(recipe, precision, keep_float)
+    stored_only = recipe.plan.target.kind == "cpu" and precision == "fp16"
+    hops = []
+    try:
+        for form in forms:
+            for achieved in form.achieved:
+                if not stored_only:
+                    least = least_share(recipe.master, precision, keep_float)
+                    require_share(achieved, precision, least)
+            hop = check_hop(form.name, form.run, reference, progress=progress)
+            require_parity(hop, precision)
+            require_accuracy(hop, limits.max_drop)
+            hops.append(hop)
+    except Refused as error:
+        return error
+    return _Proved(forms, tuple(hops))
+
+
+def _choose(
+    plan: Plan, proved: Mapping[str, _Proved], reference: Reference, progress: Progress
+) -> tuple[tuple[Verdict, ...], str]:
+    """Return what was measured and the precision that ships."""
+    if plan.asked != AUTO:
+        return (), plan.asked
+    if not plan.target.runs_here:
+        wanted = plan.default if plan.default in proved else "fp32"
+        return (), str(wanted)
+    verdicts = measure_verdicts(
+        {name: each.forms[0] for name, each in proved.items()},
+        {name: each.hops[0] for name, each in proved.items()},
+        reference.contract,
+        [check.frame for check in reference.frames],
+        progress=progress,
+    )
+    return verdicts, next(each.precision for each in verdicts if each.shipped)
+
+
+def _write_models(folder: Path, shipped: Mapping[str, _Proved]) -> dict[str, tuple[str, ...]]:
+    """Write the files and return their names by engine."""
     models: dict[str, tuple[str, ...]] = {}
-    for name in progress(target.engines[precision], f"converting to {precision}"):
-        files = _convert(name, master, folder, precision, images, target.weight_bits)
-        models[name] = files
-        if name == "onnxruntime" and precision == "fp32":
-            continue  # the master itself, checked above
-        content = {file: (folder / file).read_bytes() for file in files}
-        engine = open_engine(name, content, threads)
-        if precision == "int8":
-            _require_int8(name, engine, content)
-        hops.append(check_hop(f"{name} {precision}", engine.run, reference, progress=progress))
-    if target.kit:
-        shutil.copyfile(_KIT / "build_engine.py", folder / "build_engine.py")
+    for proved in shipped.values():
+        for form in proved.forms:
+            for name, content in form.files.items():
+                (folder / name).write_bytes(content)
+            names = dict.fromkeys((*models.get(form.engine, ()), *form.files))
+            models[form.engine] = tuple(names)
+    return models
+
+
+def _write_kit(
+    folder: Path,
+    recipe: Recipe,
+    shipped: Mapping[str, _Proved],
+    vectors: Sequence[np.ndarray],
+    contract: InputContract,
+    default: str,
+) -> None:
+    """Write what builds and verifies the engine on the device; see kit/kit_files.py."""
+    target = recipe.plan.target
+    for name in kit.FILES:
+        shutil.copyfile(_KIT / name, folder / name)
+    builds = {name: recipe.plan.builds[name] for name in shipped}
+    if "int8" in shipped and target.tensorrt_version[0] < 11 and recipe.calibration is not None:
+        cache = calibration_cache(
+            recipe.master, recipe.calibration.amax[recipe.method], str(target.tensorrt)
+        )
+        (folder / "calib.cache").write_text(cache, encoding="utf-8")
+    (folder / "vectors").mkdir()
+    inputs = np.concatenate([input_from_frame(frame, contract) for frame in vectors])
+    _write_array(folder / "vectors" / "input.npy", inputs)
+    for name, proved in shipped.items():
+        logits = [proved.forms[0].run(image[None]) for image in inputs]
+        _write_array(folder / "vectors" / f"{name}.npy", np.concatenate(logits))
+    shape = [1, 1, contract.height, contract.width]
+    content = {
+        "schema": "edgeseg.kit/1",
+        "target": target.name,
+        "tensorrt": ".".join(map(str, target.tensorrt_version[:2])),
+        "compute_capability": next(iter(target.compute_capabilities), None),
+        "default": default,
+        "input": {"name": "image", "shape": shape},
+        "output": {"name": "logits", "shape": shape},
+        "logit_threshold": contract.logit_threshold,
+        "workspace_mib": _WORKSPACE_MIB,
+        "builds": {
+            name: {
+                "onnx": build.onnx,
+                "typed": build.typed,
+                "flags": list(build.flags),
+                "cache": build.cache,
+                "dla_core": build.dla_core,
+                "min_share": least_share(recipe.master, name, shipped[name].forms[0].kept_float),
+            }
+            for name, build in builds.items()
+        },
+        "vectors": {
+            "input": "vectors/input.npy",
+            "expected": {name: f"vectors/{name}.npy" for name in shipped},
+            "max_flipped": {name: MAX_FLIPPED[name] for name in shipped},
+        },
+    }
+    (folder / "kit.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def least_share(master: bytes, precision: str, kept_float: Collection[str]) -> float:
+    """Return the share of MACs that must run in a precision; what was kept in float is no fault."""
+    macs = dict(macs_of_nodes(master))
+    kept = sum(macs[name] for name in kept_float) / sum(macs.values())
+    return MIN_SHARE[precision] * (1 - kept)
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    buffer = BytesIO()
+    np.save(buffer, np.ascontiguousarray(array, np.float32), allow_pickle=False)
+    path.write_bytes(buffer.getvalue())
+
+
+def _complexity_facts(master: bytes, shipped: Mapping[str, _Proved], chosen: str) -> dict[str, Any]:
     complexity = count_complexity(master)
-    facts = {
+    return {
         "parameters": complexity.parameters,
         "macs": complexity.macs,
-        "weights_bytes": {name: _weights_bytes(folder, files) for name, files in models.items()},
+        "weights_bytes": {form.engine: _weights_bytes(form) for form in shipped[chosen].forms},
     }
-    return tuple(hops), {"models": models, "complexity": facts}
 
 
-def _require_int8(name: str, engine: Engine, content: Mapping[str, bytes]) -> None:
-    """Refuse files that carry the name of INT8 without its arithmetic."""
-    executed = engine.facts.get("convolutions", "")  # what OpenVINO says it runs
-    typed = any(kind in executed for kind in ("i8 ", "u8 "))
-    quantised = any(b"QuantizeLinear" in data for data in content.values())
-    if not (typed or (not executed and quantised)):
-        raise Refused(
-            "E-PRECISION-FALLBACK",
-            f"int8 was asked for, but {name} runs no convolution in it ({executed or 'no Q/DQ'}); "
-            "export fp16 or fp32",
-        )
-
-
-@dataclass(frozen=True)
-class _CalibrationInputs:
-    """Calibration inputs, float32 [1, 1, H, W] each, that show how far a pass over them is."""
-
-    images: tuple[np.ndarray, ...]
-    progress: Progress
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __contains__(self, image: object) -> bool:
-        return any(image is each for each in self.images)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return self.progress(self.images, "calibrating")
-
-
-def _weights_bytes(folder: Path, files: Sequence[str]) -> int:
+def _weights_bytes(form: Form) -> int:
     """Return the size of the weights as stored: OpenVINO's own file of them, or those in ONNX."""
-    for file in files:
-        if file.endswith(".bin"):
-            return (folder / file).stat().st_size
-    return count_complexity((folder / files[0]).read_bytes()).weights_bytes
+    for name, content in form.files.items():
+        if name.endswith((".bin", ".plan")):
+            return len(content)
+    return count_complexity(next(iter(form.files.values()))).weights_bytes
 
 
-def _convert(
-    engine: str,
-    master: bytes,
-    folder: Path,
-    precision: str,
-    images: Collection[np.ndarray],
-    weight_bits: int,
-) -> tuple[str, ...]:
-    """Run one converter; a full disk gets its own error."""
-    try:
-        return _CONVERTERS[engine](master, folder, precision, images, weight_bits)
-    except RuntimeError as error:  # what OpenVINO raises for a write that failed
-        if shutil.disk_usage(folder).free < _SPARE_BYTES:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        raise
+def _achieved_shares(shipped: Mapping[str, _Proved]) -> dict[str, dict[str, float]]:
+    """Return the share of MACs by executed precision, of every form that tells."""
+    return {
+        f"{form.name} {name}" if len(form.achieved) > 1 else form.name: {
+            precision: achieved.share(precision) for precision in achieved.macs
+        }
+        for proved in shipped.values()
+        for form in proved.forms
+        for name, achieved in zip(form.files, form.achieved, strict=False)
+    }
 
 
 def _calibration_facts(
-    target: Target, precision: str, calibration: CalibrationSet | None
+    calibration: Calibration | None,
+    shipped: Mapping[str, _Proved],
+    method: str,
+    plan: Plan,
 ) -> dict[str, Any] | None:
-    if precision != "int8" or calibration is None:
+    if calibration is None or "int8" not in shipped:
         return None
     return {
         **calibration.origin,
         "part": "train",
-        "method": {"openvino": "nncf mean min-max", "onnxruntime": "min-max"},
-        "weight_bits": {"openvino": 8, "onnxruntime": target.weight_bits},
-        "frames_sha256": list(calibration.sha256),
+        "method": method,
+        "weight_bits": plan.target.weight_bits,
+        "frames_sha256": list(calibration.frames_sha256),
     }
 
 
@@ -309,46 +502,6 @@ def _versions() -> dict[str, str]:
         each.metadata["Name"].lower(): each.version for each in importlib.metadata.distributions()
     }
     return {name: found[name] for name in _TOOLS if name in found}
-
-
-def _to_openvino(
-    master: bytes,
-    folder: Path,
-    precision: str,
-    images: Collection[np.ndarray],
-    weight_bits: int,  # its kernels do not saturate
-) -> tuple[str, ...]:
-    from .to_openvino import openvino_from_onnx
-
-    return openvino_from_onnx(master, folder, precision=precision, images=images)
-
-
-def _to_onnx_file(
-    master: bytes,
-    folder: Path,
-    precision: str,
-    images: Collection[np.ndarray],
-    weight_bits: int,
-) -> tuple[str, ...]:
-    from .quantize import fp16_from_onnx, qdq_from_onnx
-
-    content = master
-    if precision == "fp16":
-        content = fp16_from_onnx(master)
-    elif precision == "int8":
-        content = qdq_from_onnx(master, images, weight_bits=weight_bits)
-    (folder / "model.onnx").write_bytes(content)
-    return ("model.onnx",)
-
-
-_Converter = Callable[[bytes, Path, str, Collection[np.ndarray], int], tuple[str, ...]]
-
-# To add a format: a function (master ONNX, folder, precision, calibration inputs, bits of INT8
-# weights) -> file names.
-_CONVERTERS: Mapping[str, _Converter] = {
-    "openvino": _to_openvino,
-    "onnxruntime": _to_onnx_file,
-}
 
 
 def _run_of(network: nn.Module) -> Callable[[np.ndarray], np.ndarray]:

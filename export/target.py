@@ -1,69 +1,142 @@
-"""The targets: what is written for which device."""
+"""The targets: what is known of a device, read from `targets.json`."""
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
-from ..runtime.errors import InputError, Refused
+from ..runtime.errors import InputError
 
 PRECISIONS = ("fp32", "fp16", "int8")
+KINDS = ("cpu", "rtx", "tensorrt")
+ALIAS = "jetson"  # for the row's own default module and JetPack
+_FILE = Path(__file__).with_name("targets.json")
+_SCHEMA = "edgeseg.targets/1"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A device family and the model files it takes."""
+    """A device, or a family of them, and the software on it; None is what the row does not know."""
 
     name: str
+    kind: str  # "cpu": files for engines; "rtx": plans; "tensorrt": a kit that builds there
     summary: str
-    engines: Mapping[str, tuple[str, ...]]  # precision -> engines, preferred first
-    kit: bool = False  # whether the TensorRT build kit goes along
-    weight_bits: int = 8  # of Q/DQ ONNX in INT8, 7 or 8
+    source: str  # of the figures
+    checked: str  # date, ISO 8601
+    engines: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of a CPU, by precision
+    weight_bits: int = 8  # of INT8 weights, 7 or 8
+    runs_here: bool = False  # whether what is measured on this machine holds for the target
+    compute_capabilities: tuple[str, ...] = ()  # of the GPU; empty: whatever the host has
+    int8: bool = True  # whether the GPU has INT8 arithmetic
+    tensorrt: str | None = None
+    cuda: str | None = None
+    python: str | None = None
+    l4t: str | None = None
+    dla_cores: int = 0
+    memory_gib: float | None = None
+    bandwidth_gb_s: float | None = None
+    fp16_tflops: float | None = None  # dense peak of the GPU
+    int8_tops: float | None = None  # dense peak of the GPU, without DLA
+
+    @property
+    def tensorrt_version(self) -> tuple[int, int, int]:
+        """Major, minor and patch. Raises ValueError for a target without TensorRT."""
+        if self.tensorrt is None:
+            raise ValueError(f"{self.name} has no TensorRT")
+        major, minor, patch = (int(part) for part in self.tensorrt.split("."))
+        return major, minor, patch
 
 
-# To add a target: a row here; tests/test_export.py walks the table.
-TARGETS: Mapping[str, Target] = MappingProxyType(
-    {
-        target.name: target
-        for target in (
-            Target(
-                "x86-cpu",
-                "Intel and AMD CPUs: OpenVINO IR, ONNX Runtime as second engine",
-                {
-                    "fp32": ("openvino", "onnxruntime"),
-                    # ONNX Runtime's CPU provider has no FP16 convolution: it would cast back.
-                    "fp16": ("openvino",),
-                    "int8": ("openvino", "onnxruntime"),
-                },
-                # ONNX Runtime adds pairs of 8×8-bit products in 16 bits on CPUs without VNNI: they
-                # saturate (0.025 Dice on BUSI), and the masks depend on the CPU.
-                weight_bits=7,
-            ),
-            Target(
-                "jetson",
-                "NVIDIA Jetson: typed ONNX and a kit that builds the TensorRT engine there",
-                {"fp16": ("onnxruntime",), "int8": ("onnxruntime",)},
-                kit=True,
-            ),
-        )
-    }
-)
+@functools.cache
+def targets() -> Mapping[str, Target]:
+    """Return every target by name; a Jetson's is ``module@jetpack``."""
+    content = json.loads(_FILE.read_text(encoding="utf-8"))
+    if content["schema"] != _SCHEMA:
+        raise ValueError(f"{_FILE} has schema {content['schema']}, expected {_SCHEMA}")
+    found = [_host_from_row(row) for row in content["hosts"]]
+    found += [
+        _jetson_from_rows(module, jetpack)
+        for module in content["modules"]
+        for jetpack in content["jetpacks"]
+        if set(module["socs"]) & set(jetpack["socs"])
+    ]
+    return MappingProxyType({target.name: target for target in found})
 
 
-def find_target(name: str, precision: str) -> Target:
-    """Return a target that has this precision.
+@functools.cache
+def default_jetson() -> str:
+    """Return the name that `ALIAS` stands for."""
+    return str(json.loads(_FILE.read_text(encoding="utf-8"))["default_jetson"])
 
-    Raises:
-        InputError: E-TARGET-NAME for a name not in the table.
-        Refused: E-TARGET-PRECISION where the target has no such files.
+
+def find_target(name: str) -> Target:
+    """Return a target by name.
+
+    Raises InputError (E-TARGET-NAME) with the names that are close to it.
     """
-    if name not in TARGETS:
-        raise InputError("E-TARGET-NAME", f"no target {name!r}; choose of {', '.join(TARGETS)}")
-    target = TARGETS[name]
-    if precision not in target.engines:
-        raise Refused(
-            "E-TARGET-PRECISION",
-            f"target {name} has no {precision} files; choose of {', '.join(target.engines)}",
+    known = targets()
+    wanted = default_jetson() if name == ALIAS else name
+    if wanted in known:
+        return known[wanted]
+    module = name.partition("@")[0]
+    near = [each for each in known if each.partition("@")[0] == module]
+    if near:
+        raise InputError(
+            "E-TARGET-NAME", f"no target {name!r}; {module} takes one of {', '.join(near)}"
         )
-    return target
+    hosts = [each for each in known if "@" not in each]
+    raise InputError(
+        "E-TARGET-NAME",
+        f"no target {name!r}; choose of {', '.join(hosts)}, {ALIAS} or a module with its JetPack, "
+        f"such as {default_jetson()} (`edgeseg targets` lists all)",
+    )
+
+
+def render_targets() -> str:
+    """Return the table of targets: hosts, then a line for each Jetson module with its JetPacks."""
+    known = targets()
+    rows = [(name, target.summary) for name, target in known.items() if "@" not in name]
+    rows.append((ALIAS, f"the same as {default_jetson()}"))
+    modules = dict.fromkeys(name.partition("@")[0] for name in known if "@" in name)
+    for module in modules:
+        own = {name: known[name] for name in known if name.partition("@")[0] == module}
+        first = next(iter(own.values()))
+        jetpacks = ", ".join(
+            f"@{name.partition('@')[2]} (TensorRT {target.tensorrt})"
+            for name, target in own.items()
+        )
+        rows.append(
+            (f"{module}@…", f"{first.memory_gib} GiB, {first.bandwidth_gb_s} GB/s: {jetpacks}")
+        )
+    return "\n".join(f"{name:22} {text}" for name, text in rows)
+
+
+def _host_from_row(row: Mapping[str, Any]) -> Target:
+    values = dict(row)
+    capability = values.pop("compute_capability", None)
+    capabilities = values.pop("compute_capabilities", [capability] if capability else [])
+    engines = {name: tuple(kinds) for name, kinds in values.pop("engines", {}).items()}
+    return Target(**values, compute_capabilities=tuple(capabilities), engines=engines)
+
+
+def _jetson_from_rows(module: Mapping[str, Any], jetpack: Mapping[str, Any]) -> Target:
+    values = {key: value for key, value in module.items() if key != "socs"}
+    has_dla = set(module["socs"]) & set(jetpack["dla"])
+    values["dla_cores"] = module["dla_cores"] if has_dla else 0
+    values |= {key: jetpack[key] for key in ("l4t", "python", "cuda", "tensorrt")}
+    return _host_from_row(
+        {
+            **values,
+            "name": f"{module['name']}@{jetpack['name']}",
+            "kind": "tensorrt",
+            "summary": f"NVIDIA Jetson {module['name']} with JetPack {jetpack['name'][2:]}: typed "
+            "ONNX and a kit that builds the TensorRT engine there",
+            "source": f"{module['source']}; {jetpack['source']}",
+            "checked": min(module["checked"], jetpack["checked"]),
+        }
+    )

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import json
-import os
-import py_compile
-import shutil
 import signal
 import subprocess
 import sys
@@ -378,134 +373,6 @@ def test_export_killed_half_way_leaves_nothing_under_the_name(export_command, ex
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert not left_over.exists()
     open_bundle(out)
-
-
-# --- the kit for the device ----------------------------------------------------------------------
-
-
-@pytest.fixture
-def kit_copy(bundle_of, tmp_path):
-    return Path(shutil.copytree(bundle_of("jetson", "int8"), tmp_path / "bundle"))
-
-
-def build_in(folder, *arguments, modules=None):
-    """Run the kit in an interpreter without site packages, hence without tensorrt."""
-    environment = {**os.environ, "PYTHONPATH": str(modules or "")}
-    command = [sys.executable, "-S", str(folder / "build_engine.py"), *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-
-
-def test_kit_compiles_and_is_valid_python_3_8(tmp_path):
-    py_compile.compile(str(KIT), cfile=str(tmp_path / "kit.pyc"), doraise=True)
-    ast.parse(KIT.read_text(encoding="utf-8"), feature_version=(3, 8))
-
-
-def test_kit_without_tensorrt_leaves_with_4_and_one_line(kit_copy):
-    done = build_in(kit_copy)
-    assert done.returncode == 4
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("build_engine: cannot import tensorrt")
-
-
-def test_kit_refuses_a_bundle_that_changed(kit_copy):
-    for name in ("model.onnx", "manifest.json", "split.json"):
-        whole = (kit_copy / name).read_bytes()
-        (kit_copy / name).write_bytes(whole[:-1] + b"?")
-        done = build_in(kit_copy)
-        assert done.returncode == 3
-        assert done.stderr.startswith(f"build_engine: {name} does not match")
-        assert done.stderr.count("\n") == 1
-        (kit_copy / name).write_bytes(whole)
-
-
-def test_kit_refuses_a_bundle_that_lacks_a_file_or_whose_sums_are_no_sums(kit_copy):
-    shutil.move(kit_copy / "split.json", kit_copy.parent)
-    missing = build_in(kit_copy)
-    (kit_copy.parent / "split.json").rename(kit_copy / "split.json")
-    (kit_copy / "SHA256SUMS").write_text("")
-    empty = build_in(kit_copy)
-    (kit_copy / "SHA256SUMS").write_text("nonsense\n")
-    nonsense = build_in(kit_copy)
-    (kit_copy / "SHA256SUMS").unlink()
-    for done in (missing, empty, nonsense, build_in(kit_copy)):
-        assert done.returncode == 3
-        assert done.stderr.count("\n") == 1
-
-
-FAKE_TENSORRT = """
-__version__ = "{version}"
-
-class Anything:
-    WARNING = DETAILED = FP16 = INT8 = EXPLICIT_BATCH = STRONGLY_TYPED = 0
-    num_errors = 1
-
-    def __init__(self, *arguments):
-        pass
-
-    def __getattr__(self, name):
-        return lambda *arguments: Anything()
-
-    def parse(self, model):
-        return {parses}
-
-    def get_error(self, index):
-        return "no such operator"
-
-    def build_serialized_network(self, network, config):
-        return {plan}
-
-Logger = Builder = OnnxParser = Anything
-ProfilingVerbosity = BuilderFlag = NetworkDefinitionCreationFlag = Anything
-"""
-
-
-@pytest.fixture
-def fake_tensorrt(tmp_path):
-    def write(version="10.3.0", parses=True, plan=b"plan"):
-        folder = tmp_path / "modules"
-        folder.mkdir(exist_ok=True)
-        text = FAKE_TENSORRT.format(version=version, parses=parses, plan=plan)
-        (folder / "tensorrt.py").write_text(text)
-        return folder
-
-    return write
-
-
-@pytest.mark.parametrize("version", ["8.5.2", "10.3.0", "11.0.0"])
-def test_kit_writes_the_plan_and_what_it_was_built_with(kit_copy, fake_tensorrt, version):
-    done = build_in(kit_copy, modules=fake_tensorrt(version))
-    assert done.returncode == 0, done.stderr
-    facts = json.loads((kit_copy.parent / "bundle.plan.json").read_text())
-    assert (kit_copy.parent / "bundle.plan").read_bytes() == b"plan"
-    open_bundle(kit_copy)  # which takes no file more
-    assert facts == {
-        "tensorrt": version,
-        "precision": "int8",
-        "model_sha256": sha256_of_file(kit_copy / "model.onnx"),
-        "plan_sha256": hashlib.sha256(b"plan").hexdigest(),
-    }
-
-
-@pytest.mark.parametrize("trouble", [{"parses": False}, {"plan": None}])
-def test_kit_leaves_with_4_and_no_plan_when_tensorrt_refuses(kit_copy, fake_tensorrt, trouble):
-    done = build_in(kit_copy, modules=fake_tensorrt(**trouble))
-    assert done.returncode == 4
-    assert done.stderr.count("\n") == 1
-    assert not list(kit_copy.parent.glob("*.plan*"))
-
-
-def test_kit_leaves_with_5_where_it_may_not_write(kit_copy, fake_tensorrt):
-    done = build_in(kit_copy, "--out", "../missing/model.plan", modules=fake_tensorrt())
-    assert done.returncode == 5
-    assert done.stderr.startswith("build_engine: cannot write ")
-    assert "missing/model.plan: " in done.stderr
-
-
-def test_kit_writes_no_plan_into_the_bundle(kit_copy, fake_tensorrt):
-    done = build_in(kit_copy, "--out", "model.plan", modules=fake_tensorrt())
-    assert done.returncode == 2
-    open_bundle(kit_copy)
 
 
 def test_number_that_is_no_number_on_any_frame_fails_parity():

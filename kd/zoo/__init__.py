@@ -1,8 +1,9 @@
 """Students that ship with edgeseg, ready to use without training.
 
-A name stands for four files in this folder, written by `edgeseg card`: ``<name>.safetensors`` (the
-checkpoint), ``<name>.json`` (the evidence, see docs/formats.md), ``<name>.md`` (the model card)
-and ``<name>-phantoms.png``. Names are listed without torch.
+A name stands for five files in this folder, written by `edgeseg card`: ``<name>.safetensors`` (the
+checkpoint), ``<name>.json`` (the evidence, see docs/formats.md), ``<name>.calibration.json`` (the
+ranges for INT8), ``<name>.md`` (the model card) and ``<name>-phantoms.png``. Names are listed
+without torch.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ SHIPPED: Mapping[str, str] = MappingProxyType(
 def evidence_file(checkpoint: Path) -> Path:
     """Return where a checkpoint's evidence lies if it has any: beside it."""
     return checkpoint.with_suffix(".json")
+
+
+def calibration_file(checkpoint: Path) -> Path:
+    """Return where the ranges of a checkpoint's INT8 form lie if they ship: beside it."""
+    return checkpoint.with_suffix(".calibration.json")
 
 
 def available_names() -> tuple[str, ...]:

@@ -1,0 +1,169 @@
+"""One precision in one engine: the files, what runs them, and how they are made from the master.
+
+A form is proved in its own engine. What another device will run (a kit's ONNX, the source of a
+plan) is proved exactly as it is written, in float arithmetic.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from ..benchmarks.complexity import count_complexity
+from ..runtime.engines import available_threads, open_engine
+from .audit import Achieved, achieved_in_onnxruntime, achieved_in_openvino, achieved_in_rtx
+from .calibration import Calibration
+from .parity import Run, exact_run
+from .plan import Plan
+from .qdq import qdq_from_onnx
+from .to_half import half_from_onnx, nodes_beyond_half
+
+_SPARE_BYTES = 1 << 20  # less free space than this is a full disk
+
+
+@dataclass(frozen=True)
+class Form:
+    """The files of one precision in one engine, and what is known of them."""
+
+    engine: str
+    precision: str
+    files: Mapping[str, bytes]  # by name in the bundle
+    run: Run
+    achieved: tuple[Achieved, ...]  # what runs in which precision; empty where only a device tells
+    kept_float: tuple[str, ...] = ()  # quantisable convolutions that stay in float
+
+    @property
+    def name(self) -> str:
+        """As in the parity table."""
+        return f"{self.engine} {self.precision}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a form is made from."""
+
+    plan: Plan
+    master: bytes  # the trained network as FP32 ONNX
+    calibration: Calibration | None  # None where no precision needs ranges
+    method: str  # of calibration
+    folder: Path  # for what an engine's library only writes to a file; exists
+
+
+def make_forms(
+    recipe: Recipe, precision: str, keep_float: Collection[str] = ()
+) -> tuple[Form, ...]:
+    """Return the forms of one precision, the preferred engine's first.
+
+    Args:
+        recipe: what they are made from.
+        precision: one of the plan's.
+        keep_float: convolutions that an INT8 form leaves in float.
+    """
+    return tuple(_MAKERS[recipe.plan.target.kind](recipe, precision, tuple(keep_float)))
+
+
+def typed_onnx(recipe: Recipe, file: str, keep_float: Collection[str] = ()) -> bytes:
+    """Return one of the ONNX files that TensorRT builds from, by its name in a kit."""
+    if file == "fp32.onnx":
+        return recipe.master
+    base = recipe.master
+    if file in ("fp16.onnx", "qdq-fp16.onnx"):
+        base = half_from_onnx(base, keep=_beyond_half(recipe))
+    if file == "fp16.onnx":
+        return base
+    return qdq_from_onnx(base, _amax(recipe), keep_float=keep_float)
+
+
+def _amax(recipe: Recipe) -> Mapping[str, float]:
+    if recipe.calibration is None:
+        raise ValueError("an INT8 form needs a calibration")
+    return recipe.calibration.amax[recipe.method]
+
+
+def _beyond_half(recipe: Recipe) -> tuple[str, ...]:
+    if recipe.calibration is None:
+        raise ValueError("an FP16 form needs the ranges of a calibration")
+    return nodes_beyond_half(recipe.master, recipe.calibration.largest)
+
+
+def _cpu_forms(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> Iterator[Form]:
+    """Files for the engines of a CPU target, each run in its own engine where that is here."""
+    target = recipe.plan.target
+    threads = available_threads()
+    macs = count_complexity(recipe.master).macs
+    model = recipe.master
+    if precision == "int8":
+        model = qdq_from_onnx(
+            model,
+            _amax(recipe),
+            unsigned=True,
+            weight_bits=target.weight_bits,
+            keep_float=keep_float,
+        )
+    for engine in target.engines[precision]:
+        if engine == "openvino":
+            files = _openvino_files(recipe, model, half=precision == "fp16")
+            achieved = achieved_in_openvino(
+                files["model.xml"], files["model.bin"], threads, macs=macs
+            )
+        else:
+            files = {"model.onnx": model}
+            achieved = achieved_in_onnxruntime(model, threads)
+        if target.runs_here:
+            run = open_engine(engine, files, threads).run
+            yield Form(engine, precision, files, run, (achieved,), keep_float)
+        else:
+            yield Form(engine, precision, files, exact_run(model, threads), (), keep_float)
+
+
+def _kit_forms(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> Iterator[Form]:
+    """The ONNX that TensorRT builds from on the device; DLA and caches are judged there."""
+    build = recipe.plan.builds[precision]
+    model = typed_onnx(recipe, build.onnx, keep_float)
+    stand_in = model
+    if build.cache:  # the same ranges in Q/DQ are the nearest that can run here
+        stand_in = typed_onnx(recipe, "qdq.onnx", keep_float)
+    run = exact_run(stand_in, available_threads())
+    yield Form("tensorrt", precision, {build.onnx: model}, run, (), keep_float)
+
+
+def _rtx_forms(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> Iterator[Form]:
+    """A plan for each GPU generation, of the same ONNX as a kit's."""
+    from .to_rtx import plan_from_onnx
+
+    file = {"fp32": "fp32.onnx", "fp16": "fp16.onnx", "int8": "qdq-fp16.onnx"}[precision]
+    model = typed_onnx(recipe, file, keep_float)
+    files, achieved = {}, []
+    for capability in recipe.plan.target.compute_capabilities:
+        plan = plan_from_onnx(model, capability)
+        files[f"{precision}-sm{capability.replace('.', '')}.plan"] = plan.plan
+        achieved.append(achieved_in_rtx(model, plan.layers))
+    run = exact_run(model, available_threads())
+    yield Form("tensorrt-rtx", precision, files, run, tuple(achieved), keep_float)
+
+
+def _openvino_files(recipe: Recipe, model: bytes, *, half: bool) -> dict[str, bytes]:
+    from .to_openvino import openvino_from_onnx
+
+    with tempfile.TemporaryDirectory(dir=recipe.folder) as folder:
+        try:
+            openvino_from_onnx(model, Path(folder), half=half)
+        except RuntimeError as error:  # what OpenVINO raises for a write that failed
+            if shutil.disk_usage(folder).free < _SPARE_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+_Maker = Callable[[Recipe, str, tuple[str, ...]], Iterator[Form]]
+
+# To add a kind of target: a generator of its forms and a line here.
+_MAKERS: Mapping[str, _Maker] = MappingProxyType(
+    {"cpu": _cpu_forms, "tensorrt": _kit_forms, "rtx": _rtx_forms}
+)

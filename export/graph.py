@@ -1,0 +1,77 @@
+"""Questions about an ONNX graph that several rewrites ask."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import onnx
+
+# These only move or select values, so what goes in and what comes out share one scale.
+KEEPS_SCALE = frozenset({"Concat", "MaxPool", "Resize", "Reshape", "Transpose"})
+
+
+def activations_of(graph: onnx.GraphProto) -> tuple[str, ...]:
+    """Return the input and every float output of a node, in the order of the nodes."""
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    known = {
+        value.name
+        for value in (*graph.value_info, *graph.output)
+        if value.type.tensor_type.elem_type in floats
+    }
+    outputs = (name for node in graph.node for name in node.output if name in known)
+    return (graph.input[0].name, *outputs)
+
+
+def measured_of(graph: onnx.GraphProto) -> frozenset[str]:
+    """Return the activations whose ranges do not follow from others.
+
+    What `KEEPS_SCALE` moves has the range of its sources, and a convolution before a ReLU that of
+    the ReLU, with which every engine fuses it.
+    """
+    readers, producers = consumers_of(graph), producers_of(graph)
+    return frozenset(
+        name
+        for name in activations_of(graph)
+        if not (name in producers and producers[name].op_type in KEEPS_SCALE)
+        and fused_relu(name, readers, producers) is None
+    )
+
+
+def fused_relu(
+    name: str, readers: dict[str, list[onnx.NodeProto]], producers: dict[str, onnx.NodeProto]
+) -> str | None:
+    """Return the output of the ReLU that alone reads a convolution's output, else None."""
+    after = readers.get(name, [])
+    if name not in producers or producers[name].op_type != "Conv":
+        return None
+    alone = len(after) == 1 and after[0].op_type == "Relu"
+    return str(after[0].output[0]) if alone else None
+
+
+def data_inputs(node: onnx.NodeProto) -> tuple[str, ...]:
+    """Return the inputs that carry values: all of a Concat or Mul, else the first."""
+    return tuple(node.input) if node.op_type in ("Concat", "Mul") else (node.input[0],)
+
+
+def consumers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    """Return the nodes that read each tensor."""
+    found: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            found[name].append(node)
+    return found
+
+
+def producers_of(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """Return the node that writes each tensor."""
+    return {name: node for node in graph.node for name in node.output}
+
+
+def convolutions_of(graph: onnx.GraphProto) -> dict[str, int]:
+    """Return the output channels of every convolution with constant weights, by node name."""
+    channels = {tensor.name: tensor.dims[0] for tensor in graph.initializer if tensor.dims}
+    return {
+        node.name: channels[node.input[1]]
+        for node in graph.node
+        if node.op_type == "Conv" and node.input[1] in channels
+    }

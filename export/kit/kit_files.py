@@ -1,0 +1,269 @@
+"""What a kit folder holds, how it is checked, and how results are written.
+
+Only the standard library; valid Python 3.8.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Dict, NamedTuple, Optional, Set, Tuple
+
+SUMS = "SHA256SUMS"
+SCHEMA = "edgeseg.kit/1"
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+class KitError(Exception):
+    """Base of every error that is not a bug.
+
+    Args:
+        code: stable name such as ``E-KIT-HASH``; tests and scripts key on it.
+        message: one line: what, where, and after a semicolon how to mend it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {' '.join(message.split())}")
+        self.code = code
+
+
+class InputError(KitError):
+    """The command was called in a way that cannot be done."""
+
+    exit_code = 2
+
+
+class Refused(KitError):  # noqa: N818 - a refusal is an answer, not a failure
+    """The kit, the engine or this device is not what it has to be."""
+
+    exit_code = 3
+
+
+class DeviceError(KitError):
+    """TensorRT or CUDA is missing, or failed on this machine."""
+
+    exit_code = 4
+
+
+class OutputError(KitError):
+    """A result could not be written; no part of it was left behind."""
+
+    exit_code = 5
+
+
+class Tensor(NamedTuple):
+    """A float32 input or output of the network."""
+
+    name: str
+    shape: Tuple[int, ...]  # [1, 1, H, W]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        size = 4
+        for length in self.shape:
+            size *= length
+        return size
+
+
+class Build(NamedTuple):
+    """How one precision is built."""
+
+    precision: str  # of PRECISIONS
+    onnx: str  # file of the kit
+    typed: bool  # the types of the ONNX are binding: a strongly typed network
+    flags: Tuple[str, ...]  # names of BuilderFlag, for weakly typed networks
+    cache: Optional[str]  # TensorRT calibration cache, a file of the kit
+    dla_core: Optional[int]  # None: the GPU
+    min_share: float  # share of the convolutions' MACs that must run in the precision, in [0, 1]
+    expected: str  # file of the kit: the host's logits, float32 [N, 1, H, W]
+    max_flipped: float  # share of pixels that may lie on the other side of the threshold, in [0, 1]
+
+
+class Kit(NamedTuple):
+    """The content of kit.json and where its files lie."""
+
+    folder: Path
+    target: str
+    tensorrt: str  # major.minor that the builds were planned for
+    compute_capability: Optional[str]  # of the target's GPU, such as "8.7"; None: any
+    default: str  # precision built when none is asked for
+    input: Tensor
+    output: Tensor
+    logit_threshold: float  # a pixel is lesion where its logit lies above
+    workspace_mib: int
+    builds: Dict[str, Build]  # by precision
+    vectors: str  # file of the kit: float32 [N, 1, H, W]
+    sha256: str  # of SHA256SUMS, hence of every file
+
+    def read(self, name: str) -> bytes:
+        """Return the content of one of the kit's files."""
+        return (self.folder / name).read_bytes()
+
+
+def sha256_of(content: bytes) -> str:
+    """Return the SHA-256 of some bytes in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def verify(folder: Path) -> Set[str]:
+    """Compare every file of the kit with SHA256SUMS and return their names.
+
+    It tells damage, not intent: whoever can change a file can change SHA256SUMS as well.
+
+    Raises:
+        Refused: E-KIT-HASH.
+    """
+    again = "copy the kit again"
+    name = SUMS
+    listed: Set[str] = set()
+    try:
+        found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+        for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
+            expected, name = line.split("  ", 1)
+            if sha256_of((folder / name).read_bytes()) != expected:
+                raise Refused("E-KIT-HASH", f"{name} does not match {SUMS}; {again}")
+            listed.add(name)
+    except (OSError, ValueError) as error:
+        raise Refused("E-KIT-HASH", f"cannot verify {name} ({error}); {again}") from error
+    strange = sorted(listed ^ (found - {SUMS}))
+    if strange or "kit.json" not in listed:
+        what = strange[0] if strange else "kit.json"
+        message = f"{SUMS} does not list exactly the kit's files, see {what}; {again}"
+        raise Refused("E-KIT-HASH", message)
+    return listed
+
+
+def read_kit(folder: Path) -> Kit:
+    """Verify a kit and read its kit.json.
+
+    Raises:
+        Refused: E-KIT-HASH, E-KIT-FORMAT.
+    """
+    listed = verify(folder)
+    try:
+        content = json.loads((folder / "kit.json").read_text(encoding="utf-8"))
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema {content['schema']!r}, this script reads {SCHEMA!r}")
+        kit = _kit_from(folder, content)
+        used = {kit.vectors}
+        for build in kit.builds.values():
+            used |= {build.onnx, build.expected} | ({build.cache} if build.cache else set())
+        if used - listed:
+            raise ValueError(f"it names {sorted(used - listed)[0]!r}, which the kit lacks")
+    except (KeyError, TypeError, ValueError) as error:
+        message = f"{folder / 'kit.json'} is not understood ({error!r}); export the kit again"
+        raise Refused("E-KIT-FORMAT", message) from error
+    return kit
+
+
+def _kit_from(folder: Path, content: Dict[str, Any]) -> Kit:
+    vectors = content["vectors"]
+    builds = {
+        precision: Build(
+            precision,
+            build["onnx"],
+            build["typed"],
+            tuple(build["flags"]),
+            build["cache"],
+            build["dla_core"],
+            build["min_share"],
+            vectors["expected"][precision],
+            vectors["max_flipped"][precision],
+        )
+        for precision, build in content["builds"].items()
+    }
+    if content["default"] not in builds or set(builds) - set(PRECISIONS):
+        raise ValueError(f"builds {sorted(builds)} with default {content['default']!r}")
+    tensors = {
+        side: Tensor(content[side]["name"], tuple(content[side]["shape"]))
+        for side in ("input", "output")
+    }
+    return Kit(
+        folder,
+        content["target"],
+        content["tensorrt"],
+        content["compute_capability"],
+        content["default"],
+        tensors["input"],
+        tensors["output"],
+        content["logit_threshold"],
+        content["workspace_mib"],
+        builds,
+        vectors["input"],
+        sha256_of((folder / SUMS).read_bytes()),
+    )
+
+
+def side_car_of(plan: Path) -> Path:
+    """Return the path of the JSON file that belongs to an engine."""
+    return plan.with_name(plan.name + ".json")
+
+
+def write_engine(path: Path, plan: bytes, facts: Dict[str, Any]) -> None:
+    """Write an engine and its side-car, each whole or not at all.
+
+    The old side-car goes first and the new one comes last, so that whatever is killed in between
+    leaves an engine without a side-car, never one with another engine's.
+
+    Raises:
+        OutputError: E-KIT-WRITE.
+    """
+    side_car = side_car_of(path)
+    try:
+        ready_plan = _write_partial(path, plan)
+        ready_side_car = _write_partial(side_car, json.dumps(facts, indent=1).encode("utf-8"))
+        _remove(side_car)
+        _sync(path.parent)
+        ready_plan.replace(path)
+        _sync(path.parent)
+        ready_side_car.replace(side_car)
+        _sync(path.parent)
+    except OSError as error:
+        for each in (path, side_car):
+            _remove(_partial(each))
+        raise OutputError("E-KIT-WRITE", f"cannot write {path}: {error.strerror}") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write one file whole or not at all.
+
+    Raises:
+        OutputError: E-KIT-WRITE.
+    """
+    try:
+        _write_partial(path, content).replace(path)
+    except OSError as error:
+        _remove(_partial(path))
+        raise OutputError("E-KIT-WRITE", f"cannot write {path}: {error.strerror}") from error
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def _write_partial(path: Path, content: bytes) -> Path:
+    with _partial(path).open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return _partial(path)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+def _sync(folder: Path) -> None:
+    """Make renames in a folder last."""
+    handle = os.open(str(folder), os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

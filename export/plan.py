@@ -1,0 +1,227 @@
+"""What will be written for a target and why, and what is refused, before anything is converted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+from ..runtime.errors import Refused
+from .target import PRECISIONS, Target
+
+AUTO = "auto"
+_OLDEST_TENSORRT = (8, 5)
+_OPSET, _HALF_QDQ_OPSET = 17, 19
+
+# Least share of the multiply-accumulates that must run in the precision that was asked for.
+# Convolutions with one output channel stay in float by design and count too.
+MIN_SHARE: Mapping[str, float] = MappingProxyType({"fp32": 0.99, "fp16": 0.99, "int8": 0.9})
+
+
+@dataclass(frozen=True)
+class EngineBuild:
+    """How TensorRT builds one engine on the device; goes into `kit.json`."""
+
+    onnx: str  # file
+    typed: bool  # strongly typed network: every tensor keeps the type it has in the ONNX
+    flags: tuple[str, ...] = ()  # BuilderFlag names, of a weakly typed network
+    cache: str | None = None  # calibration cache, for implicit quantisation
+    dla_core: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an export will write."""
+
+    target: Target
+    asked: str  # a precision or `AUTO`
+    precisions: tuple[str, ...]
+    refused: Mapping[str, str]  # precision that `AUTO` leaves out -> why
+    default: str | None  # of a kit; None: what is measured decides
+    builds: Mapping[str, EngineBuild]  # by precision, of a kit
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON takes them."""
+        return {
+            "target": asdict(self.target),
+            "asked": self.asked,
+            "precisions": list(self.precisions),
+            "refused": dict(self.refused),
+            "default": self.default,
+            "builds": {name: asdict(build) for name, build in self.builds.items()},
+            "notes": list(self.notes),
+        }
+
+
+def make_plan(
+    target: Target,
+    asked: str = AUTO,
+    *,
+    dla_core: int | None = None,
+    cache: bool = False,
+) -> Plan:
+    """Plan an export.
+
+    Args:
+        target: of `find_target`.
+        asked: a precision, or `AUTO` for all that the target takes.
+        dla_core: build for this core of the deep-learning accelerator instead of the GPU.
+        cache: quantise INT8 implicitly from a calibration cache instead of Q/DQ pairs.
+
+    Raises Refused: E-TARGET-TENSORRT (too old), E-TARGET-DLA, E-TARGET-CACHE, E-TARGET-PRECISION.
+    """
+    reasons = {name: _why_not(target, name, dla_core) for name in PRECISIONS}
+    if asked != AUTO and (reason := reasons[asked]):
+        raise Refused("E-TARGET-PRECISION", f"{target.name} takes no {asked}: {reason}")
+    _require_software(target, dla_core, cache)
+    taken = tuple(name for name in PRECISIONS if asked in (AUTO, name) and not reasons[name])
+    default = None
+    if target.kind != "cpu":
+        default = "fp16" if "fp16" in taken else taken[0]
+    builds = {}
+    if target.kind == "tensorrt":
+        builds = {name: _build_of(target, name, dla_core, cache) for name in taken}
+    return Plan(
+        target=target,
+        asked=asked,
+        precisions=taken,
+        refused=MappingProxyType({name: why for name, why in reasons.items() if why}),
+        default=default,
+        builds=MappingProxyType(builds),
+        notes=tuple(_notes(target, taken, asked, dla_core)),
+    )
+
+
+def render_plan(plan: Plan) -> str:
+    """Return the plan as text, a line a fact."""
+    target = plan.target
+    rows = [("target", f"{target.name}: {target.summary}")]
+    capabilities = ", ".join(target.compute_capabilities)
+    figures = [
+        (f"compute capability {capabilities}", capabilities),
+        (f"{target.memory_gib} GiB", target.memory_gib),
+        (f"{target.bandwidth_gb_s} GB/s", target.bandwidth_gb_s),
+        (f"{target.fp16_tflops} TFLOPS FP16 dense", target.fp16_tflops),
+        (f"{target.int8_tops} TOPS INT8 dense", target.int8_tops),
+        (f"{target.dla_cores} DLA cores", target.dla_cores),
+    ]
+    software = [
+        (f"TensorRT {target.tensorrt}", target.tensorrt),
+        (f"CUDA {target.cuda}", target.cuda),
+        (f"Python {target.python}", target.python),
+        (f"L4T {target.l4t}", target.l4t),
+    ]
+    rows += [("device", ", ".join(text for text, known in figures if known))]
+    rows += [("software", ", ".join(text for text, known in software if known))]
+    rows += [("source", f"{target.source} (checked {target.checked})")]
+    for name in plan.precisions:
+        rows.append((name, _line_of(plan, name)))
+    rows += [("refused", f"{name}: {why}") for name, why in plan.refused.items()]
+    rows += [("note", note) for note in plan.notes]
+    return "\n".join(f"{label:9} {text}" for label, text in rows if text)
+
+
+def _require_software(target: Target, dla_core: int | None, cache: bool) -> None:
+    """Refuse what no precision could make up for."""
+    name = target.name
+    if target.kind != "tensorrt":
+        if dla_core is not None:
+            raise Refused("E-TARGET-DLA", f"{name} has no DLA; leave --dla out")
+        if cache:
+            raise Refused(
+                "E-TARGET-CACHE", f"{name} takes Q/DQ only; leave --calibration-cache out"
+            )
+        return
+    version = target.tensorrt_version
+    if version[:2] < _OLDEST_TENSORRT:
+        raise Refused(
+            "E-TARGET-TENSORRT",
+            f"{name} has TensorRT {target.tensorrt}, which edgeseg does not build for; the oldest "
+            "is 8.5 (JetPack 5.1)",
+        )
+    if cache and version[0] >= 11:
+        raise Refused(
+            "E-TARGET-CACHE",
+            f"{name} has TensorRT {target.tensorrt}, which has no calibration caches any more; "
+            "leave --calibration-cache out: Q/DQ is written",
+        )
+    if dla_core is None:
+        return
+    if dla_core >= target.dla_cores:
+        has = f"{target.dla_cores} DLA cores" if target.dla_cores else "no DLA"
+        raise Refused("E-TARGET-DLA", f"{name} has {has}; choose another core or leave --dla out")
+    if version[0] >= 11:
+        raise Refused(
+            "E-TARGET-DLA",
+            f"DLA under TensorRT {target.tensorrt} takes Q/DQ throughout its part of the graph, "
+            f"which edgeseg does not write; build for the GPU of {name}: leave --dla out",
+        )
+
+
+def _why_not(target: Target, precision: str, dla_core: int | None) -> str:
+    """Return why a target does not take a precision; "" if it does."""
+    if target.kind == "cpu" and precision not in target.engines:
+        return f"its engines have no arithmetic in it; choose of {', '.join(target.engines)}"
+    if precision == "int8" and not target.int8:
+        return f"compute capability {target.compute_capabilities[0]} has no INT8 arithmetic"
+    if precision == "fp32" and dla_core is not None:
+        return "the DLA computes in FP16 and INT8 only"
+    return ""
+
+
+def _build_of(target: Target, precision: str, dla_core: int | None, cache: bool) -> EngineBuild:
+    """Choose the form of one engine: typed from TensorRT 10 on, but for the DLA and for caches."""
+    implicit = precision == "int8" and (cache or dla_core is not None)
+    weak = target.tensorrt_version[0] < 10 or implicit or dla_core is not None
+    if not weak:
+        files = {"fp32": "fp32.onnx", "fp16": "fp16.onnx", "int8": "qdq-fp16.onnx"}
+        return EngineBuild(files[precision], typed=True)
+    flags = {"fp32": (), "fp16": ("FP16",), "int8": ("FP16", "INT8")}[precision]
+    files = {"fp32": "fp32.onnx", "fp16": "fp16.onnx", "int8": "qdq.onnx"}
+    if dla_core is not None or implicit:
+        # Types in the graph would bind the DLA, and Q/DQ would end implicit quantisation.
+        files = dict.fromkeys(files, "fp32.onnx")
+    return EngineBuild(
+        files[precision],
+        typed=False,
+        flags=flags,
+        cache="calib.cache" if implicit else None,
+        dla_core=dla_core,
+    )
+
+
+def _notes(
+    target: Target, precisions: tuple[str, ...], asked: str, dla_core: int | None
+) -> list[str]:
+    notes = []
+    if target.kind == "cpu" and "fp16" in precisions:
+        notes.append("fp16 halves the weights' file; a CPU without FP16 kernels computes in fp32")
+    if target.weight_bits == 7 and "int8" in precisions:
+        notes.append("INT8 weights have 7 bits: on CPUs without VNNI sums of two products saturate")
+    if asked == AUTO and target.runs_here:
+        notes.append("all are measured here, interleaved; the fastest that passes its gate is kept")
+    if asked == AUTO and not target.runs_here:
+        notes.append("fp16 is the default: INT8 is not shown to be faster until measured there")
+    if dla_core is not None:
+        notes.append("DLA arithmetic cannot run here: the golden vectors judge it on the device")
+    return notes
+
+
+def _line_of(plan: Plan, precision: str) -> str:
+    """Describe one precision of a plan."""
+    if plan.target.kind == "cpu":
+        return f"for {' and '.join(plan.target.engines[precision])}"
+    default = ", the default" if precision == plan.default else ""
+    if plan.target.kind == "rtx":
+        names = ", ".join(f"sm{each.replace('.', '')}" for each in plan.target.compute_capabilities)
+        return f"a strongly typed plan for each of {names}{default}"
+    build = plan.builds[precision]
+    opset = _HALF_QDQ_OPSET if build.onnx == "qdq-fp16.onnx" else _OPSET
+    kind = "strongly typed" if build.typed else "weakly typed"
+    flags = f", flags {' '.join(build.flags)}" if build.flags else ""
+    cache = f", implicit INT8 from {build.cache}" if build.cache else ""
+    explicit = ", explicit INT8 (Q/DQ)" if precision == "int8" and not build.cache else ""
+    dla = f", DLA core {build.dla_core} with GPU fallback" if build.dla_core is not None else ""
+    return f"{build.onnx} (opset {opset}), {kind} network{flags}{cache}{explicit}{dla}{default}"

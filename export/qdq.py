@@ -1,0 +1,238 @@
+"""Q/DQ pairs and a TensorRT calibration cache from the same ranges; ONNX in, ONNX out."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Iterable, Mapping
+
+import numpy as np
+import onnx
+import onnx.version_converter
+from onnx import helper, numpy_helper
+
+from .graph import (
+    KEEPS_SCALE,
+    activations_of,
+    consumers_of,
+    convolutions_of,
+    data_inputs,
+    fused_relu,
+    producers_of,
+)
+from .ranges import LEVELS
+
+_HALF_OPSET = 19  # the first in which Q/DQ take FP16
+
+
+def quantisable_convolutions(model: bytes) -> tuple[str, ...]:
+    """Return the names of the convolutions that may run in INT8.
+
+    Those with one output channel (the head and the attention maps) may not: they cost little and
+    every mask hangs on them.
+    """
+    graph = onnx.load_model_from_string(model).graph
+    return tuple(name for name, channels in convolutions_of(graph).items() if channels > 1)
+
+
+def qdq_from_onnx(
+    model: bytes,
+    amax: Mapping[str, float],
+    *,
+    unsigned: bool = False,
+    weight_bits: int = 8,
+    keep_float: Collection[str] = (),
+) -> bytes:
+    """Return the graph with Q/DQ pairs around its convolutions.
+
+    What ONNX Runtime, OpenVINO and the parsers of TensorRT 8.5 to 11 all take: one scale a tensor,
+    symmetric weights per output channel and stored in INT8, biases left in float. A pair stands
+    before every input and after every output (behind its ReLU) of a quantised convolution; all
+    inputs of a Concat share its scale, and so do both sides of a pooling, resize or reshape, so
+    that these run in INT8 too.
+
+    Args:
+        model: ONNX in FP32, or in FP16 (then the pairs take FP16 and the opset becomes 19).
+        amax: largest representable |x| of every activation, > 0, by name; see `Ranges.amax`.
+        unsigned: activations in UINT8 instead of symmetric INT8, with the zero point 0 where no
+            value is negative (twice the steps) and 128 elsewhere. TensorRT takes only symmetric
+            ones; ONNX Runtime takes a ReLU into its convolution only if the zero point cuts it.
+        weight_bits: 8, or 7 for kernels that sum two products in 16 bits (x86 without VNNI).
+        keep_float: names of convolutions that are left alone.
+    """
+    loaded = onnx.load_model_from_string(model)
+    if _is_half(loaded.graph):
+        loaded = onnx.version_converter.convert_version(loaded, _HALF_OPSET)
+    graph = loaded.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    chosen = [
+        node
+        for node in graph.node
+        if node.name in set(quantisable_convolutions(model)) - set(keep_float)
+    ]
+    dtype = np.float16 if _is_half(graph) else np.float32
+    scales = _scales(graph, _tensors_to_quantise(graph, chosen), amax, dtype)
+    positive = _non_negative(graph) if unsigned else frozenset()
+    kept = list(graph.initializer)
+    pairs: dict[str, list[onnx.NodeProto]] = {}
+    for name, scale in scales.items():
+        zero = np.uint8(0 if name in positive else 128) if unsigned else np.int8(0)
+        step = scale * LEVELS / 255 if name in positive else scale
+        kept.append(numpy_helper.from_array(np.asarray(step, dtype), f"{name}.scale"))
+        kept.append(numpy_helper.from_array(np.asarray(zero), f"{name}.zero"))
+        pairs[name] = _pair(name)
+    for node in graph.node:  # every reader: a float copy beside the INT8 one would cost twice
+        for index, name in enumerate(node.input):
+            if name in pairs:
+                node.input[index] = f"{name}.dequantised"
+    weight_nodes: list[onnx.NodeProto] = []
+    for node in chosen:
+        name = node.input[1]
+        if f"{name}.quantised" not in {tensor.name for tensor in kept}:
+            kept += _quantised_weight(weights[name], weight_bits, dtype)
+            weight_nodes.append(_dequantise_weight(name))
+        node.input[1] = f"{name}.dequantised"
+    read = {name for node in graph.node for name in node.input} | {
+        name for node in weight_nodes for name in node.input
+    }
+    read |= {name for nodes in pairs.values() for node in nodes for name in node.input}
+    nodes = [*pairs.pop(graph.input[0].name, []), *weight_nodes]
+    for node in graph.node:
+        nodes.append(node)
+        for name in node.output:
+            nodes += pairs.pop(name, [])
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(tensor for tensor in kept if tensor.name in read)
+    onnx.checker.check_model(loaded, full_check=True)
+    return bytes(loaded.SerializeToString(deterministic=True))
+
+
+def calibration_cache(model: bytes, amax: Mapping[str, float], tensorrt: str) -> str:
+    """Return a TensorRT calibration cache with a scale for every activation of the graph.
+
+    Format as NVIDIA's Deep-Learning-Accelerator-SW `qdq-translator` writes it: a line with the
+    version, then ``name: <big-endian IEEE 754 of amax / 127 in hexadecimal>``.
+
+    Args:
+        model: FP32 ONNX, whose names TensorRT's parser keeps.
+        amax: as `qdq_from_onnx`.
+        tensorrt: version on the device, such as "8.5.2"; a cache of another is ignored there.
+    """
+    graph = onnx.load_model_from_string(model).graph
+    names = activations_of(graph)
+    scales = _scales(graph, names, amax, np.float32)
+    major, minor, patch = (int(part) for part in tensorrt.split("."))
+    # NV_TENSORRT_VERSION has two digits a part from TensorRT 10 on.
+    version = (
+        major * 10000 + minor * 100 + patch if major >= 10 else major * 1000 + minor * 100 + patch
+    )
+    lines = [f"TRT-{version}-EntropyCalibration2"]
+    lines += [f"{name}: {struct.pack('>f', scales[name]).hex()}" for name in names]
+    return "\n".join(lines) + "\n"
+
+
+def _is_half(graph: onnx.GraphProto) -> bool:
+    """Say whether the weights are in FP16."""
+    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.initializer)
+
+
+def _tensors_to_quantise(
+    graph: onnx.GraphProto, chosen: Iterable[onnx.NodeProto]
+) -> tuple[str, ...]:
+    """Return what feeds or leaves the chosen convolutions, up through what keeps the scale."""
+    readers, producers = consumers_of(graph), producers_of(graph)
+    outputs = {each.name for each in graph.output}
+    wanted: list[str] = []
+    for node in chosen:
+        after = fused_relu(node.output[0], readers, producers)
+        wanted += [node.input[0], after or node.output[0]]
+    for name in wanted:  # grows while it is walked
+        producer = producers.get(name)
+        if producer is not None and producer.op_type in KEEPS_SCALE:
+            wanted += [source for source in data_inputs(producer) if source not in wanted]
+    return tuple(dict.fromkeys(name for name in wanted if name not in outputs))
+
+
+def _non_negative(graph: onnx.GraphProto) -> frozenset[str]:
+    """Return the tensors that cannot be negative, as far as the operators tell."""
+    found: set[str] = set()
+    for node in graph.node:
+        keeps = node.op_type == "Mul" or node.op_type in KEEPS_SCALE
+        if node.op_type in ("Relu", "Sigmoid") or (keeps and found.issuperset(data_inputs(node))):
+            found.update(node.output)
+    return frozenset(found)
+
+
+def _scales(
+    graph: onnx.GraphProto, names: Iterable[str], amax: Mapping[str, float], dtype: type
+) -> dict[str, float]:
+    """Return a scale for each name; tensors that must share one take the largest range."""
+    names = tuple(names)
+    group = {name: name for name in names}
+
+    def root(name: str) -> str:
+        while group[name] != name:
+            name = group[name]
+        return name
+
+    for node in graph.node:
+        if node.op_type in KEEPS_SCALE and node.output[0] in group:
+            for source in data_inputs(node):
+                if source in group:
+                    group[root(source)] = root(node.output[0])
+    readers, producers = consumers_of(graph), producers_of(graph)
+
+    def range_of(name: str) -> float:
+        if name in amax:
+            return amax[name]
+        after = fused_relu(name, readers, producers)
+        # Else moved values, or a Cast of the FP16 converter.
+        return max(map(range_of, [after] if after else data_inputs(producers[name])))
+
+    largest: dict[str, float] = {}
+    for name in names:
+        largest[root(name)] = max(largest.get(root(name), 0.0), range_of(name))
+    smallest = float(np.finfo(dtype).smallest_subnormal)
+    return {name: max(float(dtype(largest[root(name)] / LEVELS)), smallest) for name in names}
+
+
+def _pair(name: str) -> list[onnx.NodeProto]:
+    scale = [f"{name}.scale", f"{name}.zero"]
+    quantised = f"{name}.quantised"
+    return [
+        helper.make_node("QuantizeLinear", [name, *scale], [quantised], f"{name}.quantise"),
+        helper.make_node(
+            "DequantizeLinear", [quantised, *scale], [f"{name}.dequantised"], f"{name}.dequantise"
+        ),
+    ]
+
+
+def _quantised_weight(
+    tensor: onnx.TensorProto, bits: int, dtype: type
+) -> tuple[onnx.TensorProto, onnx.TensorProto, onnx.TensorProto]:
+    """Return weight, scales and zero points of a convolution, one scale an output channel."""
+    weight = numpy_helper.to_array(tensor).astype(np.float32)
+    levels = 2 ** (bits - 1) - 1
+    largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
+    smallest = np.finfo(dtype).smallest_subnormal
+    scale: np.ndarray = np.where(largest > 0, np.maximum(largest / levels, smallest), 1.0)
+    scale = scale.astype(dtype)
+    steps = weight / scale.astype(np.float32).reshape(-1, *[1] * (weight.ndim - 1))
+    name = tensor.name
+    return (
+        numpy_helper.from_array(
+            np.clip(np.round(steps), -levels, levels).astype(np.int8), f"{name}.quantised"
+        ),
+        numpy_helper.from_array(scale, f"{name}.scale"),
+        numpy_helper.from_array(np.zeros(len(weight), np.int8), f"{name}.zero"),
+    )
+
+
+def _dequantise_weight(name: str) -> onnx.NodeProto:
+    return helper.make_node(
+        "DequantizeLinear",
+        [f"{name}.quantised", f"{name}.scale", f"{name}.zero"],
+        [f"{name}.dequantised"],
+        f"{name}.dequantise",
+        axis=0,
+    )

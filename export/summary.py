@@ -1,0 +1,22 @@
+"""What an export found, as text for a terminal."""
+
+from __future__ import annotations
+
+from .parity import render_hops
+from .pipeline import Exported
+from .verdict import render_verdicts
+
+
+def render_export(exported: Exported) -> str:
+    """Return the parity chain, what really runs in which precision, the verdict and the place."""
+    lines = [render_hops(exported.hops, exported.trained_dice), ""]
+    lines += [
+        f"{form:28} runs {', '.join(f'{share:.2%} in {name}' for name, share in shares.items())}"
+        for form, shares in exported.achieved.items()
+    ]
+    if exported.kept_float:
+        lines.append(f"kept in float to pass the gate: {', '.join(exported.kept_float)}")
+    if exported.verdicts or exported.refused:
+        lines.append(render_verdicts(exported.verdicts, exported.refused))
+    lines.append(f"bundle: {exported.path} ({exported.precision})")
+    return "\n".join(lines)

@@ -1,0 +1,43 @@
+"""FP16 by casting the graph; ONNX in, ONNX out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import onnx
+
+# A quarter of FP16's largest: other frames than the calibration's may go further.
+_LIMIT = 65504.0 / 4
+
+
+def half_from_onnx(model: bytes, *, keep: Collection[str] = ()) -> bytes:
+    """Return the graph in FP16, its input and output left in FP32.
+
+    Args:
+        model: FP32 ONNX.
+        keep: names of nodes that stay in FP32, with casts around them.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    half = convert_float_to_float16(
+        onnx.load_model_from_string(model), keep_io_types=True, node_block_list=list(keep)
+    )
+    OnnxModel(half).topological_sort()  # the converter appends its casts at the end
+    onnx.checker.check_model(half, full_check=True)
+    return bytes(half.SerializeToString(deterministic=True))
+
+
+def nodes_beyond_half(model: bytes, largest: Mapping[str, float]) -> tuple[str, ...]:
+    """Return the nodes that read or write values which FP16 could not hold with room to spare.
+
+    Args:
+        model: FP32 ONNX.
+        largest: |x| that was met in each activation, by name.
+    """
+    graph = onnx.load_model_from_string(model).graph
+    return tuple(
+        node.name
+        for node in graph.node
+        if any(largest.get(name, 0.0) > _LIMIT for name in (*node.input, *node.output))
+    )

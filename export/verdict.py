@@ -1,0 +1,115 @@
+"""Which precision ships: those that pass their gates, measured side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..benchmarks.latency import measure_interleaved, median_ratio
+from ..runtime.contract import InputContract
+from ..runtime.progress import Progress, quiet
+from ..runtime.session import Session
+from .forms import Form
+from .parity import Hop
+
+REFERENCE = "fp32"
+_ROUNDS = 60
+_FRAMES = 8
+_WORTH = 0.95  # a precision must take at most this share of the time to replace a wider one
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one precision did against FP32."""
+
+    precision: str
+    p50_ms: float  # end to end, single frames, on this machine
+    ratio: float  # of FP32's median time
+    ratio_low: float  # 95 % interval over rounds
+    ratio_high: float
+    dice_drop: float
+    shipped: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON takes them."""
+        return asdict(self)
+
+
+def measure_verdicts(
+    forms: Mapping[str, Form],
+    hops: Mapping[str, Hop],
+    contract: InputContract,
+    frames: Sequence[np.ndarray],
+    *,
+    progress: Progress = quiet,
+) -> tuple[Verdict, ...]:
+    """Measure one form of each precision interleaved and say which ships.
+
+    The fastest ships if the whole interval of its time lies below `_WORTH` of FP32's; else FP32.
+
+    Args:
+        forms: by precision, FP32 among them; each has passed its gate.
+        hops: how each compares with the trained network.
+        contract: of the network.
+        frames: uint8 [H, W], at least one.
+        progress: wraps the rounds.
+    """
+    sessions = {
+        precision: Session.over(_FormEngine(form), contract) for precision, form in forms.items()
+    }
+    runs = measure_interleaved(sessions, frames[:_FRAMES], rounds=_ROUNDS, progress=progress)
+    ratios = {name: median_ratio(run, runs[REFERENCE]) for name, run in runs.items()}
+    earned = [name for name in forms if name != REFERENCE and ratios[name].high < _WORTH]
+    best = min(earned, key=lambda name: ratios[name].ratio, default=REFERENCE)
+    return tuple(
+        Verdict(
+            precision=name,
+            p50_ms=runs[name].p50_ms,
+            ratio=ratios[name].ratio,
+            ratio_low=ratios[name].low,
+            ratio_high=ratios[name].high,
+            dice_drop=hops[name].dice_drop,
+            shipped=name == best,
+        )
+        for name in forms
+    )
+
+
+def render_verdicts(verdicts: Sequence[Verdict], refused: Mapping[str, str]) -> str:
+    """Return a line for each precision."""
+    lines = [_line(each) for each in verdicts]
+    lines += [f"{name.upper()}: left out: {why}" for name, why in refused.items()]
+    return "\n".join(lines)
+
+
+def _line(verdict: Verdict) -> str:
+    end = "shipped" if verdict.shipped else "not shipped"
+    if verdict.precision == REFERENCE:
+        return f"FP32: {verdict.p50_ms:.2f} ms a frame: {end}"
+    speed = f"{1 / verdict.ratio:.2f}× as fast as FP32"
+    interval = f"{1 / verdict.ratio_high:.2f} to {1 / verdict.ratio_low:.2f}"
+    return (
+        f"{verdict.precision.upper()}: {verdict.p50_ms:.2f} ms a frame, {speed} ({interval}), "
+        f"Dice {-verdict.dice_drop:+.4f}: {end}"
+    )
+
+
+@dataclass(frozen=True)
+class _FormEngine:
+    """A form as the engine of a session."""
+
+    form: Form
+
+    @property
+    def name(self) -> str:
+        return self.form.name
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        return {}
+
+    def run(self, image: np.ndarray) -> np.ndarray:
+        return self.form.run(image)
