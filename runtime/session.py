@@ -86,13 +86,20 @@ def session_of(bundle: Bundle, *, engine: Optional[str] = None, threads: int = 0
 def first_installed(bundle: Bundle) -> str:
     """Return the bundle's preferred engine among those installed.
 
-    Raises EngineError (E-EXTRA-MISSING) naming what to install when there is none.
+    Raises EngineError: E-EXTRA-MISSING naming what to install when there is none, E-ENGINE-DEVICE
+    for a bundle that only its device can run.
     """
     known = [name for name in bundle.manifest.models if name in ENGINES]
+    if not known:
+        raise EngineError(
+            "E-ENGINE-DEVICE",
+            f"{bundle.path} is for {', '.join(bundle.manifest.models)} on {bundle.manifest.target} "
+            "and cannot run here; take it there, or export for this machine",
+        )
     for name in known:
         if is_installed(name):
             return name
-    mends = " or ".join(ENGINES[name].extra for name in known) or "a newer edgeseg"
+    mends = " or ".join(ENGINES[name].extra for name in known)
     raise EngineError(
         "E-EXTRA-MISSING", f"no engine of {bundle.path} is installed here; it needs {mends}"
     )
