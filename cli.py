@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _EXTRA_OF = {
     **dict.fromkeys(("torch", "safetensors", "tensorboard"), "train"),
-    **dict.fromkeys(("onnx", "openvino", "nncf"), "export"),
+    **dict.fromkeys(("onnx", "openvino"), "export"),
     "tqdm": "cli",
 }
 _LINE_EVERY_S = 10.0  # where the output is no terminal
@@ -376,6 +376,9 @@ def models(as_json: bool) -> None:
 @click.option(
     "--calibration-cache", is_flag=True, help="INT8 from a TensorRT cache instead of Q/DQ."
 )
+@click.option(
+    "--contract", type=_path(), help="JSON with the input contract of an ONNX that has none."
+)
 @click.option("--out", type=_path(), help="Folder of the bundle; must be new. [default: by name]")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @_json
@@ -392,6 +395,7 @@ def export(
     max_drop: float,
     dla: int | None,
     calibration_cache: bool,
+    contract: Path | None,
     out: Path | None,
     dry_run: bool,
     as_json: bool,
@@ -399,8 +403,8 @@ def export(
 ) -> None:
     """Export SOURCE for a target, compared with the network at every step.
 
-    SOURCE is a run, a checkpoint or a shipped student (`edgeseg models`); left out, it is the
-    student t2kd-edge.
+    SOURCE is a run, a checkpoint, a shipped student (`edgeseg models`) or an ONNX from elsewhere;
+    left out, it is the student t2kd-edge.
     """
     from .export.plan import make_plan, render_plan
     from .export.target import find_target
@@ -409,18 +413,17 @@ def export(
     if dry_run:
         click.echo(json.dumps(plan.to_dict(), indent=1) if as_json else render_plan(plan))
         return
-    from .export.pipeline import Limits, export_bundle, load_trained
+    from .export.pipeline import Limits, export_bundle
     from .export.summary import render_export
     from .kd import zoo
     from .runtime.files import require_new
-    from .sources import CalibrationRequest, checkpoint_of, frames_for_export
+    from .sources import CalibrationRequest, frames_for_export, load_exportable
 
     named = source or Path(zoo.DEFAULT)
-    out = out or Path(f"{named.resolve().name}-{plan.target.name}".replace("@", "-"))
+    out = out or Path(f"{named.resolve().stem}-{plan.target.name}".replace("@", "-"))
     require_new(out)
-    found = checkpoint_of(named)
+    found, network = load_exportable(named, contract)
     trained_on = found.trained_on()
-    trained = load_trained(found.path)
     frames, note = frames_for_export(
         found,
         CalibrationRequest(dataset, ranges, synthetic_calibration, calib_images),
@@ -428,11 +431,11 @@ def export(
         progress=_progress(quiet),
     )
     exported = export_bundle(
-        trained,
+        network,
         plan,
         out,
         frames,
-        split=found.split_file() if trained_on is None else None,
+        split=found.split_file() if trained_on is None and not found.is_onnx else None,
         trained_on=trained_on or (),
         limits=Limits(max_drop, method),
         progress=_progress(quiet),

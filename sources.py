@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .benchmarks.evidence import Evidence
     from .benchmarks.record import Candidate
     from .export.calibration import CalibrationSet
-    from .export.pipeline import Frames
+    from .export.pipeline import Frames, Network
     from .kd.data.dataset import Dataset, Sample
 
 # What stands in for images where the user has none: drawn anew each time, always the same.
@@ -42,6 +42,7 @@ class Source:
 
     path: Path
     is_bundle: bool
+    is_onnx: bool = False  # from elsewhere: nothing is known of its training
 
     @property
     def folder(self) -> Path:
@@ -93,7 +94,7 @@ class Source:
                     f"trained_on of {self.path} is no list of hashes; export the bundle again",
                 )
             return frozenset(listed)
-        if not zoo.evidence_file(self.path).is_file():
+        if self.is_onnx or not zoo.evidence_file(self.path).is_file():
             return None
         from .benchmarks.evidence import read_evidence
 
@@ -125,6 +126,8 @@ def find_source(path: Path) -> Source:
         return Source(zoo.find_weights(str(path)), is_bundle=False)
     if (path / "manifest.json").is_file() or (path / "SHA256SUMS").is_file():
         return Source(path, is_bundle=True)
+    if path.suffix == ".onnx" and path.is_file():
+        raise InputError("E-SOURCE", f"{path} is ONNX, which only `edgeseg export` takes")
     checkpoint = path / STUDENT_FILE if path.is_dir() else path
     if not checkpoint.is_file():
         raise InputError(
@@ -142,6 +145,26 @@ def checkpoint_of(path: Path) -> Source:
     if source.is_bundle:
         raise InputError("E-SOURCE", f"{path} is a bundle already; name the run or its checkpoint")
     return source
+
+
+def load_exportable(path: Path, contract: Path | None) -> tuple[Source, Network]:
+    """Return what an export starts from: a checkpoint, or an ONNX from elsewhere.
+
+    Args:
+        path: a run, a checkpoint, the name of a shipped student, or an ONNX file.
+        contract: JSON file with the input contract of an ONNX that does not carry it.
+
+    Raises InputError: E-SOURCE, E-CONTRACT, those of `load_checkpoint` and `read_onnx`.
+    """
+    from .export.foreign import read_onnx
+    from .export.pipeline import load_trained
+
+    if path.suffix == ".onnx" and path.is_file():
+        return Source(path, is_bundle=False, is_onnx=True), read_onnx(path, contract)
+    if contract is not None:
+        raise InputError("E-CONTRACT", f"{path} carries its input contract; leave --contract out")
+    found = checkpoint_of(path)
+    return found, load_trained(found.path)
 
 
 def default_part(sources: Sequence[Source]) -> str:
@@ -306,16 +329,17 @@ def _parts_of(source: Source, data: Path | None, progress: Progress) -> _Parts |
     from .kd.data.dataset import read_dataset
     from .kd.data.split import make_split, samples_of
 
-    if source.trained_on() is None:
-        if data is None:
-            raise InputError(
-                "E-CALIB-MISSING",
-                f"{source.path} needs the data set of its run; name it with --calib "
-                "(only a shipped student does without)",
-            )
-        return _Parts(partial(samples_for, source, data), RUN_SPLIT, "val")
+    if data is None and source.trained_on() is None:
+        what = "images with masks" if source.is_onnx else "the data set of its run"
+        raise InputError(
+            "E-CALIB-MISSING",
+            f"{source.path} needs {what}; name them with --calib (only a shipped student does "
+            "without)",
+        )
     if data is None:
         return None
+    if source.trained_on() is None and not source.is_onnx:
+        return _Parts(partial(samples_for, source, data), RUN_SPLIT, "val")
     dataset = read_dataset(data)
     split = make_split(dataset, seed=0, progress=progress)
     return _Parts(
@@ -332,7 +356,7 @@ def _calibration_for(
     from .export.pipeline import read_calibration_frames
 
     if request.record is not None:
-        if source.trained_on() is None:
+        if source.trained_on() is None and not source.is_onnx:
             _require_train_part(request.record, source.split_file())
         return request.record, f"calibrated with {request.record}"
     if request.data is None and not request.synthetic:
@@ -354,6 +378,8 @@ def _calibration_for(
         labels=[each.label for each in samples],
     )
     kind = "phantoms" if chosen is drawn else "images of the train part"
+    if chosen is drawn:  # their files go before the export begins
+        frames = replace(frames, frames=tuple(frames.frames))
     return frames, f"calibrated on {len(frames.frames)} {kind}"
 
 
@@ -388,7 +414,6 @@ def calibrate_shipped(weights: Source, data: Path, images: int, progress: Progre
     """
     from .export.calibration import calibrate
     from .export.pipeline import load_trained, read_calibration_frames
-    from .export.to_onnx import onnx_from_network
     from .kd.data.dataset import read_dataset
     from .kd.data.split import read_split, samples_of
 
@@ -400,7 +425,7 @@ def calibrate_shipped(weights: Source, data: Path, images: int, progress: Progre
         read_image,
         labels=[each.label for each in samples],
     )
-    master = onnx_from_network(trained.network, trained.contract)
+    master = trained.to_onnx()
     record = calibrate(trained.sha256, trained.contract, master, frames, progress=progress)
     return record.to_json()
 

@@ -7,11 +7,11 @@ docs/formats.md).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import onnx
@@ -31,10 +31,32 @@ _MAX_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
+class FramesOnDisk(Sequence[np.ndarray]):
+    """Frames that are read when they are asked for: memory does not grow with their number."""
+
+    paths: tuple[Path, ...]
+    read: Callable[[Path], np.ndarray]  # to uint8 [H, W]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> FramesOnDisk: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | FramesOnDisk:
+        if isinstance(index, slice):
+            return FramesOnDisk(self.paths[index], self.read)
+        return self.read(self.paths[index])
+
+
+@dataclass(frozen=True)
 class CalibrationSet:
     """Frames of the training part whose ranges an INT8 model takes."""
 
-    frames: tuple[np.ndarray, ...]  # uint8 [H, W] each
+    frames: Sequence[np.ndarray]  # uint8 [H, W] each
     sha256: tuple[str, ...]  # of the image files
     origin: Mapping[str, Any]  # goes into the record; "source" tells where the images come from
 

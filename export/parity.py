@@ -171,7 +171,7 @@ def render_hops(hops: Sequence[Hop], trained_dice: float) -> str:
     lines = [
         f"{'against the trained network':28} {'max |Δlogit|':>12} {'flipped':>9} {'mask Dice':>9} "
         f"{'Dice':>7}  drop [95 % interval]         HD95 rise, px",
-        f"{'torch fp32':28} {'':12} {'':9} {'':9} {trained_dice:7.4f}",
+        f"{'itself':28} {'':12} {'':9} {'':9} {trained_dice:7.4f}",
     ]
     lines += [
         f"{hop.name:28} {hop.max_abs:12.2e} {hop.flipped_share:9.4%} {hop.mask_dice:9.4f} "

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -27,7 +27,14 @@ from ..runtime.progress import Progress, quiet
 from . import kit
 from .audit import require_share
 from .calibration import FILE as CALIBRATION_FILE
-from .calibration import METHOD, Calibration, CalibrationSet, calibrate, read_calibration
+from .calibration import (
+    METHOD,
+    Calibration,
+    CalibrationSet,
+    FramesOnDisk,
+    calibrate,
+    read_calibration,
+)
 from .forms import Form, Recipe, make_forms
 from .parity import (
     MAX_FLIPPED,
@@ -53,15 +60,61 @@ _TOOLS = ("torch", "onnx", "onnxruntime", "openvino", "tensorrt-rtx-cu13", "nump
 _WORKSPACE_MIB = 256  # of the device's memory while TensorRT builds
 
 
+class Network(Protocol):
+    """What is exported: a network, its contract, and where it comes from."""
+
+    @property
+    def name(self) -> str:
+        """For the manifest."""
+        ...
+
+    @property
+    def contract(self) -> InputContract:
+        """How frames become inputs and logits become masks."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Of the file that it was read from."""
+        ...
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What is known of its training."""
+        ...
+
+    def to_onnx(self) -> bytes:
+        """Return it as FP32 ONNX: ``image`` float32 [1, 1, H, W] to ``logits`` of that shape."""
+        ...
+
+    def run(self, image: np.ndarray) -> np.ndarray:
+        """Map float32 [1, 1, H, W] to logits of that shape, as the reference for all forms."""
+        ...
+
+
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """What is exported: a network, its contract, and where it comes from."""
+    """A checkpoint as a `Network`."""
 
     name: str
     network: nn.Module
     contract: InputContract
-    sha256: str  # of the checkpoint
+    sha256: str
     provenance: Mapping[str, Any]
+
+    def to_onnx(self) -> bytes:
+        """See `Network`."""
+        from .to_onnx import onnx_from_network
+
+        return onnx_from_network(self.network, self.contract)
+
+    def run(self, image: np.ndarray) -> np.ndarray:
+        """See `Network`; in PyTorch."""
+        import torch
+
+        with torch.inference_mode():
+            logits: np.ndarray = self.network(torch.from_numpy(image)).numpy()
+        return logits
 
 
 @dataclass(frozen=True)
@@ -127,7 +180,7 @@ def read_calibration_frames(
     origin: Mapping[str, Any] = RUN_SPLIT,
     labels: Sequence[str] = (),
 ) -> CalibrationSet:
-    """Read `count` frames drawn by seed, or all when there are fewer.
+    """Choose `count` frames by seed, or all when there are fewer; they are read one at a time.
 
     Args:
         images: files of the training part only.
@@ -141,7 +194,7 @@ def read_calibration_frames(
     chosen = [images[index] for index in order]
     classes = Counter(labels[index] for index in order) if labels else {}
     return CalibrationSet(
-        tuple(read(path) for path in chosen),
+        FramesOnDisk(tuple(chosen), read),
         tuple(sha256_of_file(path) for path in chosen),
         {**origin, "classes": dict(sorted(classes.items()))},
     )
@@ -158,7 +211,7 @@ def load_trained(checkpoint: Path) -> TrainedNetwork:
 
 
 def export_bundle(
-    trained: TrainedNetwork,
+    trained: Network,
     plan: Plan,
     out: Path,
     frames: Frames,
@@ -193,8 +246,6 @@ def export_bundle(
         EngineError: E-EXTRA-MISSING, E-AUDIT, E-RTX-BUILD.
         OutputError: E-OUT-WRITE.
     """
-    from .to_onnx import onnx_from_network
-
     if frames.calibration is None and set(plan.precisions) != {"fp32"}:
         raise InputError(
             "E-CALIB-MISSING", "fp16 and int8 need calibration images; name them with --calib"
@@ -202,10 +253,8 @@ def export_bundle(
     with atomic_folder(out) as folder:
         if split is not None:
             shutil.copyfile(split, folder / SPLIT_FILE)
-        reference = reference_of(
-            _run_of(trained.network), trained.contract, frames.checks, progress=progress
-        )
-        master = onnx_from_network(trained.network, trained.contract)
+        reference = reference_of(trained.run, trained.contract, frames.checks, progress=progress)
+        master = trained.to_onnx()
         first = _check_master(master, reference, progress)
         calibration = _calibration_of(trained, master, frames.calibration, progress)
         recipe = Recipe(plan, master, calibration, limits.method, folder)
@@ -269,7 +318,7 @@ def _check_master(master: bytes, reference: Reference, progress: Progress) -> Ho
 
 
 def _calibration_of(
-    trained: TrainedNetwork,
+    trained: Network,
     master: bytes,
     source: CalibrationSet | Path | None,
     progress: Progress,
@@ -502,14 +551,3 @@ def _versions() -> dict[str, str]:
         each.metadata["Name"].lower(): each.version for each in importlib.metadata.distributions()
     }
     return {name: found[name] for name in _TOOLS if name in found}
-
-
-def _run_of(network: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
-    import torch
-
-    def run(image: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            logits: np.ndarray = network(torch.from_numpy(image)).numpy()
-        return logits
-
-    return run

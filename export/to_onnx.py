@@ -15,6 +15,7 @@ from ..runtime.contract import InputContract
 if TYPE_CHECKING:
     from torch import nn
 
+CONTRACT_KEY = "edgeseg.contract"  # in metadata_props
 OPSET = 17  # the highest that TensorRT 8.5 (JetPack 5) parses
 
 
@@ -45,7 +46,7 @@ def onnx_from_network(network: nn.Module, contract: InputContract) -> bytes:
     _constants_to_initialisers(model.graph)
     model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     entry = model.metadata_props.add()
-    entry.key, entry.value = "edgeseg.contract", json.dumps(contract.to_dict())
+    entry.key, entry.value = CONTRACT_KEY, json.dumps(contract.to_dict())
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString(deterministic=True))
 

@@ -7,8 +7,12 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from edgeseg.export.pipeline import Frames
 
 ROOT = Path(__file__).parent.parent
 # After eight epochs it finds most phantoms' lesions, so that masks are worth comparing.
@@ -47,30 +51,46 @@ def run(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def export_to(phantoms: Path, run: Path) -> Callable[..., Path]:
-    """Export the run as `edgeseg export` does: (target, precision, out, max_drop) -> out."""
+def frames_of(phantoms: Path, run: Path) -> Callable[[str], Frames]:
+    """Return what exports of the run in a precision are calibrated with and judged by."""
     from edgeseg.export.parity import CheckFrame
-    from edgeseg.export.pipeline import export_bundle, load_trained, read_calibration
+    from edgeseg.export.pipeline import Frames, read_calibration_frames
     from edgeseg.runtime.image import read_image
     from edgeseg.sources import checkpoint_of, samples_for
 
     source = checkpoint_of(run)
     images = [sample.image for sample in samples_for(source, phantoms, "train")]
-    checks = [
+    calibration = read_calibration_frames(images, 8, read_image)
+    checks = tuple(
         CheckFrame(sample.read_image(), sample.read_mask(), sample.group)
         for sample in samples_for(source, phantoms, "val")
-    ]
+    )
+    vectors = tuple(check.frame for check in checks[:4])
+
+    def frames(precision: str) -> Frames:
+        return Frames(None if precision == "fp32" else calibration, checks, vectors=vectors)
+
+    return frames
+
+
+@pytest.fixture(scope="session")
+def export_to(frames_of: Callable[[str], Frames], run: Path) -> Callable[..., Path]:
+    """Export the run as `edgeseg export` does: (target, precision, out, max_drop) -> out."""
+    from edgeseg.export.pipeline import Limits, export_bundle, load_trained
+    from edgeseg.export.plan import make_plan
+    from edgeseg.export.target import find_target
+    from edgeseg.sources import checkpoint_of
+
+    source = checkpoint_of(run)
 
     def export(target: str, precision: str, out: Path, max_drop: float = 1.0) -> Path:
         return export_bundle(
             load_trained(source.path),
-            target,
-            precision,
+            make_plan(find_target(target), precision),
             out,
-            calibration=read_calibration(images, 8, read_image) if precision == "int8" else None,
-            checks=checks,
+            frames_of(precision),
             split=source.split_file(),
-            max_drop=max_drop,
+            limits=Limits(max_drop),
         ).path
 
     return export

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from edgeseg.benchmarks.complexity import count_complexity, macs_of_nodes
 from edgeseg.export import audit
@@ -18,7 +19,9 @@ from edgeseg.export.audit import (
     achieved_in_rtx,
     require_share,
 )
-from edgeseg.export.quantize import fp16_from_onnx
+from edgeseg.export.qdq import qdq_from_onnx
+from edgeseg.export.ranges import measure_ranges
+from edgeseg.export.to_half import half_from_onnx
 from edgeseg.export.to_openvino import openvino_from_onnx
 from edgeseg.export.to_rtx import PlanLayer, plan_from_onnx
 from edgeseg.runtime.errors import EngineError, Refused
@@ -95,9 +98,19 @@ def in_onnxruntime(model):
 
 
 def ir_of(model, folder, precision):
+    if precision == "int8":
+        model = quantised(model)
+    openvino_from_onnx(model, folder, half=precision == "fp16")
+    return tuple((folder / name).read_bytes() for name in ("model.xml", "model.bin"))
+
+
+def quantised(model):
+    """The form of the x86 target."""
     images = [np.random.default_rng(0).normal(size=(1, 4, 16, 16)).astype(np.float32)]
-    names = openvino_from_onnx(model, folder, precision=precision, images=images)
-    return tuple((folder / name).read_bytes() for name in names)
+    inferred = shape_inference.infer_shapes(onnx.load_model_from_string(model))
+    model = inferred.SerializeToString()
+    amax = measure_ranges(model, images).amax("mse")
+    return qdq_from_onnx(model, amax, unsigned=True, weight_bits=7)
 
 
 def achieved(*nodes, engine="engine"):
@@ -198,7 +211,7 @@ def test_quantised_transposed_convolution_falls_back_to_float_in_rtx():
 
 
 def test_fp16_graph_runs_in_half_in_rtx_but_in_fp32_in_onnxruntime_on_a_cpu():
-    half = fp16_from_onnx(FP32)
+    half = half_from_onnx(FP32)
     assert in_rtx(half).macs == {"fp16": BODY + HEAD}
     assert in_onnxruntime(half).macs == {"fp32": BODY + HEAD}
 

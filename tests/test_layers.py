@@ -28,9 +28,7 @@ PACKAGES = {
     "edgeseg.benchmarks.complexity": {"numpy", "onnx", "google"},
     "edgeseg.benchmarks": {"numpy", "PIL"},
     "edgeseg.export.kit": {"numpy", *KIT_MODULES},
-    "edgeseg.export": {
-        *("numpy", "torch", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt_rtx"),
-    },
+    "edgeseg.export": {"numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt_rtx"},
     "edgeseg.cli": {"click", "tqdm", "numpy"},
     "edgeseg.ablation": {"numpy"},
     "edgeseg": set(),
@@ -43,7 +41,7 @@ LAYERS = {
     "edgeseg.export.kit": ("edgeseg.export.kit",),
     "edgeseg.export": (
         *("edgeseg.export", "edgeseg.runtime", "edgeseg.__version__"),
-        *("edgeseg.benchmarks.complexity", "edgeseg.kd.checkpoint"),
+        *("edgeseg.benchmarks.complexity", "edgeseg.benchmarks.latency", "edgeseg.kd.checkpoint"),
     ),
     "edgeseg.cli": ("edgeseg",),
     "edgeseg.sources": tuple(f"edgeseg.{folder}" for folder in FOLDERS),
@@ -171,7 +169,8 @@ def test_exporter_uses_training_in_one_place_only():
 
 def test_onnx_and_torch_are_not_imported_to_open_the_export_table():
     # Else `edgeseg targets` would wait for them.
-    for name in ("edgeseg.export.target", "edgeseg.export", "edgeseg.runtime.errors"):
+    names = ("edgeseg.export.target", "edgeseg.export.plan", "edgeseg.export")
+    for name in (*names, "edgeseg.runtime.errors"):
         packages = {each.package for each in imports_of(name, MODULES[name].read_text())}
         assert packages <= STDLIB | {"__future__", "edgeseg"}
 
@@ -222,6 +221,7 @@ def test_import_in_the_wrong_direction_is_found(module, source):
         ("edgeseg.benchmarks.complexity", "def f():\n    import onnx"),
         ("edgeseg.benchmarks.complexity", "if TYPE_CHECKING:\n    import onnx"),
         ("edgeseg.export.pipeline", "from ..benchmarks.complexity import count_complexity"),
+        ("edgeseg.export.verdict", "from ..benchmarks.latency import measure_interleaved"),
         ("edgeseg.cli", "import click\ndef f():\n    from .sources import find_source"),
     ],
 )
@@ -272,7 +272,7 @@ def test_importing_the_whole_runtime_pulls_in_no_training_package_and_no_engine(
     names = [name for name in MODULES if below(name, "edgeseg.runtime")]
     names = [name for name in names if name.split(".")[-1] not in ("ort", "ov")]
     assert {"edgeseg.runtime", "edgeseg.runtime.session", "edgeseg.runtime.predict"} <= set(names)
-    heavy = ("torch", "click", "onnx", "openvino", "onnxruntime", "nncf", "tqdm", "edgeseg.kd")
+    heavy = ("torch", "click", "onnx", "openvino", "onnxruntime", "tqdm", "edgeseg.kd")
     assert loaded_by("import " + ", ".join(names), *heavy) == set()
 
 

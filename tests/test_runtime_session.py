@@ -99,9 +99,16 @@ def test_engine_asked_for_by_name_but_not_installed_is_refused(int8, without, en
 
 
 def test_engine_that_the_bundle_has_no_model_for_is_refused(bundle_of):
-    with pytest.raises(InputError, match="it has onnxruntime") as caught:
-        open_session(bundle_of("jetson", "fp16"), engine="openvino")
+    with pytest.raises(InputError, match="it has openvino") as caught:
+        open_session(bundle_of("x86-cpu", "fp16"), engine="onnxruntime")
     assert caught.value.code == "E-ENGINE-NOT-IN-BUNDLE"
+
+
+@pytest.mark.parametrize(("target", "engine"), [("jetson", "tensorrt"), ("rtx", "tensorrt-rtx")])
+def test_bundle_that_only_its_device_runs_says_so(bundle_of, target, engine):
+    with pytest.raises(EngineError, match=f"is for {engine} on ") as caught:
+        open_session(bundle_of(target, "fp16"))
+    assert caught.value.code == "E-ENGINE-DEVICE"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
