@@ -360,7 +360,7 @@ def models(as_json: bool) -> None:
 @click.option(
     "--method",
     type=click.Choice(("min-max", "percentile", "mse", "entropy")),
-    default="mse",
+    default="entropy",
     show_default=True,
     help="How a range is chosen from a histogram.",
 )
@@ -371,6 +371,13 @@ def models(as_json: bool) -> None:
     show_default=True,
     help="Largest accepted loss of mean Dice on the val part, at the upper end of its 95 % "
     "interval.",
+)
+@click.option(
+    "--max-hd95-rise",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    help="Largest accepted rise of mean HD95, px; refused where the whole 95 % interval is above.",
 )
 @click.option("--dla", type=click.IntRange(0), help="Build for this DLA core of a Jetson.")
 @click.option(
@@ -393,6 +400,7 @@ def export(
     synthetic_calibration: bool,
     method: str,
     max_drop: float,
+    max_hd95_rise: float,
     dla: int | None,
     calibration_cache: bool,
     contract: Path | None,
@@ -437,7 +445,7 @@ def export(
         frames,
         split=found.split_file() if trained_on is None and not found.is_onnx else None,
         trained_on=trained_on or (),
-        limits=Limits(max_drop, method),
+        limits=Limits(max_drop, max_hd95_rise, method),
         progress=_progress(quiet),
     )
     if as_json:

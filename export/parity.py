@@ -166,6 +166,22 @@ def require_accuracy(hop: Hop, max_drop: float) -> None:
         )
 
 
+def require_boundary(hop: Hop, max_rise_px: float) -> None:
+    """Raise Refused (E-BOUNDARY) when HD95 is shown to rise by more than the limit.
+
+    The lower end of the rise's 95 % interval is compared: HD95 jumps where a far spot of a few
+    pixels comes or goes, so on some tens of frames no useful upper end can be shown. NaN, for
+    fewer than two groups of frames in which both masks have a boundary, passes.
+    """
+    if hop.hd95_rise_low_px > max_rise_px:
+        raise Refused(
+            "E-BOUNDARY",
+            f"{hop.name} moves the boundary: HD95 rises by {hop.hd95_rise_px:.2f} px on average "
+            f"(95 % interval {hop.hd95_rise_low_px:.2f} to {hop.hd95_rise_high_px:.2f}), allowed "
+            f"are {max_rise_px:.2f} at the lower end; use a higher precision",
+        )
+
+
 def render_hops(hops: Sequence[Hop], trained_dice: float) -> str:
     """Return the parity table as text."""
     lines = [

@@ -44,6 +44,7 @@ from .parity import (
     check_hop,
     reference_of,
     require_accuracy,
+    require_boundary,
     require_parity,
 )
 from .plan import AUTO, MIN_SHARE, Plan
@@ -132,6 +133,7 @@ class Limits:
     """The gates."""
 
     max_drop: float = 0.005  # of Dice, at the upper end of the 95 % interval
+    max_hd95_rise_px: float = 1.0  # at the lower end: single frames make it too noisy for more
     method: str = METHOD  # of calibration, key in `ranges.METHODS`
 
 
@@ -241,7 +243,7 @@ def export_bundle(
     Raises:
         InputError: E-OUT-EXISTS, E-CALIB-MISSING, E-CALIB-EMPTY, E-CALIB-READ, E-CALIB-METHOD,
             E-PARITY-FRAMES.
-        Refused: E-PARITY, E-ACCURACY, E-PRECISION-FALLBACK, E-CALIB-RANGE, E-CALIB-KEY,
+        Refused: E-PARITY, E-ACCURACY, E-BOUNDARY, E-PRECISION-FALLBACK, E-CALIB-RANGE, E-CALIB-KEY,
             E-RTX-PARSE.
         EngineError: E-EXTRA-MISSING, E-AUDIT, E-RTX-BUILD.
         OutputError: E-OUT-WRITE.
@@ -287,6 +289,7 @@ def export_bundle(
             "evidence": {
                 "part": frames.checks_are,
                 "max_drop": limits.max_drop,
+                "max_hd95_rise_px": limits.max_hd95_rise_px,
                 "frames": len(frames.checks),
                 "trained_dice": reference.mean_dice,
                 "parity": [hop.to_dict() for hop in hops],
@@ -395,6 +398,7 @@ def _gate(
             hop = check_hop(form.name, form.run, reference, progress=progress)
             require_parity(hop, precision)
             require_accuracy(hop, limits.max_drop)
+            require_boundary(hop, limits.max_hd95_rise_px)
             hops.append(hop)
     except Refused as error:
         return error
