@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from math import prod
@@ -25,6 +25,7 @@ import numpy as np
 
 from ..benchmarks.complexity import macs_of_nodes
 from ..runtime.errors import EngineError, Refused
+from .plan import MIN_SHARE
 from .to_rtx import PlanLayer
 
 _WIDTH = ("int8", "fp16", "bf16", "fp32")  # the widest operand names a product's precision
@@ -93,6 +94,19 @@ def require_share(achieved: Achieved, precision: str, minimum: float) -> None:
         f"{achieved.engine} runs {achieved.share(precision):.1%} in it; not so: "
         f"{layers or 'no layer has any'}{more}; export another precision",
     )
+
+
+def least_share(master: bytes, precision: str, kept_float: Collection[str]) -> float:
+    """Return the share of MACs that must run in a precision; what was kept in float is no fault.
+
+    Args:
+        master: the network as ONNX.
+        precision: key in `MIN_SHARE`.
+        kept_float: names of convolutions that were left in float on purpose.
+    """
+    macs = dict(macs_of_nodes(master))
+    kept = sum(macs[name] for name in kept_float) / sum(macs.values())
+    return MIN_SHARE[precision] * (1 - kept)
 
 
 # --- OpenVINO ------------------------------------------------------------------------------------

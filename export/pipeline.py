@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,16 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .. import __version__
-from ..benchmarks.complexity import count_complexity, macs_of_nodes
+from ..benchmarks.complexity import count_complexity
 from ..runtime.bundle import SPLIT_FILE, open_bundle, seal_bundle
 from ..runtime.contract import InputContract
 from ..runtime.engines import available_threads, open_engine
 from ..runtime.errors import InputError, Refused
 from ..runtime.files import atomic_folder, sha256_of_file
-from ..runtime.image import input_from_frame
 from ..runtime.progress import Progress, quiet
-from . import kit
-from .audit import require_share
+from .audit import least_share, require_share
 from .calibration import FILE as CALIBRATION_FILE
 from .calibration import (
     METHOD,
@@ -37,7 +33,6 @@ from .calibration import (
 )
 from .forms import Form, Recipe, make_forms
 from .parity import (
-    MAX_FLIPPED,
     CheckFrame,
     Hop,
     Reference,
@@ -47,18 +42,17 @@ from .parity import (
     require_boundary,
     require_parity,
 )
-from .plan import AUTO, MIN_SHARE, Plan
-from .qdq import calibration_cache, quantisable_convolutions
+from .plan import AUTO, Plan
+from .qdq import quantisable_convolutions
 from .sensitivity import Sensitivity, rank_convolutions
+from .to_kit import write_kit
 from .verdict import Verdict, measure_verdicts
 
 if TYPE_CHECKING:
     from torch import nn
 
-_KIT = Path(__file__).parent / "kit"
 RUN_SPLIT: Mapping[str, Any] = MappingProxyType({"source": "split of the run"})
 _TOOLS = ("torch", "onnx", "onnxruntime", "openvino", "tensorrt-rtx-cu13", "numpy", "pillow")
-_WORKSPACE_MIB = 256  # of the device's memory while TensorRT builds
 
 
 class Network(Protocol):
@@ -266,7 +260,8 @@ def export_bundle(
         shipped = {chosen: proved[chosen]} if plan.target.kind == "cpu" else proved
         models = _write_models(folder, shipped)
         if plan.target.kind == "tensorrt":
-            _write_kit(folder, recipe, shipped, frames.vectors, trained.contract, chosen)
+            forms = {name: each.forms[0] for name, each in shipped.items()}
+            write_kit(folder, recipe, forms, frames.vectors, trained.contract, chosen)
         if calibration is not None and any(name != "fp32" for name in shipped):
             (folder / CALIBRATION_FILE).write_text(calibration.to_json(), encoding="utf-8")
         kept_float = proved["int8"].forms[0].kept_float if "int8" in proved else ()
@@ -434,74 +429,6 @@ def _write_models(folder: Path, shipped: Mapping[str, _Proved]) -> dict[str, tup
             names = dict.fromkeys((*models.get(form.engine, ()), *form.files))
             models[form.engine] = tuple(names)
     return models
-
-
-def _write_kit(
-    folder: Path,
-    recipe: Recipe,
-    shipped: Mapping[str, _Proved],
-    vectors: Sequence[np.ndarray],
-    contract: InputContract,
-    default: str,
-) -> None:
-    """Write what builds and verifies the engine on the device; see kit/kit_files.py."""
-    target = recipe.plan.target
-    for name in kit.FILES:
-        shutil.copyfile(_KIT / name, folder / name)
-    builds = {name: recipe.plan.builds[name] for name in shipped}
-    if "int8" in shipped and target.tensorrt_version[0] < 11 and recipe.calibration is not None:
-        cache = calibration_cache(
-            recipe.master, recipe.calibration.amax[recipe.method], str(target.tensorrt)
-        )
-        (folder / "calib.cache").write_text(cache, encoding="utf-8")
-    (folder / "vectors").mkdir()
-    inputs = np.concatenate([input_from_frame(frame, contract) for frame in vectors])
-    _write_array(folder / "vectors" / "input.npy", inputs)
-    for name, proved in shipped.items():
-        logits = [proved.forms[0].run(image[None]) for image in inputs]
-        _write_array(folder / "vectors" / f"{name}.npy", np.concatenate(logits))
-    shape = [1, 1, contract.height, contract.width]
-    content = {
-        "schema": "edgeseg.kit/1",
-        "target": target.name,
-        "tensorrt": ".".join(map(str, target.tensorrt_version[:2])),
-        "compute_capability": next(iter(target.compute_capabilities), None),
-        "default": default,
-        "input": {"name": "image", "shape": shape},
-        "output": {"name": "logits", "shape": shape},
-        "logit_threshold": contract.logit_threshold,
-        "workspace_mib": _WORKSPACE_MIB,
-        "builds": {
-            name: {
-                "onnx": build.onnx,
-                "typed": build.typed,
-                "flags": list(build.flags),
-                "cache": build.cache,
-                "dla_core": build.dla_core,
-                "min_share": least_share(recipe.master, name, shipped[name].forms[0].kept_float),
-            }
-            for name, build in builds.items()
-        },
-        "vectors": {
-            "input": "vectors/input.npy",
-            "expected": {name: f"vectors/{name}.npy" for name in shipped},
-            "max_flipped": {name: MAX_FLIPPED[name] for name in shipped},
-        },
-    }
-    (folder / "kit.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def least_share(master: bytes, precision: str, kept_float: Collection[str]) -> float:
-    """Return the share of MACs that must run in a precision; what was kept in float is no fault."""
-    macs = dict(macs_of_nodes(master))
-    kept = sum(macs[name] for name in kept_float) / sum(macs.values())
-    return MIN_SHARE[precision] * (1 - kept)
-
-
-def _write_array(path: Path, array: np.ndarray) -> None:
-    buffer = BytesIO()
-    np.save(buffer, np.ascontiguousarray(array, np.float32), allow_pickle=False)
-    path.write_bytes(buffer.getvalue())
 
 
 def _complexity_facts(master: bytes, shipped: Mapping[str, _Proved], chosen: str) -> dict[str, Any]:

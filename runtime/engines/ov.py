@@ -58,10 +58,14 @@ class OpenVinoEngine:
 
 
 def _convolution_types(runtime_model: ov.Model) -> str:
-    """Count the executed convolutions by the type they really run in, such as ``i8 31, f32 4``."""
+    """Count the executed convolutions by the type that their kernels read, as ``f32 4, u8 31``.
+
+    A kernel's name ends in it (``brgconv_avx2_f32``); the ``runtimePrecision`` beside it says f16
+    for weights that are only stored so.
+    """
     types: Counter[str] = Counter()
     for node in runtime_model.get_ops():
         info = node.get_rt_info()
         if "layerType" in info and "Convolution" in str(info["layerType"].value):
-            types[str(info["runtimePrecision"].value)] += 1
+            types[str(info["primitiveType"].value).rpartition("_")[2].lower()] += 1
     return ", ".join(f"{name} {count}" for name, count in sorted(types.items()))
