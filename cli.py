@@ -455,7 +455,7 @@ def export(
         return
     if source is None:
         click.echo(f"no SOURCE was named: the shipped student {zoo.DEFAULT}")
-    click.echo(f"target: {plan.target.name}\n{note}\n{render_export(exported)}")
+    click.echo(f"target: {plan.target.name}\n{note}\n{render_export(exported, plan)}")
 
 
 @cli.command()

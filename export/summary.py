@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from .parity import render_hops
 from .pipeline import Exported
+from .plan import Plan
 from .verdict import render_verdicts
 
 
-def render_export(exported: Exported) -> str:
+def render_export(exported: Exported, plan: Plan) -> str:
     """Return the parity chain, what really runs in which precision, the verdict and the place."""
     lines = [render_hops(exported.hops, exported.trained_dice), ""]
     lines += [
@@ -18,5 +19,8 @@ def render_export(exported: Exported) -> str:
         lines.append(f"kept in float to pass the gate: {', '.join(exported.kept_float)}")
     if exported.verdicts or exported.refused:
         lines.append(render_verdicts(exported.verdicts, exported.refused))
+    lines += [f"note: {note}" for note in plan.notes]
     lines.append(f"bundle: {exported.path} ({exported.precision})")
+    if plan.target.kind == "tensorrt":
+        lines.append("on the device, in the bundle: python3 build_engine.py --help")
     return "\n".join(lines)
