@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from edgeseg.export import forms, kit
+from edgeseg.export import forms, kit, pipeline
 from edgeseg.export.calibration import read_calibration
 from edgeseg.export.kit.kit_files import read_kit
 from edgeseg.export.parity import (
@@ -25,6 +25,7 @@ from edgeseg.export.parity import (
     exact_run,
     reference_of,
     require_accuracy,
+    require_boundary,
     require_parity,
 )
 from edgeseg.export.pipeline import (
@@ -468,6 +469,14 @@ def test_upper_end_of_the_drop_at_the_limit_passes_and_one_above_or_unmeasured_d
         assert caught.value.code == "E-ACCURACY"
 
 
+def test_rise_of_hd95_is_refused_only_where_its_whole_interval_is_above_the_limit():
+    require_boundary(hop(hd95_rise_px=3.0, hd95_rise_low_px=1.0, hd95_rise_high_px=9.0), 1.0)
+    require_boundary(hop(hd95_rise_low_px=float("nan")), 1.0)
+    with pytest.raises(Refused) as caught:
+        require_boundary(hop(hd95_rise_low_px=1.1), 1.0)
+    assert caught.value.code == "E-BOUNDARY"
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_too_many_flipped_pixels_or_a_logit_that_is_not_finite_is_refused(precision):
     limit = MAX_FLIPPED[precision]
@@ -500,7 +509,8 @@ def files_that_differ(first, second):
 @pytest.fixture(scope="module")
 def export_command(phantoms, run):
     """The command that exports the run for x86 in FP32, but for `--out`."""
-    command = [sys.executable, "-m", "edgeseg", "export", str(run), "--target", "x86-cpu"]
+    code = "from edgeseg import sources; sources.PHANTOMS = 8; from edgeseg.cli import cli; cli()"
+    command = [sys.executable, "-c", code, "export", str(run), "--target", "x86-cpu"]
     return [*command, "--precision", "fp32", "--calib", str(phantoms), "--quiet", "--out"]
 
 
@@ -552,6 +562,8 @@ def test_number_that_is_no_number_on_any_frame_fails_parity():
 
 def test_int8_in_name_only_is_refused_and_leaves_no_folder(export_to, tmp_path, monkeypatch):
     monkeypatch.setattr(forms, "qdq_from_onnx", lambda model, amax, **how: model)
+    monkeypatch.setattr(pipeline, "rank_convolutions", lambda *arguments, **options: ())
+    monkeypatch.setattr(pipeline, "quantisable_convolutions", lambda master: ())  # no second try
     with pytest.raises(Refused, match=r"openvino runs 0\.0% in it") as caught:
         export_to("x86-cpu", "int8", tmp_path / "out")
     assert caught.value.code == "E-PRECISION-FALLBACK"

@@ -23,6 +23,10 @@ import numpy as np
 import pytest
 
 from edgeseg.export.kit import FILES
+from edgeseg.export.parity import exact_run
+from edgeseg.export.pipeline import Limits, export_bundle, load_trained
+from edgeseg.export.plan import make_plan
+from edgeseg.export.target import find_target
 from edgeseg.tests import tensorrt_standin as standin
 
 KIT = Path(__file__).parent.parent / "export" / "kit"
@@ -321,6 +325,80 @@ def test_stand_in_has_no_name_that_its_version_lacks():
         eleven.IBuilderConfig().int8_calibrator = None
     with pytest.raises(AttributeError):
         eight.Builder(None).create_netwrok(0)
+
+
+# --- kits that were exported ---------------------------------------------------------------------
+
+EXPORTED = (1, 1, 64, 64)
+WEAK_FLAGS = {"fp32": [], "fp16": ["FP16"], "int8": ["FP16", "INT8"]}
+
+
+def play_exported(monkeypatch, version, capability, answer, precision, **changes):
+    """Play a device that answers to the frames of a real kit as told."""
+    tensors = (("image", EXPORTED, "FLOAT"), ("logits", EXPORTED, "FLOAT"))
+    layers = information(convolution(DATATYPES[precision]))
+    world = standin.World(answer, layers, tensors, **changes)
+    standin.install(monkeypatch, version, world)
+    fake_cuda_python(monkeypatch, capability)
+    return world
+
+
+@pytest.mark.parametrize("precision", DATATYPES)
+@pytest.mark.parametrize(
+    ("target", "version", "capability", "network_flags"),
+    [
+        ("xavier-nx@jp5.1", "8.5", (7, 2), "EXPLICIT_BATCH"),
+        ("jetson", "10.3", (8, 7), "STRONGLY_TYPED"),
+        ("agx-orin-64@jp7.2.2", "11.4", (8, 7), "0"),
+    ],
+)
+def test_exported_kit_is_built_and_proved_on_the_device_it_was_made_for(
+    target, version, capability, network_flags, precision, command, bundle_of, monkeypatch, tmp_path
+):
+    folder = bundle_of(target, "auto")
+    onnx = folder / json.loads((folder / "kit.json").read_text())["builds"][precision]["onnx"]
+    answer = exact_run(onnx.read_bytes(), 1)
+    world = play_exported(monkeypatch, version, capability, answer, precision)
+    plan = tmp_path / "e.plan"
+    code, _, stderr = command(folder, "--precision", precision, "--out", plan)
+    assert code == 0, stderr
+    assert world.calls[0] == f"create_network {network_flags}"
+    flags = [each.split()[1] for each in world.calls if each.startswith("set_flag ")]
+    assert flags == (WEAK_FLAGS[precision] if version == "8.5" else [])
+    assert world.calibration is None  # its ranges are in the Q/DQ pairs
+    facts = json.loads((tmp_path / "e.plan.json").read_text())
+    assert facts["onnx_sha256"] == sha256(onnx.read_bytes())
+    assert facts["kit_sha256"] == sha256((folder / "SHA256SUMS").read_bytes())
+    assert (facts["vectors"]["frames"], facts["vectors"]["flipped_share"]) == (4, 0.0)
+
+
+def test_exported_kit_builds_fp16_unless_told_otherwise(command, bundle_of, monkeypatch, tmp_path):
+    folder = bundle_of("jetson", "auto")
+    answer = exact_run((folder / "fp16.onnx").read_bytes(), 1)
+    play_exported(monkeypatch, "10.3", (8, 7), answer, "fp16")
+    assert command(folder, "--out", tmp_path / "e.plan")[0] == 0
+    assert json.loads((tmp_path / "e.plan.json").read_text())["precision"] == "fp16"
+
+
+def test_exported_kit_for_a_dla_core_gives_it_the_calibration_cache(
+    command, frames_of, run, monkeypatch, tmp_path
+):
+    folder = export_bundle(
+        load_trained(run / "student.safetensors"),
+        make_plan(find_target("xavier-nx@jp5.1"), "int8", dla_core=1),
+        tmp_path / "kit",
+        frames_of("int8"),
+        split=run / "split.json",
+        limits=Limits(max_drop=1.0, max_hd95_rise_px=100.0),
+    ).path
+    answers = iter(np.load(folder / "vectors" / "int8.npy")[:, None])
+    world = play_exported(
+        monkeypatch, "8.5", (7, 2), lambda frame: next(answers), "int8", dla_cores=2
+    )
+    code, _, stderr = command(folder, "--out", tmp_path / "e.plan")
+    assert code == 0, stderr
+    assert "DLA_core = 1" in world.calls
+    assert world.calibration == (folder / "calib.cache").read_bytes()
 
 
 # --- what is written -----------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeseg.export.audit import achieved_in_rtx, require_share
 from edgeseg.export.pipeline import load_trained
-from edgeseg.export.quantize import fp16_from_onnx, qdq_from_onnx
-from edgeseg.export.to_onnx import onnx_from_network
+from edgeseg.export.qdq import qdq_from_onnx
+from edgeseg.export.ranges import measure_ranges
+from edgeseg.export.to_half import half_from_onnx
 from edgeseg.export.to_rtx import (
     COMPUTE_CAPABILITIES,
     _bytes_from_log,
@@ -26,29 +27,43 @@ from edgeseg.runtime.errors import EngineError, InputError, Refused
 from edgeseg.runtime.image import input_from_frame
 
 STUDENTS = available_names()
-TYPES = {"fp32": "Float", "fp16": "Half", "int8": "Int8"}
-BITS = {"fp32": 32, "fp16": 16, "int8": 8}
+# Form -> the type that its convolutions run in, and that of those with one output channel, which
+# stay in float when a network is quantised.
+TYPES = {
+    "fp32": ("Float", "Float"),
+    "fp16": ("Half", "Half"),
+    "qdq": ("Int8", "Float"),
+    "qdq-fp16": ("Int8", "Half"),  # what ships as int8
+}
+PRECISIONS = {"Float": "fp32", "Half": "fp16", "Int8": "int8"}
+BITS = {"Float": 32, "Half": 16, "Int8": 8}
 
 
 @functools.cache
-def onnx_of(student, precision):
-    trained = load_trained(find_weights(student))
-    if precision == "fp32":
-        return onnx_from_network(trained.network, trained.contract)
-    if precision == "fp16":
-        return fp16_from_onnx(onnx_of(student, "fp32"))
+def onnx_of(student, form):
+    if form == "fp32":
+        return load_trained(find_weights(student)).to_onnx()
+    if form == "fp16":
+        return half_from_onnx(onnx_of(student, "fp32"))
+    base = onnx_of(student, "fp16" if form == "qdq-fp16" else "fp32")
+    return qdq_from_onnx(base, amax_of(student))
+
+
+@functools.cache
+def amax_of(student):
+    contract = load_trained(find_weights(student)).contract
     frames = np.random.default_rng(0).integers(0, 256, (4, 150, 170), dtype=np.uint8)
-    images = [input_from_frame(frame, trained.contract) for frame in frames]
-    return qdq_from_onnx(onnx_of(student, "fp32"), images)
+    images = [input_from_frame(frame, contract) for frame in frames]
+    return measure_ranges(onnx_of(student, "fp32"), images).amax("entropy")
 
 
 @pytest.fixture(scope="module")
 def plan_of():
-    """(student, precision, compute capability) -> plan, each built once."""
+    """(student, form, compute capability) -> plan, each built once."""
 
     @functools.cache
-    def plan(student, precision, compute_capability):
-        return plan_from_onnx(onnx_of(student, precision), compute_capability)
+    def plan(student, form, compute_capability):
+        return plan_from_onnx(onnx_of(student, form), compute_capability)
 
     return plan
 
@@ -80,8 +95,8 @@ def tiny_conv(name="body", **shapes):
 # --- the shipped students ------------------------------------------------------------------------
 
 EVERY = pytest.mark.parametrize(
-    ("student", "precision", "compute_capability"),
-    [(name, kind, cc) for name in STUDENTS for kind in TYPES for cc in COMPUTE_CAPABILITIES],
+    ("student", "form", "compute_capability"),
+    [(name, form, cc) for name in STUDENTS for form in TYPES for cc in COMPUTE_CAPABILITIES],
 )
 
 
@@ -91,8 +106,8 @@ def test_both_students_are_built_for_three_gpu_generations():
 
 
 @EVERY
-def test_plan_is_built_without_a_gpu(plan_of, student, precision, compute_capability):
-    built = plan_of(student, precision, compute_capability)
+def test_plan_is_built_without_a_gpu(plan_of, student, form, compute_capability):
+    built = plan_of(student, form, compute_capability)
     assert built.plan.startswith(b"vtrt")
     assert built.compute_capability == compute_capability
     assert len(built.plan) > built.weights_bytes > 0
@@ -102,42 +117,42 @@ def test_plan_is_built_without_a_gpu(plan_of, student, precision, compute_capabi
 
 @EVERY
 def test_every_convolution_runs_in_the_type_it_was_exported_in(
-    plan_of, student, precision, compute_capability
+    plan_of, student, form, compute_capability
 ):
     convolutions = convolutions_of(student)
-    layers = plan_of(student, precision, compute_capability).layers
+    layers = plan_of(student, form, compute_capability).layers
     types = {
         name: (layer.input_type, layer.weight_type)
         for layer in layers
         for name in convolutions
         if layer.kind == "correlation" and name in layer.origins
     }
+    many, one = TYPES[form]
     wanted = {
-        # Those with one output channel stay in float when a network is quantised.
-        name: ("Float",) * 2 if precision == "int8" and channels == 1 else (TYPES[precision],) * 2
-        for name, channels in convolutions.items()
+        name: (one if channels == 1 else many,) * 2 for name, channels in convolutions.items()
     }
     assert types == wanted
 
 
 @EVERY
 def test_all_macs_but_those_of_one_channel_run_in_the_precision(
-    plan_of, student, precision, compute_capability
+    plan_of, student, form, compute_capability
 ):
-    layers = plan_of(student, precision, compute_capability).layers
-    achieved = achieved_in_rtx(onnx_of(student, precision), layers)
-    require_share(achieved, precision, 0.999 if precision == "int8" else 1.0)
-    fallen = {node.name for node in achieved.nodes if node.precision != precision}
+    layers = plan_of(student, form, compute_capability).layers
+    achieved = achieved_in_rtx(onnx_of(student, form), layers)
+    many, one = (PRECISIONS[kind] for kind in TYPES[form])
+    require_share(achieved, many, 0.999 if many == "int8" else 1.0)
+    fallen = {node.name: node.precision for node in achieved.nodes if node.precision != many}
     single = {name for name, channels in convolutions_of(student).items() if channels == 1}
-    assert fallen == (single if precision == "int8" else set())
+    assert fallen == (dict.fromkeys(single, one) if many == "int8" else {})
 
 
 @pytest.mark.parametrize("student", STUDENTS)
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_weights_of_a_plan_shrink_with_their_bits(plan_of, student, precision):
+@pytest.mark.parametrize("form", ["fp16", "qdq", "qdq-fp16"])
+def test_weights_of_a_plan_shrink_with_their_bits(plan_of, student, form):
     full = plan_of(student, "fp32", "8.6").weights_bytes
-    shrunk = plan_of(student, precision, "8.6").weights_bytes
-    assert shrunk / full == pytest.approx(BITS[precision] / 32, abs=0.02)
+    shrunk = plan_of(student, form, "8.6").weights_bytes
+    assert shrunk / full == pytest.approx(BITS[TYPES[form][0]] / 32, abs=0.02)
 
 
 def test_each_build_lists_only_its_own_layers():

@@ -21,6 +21,7 @@ from edgeseg.benchmarks.card import draw_cases, render_card, worst_of
 from edgeseg.benchmarks.evidence import evidence_to_json, read_evidence, settings_of
 from edgeseg.benchmarks.record import from_json
 from edgeseg.cli import cli
+from edgeseg.export.kit.kit_files import read_kit
 from edgeseg.kd import zoo
 from edgeseg.kd.checkpoint import load_checkpoint, save_checkpoint
 from edgeseg.kd.data.dataset import read_dataset
@@ -32,7 +33,7 @@ from edgeseg.runtime.files import sha256_of_file
 
 INPUT, REFUSED = 2, 3
 NAME = "t2kd-edge"
-SUFFIXES = (".safetensors", ".json", ".md", "-phantoms.png")
+SUFFIXES = (".safetensors", ".json", ".calibration.json", ".md", "-phantoms.png")
 
 
 def call(*arguments):
@@ -271,7 +272,8 @@ def test_damaged_evidence_is_refused(damage, code, zoo_folder, fresh):
 
 
 def export_options(out, precision):
-    return ("--target", "x86-cpu", "--precision", precision, "--max-drop", 1, "--out", out, "-q")
+    gates = ("--max-drop", 1, "--max-hd95-rise", 100)
+    return ("--target", "x86-cpu", "--precision", precision, *gates, "--out", out, "-q")
 
 
 @pytest.fixture
@@ -281,19 +283,48 @@ def bundle(zoo_folder, tmp_path):
     return tmp_path / "bundle"
 
 
-def test_export_without_data_calibrates_on_phantoms_and_says_so(zoo_folder, tmp_path):
+def test_export_without_data_takes_the_ranges_that_ship_and_says_so(zoo_folder, tmp_path, phantoms):
     text = ok("export", *export_options(tmp_path / "b", "int8"))
     assert f"no SOURCE was named: the shipped student {NAME}\n" in text
     assert "checked on the val part of 24 phantoms, seed 0" in text
+    assert "calibrated with the ranges that ship with the student\n" in text
     manifest = open_bundle(tmp_path / "b").manifest
     calibration = manifest.provenance["calibration"]
-    facts = {key: calibration[key] for key in ("source", "seed", "count", "part")}
-    assert facts == {"source": "phantoms", "seed": 0, "count": 24, "part": "train"}
+    assert (calibration["source"], calibration["part"]) == ("split of the run", "train")
+    assert sorted(calibration["frames_sha256"]) == sorted(
+        sha256_of_file(sample.image) for sample in read_dataset(phantoms).samples
+    )
+    record = (tmp_path / "b" / "calibration.json").read_bytes()
+    assert record == (zoo_folder / f"{NAME}.calibration.json").read_bytes()
     assert manifest.evidence["part"] == "val part of 24 phantoms, seed 0"
     assert "split_sha256" not in manifest.provenance
     assert "split.json" not in manifest.files
+
+
+def test_export_without_data_and_ranges_is_refused(zoo_folder, tmp_path):
+    (zoo_folder / f"{NAME}.calibration.json").unlink()
+    refused("E-CALIB-MISSING", INPUT, "export", *export_options(tmp_path / "b", "int8"))
+    assert not (tmp_path / "b").exists()
+
+
+def test_export_calibrates_on_phantoms_where_it_is_told_to(zoo_folder, tmp_path):
+    text = ok("export", "--synthetic-calibration", *export_options(tmp_path / "b", "int8"))
     frames = {sha256_of_file(path) for path in phantom_files(tmp_path / "again")}
-    assert set(calibration["frames_sha256"]) < frames
+    calibration = open_bundle(tmp_path / "b").manifest.provenance["calibration"]
+    facts = {key: calibration[key] for key in ("source", "seed", "count", "part")}
+    assert facts == {"source": "phantoms", "seed": 0, "count": 24, "part": "train"}
+    used = calibration["frames_sha256"]
+    assert set(used) < frames
+    assert f"calibrated on {len(used)} phantoms\n" in text
+
+
+def test_export_for_a_jetson_needs_no_more_than_the_target(tmp_path):
+    text = ok("export", "--target", "jetson", "--out", tmp_path / "b", "-q")
+    assert f"no SOURCE was named: the shipped student {NAME}\n" in text
+    manifest = open_bundle(tmp_path / "b").manifest
+    assert (manifest.target, manifest.precision) == ("orin-nano-8@jp6.2", "fp16")
+    assert read_kit(tmp_path / "b").default == "fp16"
+    assert manifest.evidence["part"] == "val part of 24 phantoms, seed 0"
 
 
 def phantom_files(folder):
