@@ -158,9 +158,7 @@ def frames_of_record(file: Path) -> tuple[str, ...]:
 def _parse(file: Path) -> Calibration:
     try:
         if file.stat().st_size > _MAX_BYTES:
-            raise InputError(
-                "E-CALIB-READ", f"{file} is larger than {_MAX_BYTES} bytes; it is no record"
-            )
+            raise ValueError(f"larger than {_MAX_BYTES} bytes")
         content = json.loads(file.read_bytes())
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']!r}, this tool reads {SCHEMA!r}")
@@ -179,7 +177,10 @@ def _parse(file: Path) -> Calibration:
         raise InputError(
             "E-CALIB-READ", f"cannot read {file}: {error.strerror}; calibrate with --calib"
         ) from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (
+        *(ValueError, TypeError, KeyError, AttributeError, InputError),
+        *(OverflowError, RecursionError),  # of numbers and nesting beyond reason
+    ) as error:
         raise InputError(
             "E-CALIB-READ", f"{file} is no calibration record ({error}); calibrate with --calib"
         ) from error

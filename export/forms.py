@@ -35,6 +35,7 @@ class Form:
     precision: str
     files: Mapping[str, bytes]  # by name in the bundle
     run: Run
+    weights_bytes: int  # as stored
     achieved: tuple[Achieved, ...]  # what runs in which precision; empty where only a device tells
     kept_float: tuple[str, ...] = ()  # quantisable convolutions that stay in float
 
@@ -115,11 +116,12 @@ def _cpu_forms(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> I
         else:
             files = {"model.onnx": model}
             achieved = achieved_in_onnxruntime(model, threads)
+        size = len(files["model.bin"]) if engine == "openvino" else _weights_bytes(model)
         if target.runs_here:
             run = open_engine(engine, files, threads).run
-            yield Form(engine, precision, files, run, (achieved,), keep_float)
+            yield Form(engine, precision, files, run, size, (achieved,), keep_float)
         else:
-            yield Form(engine, precision, files, exact_run(model, threads), (), keep_float)
+            yield Form(engine, precision, files, exact_run(model, threads), size, (), keep_float)
 
 
 def _kit_forms(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> Iterator[Form]:
@@ -130,7 +132,8 @@ def _kit_forms(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> I
     if build.cache:  # the same ranges in Q/DQ are the nearest that can run here
         stand_in = typed_onnx(recipe, "qdq.onnx", keep_float)
     run = exact_run(stand_in, available_threads())
-    yield Form("tensorrt", precision, {build.onnx: model}, run, (), keep_float)
+    size = _weights_bytes(model)
+    yield Form("tensorrt", precision, {build.onnx: model}, run, size, (), keep_float)
 
 
 def _rtx_forms(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> Iterator[Form]:
@@ -145,7 +148,12 @@ def _rtx_forms(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> I
         files[f"{precision}-sm{capability.replace('.', '')}.plan"] = plan.plan
         achieved.append(achieved_in_rtx(model, plan.layers))
     run = exact_run(model, available_threads())
-    yield Form("tensorrt-rtx", precision, files, run, tuple(achieved), keep_float)
+    size = _weights_bytes(model)
+    yield Form("tensorrt-rtx", precision, files, run, size, tuple(achieved), keep_float)
+
+
+def _weights_bytes(model: bytes) -> int:
+    return count_complexity(model).weights_bytes
 
 
 def _openvino_files(recipe: Recipe, model: bytes, *, half: bool) -> dict[str, bytes]:

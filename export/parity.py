@@ -73,10 +73,12 @@ Run = Callable[[np.ndarray], np.ndarray]  # float32 [1, 1, H, W] -> logits of th
 
 
 def exact_run(model: bytes, threads: int) -> Run:
-    """Return how an ONNX model runs as written, without what this machine's kernels would change.
+    """Return how an ONNX model runs without what this machine's INT8 kernels would change.
 
     For files that another device will run: ONNX Runtime with its graph optimisation off computes
-    Q/DQ in float32, where its INT8 kernels on x86 without VNNI saturate.
+    Q/DQ in float32, where its INT8 kernels on x86 without VNNI saturate. An FP16 graph it computes
+    in float32 too, with weights in FP16: what overflows in FP16 is caught by the range scan
+    (`nodes_beyond_half`), and the golden vectors judge the rest on the device.
     """
     import onnxruntime as ort
 

@@ -436,16 +436,8 @@ def _complexity_facts(master: bytes, shipped: Mapping[str, _Proved], chosen: str
     return {
         "parameters": complexity.parameters,
         "macs": complexity.macs,
-        "weights_bytes": {form.engine: _weights_bytes(form) for form in shipped[chosen].forms},
+        "weights_bytes": {form.engine: form.weights_bytes for form in shipped[chosen].forms},
     }
-
-
-def _weights_bytes(form: Form) -> int:
-    """Return the size of the weights as stored: OpenVINO's own file of them, or those in ONNX."""
-    for name, content in form.files.items():
-        if name.endswith((".bin", ".plan")):
-            return len(content)
-    return count_complexity(next(iter(form.files.values()))).weights_bytes
 
 
 def _achieved_shares(shipped: Mapping[str, _Proved]) -> dict[str, dict[str, float]]:

@@ -64,12 +64,15 @@ def qdq_from_onnx(
         loaded = onnx.version_converter.convert_version(loaded, _HALF_OPSET)
     graph = loaded.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
+    dtype = np.float16 if _is_half(graph) else np.float32
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    candidates = set(quantisable_convolutions(model)) - set(keep_float)
     chosen = [
         node
         for node in graph.node
-        if node.name in set(quantisable_convolutions(model)) - set(keep_float)
+        # Of an FP16 graph, those that the caster left in FP32 for their range stay so.
+        if node.name in candidates and weights[node.input[1]].data_type == kind
     ]
-    dtype = np.float16 if _is_half(graph) else np.float32
     scales = _scales(graph, _tensors_to_quantise(graph, chosen), amax, dtype)
     positive = _non_negative(graph) if unsigned else frozenset()
     kept = list(graph.initializer)
