@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # What stands in for images where the user has none: drawn anew each time, always the same.
 PHANTOMS = 160
 PHANTOM_SEED = 0
-_VECTORS = 4  # golden inputs of a kit
+_VECTORS = ("benign", "malignant", "normal")  # phantoms that are a kit's golden inputs
 _PHANTOM_FRACTIONS = (0.6, 0.4, 0.0)  # no test part: a gate over few frames would be a coin toss
 
 
@@ -287,22 +287,21 @@ def frames_for_export(
     """
     from .export.parity import CheckFrame
     from .export.pipeline import Frames
-    from .kd.data.split import make_split, samples_of
+    from .kd.data.phantom import draw_phantom
 
     if request.synthetic and request.record is not None:
         raise InputError(
             "E-CALIB-CHOICE", "--ranges and --synthetic-calibration exclude each other; leave one"
         )
-    with phantom_dataset(progress) as phantoms:
-        split = make_split(phantoms, seed=0, fractions=_PHANTOM_FRACTIONS, progress=progress)
-        drawn = _Parts(
-            partial(samples_of, split, phantoms),
-            {"source": "phantoms", "seed": PHANTOM_SEED, "count": PHANTOMS},
-            f"val part of {PHANTOMS} phantoms, seed {PHANTOM_SEED}",
-        )
-        parts = _parts_of(source, request.data, progress) or drawn
-        samples = parts.samples("val")
-        note = f"checked on the {parts.checks_are} ({len(samples)} images)"
+    parts = _parts_of(source, request.data, progress)
+    with contextlib.ExitStack() as stack:
+        drawn = None
+        if parts is None or request.synthetic:
+            drawn = _phantom_parts(stack.enter_context(phantom_dataset(progress)), progress)
+        judged = parts or drawn
+        assert judged is not None  # one of the two is there
+        samples = judged.samples("val")
+        note = f"checked on the {judged.checks_are} ({len(samples)} images)"
         calibration: CalibrationSet | Path | None = None
         if needs_ranges:
             calibration, how = _calibration_for(source, request, parts, drawn)
@@ -310,8 +309,8 @@ def frames_for_export(
         checks = tuple(
             CheckFrame(each.read_image(), each.read_mask(), each.group) for each in samples
         )
-        vectors = tuple(each.read_image() for each in drawn.samples("val")[:_VECTORS])
-        return Frames(calibration, checks, parts.checks_are, vectors), note
+    vectors = tuple(draw_phantom(label, 1, PHANTOM_SEED)[0] for label in _VECTORS)
+    return Frames(calibration, checks, judged.checks_are, vectors), note
 
 
 @dataclass(frozen=True)
@@ -321,6 +320,17 @@ class _Parts:
     samples: Callable[[str], Sequence[Sample]]  # of a part
     origin: Mapping[str, Any]  # of frames of its train part, for the record
     checks_are: str  # what its val part is, for the manifest
+
+
+def _phantom_parts(phantoms: Dataset, progress: Progress) -> _Parts:
+    from .kd.data.split import make_split, samples_of
+
+    split = make_split(phantoms, seed=0, fractions=_PHANTOM_FRACTIONS, progress=progress)
+    return _Parts(
+        partial(samples_of, split, phantoms),
+        {"source": "phantoms", "seed": PHANTOM_SEED, "count": PHANTOMS, "part": "train"},
+        f"val part of {PHANTOMS} phantoms, seed {PHANTOM_SEED}",
+    )
 
 
 def _parts_of(source: Source, data: Path | None, progress: Progress) -> _Parts | None:
@@ -344,13 +354,13 @@ def _parts_of(source: Source, data: Path | None, progress: Progress) -> _Parts |
     split = make_split(dataset, seed=0, progress=progress)
     return _Parts(
         partial(samples_of, split, dataset),
-        {"source": "new split of --calib", "split_seed": 0},
+        {"source": "new split of --calib", "split_seed": 0, "part": "train"},
         "val part of a new split of the --calib data, seed 0",
     )
 
 
 def _calibration_for(
-    source: Source, request: CalibrationRequest, parts: _Parts, drawn: _Parts
+    source: Source, request: CalibrationRequest, parts: _Parts | None, drawn: _Parts | None
 ) -> tuple[CalibrationSet | Path, str]:
     """Return frames or the record of an earlier calibration, and a few words on it."""
     from .export.pipeline import read_calibration_frames
@@ -358,8 +368,11 @@ def _calibration_for(
     if request.record is not None:
         if source.trained_on() is None and not source.is_onnx:
             _require_train_part(request.record, source.split_file())
+        elif parts is not None:
+            _require_others(request.record, parts.samples("val"))
         return request.record, f"calibrated with {request.record}"
-    if request.data is None and not request.synthetic:
+    chosen = drawn if request.synthetic else parts
+    if chosen is None:
         record = zoo.calibration_file(source.path)
         if not record.is_file():
             raise InputError(
@@ -368,7 +381,6 @@ def _calibration_for(
                 "phantoms with --synthetic-calibration",
             )
         return record, "calibrated with the ranges that ship with the student"
-    chosen = drawn if request.synthetic else parts
     samples = chosen.samples("train")
     frames = read_calibration_frames(
         [each.image for each in samples],
@@ -400,6 +412,20 @@ def _require_train_part(record: Path, split_file: Path) -> None:
                 "E-CALIB-TEST",
                 f"{record} was calibrated on a frame (SHA-256 {frame[:12]}…) that is {where} of "
                 f"{split_file}; calibrate on its train part with --calib",
+            )
+
+
+def _require_others(record: Path, checks: Sequence[Sample]) -> None:
+    """Refuse a record that was calibrated on frames which are to judge it."""
+    from .export.calibration import frames_of_record
+
+    seen = set(frames_of_record(record))
+    for sample in checks:
+        if sha256_of_file(sample.image) in seen:
+            raise Refused(
+                "E-CALIB-TEST",
+                f"{record} was calibrated on {sample.image}, which is to judge it; calibrate on "
+                "the train part with --calib",
             )
 
 

@@ -5,7 +5,7 @@ listing of what it executes. Here that listing is matched, name by name, with th
 `benchmarks.complexity` counts; a MAC that cannot be assigned is an error, never left out.
 
 The denominator is every MAC of the graph. Convolutions with one output channel stay in float by
-design (see `quantize`), so a fully quantised network reaches a little less than 1.0 in INT8.
+design (see `qdq`), so a fully quantised network reaches a little less than 1.0 in INT8.
 """
 
 from __future__ import annotations

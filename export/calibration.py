@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, overload
@@ -28,6 +28,7 @@ FILE = "calibration.json"  # in a bundle
 # On BUSI its worst upper end of the drop's interval is the best of the four (docs/quantisation.md).
 METHOD = "entropy"
 _MAX_BYTES = 4 << 20
+_SMALLEST = float(np.finfo(np.float32).tiny)  # of a range
 
 
 @dataclass(frozen=True)
@@ -142,12 +143,20 @@ def read_calibration(
     for what, ranges, wanted in (*tables, ("largest", found.largest, activations_of(graph))):
         for name in wanted:
             value = ranges.get(name, float("nan"))
-            if not (np.isfinite(value) and (value > 0 or what == "largest")):
+            if not (np.isfinite(value) and value >= (0 if what == "largest" else _SMALLEST)):
                 raise Refused(
                     "E-CALIB-RANGE",
                     f"{file} has the range {value} of {name} under {what}; calibrate again",
                 )
-    return found
+    # Nothing that was not checked goes into a bundle.
+    measured, every = measured_of(graph), activations_of(graph)
+    kept = {
+        method: {name: value for name, value in ranges.items() if name in measured}
+        for method, ranges in found.amax.items()
+        if method in METHODS
+    }
+    largest = {name: value for name, value in found.largest.items() if name in every}
+    return replace(found, amax=kept, largest=largest)
 
 
 def frames_of_record(file: Path) -> tuple[str, ...]:
@@ -162,6 +171,7 @@ def _parse(file: Path) -> Calibration:
         content = json.loads(file.read_bytes())
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']!r}, this tool reads {SCHEMA!r}")
+        json.dumps(content["origin"], allow_nan=False)  # goes into a manifest as it is
         return Calibration(
             str(content["checkpoint_sha256"]),
             InputContract.from_dict(content["contract"]),

@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import onnx
+
 from ..benchmarks.complexity import count_complexity
 from ..runtime.engines import available_threads, open_engine
 from .audit import Achieved, achieved_in_onnxruntime, achieved_in_openvino, achieved_in_rtx
 from .calibration import Calibration
+from .graph import convolutions_of
 from .parity import Run, exact_run
 from .plan import Plan
 from .qdq import qdq_from_onnx
@@ -37,7 +40,7 @@ class Form:
     run: Run
     weights_bytes: int  # as stored
     achieved: tuple[Achieved, ...]  # what runs in which precision; empty where only a device tells
-    kept_float: tuple[str, ...] = ()  # quantisable convolutions that stay in float
+    kept_float: tuple[str, ...] = ()  # convolutions that stay wider than the precision
 
     @property
     def name(self) -> str:
@@ -93,6 +96,15 @@ def _beyond_half(recipe: Recipe) -> tuple[str, ...]:
     return nodes_beyond_half(recipe.master, recipe.calibration.largest)
 
 
+def _kept(recipe: Recipe, file: str, keep_float: tuple[str, ...]) -> tuple[str, ...]:
+    """Add to what INT8 keeps in float the convolutions that FP16 cannot hold."""
+    if file not in ("fp16.onnx", "qdq-fp16.onnx"):
+        return keep_float
+    convolutions = convolutions_of(onnx.load_model_from_string(recipe.master).graph)
+    beyond = (name for name in _beyond_half(recipe) if name in convolutions)
+    return tuple(dict.fromkeys((*keep_float, *beyond)))
+
+
 def _cpu_forms(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> Iterator[Form]:
     """Files for the engines of a CPU target, each run in its own engine where that is here."""
     target = recipe.plan.target
@@ -133,7 +145,8 @@ def _kit_forms(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> I
         stand_in = typed_onnx(recipe, "qdq.onnx", keep_float)
     run = exact_run(stand_in, available_threads())
     size = _weights_bytes(model)
-    yield Form("tensorrt", precision, {build.onnx: model}, run, size, (), keep_float)
+    kept = _kept(recipe, build.onnx, keep_float)
+    yield Form("tensorrt", precision, {build.onnx: model}, run, size, (), kept)
 
 
 def _rtx_forms(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> Iterator[Form]:
@@ -149,7 +162,8 @@ def _rtx_forms(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> I
         achieved.append(achieved_in_rtx(model, plan.layers))
     run = exact_run(model, available_threads())
     size = _weights_bytes(model)
-    yield Form("tensorrt-rtx", precision, files, run, size, tuple(achieved), keep_float)
+    kept = _kept(recipe, file, keep_float)
+    yield Form("tensorrt-rtx", precision, files, run, size, tuple(achieved), kept)
 
 
 def _weights_bytes(model: bytes) -> int:

@@ -7,7 +7,13 @@ from collections import defaultdict
 import onnx
 
 # These only move or select values, so what goes in and what comes out share one scale.
-KEEPS_SCALE = frozenset({"Concat", "MaxPool", "Resize", "Reshape", "Transpose"})
+_KEEPS_SCALE = frozenset({"Concat", "MaxPool", "Resize", "Reshape", "Transpose"})
+
+
+def keeps_scale(node: onnx.NodeProto) -> bool:
+    """Say whether a node only moves, selects or averages values; a cubic Resize overshoots."""
+    mode = next((each.s for each in node.attribute if each.name == "mode"), b"")
+    return node.op_type in _KEEPS_SCALE and mode != b"cubic"
 
 
 def activations_of(graph: onnx.GraphProto) -> tuple[str, ...]:
@@ -25,14 +31,14 @@ def activations_of(graph: onnx.GraphProto) -> tuple[str, ...]:
 def measured_of(graph: onnx.GraphProto) -> frozenset[str]:
     """Return the activations whose ranges do not follow from others.
 
-    What `KEEPS_SCALE` moves has the range of its sources, and a convolution before a ReLU that of
+    What `keeps_scale` moves has the range of its sources, and a convolution before a ReLU that of
     the ReLU, with which every engine fuses it.
     """
     readers, producers = consumers_of(graph), producers_of(graph)
     return frozenset(
         name
         for name in activations_of(graph)
-        if not (name in producers and producers[name].op_type in KEEPS_SCALE)
+        if not (name in producers and keeps_scale(producers[name]))
         and fused_relu(name, readers, producers) is None
     )
 

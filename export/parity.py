@@ -175,7 +175,7 @@ def require_boundary(hop: Hop, max_rise_px: float) -> None:
     pixels comes or goes, so on some tens of frames no useful upper end can be shown. NaN, for
     fewer than two groups of frames in which both masks have a boundary, passes.
     """
-    if hop.hd95_rise_low_px > max_rise_px:
+    if not (hop.hd95_rise_low_px <= max_rise_px or np.isnan(hop.hd95_rise_low_px)):
         raise Refused(
             "E-BOUNDARY",
             f"{hop.name} moves the boundary: HD95 rises by {hop.hd95_rise_px:.2f} px on average "

@@ -6,7 +6,7 @@ import importlib.metadata
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .. import __version__
-from ..benchmarks.complexity import count_complexity
+from ..benchmarks.complexity import count_complexity, macs_of_nodes
 from ..runtime.bundle import SPLIT_FILE, open_bundle, seal_bundle
 from ..runtime.contract import InputContract
 from ..runtime.engines import available_threads, open_engine
@@ -43,15 +43,16 @@ from .parity import (
     require_parity,
 )
 from .plan import AUTO, Plan
-from .qdq import quantisable_convolutions
-from .sensitivity import Sensitivity, rank_convolutions
+from .ranges import require_method
+from .sensitivity import rank_convolutions
 from .to_kit import write_kit
 from .verdict import Verdict, measure_verdicts
 
 if TYPE_CHECKING:
     from torch import nn
 
-RUN_SPLIT: Mapping[str, Any] = MappingProxyType({"source": "split of the run"})
+RUN_SPLIT: Mapping[str, Any] = MappingProxyType({"source": "split of the run", "part": "train"})
+_MOST_KEPT = 0.5  # share of the multiply-accumulates; beyond it INT8 is one in name only
 _TOOLS = ("torch", "onnx", "onnxruntime", "openvino", "tensorrt-rtx-cu13", "numpy", "pillow")
 
 
@@ -130,6 +131,13 @@ class Limits:
     max_hd95_rise_px: float = 1.0  # at the lower end: single frames make it too noisy for more
     method: str = METHOD  # of calibration, key in `ranges.METHODS`
 
+    def __post_init__(self) -> None:
+        """Raise InputError: E-LIMIT (not finite), E-CALIB-METHOD."""
+        for name in ("max_drop", "max_hd95_rise_px"):
+            if not np.isfinite(getattr(self, name)):
+                raise InputError("E-LIMIT", f"{name} is {getattr(self, name)}; give a number")
+        require_method(self.method)
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -164,7 +172,6 @@ class _Proved:
 
     forms: tuple[Form, ...]
     hops: tuple[Hop, ...]
-    sensitivity: tuple[Sensitivity, ...] = field(default=())
 
 
 def read_calibration_frames(
@@ -264,7 +271,7 @@ def export_bundle(
             write_kit(folder, recipe, forms, frames.vectors, trained.contract, chosen)
         if calibration is not None and any(name != "fp32" for name in shipped):
             (folder / CALIBRATION_FILE).write_text(calibration.to_json(), encoding="utf-8")
-        kept_float = proved["int8"].forms[0].kept_float if "int8" in proved else ()
+        kept_float = shipped["int8"].forms[0].kept_float if "int8" in shipped else ()
         achieved = _achieved_shares(shipped)
         manifest = {
             "name": trained.name,
@@ -339,7 +346,8 @@ def _prove_all(
         try:
             proved[precision] = _prove(recipe, precision, reference, limits, progress)
         except Refused as error:
-            if recipe.plan.asked != AUTO or precision == "fp32":
+            last = precision == recipe.plan.precisions[-1] and not proved
+            if recipe.plan.asked != AUTO or precision == "fp32" or last:
                 raise
             refused[precision] = str(error)
     return proved, refused
@@ -350,24 +358,28 @@ def _prove(
 ) -> _Proved:
     """Make the forms of one precision and pass them through the gates.
 
-    INT8 that loses too much gets its costliest convolutions back in float, more each time, up to
-    half of them.
+    INT8 that loses too much gets its costliest convolutions back in float, twice as many each
+    time, as long as they are at most `_MOST_KEPT` of the multiply-accumulates.
     """
     found = _gate(recipe, precision, (), reference, limits, progress)
     if isinstance(found, _Proved):
         return found
     build = recipe.plan.builds.get(precision)
-    if precision != "int8" or recipe.calibration is None or (build and build.cache):
+    mendable = found.code in ("E-ACCURACY", "E-PARITY", "E-BOUNDARY")
+    if precision != "int8" or recipe.calibration is None or (build and build.cache) or not mendable:
         raise found  # a cache cannot say which layers stay in float
     ranking = rank_convolutions(
         recipe.master, recipe.calibration.amax[recipe.method], reference, progress=progress
     )
+    macs = dict(macs_of_nodes(recipe.master))
     count = 1
-    while count <= len(quantisable_convolutions(recipe.master)) // 2:
+    while count < len(ranking):
         keep = tuple(each.name for each in ranking[:count])
+        if sum(macs[name] for name in keep) > _MOST_KEPT * sum(macs.values()):
+            break
         again = _gate(recipe, precision, keep, reference, limits, progress)
         if isinstance(again, _Proved):
-            return _Proved(again.forms, again.hops, ranking)
+            return again
         count *= 2
     raise found
 
@@ -388,7 +400,7 @@ def _gate(
         for form in forms:
             for achieved in form.achieved:
                 if not stored_only:
-                    least = least_share(recipe.master, precision, keep_float)
+                    least = least_share(recipe.master, precision, form.kept_float)
                     require_share(achieved, precision, least)
             hop = check_hop(form.name, form.run, reference, progress=progress)
             require_parity(hop, precision)
@@ -407,8 +419,7 @@ def _choose(
     if plan.asked != AUTO:
         return (), plan.asked
     if not plan.target.runs_here:
-        wanted = plan.default if plan.default in proved else "fp32"
-        return (), str(wanted)
+        return (), plan.default if plan.default and plan.default in proved else next(iter(proved))
     verdicts = measure_verdicts(
         {name: each.forms[0] for name, each in proved.items()},
         {name: each.hops[0] for name, each in proved.items()},
@@ -458,11 +469,10 @@ def _calibration_facts(
     method: str,
     plan: Plan,
 ) -> dict[str, Any] | None:
-    if calibration is None or "int8" not in shipped:
+    if calibration is None or set(shipped) == {"fp32"}:
         return None
     return {
         **calibration.origin,
-        "part": "train",
         "method": method,
         "weight_bits": plan.target.weight_bits,
         "frames_sha256": list(calibration.frames_sha256),

@@ -38,7 +38,7 @@ class Plan:
     asked: str  # a precision or `AUTO`
     precisions: tuple[str, ...]
     refused: Mapping[str, str]  # precision that `AUTO` leaves out -> why
-    default: str | None  # of a kit; None: what is measured decides
+    default: str | None  # None: what is measured here decides
     builds: Mapping[str, EngineBuild]  # by precision, of a kit
     notes: tuple[str, ...]
 
@@ -75,11 +75,11 @@ def make_plan(
     reasons = {name: _why_not(target, name, dla_core) for name in PRECISIONS}
     if asked != AUTO and (reason := reasons[asked]):
         raise Refused("E-TARGET-PRECISION", f"{target.name} takes no {asked}: {reason}")
+    if cache and asked not in (AUTO, "int8"):
+        raise Refused("E-TARGET-CACHE", f"{asked} has no ranges; leave --calibration-cache out")
     _require_software(target, dla_core, cache)
     taken = tuple(name for name in PRECISIONS if asked in (AUTO, name) and not reasons[name])
-    default = None
-    if target.kind != "cpu":
-        default = "fp16" if "fp16" in taken else taken[0]
+    default = None if target.runs_here else _default_of(taken)
     builds = {}
     if target.kind == "tensorrt":
         builds = {name: _build_of(target, name, dla_core, cache) for name in taken}
@@ -149,7 +149,7 @@ def _require_software(target: Target, dla_core: int | None, cache: bool) -> None
         )
     if dla_core is None:
         return
-    if dla_core >= target.dla_cores:
+    if not 0 <= dla_core < target.dla_cores:
         has = f"{target.dla_cores} DLA cores" if target.dla_cores else "no DLA"
         raise Refused("E-TARGET-DLA", f"{name} has {has}; choose another core or leave --dla out")
     if version[0] >= 11:
@@ -192,6 +192,10 @@ def _build_of(target: Target, precision: str, dla_core: int | None, cache: bool)
     )
 
 
+def _default_of(precisions: tuple[str, ...]) -> str:
+    return "fp16" if "fp16" in precisions else precisions[0]
+
+
 def _notes(
     target: Target, precisions: tuple[str, ...], asked: str, dla_core: int | None
 ) -> list[str]:
@@ -203,7 +207,8 @@ def _notes(
     if asked == AUTO and target.runs_here:
         notes.append("all are measured here, interleaved; the fastest that passes its gate is kept")
     if asked == AUTO and not target.runs_here:
-        notes.append("fp16 is the default: INT8 is not shown to be faster until measured there")
+        default = _default_of(precisions)
+        notes.append(f"{default} is the default: INT8 is not shown faster until measured there")
     if dla_core is not None:
         notes.append("DLA arithmetic cannot run here: the golden vectors judge it on the device")
     return notes
@@ -211,9 +216,9 @@ def _notes(
 
 def _line_of(plan: Plan, precision: str) -> str:
     """Describe one precision of a plan."""
-    if plan.target.kind == "cpu":
-        return f"for {' and '.join(plan.target.engines[precision])}"
     default = ", the default" if precision == plan.default else ""
+    if plan.target.kind == "cpu":
+        return f"for {' and '.join(plan.target.engines[precision])}{default}"
     if plan.target.kind == "rtx":
         names = ", ".join(f"sm{each.replace('.', '')}" for each in plan.target.compute_capabilities)
         return f"a strongly typed plan for each of {names}{default}"

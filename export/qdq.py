@@ -11,12 +11,12 @@ import onnx.version_converter
 from onnx import helper, numpy_helper
 
 from .graph import (
-    KEEPS_SCALE,
     activations_of,
     consumers_of,
     convolutions_of,
     data_inputs,
     fused_relu,
+    keeps_scale,
     producers_of,
 )
 from .ranges import LEVELS
@@ -145,14 +145,16 @@ def _tensors_to_quantise(
     """Return what feeds or leaves the chosen convolutions, up through what keeps the scale."""
     readers, producers = consumers_of(graph), producers_of(graph)
     outputs = {each.name for each in graph.output}
+    constants = {tensor.name for tensor in graph.initializer}
     wanted: list[str] = []
     for node in chosen:
         after = fused_relu(node.output[0], readers, producers)
         wanted += [node.input[0], after or node.output[0]]
     for name in wanted:  # grows while it is walked
         producer = producers.get(name)
-        if producer is not None and producer.op_type in KEEPS_SCALE:
-            wanted += [source for source in data_inputs(producer) if source not in wanted]
+        if producer is not None and keeps_scale(producer):
+            sources = set(data_inputs(producer)) - constants - set(wanted)
+            wanted += sorted(sources)
     return tuple(dict.fromkeys(name for name in wanted if name not in outputs))
 
 
@@ -160,7 +162,7 @@ def _non_negative(graph: onnx.GraphProto) -> frozenset[str]:
     """Return the tensors that cannot be negative, as far as the operators tell."""
     found: set[str] = set()
     for node in graph.node:
-        keeps = node.op_type == "Mul" or node.op_type in KEEPS_SCALE
+        keeps = node.op_type == "Mul" or keeps_scale(node)
         if node.op_type in ("Relu", "Sigmoid") or (keeps and found.issuperset(data_inputs(node))):
             found.update(node.output)
     return frozenset(found)
@@ -179,18 +181,25 @@ def _scales(
         return name
 
     for node in graph.node:
-        if node.op_type in KEEPS_SCALE and node.output[0] in group:
+        if keeps_scale(node) and node.output[0] in group:
             for source in data_inputs(node):
                 if source in group:
                     group[root(source)] = root(node.output[0])
     readers, producers = consumers_of(graph), producers_of(graph)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
 
     def range_of(name: str) -> float:
         if name in amax:
             return amax[name]
+        if name in constants:  # as a Concat may have among its inputs
+            return float(np.abs(numpy_helper.to_array(constants[name])).max())
         after = fused_relu(name, readers, producers)
-        # Else moved values, or a Cast of the FP16 converter.
-        return max(map(range_of, [after] if after else data_inputs(producers[name])))
+        if after:
+            return range_of(after)
+        source = producers[name]
+        if not (keeps_scale(source) or source.op_type == "Cast"):  # a cast of the FP16 converter
+            raise ValueError(f"no range of {name}")
+        return max(map(range_of, data_inputs(source)))
 
     largest: dict[str, float] = {}
     for name in names:

@@ -15,6 +15,7 @@ from .graph import activations_of, measured_of
 BINS = 2048
 LEVELS = 127  # symmetric INT8 has as many steps on either side of zero
 _PERCENTILE = 99.99  # of |x|
+_LEAST_KEPT = 0.99  # share of the values that entropy does not clip
 _CANDIDATES = 200  # ranges that entropy and MSE choose among
 
 
@@ -41,11 +42,7 @@ class Ranges:
         A tensor that is zero on every frame gets 1: any range is exact for it.
         Raises InputError (E-CALIB-METHOD) for a method not in `METHODS`.
         """
-        if method not in METHODS:
-            raise InputError(
-                "E-CALIB-METHOD",
-                f"no calibration method {method!r}; choose of {', '.join(METHODS)}",
-            )
+        require_method(method)
         choose = METHODS[method]
         return {
             name: choose(histogram) if histogram.largest > 0 else 1.0
@@ -149,12 +146,15 @@ def _entropy(histogram: Histogram) -> float:
 
     Migacz, "8-bit inference with TensorRT", GTC 2017: clipped counts go into the last bin of the
     reference; each level spreads its counts evenly over its bins that were not empty. The bin at
-    zero, which a ReLU fills, counts as the one beside it.
+    zero, which a ReLU fills, counts as the one beside it. No more than one value in a hundred is
+    clipped: where all that is clipped lands on a filled bin, the divergence does not see it.
     """
     counts = histogram.counts.astype(np.float64)
     counts[0] = counts[1]
     used = min(BINS, int(np.ceil(histogram.largest / histogram.width)))
+    kept = int(np.searchsorted(np.cumsum(counts), _LEAST_KEPT * counts.sum())) + 1
     stops = np.unique(np.linspace(min(LEVELS + 1, used), used, _CANDIDATES).astype(int))
+    stops = stops[stops >= min(kept, used)]
     divergences = [_divergence(counts, stop) for stop in stops]
     edge = float(stops[int(np.argmin(divergences))] * histogram.width)
     return min(edge, histogram.largest)
@@ -181,3 +181,11 @@ def _divergence(counts: np.ndarray, stop: int) -> float:
 METHODS: Mapping[str, Callable[[Histogram], float]] = MappingProxyType(
     {"min-max": _min_max, "percentile": _percentile, "mse": _mse, "entropy": _entropy}
 )
+
+
+def require_method(name: str) -> None:
+    """Raise InputError (E-CALIB-METHOD) for a name not in `METHODS`, listing the known ones."""
+    if name not in METHODS:
+        raise InputError(
+            "E-CALIB-METHOD", f"no calibration method {name!r}; choose of {', '.join(METHODS)}"
+        )

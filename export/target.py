@@ -17,6 +17,8 @@ KINDS = ("cpu", "rtx", "tensorrt")
 ALIAS = "jetson"  # for the row's own default module and JetPack
 _FILE = Path(__file__).with_name("targets.json")
 _SCHEMA = "edgeseg.targets/1"
+_SOFTWARE = ("l4t", "python", "cuda", "tensorrt")
+_JETPACK_KEYS = frozenset({"name", "socs", "dla", "source", "checked", *_SOFTWARE})
 
 
 @dataclass(frozen=True)
@@ -125,10 +127,12 @@ def _host_from_row(row: Mapping[str, Any]) -> Target:
 
 
 def _jetson_from_rows(module: Mapping[str, Any], jetpack: Mapping[str, Any]) -> Target:
+    if unknown := set(jetpack) - _JETPACK_KEYS:
+        raise TypeError(f"JetPack {jetpack['name']} has the unknown keys {sorted(unknown)}")
     values = {key: value for key, value in module.items() if key != "socs"}
     has_dla = set(module["socs"]) & set(jetpack["dla"])
     values["dla_cores"] = module["dla_cores"] if has_dla else 0
-    values |= {key: jetpack[key] for key in ("l4t", "python", "cuda", "tensorrt")}
+    values |= {key: jetpack[key] for key in _SOFTWARE}
     return _host_from_row(
         {
             **values,

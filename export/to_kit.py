@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -15,12 +16,14 @@ from ..runtime.image import input_from_frame
 from . import kit
 from .audit import least_share
 from .forms import Form, Recipe
-from .parity import MAX_FLIPPED
 from .qdq import calibration_cache
 
 _KIT = Path(__file__).parent / "kit"
 _WORKSPACE_MIB = 256  # of the device's memory while TensorRT builds
 _VECTORS = "vectors"
+# Largest share of a golden frame's lesion that may differ from the host's answer. Q/DQ in
+# float and in INT8 round differently. Not yet measured on a device.
+MAX_FLIPPED: Mapping[str, float] = MappingProxyType({"fp32": 0.01, "fp16": 0.02, "int8": 0.1})
 
 
 def write_kit(

@@ -70,7 +70,7 @@ def open_session(bundle: Path, *, engine: Optional[str] = None, threads: int = 0
     Raises:
         InputError: E-BUNDLE-MISSING, E-ENGINE-NOT-IN-BUNDLE.
         Refused: the bundle's integrity checks, see `open_bundle`.
-        EngineError: E-EXTRA-MISSING, E-ENGINE-LOAD.
+        EngineError: E-EXTRA-MISSING, E-ENGINE-LOAD, E-ENGINE-DEVICE.
     """
     return session_of(open_bundle(bundle), engine=engine, threads=threads)
 
@@ -78,6 +78,8 @@ def open_session(bundle: Path, *, engine: Optional[str] = None, threads: int = 0
 def session_of(bundle: Bundle, *, engine: Optional[str] = None, threads: int = 0) -> Session:
     """Open a verified bundle; arguments and errors as `open_session`."""
     name = engine or first_installed(bundle)
+    if name in bundle.manifest.models and name not in ENGINES:
+        raise _only_on_device(bundle)
     files = bundle.model_files(name)
     opened = open_engine(name, files, threads or available_threads())
     return Session.over(opened, bundle.manifest.contract)
@@ -91,15 +93,19 @@ def first_installed(bundle: Bundle) -> str:
     """
     known = [name for name in bundle.manifest.models if name in ENGINES]
     if not known:
-        raise EngineError(
-            "E-ENGINE-DEVICE",
-            f"{bundle.path} is for {', '.join(bundle.manifest.models)} on {bundle.manifest.target} "
-            "and cannot run here; take it there, or export for this machine",
-        )
+        raise _only_on_device(bundle)
     for name in known:
         if is_installed(name):
             return name
     mends = " or ".join(ENGINES[name].extra for name in known)
     raise EngineError(
         "E-EXTRA-MISSING", f"no engine of {bundle.path} is installed here; it needs {mends}"
+    )
+
+
+def _only_on_device(bundle: Bundle) -> EngineError:
+    return EngineError(
+        "E-ENGINE-DEVICE",
+        f"{bundle.path} is for {', '.join(bundle.manifest.models)} on {bundle.manifest.target} "
+        "and cannot run here; take it there, or export for this machine",
     )

@@ -36,6 +36,7 @@ from edgeseg.export.pipeline import (
 )
 from edgeseg.export.plan import make_plan
 from edgeseg.export.target import PRECISIONS, find_target, targets
+from edgeseg.export.to_kit import MAX_FLIPPED as KIT_MAX_FLIPPED
 from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.kd.data.split import read_split
@@ -339,7 +340,7 @@ def test_kit_is_read_by_the_code_that_travels_with_it(bundle_of, target, precisi
         *(plan.builds[precision].flags, None, None),
     )
     assert build.min_share == {"fp32": 0.99, "fp16": 0.99, "int8": 0.9}[precision]
-    assert build.max_flipped == MAX_FLIPPED[precision]
+    assert build.max_flipped == KIT_MAX_FLIPPED[precision]
 
 
 @pytest.mark.parametrize(("target", "precision"), OF_KIT)

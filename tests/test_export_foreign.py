@@ -98,7 +98,9 @@ def test_another_contract_than_the_one_it_carries_is_refused(run, saved, contrac
     assert caught.value.code == "E-CONTRACT"
 
 
-@pytest.mark.parametrize("text", [None, "", "[]", "{", '{"height": 32}'])
+@pytest.mark.parametrize(
+    "text", [None, "", "[]", "5", "{", '{"height": 32}', '{"height": Infinity}']
+)
 def test_a_missing_or_malformed_contract_is_refused(saved, tmp_path, text):
     file = None
     if text is not None:
@@ -139,3 +141,38 @@ def test_a_contract_for_what_carries_its_own_is_refused(run, contract_file):
     with pytest.raises(InputError) as caught:
         load_exportable(run, contract_file)
     assert caught.value.code == "E-CONTRACT"
+
+
+def test_weights_that_are_listed_as_inputs_and_inner_tensors_with_our_names_are_taken(
+    saved, contract_file
+):
+    model = network()
+    for name, shape in (("w", [4, 1, 3, 3]), ("h", [1, 4, 1, 1])):
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                names[place] = {"r": "logits", "c": "image"}.get(name, name)
+    ours = read_onnx(saved(model), contract_file)
+    image = np.random.default_rng(0).normal(size=(1, 1, 32, 32)).astype(np.float32)
+    np.testing.assert_allclose(
+        ours.run(image), answer(network().SerializeToString(), image), atol=1e-5
+    )
+
+
+def test_an_output_that_is_a_probability_is_refused(saved, contract_file):
+    model = network()
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(helper.make_node("Sigmoid", ["before"], ["y"]))
+    with pytest.raises(InputError, match="Sigmoid") as caught:
+        read_onnx(saved(model), contract_file)
+    assert caught.value.code == "E-ONNX-SHAPE"
+
+
+def test_weights_in_half_precision_are_refused(saved, contract_file):
+    model = network()
+    half = numpy_helper.to_array(model.graph.initializer[0]).astype(np.float16)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(half, "w"))
+    with pytest.raises(InputError) as caught:
+        read_onnx(saved(model), contract_file)
+    assert caught.value.code in ("E-ONNX-SHAPE", "E-ONNX-READ")

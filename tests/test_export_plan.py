@@ -249,11 +249,29 @@ def test_auto_leaves_out_what_a_target_lacks_and_says_why():
     assert "fp16" in render_plan(plan)
 
 
-@pytest.mark.parametrize("name", ["x86-cpu", "arm-cpu"])
-def test_cpu_has_no_default_since_what_is_measured_decides(name):
-    plan = make_plan(find_target(name))
+def test_this_machine_has_no_default_since_what_is_measured_decides():
+    plan = make_plan(find_target("x86-cpu"))
     assert plan.default is None
     assert dict(plan.builds) == {}
+
+
+def test_cpu_elsewhere_keeps_the_widest_precision_until_it_is_measured_there():
+    plan = make_plan(find_target("arm-cpu"))
+    assert plan.default == "fp32"
+    assert any("fp32 is the default" in note for note in plan.notes)
+    assert dict(plan.builds) == {}
+
+
+def test_cache_for_a_precision_without_ranges_is_refused():
+    with pytest.raises(Refused) as caught:
+        make_plan(find_target("jetson"), "fp16", cache=True)
+    assert caught.value.code == "E-TARGET-CACHE"
+
+
+def test_negative_dla_core_is_refused():
+    with pytest.raises(Refused) as caught:
+        make_plan(find_target("orin-nx-16@jp6.2"), dla_core=-1)
+    assert caught.value.code == "E-TARGET-DLA"
 
 
 # --- refusals ------------------------------------------------------------------------------------

@@ -331,3 +331,9 @@ def test_histogram_of_nothing_but_its_fields_is_all_a_method_needs():
     histogram = Histogram(counts, width=0.01, largest=0.995)
     for choose in METHODS.values():
         assert choose(histogram) == pytest.approx(1.0, abs=0.02)
+
+
+def test_entropy_does_not_clip_half_of_the_values_however_they_lie():
+    values = np.repeat(np.float32([0.0622, 1.0]), 50)
+    chosen = METHODS["entropy"](add_values(None, values))
+    assert chosen == pytest.approx(1.0, rel=0.01)

@@ -186,6 +186,16 @@ def fake_cuda_python(monkeypatch, capability=(8, 7)):
 
 
 @pytest.fixture
+def build_engine(monkeypatch):
+    """The command's module, as it lies in a checkout."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    for name in MODULES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "export" / "kit")
+    return importlib.import_module("build_engine")
+
+
+@pytest.fixture
 def command(monkeypatch, tmp_path, capsys):
     """Return a function that runs the command of a kit: (exit code, stdout, stderr)."""
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -795,18 +805,30 @@ def test_answers_unlike_the_hosts_are_refused(command, kit, world, tmp_path):
     world.network = lambda frame: network(frame) * np.float32(-1)
     done = command(kit)
     assert refusal_of(done) == (3, "E-KIT-VECTORS")
-    assert "100.000% of pixels are unlike the host's (2.000% allowed" in done[2]
+    assert "100.00% of the lesion is unlike the host's (2.00% allowed" in done[2]
     assert no_engine(tmp_path)
 
 
-@pytest.mark.parametrize(("flipped", "code"), [(1, 0), (2, 3)])
-def test_as_many_pixels_may_flip_as_the_kit_says_and_no_more(flipped, code, command, kit, world):
-    # 72 pixels, 2 % of them are 1.44
-    answers = network(frames())
-    answers.reshape(-1)[:flipped] *= -1
-    rest = iter(answers[:, None])
-    world.network = lambda frame: next(rest)
-    assert command(kit)[0] == code
+@pytest.mark.parametrize(("lost", "passed"), [(0, True), (2, True), (3, False), (10, False)])
+def test_lesion_may_lose_as_much_as_the_kit_says_in_every_frame(lost, passed, build_engine):
+    expected = np.full((2, 1, 10, 10), -1, np.float32)
+    expected[0] = 1  # a frame that is all lesion does not make up for one that loses its own
+    expected[1, 0, 0] = 1  # 10 pixels
+    logits = expected.copy()
+    logits[1, 0, 0, :lost] = -1
+    kit = SimpleNamespace(logit_threshold=0.0)
+    result = build_engine.compare(logits, expected, kit, SimpleNamespace(max_flipped=0.2))
+    assert result.flipped_share == pytest.approx(lost / 10)
+    assert result.passed == passed
+
+
+def test_single_pixels_of_a_frame_without_lesion_weigh_as_one_in_a_hundred_of_it(build_engine):
+    expected = np.full((1, 1, 20, 20), -1, np.float32)
+    logits = expected.copy()
+    logits[0, 0, 0, 0] = 1
+    kit = SimpleNamespace(logit_threshold=0.0)
+    result = build_engine.compare(logits, expected, kit, SimpleNamespace(max_flipped=0.2))
+    assert result.flipped_share == pytest.approx(1 / 4)  # one of 400 * 0.01
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -147,7 +147,11 @@ def test_engine_reports_its_version_device_and_threads(int8):
 
 @pytest.mark.parametrize(
     ("precision", "convolutions"),
-    [("fp32", "f32 35"), ("int8", "f32 5, u8 30")],  # int8: head and four attention maps in float
+    [
+        ("fp32", "f32 35"),
+        ("fp16", "f32 35"),
+        ("int8", "f32 5, i8 30"),
+    ],  # fp16: stored, not computed
 )
 def test_openvino_runs_every_convolution_in_the_precision_of_the_bundle(
     bundle_of, precision, convolutions

@@ -82,7 +82,7 @@ class Build(NamedTuple):
     dla_core: Optional[int]  # None: the GPU
     min_share: float  # share of the convolutions' MACs that must run in the precision, in [0, 1]
     expected: str  # file of the kit: the host's logits, float32 [N, 1, H, W]
-    max_flipped: float  # share of pixels that may lie on the other side of the threshold, in [0, 1]
+    max_flipped: float  # share of a frame's lesion that may differ from the host's, in [0, 1]
 
 
 class Kit(NamedTuple):
