@@ -139,8 +139,9 @@ def read_calibration(
                 f"{file} was made with another {what} ({theirs} against {ours}); calibrate again",
             )
     graph = onnx.load_model_from_string(master).graph
-    tables = [(method, found.amax.get(method, {}), measured_of(graph)) for method in METHODS]
-    for what, ranges, wanted in (*tables, ("largest", found.largest, activations_of(graph))):
+    measured, every = measured_of(graph), activations_of(graph)
+    tables = [(method, found.amax.get(method, {}), measured) for method in METHODS]
+    for what, ranges, wanted in (*tables, ("largest", found.largest, every)):
         for name in wanted:
             value = ranges.get(name, float("nan"))
             if not (np.isfinite(value) and value >= (0 if what == "largest" else _SMALLEST)):
@@ -149,7 +150,6 @@ def read_calibration(
                     f"{file} has the range {value} of {name} under {what}; calibrate again",
                 )
     # Nothing that was not checked goes into a bundle.
-    measured, every = measured_of(graph), activations_of(graph)
     kept = {
         method: {name: value for name, value in ranges.items() if name in measured}
         for method, ranges in found.amax.items()

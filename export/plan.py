@@ -174,14 +174,14 @@ def _why_not(target: Target, precision: str, dla_core: int | None) -> str:
 def _build_of(target: Target, precision: str, dla_core: int | None, cache: bool) -> EngineBuild:
     """Choose the form of one engine: typed from TensorRT 10 on, but for the DLA and for caches."""
     implicit = precision == "int8" and (cache or dla_core is not None)
-    weak = target.tensorrt_version[0] < 10 or implicit or dla_core is not None
-    if not weak:
+    # Types in the graph would bind the DLA, and Q/DQ would end implicit quantisation.
+    untyped = implicit or dla_core is not None
+    if target.tensorrt_version[0] >= 10 and not untyped:
         files = {"fp32": "fp32.onnx", "fp16": "fp16.onnx", "int8": "qdq-fp16.onnx"}
         return EngineBuild(files[precision], typed=True)
     flags = {"fp32": (), "fp16": ("FP16",), "int8": ("FP16", "INT8")}[precision]
     files = {"fp32": "fp32.onnx", "fp16": "fp16.onnx", "int8": "qdq.onnx"}
-    if dla_core is not None or implicit:
-        # Types in the graph would bind the DLA, and Q/DQ would end implicit quantisation.
+    if untyped:
         files = dict.fromkeys(files, "fp32.onnx")
     return EngineBuild(
         files[precision],
