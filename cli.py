@@ -387,7 +387,7 @@ def models(as_json: bool) -> None:
     "--contract", type=_path(), help="JSON with the input contract of an ONNX that has none."
 )
 @click.option("--out", type=_path(), help="Folder of the bundle; must be new. [default: by name]")
-@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Check SOURCE, print the plan and write nothing.")
 @_json
 @_quiet
 def export(
@@ -419,6 +419,10 @@ def export(
 
     plan = make_plan(find_target(target), precision, dla_core=dla, cache=calibration_cache)
     if dry_run:
+        if source is not None:
+            from .sources import load_exportable
+
+            load_exportable(source, contract)  # what cannot be exported is no plan
         click.echo(json.dumps(plan.to_dict(), indent=1) if as_json else render_plan(plan))
         return
     from .export.pipeline import Limits, export_bundle
@@ -435,7 +439,7 @@ def export(
     frames, note = frames_for_export(
         found,
         CalibrationRequest(dataset, ranges, synthetic_calibration, calib_images),
-        needs_ranges=plan.precisions != ("fp32",),
+        needs_ranges=plan.needs_ranges,
         progress=_progress(quiet),
     )
     exported = export_bundle(

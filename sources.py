@@ -6,7 +6,7 @@ import contextlib
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # What stands in for images where the user has none: drawn anew each time, always the same.
 PHANTOMS = 160
 PHANTOM_SEED = 0
+PHANTOM_SOURCE = "phantoms"  # as the record of a calibration names them
 _VECTORS = ("benign", "malignant", "normal")  # phantoms that are a kit's golden inputs
 _PHANTOM_FRACTIONS = (0.6, 0.4, 0.0)  # no test part: a gate over few frames would be a coin toss
 
@@ -282,7 +283,8 @@ def frames_for_export(
     Raises:
         InputError: E-CALIB-MISSING (a run without data, a shipped student without ranges),
             E-CALIB-CHOICE, those of `samples_for`.
-        Refused: E-CALIB-TEST (a record has frames that are not of the train part), those of
+        Refused: E-CALIB-TEST (a record has frames that are not of the train part),
+            E-CALIB-SYNTHETIC (a record was made from phantoms), those of
             `Source.trained_on` and `Source.split_file`.
     """
     from .export.parity import CheckFrame
@@ -328,7 +330,7 @@ def _phantom_parts(phantoms: Dataset, progress: Progress) -> _Parts:
     split = make_split(phantoms, seed=0, fractions=_PHANTOM_FRACTIONS, progress=progress)
     return _Parts(
         partial(samples_of, split, phantoms),
-        {"source": "phantoms", "seed": PHANTOM_SEED, "count": PHANTOMS, "part": "train"},
+        {"source": PHANTOM_SOURCE, "seed": PHANTOM_SEED, "count": PHANTOMS, "part": "train"},
         f"val part of {PHANTOMS} phantoms, seed {PHANTOM_SEED}",
     )
 
@@ -363,24 +365,32 @@ def _calibration_for(
     source: Source, request: CalibrationRequest, parts: _Parts | None, drawn: _Parts | None
 ) -> tuple[CalibrationSet | Path, str]:
     """Return frames or the record of an earlier calibration, and a few words on it."""
+    from .export.calibration import parse_calibration
     from .export.pipeline import read_calibration_frames
 
     if request.record is not None:
+        record = parse_calibration(request.record)
+        if record.origin.get("source") == PHANTOM_SOURCE:
+            raise Refused(
+                "E-CALIB-SYNTHETIC",
+                f"{request.record} was made from phantoms; calibrate on real images with --calib, "
+                "or say --synthetic-calibration in its place",
+            )
         if source.trained_on() is None and not source.is_onnx:
-            _require_train_part(request.record, source.split_file())
+            _require_train_part(request.record, record.frames_sha256, source.split_file())
         elif parts is not None:
-            _require_others(request.record, parts.samples("val"))
+            _require_others(request.record, record.frames_sha256, parts.samples("val"))
         return request.record, f"calibrated with {request.record}"
     chosen = drawn if request.synthetic else parts
     if chosen is None:
-        record = zoo.calibration_file(source.path)
-        if not record.is_file():
+        shipped = zoo.calibration_file(source.path)
+        if not shipped.is_file():
             raise InputError(
                 "E-CALIB-MISSING",
                 f"{source.path} comes without ranges; name real images with --calib, or take "
                 "phantoms with --synthetic-calibration",
             )
-        return record, "calibrated with the ranges that ship with the student"
+        return shipped, "calibrated with the ranges that ship with the student"
     samples = chosen.samples("train")
     frames = read_calibration_frames(
         [each.image for each in samples],
@@ -395,16 +405,15 @@ def _calibration_for(
     return frames, f"calibrated on {len(frames.frames)} {kind}"
 
 
-def _require_train_part(record: Path, split_file: Path) -> None:
+def _require_train_part(record: Path, frames: Sequence[str], split_file: Path) -> None:
     """Refuse a record with frames that the split tests or validates on, or their near-duplicates.
 
     A near-duplicate shares its group's part, so the part of the frame itself tells.
     """
-    from .export.calibration import frames_of_record
     from .kd.data.split import read_split
 
     part_of = {entry.image_sha256: entry.part for entry in read_split(split_file).entries}
-    for frame in frames_of_record(record):
+    for frame in frames:
         part = part_of.get(frame)
         if part != "train":
             where = f"in the {part} part" if part else "in no part"
@@ -415,13 +424,10 @@ def _require_train_part(record: Path, split_file: Path) -> None:
             )
 
 
-def _require_others(record: Path, checks: Sequence[Sample]) -> None:
+def _require_others(record: Path, frames: Collection[str], checks: Sequence[Sample]) -> None:
     """Refuse a record that was calibrated on frames which are to judge it."""
-    from .export.calibration import frames_of_record
-
-    seen = set(frames_of_record(record))
     for sample in checks:
-        if sha256_of_file(sample.image) in seen:
+        if sha256_of_file(sample.image) in frames:
             raise Refused(
                 "E-CALIB-TEST",
                 f"{record} was calibrated on {sample.image}, which is to judge it; calibrate on "

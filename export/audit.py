@@ -22,9 +22,11 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import onnx
 
 from ..benchmarks.complexity import macs_of_nodes
 from ..runtime.errors import EngineError, Refused
+from .graph import producers_of
 from .plan import MIN_SHARE
 from .to_rtx import PlanLayer
 
@@ -302,6 +304,33 @@ def achieved_in_rtx(model: bytes, layers: Sequence[PlanLayer]) -> Achieved:
 def _rtx_width(kind: str) -> int:
     """Rank a type by its width; an unknown one comes first, so that it is met."""
     return _WIDTH.index(_RTX_TYPES[kind]) if kind in _RTX_TYPES else len(_WIDTH)
+
+
+# --- the graph itself ----------------------------------------------------------------------------
+
+_GRAPH_TYPES: Mapping[str, str] = MappingProxyType(
+    {"FLOAT": "fp32", "FLOAT16": "fp16", "Q": "int8"}
+)
+
+
+def asked_in_graph(model: bytes) -> Achieved:
+    """Return what ONNX asks for where its types and Q/DQ pairs are binding.
+
+    A product of two dequantised operands is INT8, any other has the type of its first.
+    Raises InputError as `count_complexity`, EngineError: E-AUDIT (an unknown type).
+    """
+    graph = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(model)).graph
+    values = (*graph.input, *graph.value_info, *graph.output)
+    types = {each.name: each.type.tensor_type.elem_type for each in values}
+    producers = producers_of(graph)
+    asked = {}
+    for node in graph.node:
+        operands = [producers[name].op_type for name in node.input[:2] if name in producers]
+        if operands == ["DequantizeLinear"] * 2:
+            asked[node.name] = "Q"
+        elif node.input and node.input[0] in types:
+            asked[node.name] = onnx.TensorProto.DataType.Name(types[node.input[0]])
+    return _achieved("the graph", macs_of_nodes(model), asked, _GRAPH_TYPES)
 
 
 # --- common --------------------------------------------------------------------------------------

@@ -124,11 +124,13 @@ def read_calibration(
     """Read a record and make sure that it is of this network.
 
     Raises:
-        InputError: E-CALIB-READ (missing, too large, malformed).
+        InputError: E-CALIB-EMPTY (of no frame), those of `parse_calibration`.
         Refused: E-CALIB-KEY (of another network or contract), E-CALIB-RANGE (a range is missing,
             not finite or not above 0).
     """
-    found = _parse(file)
+    found = parse_calibration(file)
+    if not found.frames_sha256:
+        raise InputError("E-CALIB-EMPTY", f"{file} was made from no frame; calibrate with --calib")
     for what, theirs, ours in (
         ("checkpoint", found.checkpoint_sha256, checkpoint_sha256),
         ("input contract", found.contract, contract),
@@ -159,12 +161,11 @@ def read_calibration(
     return replace(found, amax=kept, largest=largest)
 
 
-def frames_of_record(file: Path) -> tuple[str, ...]:
-    """Return the SHA-256 of every frame of a record. Raises InputError (E-CALIB-READ)."""
-    return _parse(file).frames_sha256
+def parse_calibration(file: Path) -> Calibration:
+    """Read a record, whatever network it is of.
 
-
-def _parse(file: Path) -> Calibration:
+    Raises InputError: E-CALIB-READ (missing, too large, malformed).
+    """
     try:
         if file.stat().st_size > _MAX_BYTES:
             raise ValueError(f"larger than {_MAX_BYTES} bytes")

@@ -19,7 +19,16 @@ import onnx
 
 from ..benchmarks.complexity import count_complexity
 from ..runtime.engines import available_threads, open_engine
-from .audit import Achieved, achieved_in_onnxruntime, achieved_in_openvino, achieved_in_rtx
+from ..runtime.errors import Refused
+from .audit import (
+    Achieved,
+    achieved_in_onnxruntime,
+    achieved_in_openvino,
+    achieved_in_rtx,
+    asked_in_graph,
+    least_share,
+    require_share,
+)
 from .calibration import Calibration
 from .graph import convolutions_of
 from .parity import Run, exact_run
@@ -96,6 +105,16 @@ def _beyond_half(recipe: Recipe) -> tuple[str, ...]:
     return nodes_beyond_half(recipe.master, recipe.calibration.largest)
 
 
+def _require_half(recipe: Recipe) -> None:
+    """Refuse what FP16 cannot hold: in a weakly typed network no type in the ONNX is binding."""
+    if beyond := _beyond_half(recipe):
+        raise Refused(
+            "E-PRECISION-RANGE",
+            f"{', '.join(beyond[:3])} (of {len(beyond)} nodes) goes beyond FP16, which TensorRT "
+            f"{recipe.plan.target.tensorrt} may choose for every layer; export --precision fp32",
+        )
+
+
 def _kept(recipe: Recipe, file: str, keep_float: tuple[str, ...]) -> tuple[str, ...]:
     """Add to what INT8 keeps in float the convolutions that FP16 cannot hold."""
     if file not in ("fp16.onnx", "qdq-fp16.onnx"):
@@ -122,30 +141,36 @@ def _cpu_forms(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> I
     for engine in target.engines[precision]:
         if engine == "openvino":
             files = _openvino_files(recipe, model, half=precision == "fp16")
-            achieved = achieved_in_openvino(
-                files["model.xml"], files["model.bin"], threads, macs=macs
-            )
         else:
             files = {"model.onnx": model}
-            achieved = achieved_in_onnxruntime(model, threads)
         size = len(files["model.bin"]) if engine == "openvino" else _weights_bytes(model)
-        if target.runs_here:
-            run = open_engine(engine, files, threads).run
-            yield Form(engine, precision, files, run, size, (achieved,), keep_float)
-        else:
+        if not target.runs_here:
             yield Form(engine, precision, files, exact_run(model, threads), size, (), keep_float)
+            continue
+        if engine == "openvino":
+            xml, weights = files["model.xml"], files["model.bin"]
+            achieved = achieved_in_openvino(xml, weights, threads, macs=macs)
+        else:
+            achieved = achieved_in_onnxruntime(model, threads)
+        run = open_engine(engine, files, threads).run
+        yield Form(engine, precision, files, run, size, (achieved,), keep_float)
 
 
 def _kit_forms(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> Iterator[Form]:
     """The ONNX that TensorRT builds from on the device; DLA and caches are judged there."""
     build = recipe.plan.builds[precision]
+    if not build.typed and "FP16" in build.flags:
+        _require_half(recipe)
     model = typed_onnx(recipe, build.onnx, keep_float)
     stand_in = model
     if build.cache:  # the same ranges in Q/DQ are the nearest that can run here
         stand_in = typed_onnx(recipe, "qdq.onnx", keep_float)
+    kept = _kept(recipe, build.onnx, keep_float)
+    if build.typed or precision == "int8":  # what the graph does not ask for no device can run
+        least = least_share(recipe.master, precision, kept)
+        require_share(asked_in_graph(stand_in), precision, least)
     run = exact_run(stand_in, available_threads())
     size = _weights_bytes(model)
-    kept = _kept(recipe, build.onnx, keep_float)
     yield Form("tensorrt", precision, {build.onnx: model}, run, size, (), kept)
 
 

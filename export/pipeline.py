@@ -233,8 +233,7 @@ def export_bundle(
         trained: what to export.
         plan: of `make_plan`.
         out: folder of the bundle; must not exist.
-        frames: a calibration is needed for FP16 and INT8, unused otherwise; golden vectors for a
-            kit.
+        frames: a calibration where `Plan.needs_ranges`; golden vectors for a kit.
         split: the split file of the training run; it goes into the bundle. None for a shipped
             student, which has none.
         trained_on: SHA-256 of every image that a shipped student has seen; goes into the manifest.
@@ -249,9 +248,11 @@ def export_bundle(
         EngineError: E-EXTRA-MISSING, E-AUDIT, E-RTX-BUILD.
         OutputError: E-OUT-WRITE.
     """
-    if frames.calibration is None and set(plan.precisions) != {"fp32"}:
+    if frames.calibration is None and plan.needs_ranges:
         raise InputError(
-            "E-CALIB-MISSING", "fp16 and int8 need calibration images; name them with --calib"
+            "E-CALIB-MISSING",
+            f"{' and '.join(plan.precisions)} for {plan.target.name} needs calibration images; "
+            "name them with --calib",
         )
     with atomic_folder(out) as folder:
         if split is not None:
@@ -265,6 +266,8 @@ def export_bundle(
         hops = (first, *(hop for each in proved.values() for hop in each.hops))
         verdicts, chosen = _choose(plan, proved, reference, progress)
         shipped = {chosen: proved[chosen]} if plan.target.kind == "cpu" else proved
+        if verdicts:
+            shipped = {chosen: _fastest_first(proved[chosen], verdicts)}
         models = _write_models(folder, shipped)
         if plan.target.kind == "tensorrt":
             forms = {name: each.forms[0] for name, each in shipped.items()}
@@ -421,13 +424,20 @@ def _choose(
     if not plan.target.runs_here:
         return (), plan.default if plan.default and plan.default in proved else next(iter(proved))
     verdicts = measure_verdicts(
-        {name: each.forms[0] for name, each in proved.items()},
-        {name: each.hops[0] for name, each in proved.items()},
+        [form for each in proved.values() for form in each.forms],
+        [hop for each in proved.values() for hop in each.hops],
         reference.contract,
         [check.frame for check in reference.frames],
         progress=progress,
     )
     return verdicts, next(each.precision for each in verdicts if each.shipped)
+
+
+def _fastest_first(proved: _Proved, verdicts: Sequence[Verdict]) -> _Proved:
+    """Order the forms as they were measured: a session takes the first engine that is there."""
+    p50_ms = {(each.engine, each.precision): each.p50_ms for each in verdicts}
+    forms = sorted(proved.forms, key=lambda form: p50_ms[form.engine, form.precision])
+    return _Proved(tuple(forms), proved.hops)
 
 
 def _write_models(folder: Path, shipped: Mapping[str, _Proved]) -> dict[str, tuple[str, ...]]:

@@ -42,6 +42,16 @@ class Plan:
     builds: Mapping[str, EngineBuild]  # by precision, of a kit
     notes: tuple[str, ...]
 
+    @property
+    def needs_ranges(self) -> bool:
+        """Whether a calibration is needed: for INT8, and to see what FP16 arithmetic can hold.
+
+        On a CPU FP16 is a way to store weights, no arithmetic.
+        """
+        return bool(
+            set(self.precisions) - ({"fp32", "fp16"} if self.target.kind == "cpu" else {"fp32"})
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
         return {

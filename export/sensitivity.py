@@ -21,7 +21,6 @@ class Sensitivity:
     """What one convolution costs when it alone is quantised."""
 
     name: str
-    flipped_share: float  # of pixels at network size whose answer changes
     rms: float  # root mean square of the change of a logit
 
 
@@ -44,15 +43,13 @@ def rank_convolutions(
     frames = [
         input_from_frame(each.frame, reference.contract) for each in reference.frames[:FRAMES]
     ]
-    level = reference.contract.logit_threshold
     found = []
     for name in progress(names, "sensitivity of each layer"):
         model = qdq_from_onnx(master, amax, keep_float=set(names) - {name})
         run = exact_run(model, available_threads())
-        changes, flips = [], []
+        changes = []
         for image, trained in zip(frames, reference.logits[:FRAMES], strict=True):
             logits = run(image)[0, 0]
             changes.append(np.square(logits - trained).mean())
-            flips.append(((logits > level) != (trained > level)).mean())
-        found.append(Sensitivity(name, float(np.mean(flips)), float(np.sqrt(np.mean(changes)))))
+        found.append(Sensitivity(name, float(np.sqrt(np.mean(changes)))))
     return tuple(sorted(found, key=lambda each: each.rms, reverse=True))

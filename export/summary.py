@@ -7,6 +7,8 @@ from .pipeline import Exported
 from .plan import Plan
 from .verdict import render_verdicts
 
+_TELLING_DICE = 0.3  # below it most lesions are missed, in FP32 as in INT8
+
 
 def render_export(exported: Exported, plan: Plan) -> str:
     """Return the parity chain, what really runs in which precision, the verdict and the place."""
@@ -19,6 +21,11 @@ def render_export(exported: Exported, plan: Plan) -> str:
         lines.append(f"kept in float to pass the gate: {', '.join(exported.kept_float)}")
     if exported.verdicts or exported.refused:
         lines.append(render_verdicts(exported.verdicts, exported.refused))
+    if not exported.trained_dice >= _TELLING_DICE:
+        lines.append(
+            f"note: the network itself has a Dice of {exported.trained_dice:.3f} on these frames, "
+            "so a gate that compares with it proves little; check its training, or its --contract"
+        )
     lines += [f"note: {note}" for note in plan.notes]
     lines.append(f"bundle: {exported.path} ({exported.precision})")
     if plan.target.kind == "tensorrt":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ class Target:
     checked: str  # date, ISO 8601
     engines: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of a CPU, by precision
     weight_bits: int = 8  # of INT8 weights, 7 or 8
-    runs_here: bool = False  # whether what is measured on this machine holds for the target
+    machines: tuple[str, ...] = ()  # architectures of a CPU, as `platform.machine` names them
     compute_capabilities: tuple[str, ...] = ()  # of the GPU; empty: whatever the host has
     int8: bool = True  # whether the GPU has INT8 arithmetic
     tensorrt: str | None = None
@@ -44,6 +45,11 @@ class Target:
     bandwidth_gb_s: float | None = None
     fp16_tflops: float | None = None  # dense peak of the GPU
     int8_tops: float | None = None  # dense peak of the GPU, without DLA
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether what is measured on this machine holds for the target."""
+        return platform.machine() in self.machines
 
     @property
     def tensorrt_version(self) -> tuple[int, int, int]:
@@ -123,7 +129,10 @@ def _host_from_row(row: Mapping[str, Any]) -> Target:
     capability = values.pop("compute_capability", None)
     capabilities = values.pop("compute_capabilities", [capability] if capability else [])
     engines = {name: tuple(kinds) for name, kinds in values.pop("engines", {}).items()}
-    return Target(**values, compute_capabilities=tuple(capabilities), engines=engines)
+    machines = tuple(values.pop("machines", ()))
+    return Target(
+        **values, compute_capabilities=tuple(capabilities), engines=engines, machines=machines
+    )
 
 
 def _jetson_from_rows(module: Mapping[str, Any], jetpack: Mapping[str, Any]) -> Target:

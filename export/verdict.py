@@ -23,11 +23,12 @@ _WORTH = 0.95  # a precision must take at most this share of the time to replace
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one precision did against FP32."""
+    """How one precision in one engine did against FP32 in the engine that runs it fastest."""
 
+    engine: str
     precision: str
     p50_ms: float  # end to end, single frames, on this machine
-    ratio: float  # of FP32's median time
+    ratio: float  # of that FP32's median time
     ratio_low: float  # 95 % interval over rounds
     ratio_high: float
     dice_drop: float
@@ -39,42 +40,46 @@ class Verdict:
 
 
 def measure_verdicts(
-    forms: Mapping[str, Form],
-    hops: Mapping[str, Hop],
+    forms: Sequence[Form],
+    hops: Sequence[Hop],
     contract: InputContract,
     frames: Sequence[np.ndarray],
     *,
     progress: Progress = quiet,
 ) -> tuple[Verdict, ...]:
-    """Measure one form of each precision interleaved and say which ships.
+    """Measure all forms interleaved and say which precision ships.
 
-    The fastest ships if the whole interval of its time lies below `_WORTH` of FP32's; else FP32.
+    That of the fastest form ships if the whole interval of its time lies below `_WORTH` of FP32's;
+    else FP32.
 
     Args:
-        forms: by precision, FP32 among them; each has passed its gate.
+        forms: each has passed its gate; FP32 is among them.
         hops: how each compares with the trained network.
         contract: of the network.
         frames: uint8 [H, W], at least one.
         progress: wraps the rounds.
     """
-    sessions = {
-        precision: Session.over(_FormEngine(form), contract) for precision, form in forms.items()
-    }
+    sessions = {form.name: Session.over(_FormEngine(form), contract) for form in forms}
     runs = measure_interleaved(sessions, frames[:_FRAMES], rounds=_ROUNDS, progress=progress)
-    ratios = {name: median_ratio(run, runs[REFERENCE]) for name, run in runs.items()}
-    earned = [name for name in forms if name != REFERENCE and ratios[name].high < _WORTH]
-    best = min(earned, key=lambda name: ratios[name].ratio, default=REFERENCE)
+    wide = [form.name for form in forms if form.precision == REFERENCE]
+    reference = runs[min(wide, key=lambda name: runs[name].p50_ms)]
+    ratios = {name: median_ratio(run, reference) for name, run in runs.items()}
+    earned = [
+        form for form in forms if form.precision != REFERENCE and ratios[form.name].high < _WORTH
+    ]
+    best = min(earned, key=lambda form: ratios[form.name].ratio).precision if earned else REFERENCE
     return tuple(
         Verdict(
-            precision=name,
-            p50_ms=runs[name].p50_ms,
-            ratio=ratios[name].ratio,
-            ratio_low=ratios[name].low,
-            ratio_high=ratios[name].high,
-            dice_drop=hops[name].dice_drop,
-            shipped=name == best,
+            engine=form.engine,
+            precision=form.precision,
+            p50_ms=runs[form.name].p50_ms,
+            ratio=ratios[form.name].ratio,
+            ratio_low=ratios[form.name].low,
+            ratio_high=ratios[form.name].high,
+            dice_drop=hop.dice_drop,
+            shipped=form.precision == best,
         )
-        for name in forms
+        for form, hop in zip(forms, hops, strict=True)
     )
 
 
@@ -87,12 +92,13 @@ def render_verdicts(verdicts: Sequence[Verdict], refused: Mapping[str, str]) -> 
 
 def _line(verdict: Verdict) -> str:
     end = "shipped" if verdict.shipped else "not shipped"
-    if verdict.precision == REFERENCE:
-        return f"FP32: {verdict.p50_ms:.2f} ms a frame: {end}"
+    name = f"{verdict.precision.upper()} in {verdict.engine}"
+    if verdict.ratio == 1:
+        return f"{name}: {verdict.p50_ms:.2f} ms a frame, what the others are compared with: {end}"
     speed = f"{1 / verdict.ratio:.2f}× as fast as FP32"
     interval = f"{1 / verdict.ratio_high:.2f} to {1 / verdict.ratio_low:.2f}"
     return (
-        f"{verdict.precision.upper()}: {verdict.p50_ms:.2f} ms a frame, {speed} ({interval}), "
+        f"{name}: {verdict.p50_ms:.2f} ms a frame, {speed} ({interval}), "
         f"Dice {-verdict.dice_drop:+.4f}: {end}"
     )
 

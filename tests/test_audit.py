@@ -17,6 +17,7 @@ from edgeseg.export.audit import (
     achieved_in_onnxruntime,
     achieved_in_openvino,
     achieved_in_rtx,
+    asked_in_graph,
     require_share,
 )
 from edgeseg.export.qdq import qdq_from_onnx
@@ -309,3 +310,16 @@ def test_renamed_node_in_onnxruntime_is_an_error(monkeypatch):
 def test_rewrite_that_changes_types_must_not_be_left_out_in_onnxruntime(monkeypatch):
     monkeypatch.setattr(audit, "_RENAMING", ("QDQSelectorActionTransformer",))
     assert "uint8" in audit_error(achieved_in_onnxruntime, INT8, 1)
+
+
+# --- the graph itself ----------------------------------------------------------------------------
+
+
+def test_graph_asks_for_int8_where_both_operands_are_dequantised_else_for_its_type():
+    nodes = [*pair("image"), stored_in_int8("body"), conv("body", "image.d", "h", pads=[1] * 4)]
+    asked = asked_in_graph(onnx_of([*nodes, HEAD_NODE], INT8_WEIGHTS))
+    assert asked.macs == {"int8": BODY, "fp32": HEAD}
+    float_body = conv("body", "image.d", "h", pads=[1] * 4)
+    half_way = onnx_of([*pair("image"), float_body, HEAD_NODE], {**WEIGHTS, **SCALES})
+    assert asked_in_graph(half_way).macs == {"fp32": BODY + HEAD}
+    assert asked_in_graph(half_from_onnx(FP32)).macs == {"fp16": BODY + HEAD}

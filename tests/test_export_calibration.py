@@ -16,7 +16,7 @@ from edgeseg.export.calibration import (
     SCHEMA,
     CalibrationSet,
     calibrate,
-    frames_of_record,
+    parse_calibration,
     read_calibration,
 )
 from edgeseg.export.graph import activations_of, measured_of
@@ -108,7 +108,7 @@ def test_record_names_its_frames_and_counts_their_classes(file, record, train_im
         classes[label_of[frame]] += 1
     assert record.origin["classes"] == {name: count for name, count in classes.items() if count}
     assert record.origin["source"] == "split of the run"
-    assert frames_of_record(file) == record.frames_sha256
+    assert parse_calibration(file).frames_sha256 == record.frames_sha256
 
 
 def test_classes_are_counted_after_the_draw_and_in_order_of_their_names(train_images):
@@ -327,6 +327,23 @@ def test_frames_for_a_run_are_of_its_train_part_and_their_classes_are_counted(ru
     assert {part_of[each] for each in frames.calibration.sha256} == {"train"}
     assert sum(frames.calibration.origin["classes"].values()) == len(frames.calibration.frames) == 4
     assert "calibrated on 4 images of the train part" in note
+
+
+def test_record_of_no_frame_is_refused(file, record, master):
+    file.write_text(replace(record, frames_sha256=()).to_json())
+    with pytest.raises(InputError) as caught:
+        read_calibration(file, record.checkpoint_sha256, record.contract, master)
+    assert caught.value.code == "E-CALIB-EMPTY"
+
+
+@pytest.mark.usefixtures("few_phantoms")
+def test_record_made_of_phantoms_is_refused_where_real_frames_are_meant(
+    file, record, run, phantoms
+):
+    file.write_text(replace(record, origin={"source": "phantoms"}).to_json())
+    with pytest.raises(Refused) as caught:
+        frames_for_export(checkpoint_of(run), CalibrationRequest(phantoms, record=file))
+    assert caught.value.code == "E-CALIB-SYNTHETIC"
 
 
 def test_record_and_phantoms_at_once_are_refused(file, run, phantoms):

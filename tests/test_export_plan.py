@@ -369,3 +369,23 @@ def test_plan_that_needs_no_table_row_can_be_made_of_a_target_in_memory():
     assert dict(make_plan(target).builds) == TYPED
     older = Target("board", "tensorrt", "a board", "a test", "2026-01-01", tensorrt="8.5.0")
     assert dict(make_plan(older).builds) == WEAK
+
+
+@pytest.mark.parametrize(
+    ("machine", "here"),
+    [("x86_64", ["x86-cpu"]), ("AMD64", ["x86-cpu"]), ("aarch64", ["arm-cpu"]), ("riscv64", [])],
+)
+def test_cpu_target_runs_here_where_the_machine_is_of_its_architecture(machine, here, monkeypatch):
+    monkeypatch.setattr(target_module.platform, "machine", lambda: machine)
+    assert [name for name, target in targets().items() if target.runs_here] == here
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "needs"),
+    [
+        *(("x86-cpu", "fp32", False), ("x86-cpu", "fp16", False), ("x86-cpu", "int8", True)),
+        *(("jetson", "fp32", False), ("jetson", "fp16", True), ("x86-cpu", AUTO, True)),
+    ],
+)
+def test_ranges_are_needed_for_int8_and_for_arithmetic_in_fp16(name, asked, needs):
+    assert make_plan(find_target(name), asked).needs_ranges is needs

@@ -247,6 +247,9 @@ def make(
     provider: Optional[str],
 ) -> None:
     """Build, audit, compare with the host, write."""
+    for path in (out, timing_file):
+        if path is not None:
+            kit_files.require_writable(path)
     trt = import_packages()
     cuda = cuda_buffers.open_cuda(provider)
     require_place(trt, cuda, kit)

@@ -6,6 +6,7 @@ Only the standard library; valid Python 3.8.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -227,6 +228,21 @@ def write_engine(path: Path, plan: bytes, facts: Dict[str, Any]) -> None:
     except OSError as error:
         for each in (path, side_car):
             _remove(_partial(each))
+        raise OutputError("E-KIT-WRITE", f"cannot write {path}: {error.strerror}") from error
+
+
+def require_writable(path: Path) -> None:
+    """See that a file can be written there before the minutes that its content takes.
+
+    Raises:
+        OutputError: E-KIT-WRITE.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        _write_partial(path, b"")
+        _remove(_partial(path))
+    except OSError as error:
         raise OutputError("E-KIT-WRITE", f"cannot write {path}: {error.strerror}") from error
 
 
