@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from edgeseg.benchmarks import energy
+from edgeseg.benchmarks.energy import explain_no_counter, find_counter, measure_energy
+from edgeseg.benchmarks.jsonform import json_from_value, value_from_json
+from edgeseg.runtime.errors import EngineError
+
+RAPL = "sys/class/powercap"
+ORIN_NX = {
+    "hwmon0/name": "cpu_thermal",
+    "hwmon1/name": "ina3221",
+    "hwmon1/in1_label": "VDD_IN",
+    "hwmon1/in1_input": "5000",
+    "hwmon1/curr1_input": "2000",
+    "hwmon1/in2_label": "VDD_CPU_GPU_CV",
+    "hwmon1/in2_input": "5000",
+    "hwmon1/curr2_input": "400",
+    "hwmon1/in3_label": "NC",
+    "hwmon1/in3_input": "5000",
+    "hwmon1/curr3_input": "8",
+    "hwmon1/in7_label": "sum of shunt voltages",
+    "hwmon1/in7_input": "9",
+}
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch):
+    monkeypatch.setattr(energy, "SAMPLE_S", 0.005)
+
+
+@pytest.fixture
+def system(tmp_path):
+    """Return a function that writes files below a folder of a fake root and returns that root."""
+
+    def write(folder, files):
+        for name, content in files.items():
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(str(content))
+        return tmp_path
+
+    return write
+
+
+def zone(name, energy_uj=0, range_uj=1_000_000):
+    return {"name": name, "energy_uj": energy_uj, "max_energy_range_uj": range_uj}
+
+
+def rapl(**zones):
+    """Files of zones named after their place: `p0` is intel-rapl:0, `p0_1` is intel-rapl:0:1."""
+    return {
+        f"intel-rapl:{place[1:].replace('_', ':')}/{file}": content
+        for place, files in zones.items()
+        for file, content in files.items()
+    }
+
+
+def put(path, value):
+    """Change a counter in one step, as the kernel does."""
+    beside = path.with_suffix(".new")
+    beside.write_text(str(value))
+    beside.replace(path)
+
+
+def burn(root, *steps_uj, zone="intel-rapl:0", pause_s=0.03):
+    """Return work of 10 frames that sets the counter to each of some values."""
+
+    def work():
+        for value in steps_uj:
+            time.sleep(pause_s)
+            put(root / RAPL / zone / "energy_uj", value)
+        time.sleep(pause_s)
+        return 10
+
+    return work
+
+
+def test_machine_without_counter_has_none_and_says_so(tmp_path):
+    assert find_counter(tmp_path) is None
+    assert "neither RAPL nor an INA3221" in explain_no_counter(tmp_path)
+
+
+def test_packages_and_memory_are_summed_but_not_their_parts(system):
+    root = system(
+        RAPL,
+        rapl(
+            p0=zone("package-0"),
+            p0_0=zone("core"),
+            p0_1=zone("dram"),
+            p1=zone("package-1"),
+            p1_0=zone("dram"),
+            p2=zone("psys"),
+        ),
+    )
+    counter = find_counter(root)
+    assert counter.name == "RAPL"
+    assert [rail.name for rail in counter.rails] == [
+        *("package-0", "dram", "package-1", "dram (intel-rapl:1:0)")
+    ]
+    assert all(rail.in_total for rail in counter.rails)
+
+
+def test_counter_that_only_root_may_read_is_no_counter_and_says_so(system):
+    files = rapl(p0=zone("package-0"))
+    del files["intel-rapl:0/energy_uj"]  # a root who runs this test may read anything
+    root = system(RAPL, files)
+    assert find_counter(root) is None
+    assert "only root" in explain_no_counter(root)
+
+
+def test_energy_of_the_load_is_shared_by_its_frames(system):
+    root = system(RAPL, rapl(p0=zone("package-0", 100)))
+    found = measure_energy(find_counter(root), burn(root, 50_100, 200_100), idle_s=0.02)
+    assert (found.counter, found.total_rails, found.frames) == ("RAPL", ("package-0",), 10)
+    assert found.idle_w == found.idle_drift_w == 0
+    assert found.gross_mj_per_frame == pytest.approx(20)
+    assert found.net_mj_per_frame == pytest.approx(20)
+    assert found.load_w == pytest.approx(0.2 / found.load_s)
+    assert found.load_s > 0.09
+    assert found.sample_hz > 2 / found.load_s  # it was read meanwhile
+
+
+def test_counter_that_starts_again_from_zero_loses_nothing(system):
+    root = system(RAPL, rapl(p0=zone("package-0", 900_000)))
+    # Twice around: only readings meanwhile can know.
+    work = burn(root, 100_000, 700_000, 50_000)
+    found = measure_energy(find_counter(root), work, idle_s=0.02)
+    assert found.gross_mj_per_frame == pytest.approx((200 + 600 + 350) / 10)
+
+
+def test_power_at_rest_is_subtracted(system, monkeypatch):
+    root = system(RAPL, rapl(p0=zone("package-0", 0)))
+    counted = root / RAPL / "intel-rapl:0/energy_uj"
+
+    def rest(seconds):
+        time.sleep(seconds)
+        put(counted, int(counted.read_text()) + round(2e6 * seconds))  # 2 W
+
+    monkeypatch.setattr(energy, "_rest", rest)
+    found = measure_energy(find_counter(root), burn(root, 700_000), idle_s=0.2)
+    assert found.idle_w == pytest.approx(2, rel=0.2)
+    expected_mj = 1000 * (0.3 - found.idle_w * found.load_s) / 10
+    assert found.net_mj_per_frame == pytest.approx(expected_mj)
+    assert found.gross_mj_per_frame == pytest.approx(30)
+
+
+def test_drift_at_rest_is_its_second_half_against_its_first(system, monkeypatch):
+    root = system(RAPL, rapl(p0=zone("package-0", 0)))
+    halves = iter((10_000, 60_000))
+
+    def rest(seconds):
+        time.sleep(seconds)
+        put(root / RAPL / "intel-rapl:0/energy_uj", next(halves))
+
+    monkeypatch.setattr(energy, "_rest", rest)
+    found = measure_energy(find_counter(root), burn(root, 60_000), idle_s=0.2)
+    assert found.idle_drift_w == pytest.approx(0.4, rel=0.2)  # 10 mJ, then 50 mJ in 0.1 s each
+
+
+def test_total_of_an_orin_nx_is_the_rail_that_feeds_the_others(system):
+    counter = find_counter(system("sys/class/hwmon", ORIN_NX))
+    assert counter.name == "INA3221"
+    assert {rail.name: rail.in_total for rail in counter.rails} == {
+        "VDD_IN": True,
+        "VDD_CPU_GPU_CV": False,
+    }
+
+
+def test_total_of_an_agx_orin_is_the_sum_of_its_rails(system):
+    files = {**ORIN_NX, "hwmon1/in1_label": "VDD_GPU_SOC"}
+    counter = find_counter(system("sys/class/hwmon", files))
+    assert {rail.name: rail.in_total for rail in counter.rails} == {
+        "VDD_GPU_SOC": True,
+        "VDD_CPU_GPU_CV": True,
+    }
+
+
+def test_rails_are_voltage_times_current_over_time(system):
+    root = system("sys/class/hwmon", ORIN_NX)
+
+    def work():
+        time.sleep(0.05)
+        put(root / "sys/class/hwmon/hwmon1/curr2_input", 1400)
+        time.sleep(0.1)
+        return 5
+
+    found = measure_energy(find_counter(root), work, idle_s=0.02)
+    assert found.total_rails == ("VDD_IN",)
+    assert found.idle_w == pytest.approx(10)
+    assert found.load_w == pytest.approx(10)
+    assert found.net_mj_per_frame == pytest.approx(0, abs=1e-6)
+    assert found.gross_mj_per_frame == pytest.approx(1000 * 10 * found.load_s / 5)
+    # The part rises by 5 W for the last 0.1 s.
+    assert found.rails_net_mj_per_frame["VDD_CPU_GPU_CV"] == pytest.approx(100, rel=0.25)
+
+
+def test_counter_that_vanishes_meanwhile_is_an_error_and_not_a_number(system):
+    root = system(RAPL, rapl(p0=zone("package-0")))
+
+    def work():
+        (root / RAPL / "intel-rapl:0/energy_uj").unlink()
+        time.sleep(0.03)
+        return 10
+
+    with pytest.raises(EngineError) as caught:
+        measure_energy(find_counter(root), work, idle_s=0.02)
+    assert caught.value.code == "E-ENERGY-READ"
+
+
+def test_failing_work_keeps_its_error(system):
+    root = system(RAPL, rapl(p0=zone("package-0")))
+
+    def work():
+        raise EngineError("E-ENGINE-RUN", "broken")
+
+    with pytest.raises(EngineError, match="E-ENGINE-RUN"):
+        measure_energy(find_counter(root), work, idle_s=0.02)
+
+
+def test_energy_survives_json(system):
+    root = system(RAPL, rapl(p0=zone("package-0")))
+    found = measure_energy(find_counter(root), burn(root, 5), idle_s=0.02)
+    assert value_from_json(type(found), json_from_value(found), "energy") == found
