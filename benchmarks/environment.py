@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path, PurePath
 
 from ..runtime.engines import available_threads
+from .sysfs import read_fields, read_text
 
 _PACKAGES = ("edgeseg", "numpy", "pillow", "onnxruntime", "openvino", "torch", "onnx")
 
@@ -38,6 +39,9 @@ class Environment:
     python: str
     packages: Mapping[str, str | None]  # version; None where not installed
     command: tuple[str, ...]  # without the folders of its arguments
+    commit: str | None = None  # of edgeseg, where it runs from a git checkout; edits are not seen
+    affinity: tuple[int, ...] = ()  # the cores this process may run on; none where not told
+    container: str | None = None  # what it is run by, such as "docker", where it can be told
 
 
 def describe_environment(command: Sequence[str]) -> Environment:
@@ -47,45 +51,30 @@ def describe_environment(command: Sequence[str]) -> Environment:
         command: what was run, to reproduce it. Of every argument with a path in it only the part
             after the last slash is kept (and the option's name, in ``--option=path``).
     """
-    cpuinfo = _fields(Path("/proc/cpuinfo"))
+    cpuinfo = read_fields(Path("/proc/cpuinfo"))
     instructions = f"{cpuinfo.get('flags', '')} {cpuinfo.get('Features', '')}".split()
-    memory = _fields(Path("/proc/meminfo")).get("MemTotal")
+    memory = read_fields(Path("/proc/meminfo")).get("MemTotal")
     return Environment(
         started_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        cpu=cpuinfo.get("model name") or _text(Path("/proc/device-tree/model")) or "unknown",
+        cpu=cpuinfo.get("model name") or read_text(Path("/proc/device-tree/model")) or "unknown",
         cores=available_threads(),
         isa=tuple(name for name in _ISA if name in instructions),
         memory_mib=int(memory.split()[0]) // 1024 if memory else None,
         system=_system(),
-        governor=_text(_CPUFREQ / "scaling_governor"),
+        governor=read_text(_CPUFREQ / "scaling_governor"),
         frequency_mhz=_frequency_mhz(cpuinfo.get("cpu MHz")),
         load_average=os.getloadavg()[0],
         python=platform.python_version(),
         packages={name: _version(name) for name in _PACKAGES},
         command=tuple(map(_without_folders, command)),
+        commit=_commit(Path(__file__).parents[1]),
+        affinity=tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else (),
+        container=_container(Path("/")),
     )
 
 
-def _text(path: Path) -> str | None:
-    """Return a small system file's text, or None where it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n") or None
-    except OSError:
-        return None
-
-
-def _fields(path: Path) -> dict[str, str]:
-    """Read ``name : value`` lines; of a name that comes again, as for each core, the first."""
-    found: dict[str, str] = {}
-    for line in (_text(path) or "").splitlines():
-        name, separator, value = line.partition(":")
-        if separator:
-            found.setdefault(name.strip(), value.strip())
-    return found
-
-
 def _frequency_mhz(from_cpuinfo: str | None) -> float | None:
-    if in_khz := _text(_CPUFREQ / "scaling_cur_freq"):
+    if in_khz := read_text(_CPUFREQ / "scaling_cur_freq"):
         return int(in_khz) / 1000
     return float(from_cpuinfo) if from_cpuinfo else None
 
@@ -103,6 +92,29 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _commit(checkout: Path) -> str | None:
+    """Return the SHA of a checkout's HEAD from git's own files, or None where there is none."""
+    git = checkout / ".git"
+    if git.is_file():  # a work tree of another repository
+        git = checkout / (read_text(git) or "").removeprefix("gitdir: ")
+    head = read_text(git / "HEAD") or ""
+    if not head.startswith("ref: "):
+        return head or None
+    name = head.removeprefix("ref: ")
+    common = git / (read_text(git / "commondir") or ".")
+    if sha := read_text(git / name) or read_text(common / name):
+        return sha
+    packed = (read_text(common / "packed-refs") or "").splitlines()
+    return next((line.split()[0] for line in packed if line.endswith(f" {name}")), None)
+
+
+def _container(root: Path) -> str | None:
+    for kind, mark in (("docker", ".dockerenv"), ("podman", "run/.containerenv")):
+        if (root / mark).exists():
+            return kind
+    return read_text(root / "run/systemd/container")
 
 
 def _without_folders(argument: str) -> str:

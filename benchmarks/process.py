@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ..runtime.errors import EngineError
 from ..runtime.session import Session
+from .sysfs import read_fields
 
 _MORE_FRAMES = 20  # after the first: engines still allocate during their first calls
 
@@ -30,6 +31,9 @@ class ProcessFacts:
     peak_rss_mib: float  # the process's own high-water mark, interpreter and libraries included
     start_ms: float  # from process start until the session is open
     first_mask_ms: float  # from process start until the first mask is there
+    # After the last mask, memory shared with other processes counted in part; None where the
+    # kernel does not tell.
+    pss_mib: float | None = None
 
 
 def report_probe(open_session: Callable[[], Session], frame: npt.NDArray[np.uint8]) -> str:
@@ -40,8 +44,8 @@ def report_probe(open_session: Callable[[], Session], frame: npt.NDArray[np.uint
         frame: uint8 [H, W] or [H, W, 3], predicted once and then 20 times more.
 
     Raises:
-        EngineError: E-PROBE-FAILED where the system does not tell the peak memory, and what
-            `open_session` raises.
+        EngineError: E-PROBE-FAILED where the system does not tell the peak memory.
+        EdgesegError: what `open_session` raises.
     """
     session = open_session()
     opened_ns = time.monotonic_ns()
@@ -50,21 +54,30 @@ def report_probe(open_session: Callable[[], Session], frame: npt.NDArray[np.uint
     for _ in range(_MORE_FRAMES):
         session.predict(frame)
     return json.dumps(
-        {"opened_ns": opened_ns, "first_mask_ns": first_mask_ns, "peak_rss_kib": _peak_rss_kib()}
+        {
+            "opened_ns": opened_ns,
+            "first_mask_ns": first_mask_ns,
+            "peak_rss_kib": _peak_rss_kib(),
+            "pss_kib": _kib(Path("/proc/self/smaps_rollup"), "Pss"),
+        }
     )
 
 
 def _peak_rss_kib() -> int:
     # Not getrusage's ru_maxrss: it survives exec, so a small child of a large benchmark would
     # report the benchmark's peak. VmHWM belongs to the address space, which exec replaces.
-    status = Path("/proc/self/status")
-    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
-    for line in lines:
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1])
-    raise EngineError(
-        "E-PROBE-FAILED", "no VmHWM in /proc/self/status; peak memory is measured on Linux only"
-    )
+    peak_kib = _kib(Path("/proc/self/status"), "VmHWM")
+    if peak_kib is None:
+        raise EngineError(
+            "E-PROBE-FAILED",
+            "no VmHWM in /proc/self/status; peak memory is measured on Linux only",
+        )
+    return peak_kib
+
+
+def _kib(path: Path, name: str) -> int | None:
+    value = read_fields(path).get(name)
+    return int(value.split()[0]) if value else None
 
 
 def probe_process(command: Sequence[str], timeout_s: float = 120) -> ProcessFacts:
@@ -93,10 +106,12 @@ def probe_process(command: Sequence[str], timeout_s: float = 120) -> ProcessFact
         raise _failed(command, f"exit code {done.returncode}: {_last_line(done.stderr)}")
     try:
         line: Any = json.loads(_last_line(done.stdout))
+        pss_kib = line["pss_kib"]
         return ProcessFacts(
             peak_rss_mib=int(line["peak_rss_kib"]) / 1024,
             start_ms=(int(line["opened_ns"]) - start_ns) / 1e6,
             first_mask_ms=(int(line["first_mask_ns"]) - start_ns) / 1e6,
+            pss_mib=None if pss_kib is None else int(pss_kib) / 1024,
         )
     except (ValueError, TypeError, KeyError) as error:
         raise _failed(command, f"printed no probe line; {_last_line(done.stderr)}") from error

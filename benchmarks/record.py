@@ -37,7 +37,7 @@ from .latency import (
 )
 from .process import ProcessFacts, probe_process
 
-SCHEMA = "edgeseg.benchmark/3"
+SCHEMA = "edgeseg.benchmark/4"
 MAX_FRAMES = 16  # held in memory for the latency measurement
 THROUGHPUT_S = 3.0
 _FEW_LESIONS = 30

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from edgeseg.benchmarks import process
 from edgeseg.benchmarks.process import probe_process, report_probe
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import EngineError
@@ -41,7 +42,7 @@ def test_child_reports_its_own_memory_and_times_since_it_was_started():
     before = time.monotonic()
     facts = probe_process(python(CHILD))
     elapsed_ms = 1000 * (time.monotonic() - before)
-    assert 64 < facts.peak_rss_mib < 1024
+    assert 64 < facts.pss_mib <= facts.peak_rss_mib < 1024
     assert 0 < facts.start_ms < facts.first_mask_ms - 20 < elapsed_ms
 
 
@@ -49,9 +50,27 @@ def test_peak_of_the_parent_is_not_the_childs():
     block = np.ones((256, 1 << 17))  # 256 MiB here
     code = (
         "import json; from edgeseg.benchmarks.process import _peak_rss_kib; "
-        "print(json.dumps(dict(opened_ns=0, first_mask_ns=0, peak_rss_kib=_peak_rss_kib())))"
+        "line = dict(opened_ns=0, first_mask_ns=0, peak_rss_kib=_peak_rss_kib(), pss_kib=None); "
+        "print(json.dumps(line))"
     )
-    assert probe_process(python(code)).peak_rss_mib < 256 == block.nbytes >> 20
+    facts = probe_process(python(code))
+    assert facts.peak_rss_mib < 256 == block.nbytes >> 20
+    assert facts.pss_mib is None
+
+
+def test_kernel_that_does_not_tell_the_peak_is_an_engine_error(monkeypatch):
+    monkeypatch.setattr(process, "read_fields", lambda path: {})
+    session = Session.over(FakeEngine(), InputContract(height=16, width=16))
+    with pytest.raises(EngineError) as caught:
+        report_probe(lambda: session, np.zeros((8, 8), np.uint8))
+    assert caught.value.code == "E-PROBE-FAILED"
+
+
+class FakeEngine:
+    name, facts = "fake", {}
+
+    def run(self, image):
+        return np.zeros((1, 1, 16, 16), np.float32)
 
 
 def test_child_predicts_the_first_frame_and_twenty_more():

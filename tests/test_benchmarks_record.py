@@ -24,7 +24,7 @@ PROBE = (
     sys.executable,
     "-S",
     "-c",
-    'print(\'{"opened_ns": 1, "first_mask_ns": 2, "peak_rss_kib": 2048}\')',
+    'print(\'{"opened_ns": 1, "first_mask_ns": 2, "peak_rss_kib": 2048, "pss_kib": 1024}\')',
 )
 
 
