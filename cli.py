@@ -379,6 +379,13 @@ def models(as_json: bool) -> None:
     show_default=True,
     help="Largest accepted rise of mean HD95, px; refused where the whole 95 % interval is above.",
 )
+@click.option(
+    "--qat",
+    type=click.IntRange(1),
+    metavar="EPOCHS",
+    help="Quantisation-aware training of a run, on --calib, if its INT8 fails with layers kept in "
+    "float; the teachers go on teaching.",
+)
 @click.option("--dla", type=click.IntRange(0), help="Build for this DLA core of a Jetson.")
 @click.option(
     "--calibration-cache", is_flag=True, help="INT8 from a TensorRT cache instead of Q/DQ."
@@ -401,6 +408,7 @@ def export(
     method: str,
     max_drop: float,
     max_hd95_rise: float,
+    qat: int | None,
     dla: int | None,
     calibration_cache: bool,
     contract: Path | None,
@@ -417,7 +425,13 @@ def export(
     from .export.plan import make_plan, render_plan
     from .export.target import find_target
 
-    plan = make_plan(find_target(target), precision, dla_core=dla, cache=calibration_cache)
+    plan = make_plan(
+        find_target(target),
+        precision,
+        dla_core=dla,
+        cache=calibration_cache,
+        retrains=qat is not None,
+    )
     if dry_run:
         if source is not None:
             from .sources import load_exportable
@@ -429,16 +443,18 @@ def export(
     from .export.summary import render_export
     from .kd import zoo
     from .runtime.files import require_new
-    from .sources import CalibrationRequest, frames_for_export, load_exportable
+    from .sources import CalibrationRequest, frames_for_export, load_exportable, retraining_of
 
     named = source or Path(zoo.DEFAULT)
     out = out or Path(f"{named.resolve().stem}-{plan.target.name}".replace("@", "-"))
     require_new(out)
     found, network = load_exportable(named, contract)
     trained_on = found.trained_on()
+    request = CalibrationRequest(dataset, ranges, synthetic_calibration, calib_images)
+    retrain = retraining_of(found, request, qat) if qat else None
     frames, note = frames_for_export(
         found,
-        CalibrationRequest(dataset, ranges, synthetic_calibration, calib_images),
+        request,
         needs_ranges=plan.needs_ranges,
         progress=_progress(quiet),
     )
@@ -450,6 +466,7 @@ def export(
         split=found.split_file() if trained_on is None and not found.is_onnx else None,
         trained_on=trained_on or (),
         limits=Limits(max_drop, max_hd95_rise, method),
+        retrain=retrain,
         progress=_progress(quiet),
     )
     if as_json:

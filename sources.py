@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from .benchmarks.evidence import Evidence
     from .benchmarks.record import Candidate
     from .export.calibration import CalibrationSet
-    from .export.pipeline import Frames, Network
+    from .export.pipeline import Frames, Network, Retrain, Retrained
+    from .export.qdq import Rounding
     from .kd.data.dataset import Dataset, Sample
+    from .kd.qat import TrainedRun
 
 # What stands in for images where the user has none: drawn anew each time, always the same.
 PHANTOMS = 160
@@ -313,6 +315,70 @@ def frames_for_export(
         )
     vectors = tuple(draw_phantom(label, 1, PHANTOM_SEED)[0] for label in _VECTORS)
     return Frames(calibration, checks, judged.checks_are, vectors), note
+
+
+def retraining_of(source: Source, request: CalibrationRequest, epochs: int) -> Retrain:
+    """Return the quantisation-aware training that an export of a run may need.
+
+    Its train part is learnt from and its val part is scored; nothing is read before it is called.
+
+    Args:
+        source: the student of a run.
+        request: names the data set of the run.
+        epochs: >= 1.
+
+    Raises:
+        InputError: E-QAT-SOURCE (no run), E-QAT-DATA (no data), E-CALIB-CHOICE (an old record),
+            those of `read_run`.
+        Refused: those of `Source.trained_on` and `read_run`.
+    """
+    if source.is_onnx or source.trained_on() is not None:
+        what = "ONNX" if source.is_onnx else "a shipped student"
+        raise InputError(
+            "E-QAT-SOURCE",
+            f"{source.path} is {what}, and --qat trains the student of a run on; name a run of "
+            "`edgeseg train`, or leave --qat out",
+        )
+    if request.data is None:
+        raise InputError(
+            "E-QAT-DATA",
+            f"--qat trains {source.path} on; name the data set of its run with --calib",
+        )
+    if request.record is not None:
+        raise InputError(
+            "E-CALIB-CHOICE",
+            "--qat measures the new network on the frames that calibrate; leave --ranges out",
+        )
+    from .kd.qat import read_run
+
+    return partial(_retrain, source, request.data, read_run(source.path), epochs)
+
+
+def _retrain(
+    source: Source,
+    data: Path,
+    run: TrainedRun,
+    epochs: int,
+    rounding: Rounding,
+    progress: Progress,
+) -> Retrained:
+    from .export.pipeline import Retrained, TrainedNetwork
+    from .export.to_onnx import module_of_node
+    from .kd.qat import Quantisation, fine_tune_quantised, load_parts
+
+    quantisation = Quantisation(
+        tuple(module_of_node(name) for name in rounding.convolutions),
+        rounding.weight_bits,
+        rounding.image,
+        {module_of_node(name): grid for name, grid in rounding.outputs.items()},
+    )
+    samples = {part: samples_for(source, data, part) for part in ("train", "val")}
+    frames = load_parts(run, samples, progress)
+    tuned = fine_tune_quantised(run, quantisation, frames, epochs=epochs, progress=progress)
+    network = TrainedNetwork(
+        tuned.model, tuned.network, tuned.contract, tuned.sha256, tuned.provenance
+    )
+    return Retrained(network, tuned.provenance["qat"])
 
 
 @dataclass(frozen=True)

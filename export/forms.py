@@ -33,7 +33,7 @@ from .calibration import Calibration
 from .graph import convolutions_of
 from .parity import Run, exact_run
 from .plan import Plan
-from .qdq import qdq_from_onnx
+from .qdq import Rounding, qdq_from_onnx, rounding_of
 from .to_half import half_from_onnx, nodes_beyond_half
 
 _SPARE_BYTES = 1 << 20  # less free space than this is a full disk
@@ -91,6 +91,18 @@ def typed_onnx(recipe: Recipe, file: str, keep_float: Collection[str] = ()) -> b
     if file == "fp16.onnx":
         return base
     return qdq_from_onnx(base, _amax(recipe), keep_float=keep_float)
+
+
+def rounding_for(recipe: Recipe, keep_float: Collection[str] = ()) -> Rounding:
+    """Return what the target's INT8 forms round in the master."""
+    target = recipe.plan.target
+    return rounding_of(
+        recipe.master,
+        _amax(recipe),
+        unsigned=target.kind == "cpu",
+        weight_bits=target.weight_bits,
+        keep_float=keep_float,
+    )
 
 
 def _amax(recipe: Recipe) -> Mapping[str, float]:

@@ -6,7 +6,7 @@ import importlib.metadata
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -31,7 +31,7 @@ from .calibration import (
     calibrate,
     read_calibration,
 )
-from .forms import Form, Recipe, make_forms
+from .forms import Form, Recipe, make_forms, rounding_for
 from .parity import (
     CheckFrame,
     Hop,
@@ -43,6 +43,7 @@ from .parity import (
     require_parity,
 )
 from .plan import AUTO, Plan
+from .qdq import Rounding
 from .ranges import require_method
 from .sensitivity import rank_convolutions
 from .to_kit import write_kit
@@ -114,6 +115,22 @@ class TrainedNetwork:
 
 
 @dataclass(frozen=True)
+class Retrained:
+    """A network that has learnt to be rounded."""
+
+    network: Network  # same graph, node by node, and same contract as what was to be rounded
+    facts: Mapping[str, Any]  # how it was trained, for the manifest
+
+
+class Retrain(Protocol):
+    """Quantisation-aware training, of which this module knows no more than this."""
+
+    def __call__(self, rounding: Rounding, progress: Progress) -> Retrained:
+        """Train the exported network on with a rounding; may raise what training raises."""
+        ...
+
+
+@dataclass(frozen=True)
 class Frames:
     """What an export is calibrated with and judged by."""
 
@@ -151,6 +168,7 @@ class Exported:
     refused: Mapping[str, str]  # precision -> why it was left out
     kept_float: tuple[str, ...]  # convolutions that INT8 leaves in float to pass its gate
     achieved: Mapping[str, Mapping[str, float]]  # form -> precision -> share of MACs
+    qat: Mapping[str, Any] | None  # how INT8 was retrained to pass its gate; None: it was not
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
@@ -163,6 +181,7 @@ class Exported:
             "refused": dict(self.refused),
             "kept_float": list(self.kept_float),
             "achieved": self.achieved,
+            "qat": None if self.qat is None else dict(self.qat),
         }
 
 
@@ -172,6 +191,17 @@ class _Proved:
 
     forms: tuple[Form, ...]
     hops: tuple[Hop, ...]
+    qat: Mapping[str, Any] | None = None  # of forms that were retrained
+
+
+@dataclass(frozen=True)
+class _Gates:
+    """What every form is judged by, and what may mend INT8."""
+
+    reference: Reference
+    limits: Limits
+    retrain: Retrain | None
+    calibration: CalibrationSet | Path | None  # what measures a retrained network
 
 
 def read_calibration_frames(
@@ -222,6 +252,7 @@ def export_bundle(
     split: Path | None,
     trained_on: Collection[str] = (),
     limits: Limits = Limits(),
+    retrain: Retrain | None = None,
     progress: Progress = quiet,
 ) -> Exported:
     """Write one bundle for one target, or nothing.
@@ -238,6 +269,8 @@ def export_bundle(
             student, which has none.
         trained_on: SHA-256 of every image that a shipped student has seen; goes into the manifest.
         limits: the gates.
+        retrain: what INT8 is trained with if it fails its gate with layers kept in float; takes
+            frames that calibrate, not a record. The other precisions stay those of `trained`.
         progress: shows how far each step has come.
 
     Raises:
@@ -262,7 +295,8 @@ def export_bundle(
         first = _check_master(master, reference, progress)
         calibration = _calibration_of(trained, master, frames.calibration, progress)
         recipe = Recipe(plan, master, calibration, limits.method, folder)
-        proved, refused = _prove_all(recipe, reference, limits, progress)
+        gates = _Gates(reference, limits, retrain, frames.calibration)
+        proved, refused = _prove_all(recipe, gates, progress)
         hops = (first, *(hop for each in proved.values() for hop in each.hops))
         verdicts, chosen = _choose(plan, proved, reference, progress)
         shipped = {chosen: proved[chosen]} if plan.target.kind == "cpu" else proved
@@ -271,10 +305,12 @@ def export_bundle(
         models = _write_models(folder, shipped)
         if plan.target.kind == "tensorrt":
             forms = {name: each.forms[0] for name, each in shipped.items()}
-            write_kit(folder, recipe, forms, frames.vectors, trained.contract, chosen)
+            cache = all(each.qat is None for each in shipped.values())
+            write_kit(folder, recipe, forms, frames.vectors, trained.contract, chosen, cache=cache)
         if calibration is not None and any(name != "fp32" for name in shipped):
             (folder / CALIBRATION_FILE).write_text(calibration.to_json(), encoding="utf-8")
         kept_float = shipped["int8"].forms[0].kept_float if "int8" in shipped else ()
+        qat = shipped["int8"].qat if "int8" in shipped else None
         achieved = _achieved_shares(shipped)
         manifest = {
             "name": trained.name,
@@ -302,6 +338,7 @@ def export_bundle(
                 "verdicts": [verdict.to_dict() for verdict in verdicts],
                 "refused": dict(refused),
                 "kept_float": list(kept_float),
+                "qat": None if qat is None else dict(qat),
             },
         }
         seal_bundle(folder, manifest)
@@ -315,6 +352,7 @@ def export_bundle(
         refused=refused,
         kept_float=kept_float,
         achieved=achieved,
+        qat=qat,
     )
 
 
@@ -340,14 +378,14 @@ def _calibration_of(
 
 
 def _prove_all(
-    recipe: Recipe, reference: Reference, limits: Limits, progress: Progress
+    recipe: Recipe, gates: _Gates, progress: Progress
 ) -> tuple[dict[str, _Proved], dict[str, str]]:
     """Return what passed by precision, and why others did not; what was asked for raises."""
     proved: dict[str, _Proved] = {}
     refused = {name: f"E-TARGET-PRECISION: {why}" for name, why in recipe.plan.refused.items()}
     for precision in recipe.plan.precisions:
         try:
-            proved[precision] = _prove(recipe, precision, reference, limits, progress)
+            proved[precision] = _prove(recipe, precision, gates, progress)
         except Refused as error:
             last = precision == recipe.plan.precisions[-1] and not proved
             if recipe.plan.asked != AUTO or precision == "fp32" or last:
@@ -356,15 +394,14 @@ def _prove_all(
     return proved, refused
 
 
-def _prove(
-    recipe: Recipe, precision: str, reference: Reference, limits: Limits, progress: Progress
-) -> _Proved:
+def _prove(recipe: Recipe, precision: str, gates: _Gates, progress: Progress) -> _Proved:
     """Make the forms of one precision and pass them through the gates.
 
     INT8 that loses too much gets its costliest convolutions back in float, twice as many each
-    time, as long as they are at most `_MOST_KEPT` of the multiply-accumulates.
+    time, as long as they are at most `_MOST_KEPT` of the multiply-accumulates. If that does not
+    do, the network is retrained with the last of these lists, where there is what retrains it.
     """
-    found = _gate(recipe, precision, (), reference, limits, progress)
+    found = _gate(recipe, precision, (), gates, progress)
     if isinstance(found, _Proved):
         return found
     build = recipe.plan.builds.get(precision)
@@ -372,27 +409,55 @@ def _prove(
     if precision != "int8" or recipe.calibration is None or (build and build.cache) or not mendable:
         raise found  # a cache cannot say which layers stay in float
     ranking = rank_convolutions(
-        recipe.master, recipe.calibration.amax[recipe.method], reference, progress=progress
+        recipe.master, recipe.calibration.amax[recipe.method], gates.reference, progress=progress
     )
     macs = dict(macs_of_nodes(recipe.master))
     count = 1
+    keep: tuple[str, ...] = ()
     while count < len(ranking):
-        keep = tuple(each.name for each in ranking[:count])
-        if sum(macs[name] for name in keep) > _MOST_KEPT * sum(macs.values()):
+        more = tuple(each.name for each in ranking[:count])
+        if sum(macs[name] for name in more) > _MOST_KEPT * sum(macs.values()):
             break
-        again = _gate(recipe, precision, keep, reference, limits, progress)
+        keep = more
+        again = _gate(recipe, precision, keep, gates, progress)
         if isinstance(again, _Proved):
             return again
         count *= 2
-    raise found
+    if gates.retrain is None:
+        raise found
+    return _prove_retrained(recipe, keep, gates, gates.retrain, progress)
+
+
+def _prove_retrained(
+    recipe: Recipe, keep: tuple[str, ...], gates: _Gates, retrain: Retrain, progress: Progress
+) -> _Proved:
+    """Retrain for INT8 and pass what comes out through the same gates, or raise their refusal.
+
+    The ranges stay: the weights have learnt to be rounded by these. How large an activation grows
+    is measured again, as it decides what FP16 can hold.
+    """
+    images = gates.calibration
+    if recipe.calibration is None or not isinstance(images, CalibrationSet):
+        raise ValueError("retraining needs frames that calibrate")
+    retrained = retrain(rounding_for(recipe, keep), progress)
+    network = retrained.network
+    master = network.to_onnx()
+    measured = calibrate(network.sha256, network.contract, master, images, progress=progress)
+    calibration = replace(measured, amax=recipe.calibration.amax)
+    again = _gate(
+        replace(recipe, master=master, calibration=calibration), "int8", keep, gates, progress
+    )
+    if isinstance(again, _Proved):
+        return replace(again, qat=retrained.facts)
+    _, _, message = str(again).partition(": ")
+    raise Refused(again.code, f"{message}; this is after quantisation-aware training")
 
 
 def _gate(
     recipe: Recipe,
     precision: str,
     keep_float: tuple[str, ...],
-    reference: Reference,
-    limits: Limits,
+    gates: _Gates,
     progress: Progress,
 ) -> _Proved | Refused:
     """Return the forms that pass, or the first refusal."""
@@ -405,10 +470,10 @@ def _gate(
                 if not stored_only:
                     least = least_share(recipe.master, precision, form.kept_float)
                     require_share(achieved, precision, least)
-            hop = check_hop(form.name, form.run, reference, progress=progress)
+            hop = check_hop(form.name, form.run, gates.reference, progress=progress)
             require_parity(hop, precision)
-            require_accuracy(hop, limits.max_drop)
-            require_boundary(hop, limits.max_hd95_rise_px)
+            require_accuracy(hop, gates.limits.max_drop)
+            require_boundary(hop, gates.limits.max_hd95_rise_px)
             hops.append(hop)
     except Refused as error:
         return error

@@ -71,6 +71,7 @@ def make_plan(
     *,
     dla_core: int | None = None,
     cache: bool = False,
+    retrains: bool = False,
 ) -> Plan:
     """Plan an export.
 
@@ -79,8 +80,10 @@ def make_plan(
         asked: a precision, or `AUTO` for all that the target takes.
         dla_core: build for this core of the deep-learning accelerator instead of the GPU.
         cache: quantise INT8 implicitly from a calibration cache instead of Q/DQ pairs.
+        retrains: INT8 that fails its gate is to be retrained.
 
-    Raises Refused: E-TARGET-TENSORRT (too old), E-TARGET-DLA, E-TARGET-CACHE, E-TARGET-PRECISION.
+    Raises Refused: E-TARGET-TENSORRT (too old), E-TARGET-DLA, E-TARGET-CACHE, E-TARGET-PRECISION,
+    E-TARGET-QAT (no INT8, or not from Q/DQ).
     """
     reasons = {name: _why_not(target, name, dla_core) for name in PRECISIONS}
     if asked != AUTO and (reason := reasons[asked]):
@@ -88,6 +91,8 @@ def make_plan(
     if cache and asked not in (AUTO, "int8"):
         raise Refused("E-TARGET-CACHE", f"{asked} has no ranges; leave --calibration-cache out")
     _require_software(target, dla_core, cache)
+    if retrains:
+        _require_retrainable(target, asked, reasons["int8"], cache=cache, dla=dla_core is not None)
     taken = tuple(name for name in PRECISIONS if asked in (AUTO, name) and not reasons[name])
     default = None if target.runs_here else _default_of(taken)
     builds = {}
@@ -167,6 +172,23 @@ def _require_software(target: Target, dla_core: int | None, cache: bool) -> None
             "E-TARGET-DLA",
             f"DLA under TensorRT {target.tensorrt} takes Q/DQ throughout its part of the graph, "
             f"which edgeseg does not write; build for the GPU of {name}: leave --dla out",
+        )
+
+
+def _require_retrainable(
+    target: Target, asked: str, why_no_int8: str, *, cache: bool, dla: bool
+) -> None:
+    """Refuse --qat where no INT8 would have the weights that it makes."""
+    if asked not in (AUTO, "int8"):
+        raise Refused("E-TARGET-QAT", f"{asked} is not quantised; leave --qat out")
+    if why_no_int8:
+        raise Refused("E-TARGET-QAT", f"{target.name} takes no int8: {why_no_int8}; omit --qat")
+    if cache or dla:
+        option = "--calibration-cache" if cache else "--dla"
+        raise Refused(
+            "E-TARGET-QAT",
+            f"INT8 with {option} is built from fp32.onnx, which has the weights of the training "
+            f"and not those of --qat; leave {option} or --qat out",
         )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -22,6 +24,28 @@ from .graph import (
 from .ranges import LEVELS
 
 _HALF_OPSET = 19  # the first in which Q/DQ take FP16
+
+
+class Grid(NamedTuple):
+    """What an activation is rounded to: `step` times a whole number in `least` to `most`."""
+
+    step: float  # > 0
+    least: int
+    most: int
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """All that `qdq_from_onnx` rounds in a graph, for training that takes it into account.
+
+    A tensor that only repeats values of others on the same grid (behind a pooling, a Concat) is
+    left out: what is rounded already is not changed by it.
+    """
+
+    convolutions: tuple[str, ...]  # nodes with rounded weights
+    weight_bits: int
+    image: Grid | None  # of the graph's input
+    outputs: Mapping[str, Grid]  # of the activations, by the node that writes them
 
 
 def quantisable_convolutions(model: bytes) -> tuple[str, ...]:
@@ -73,14 +97,11 @@ def qdq_from_onnx(
         # Of an FP16 graph, those that the caster left in FP32 for their range stay so.
         if node.name in candidates and weights[node.input[1]].data_type == kind
     ]
-    scales = _scales(graph, _tensors_to_quantise(graph, chosen), amax, dtype)
-    positive = _non_negative(graph) if unsigned else frozenset()
     kept = list(graph.initializer)
     pairs: dict[str, list[onnx.NodeProto]] = {}
-    for name, scale in scales.items():
-        zero = np.uint8(0 if name in positive else 128) if unsigned else np.int8(0)
-        step = scale * LEVELS / 255 if name in positive else scale
-        kept.append(numpy_helper.from_array(np.asarray(step, dtype), f"{name}.scale"))
+    for name, grid in _grids(graph, chosen, amax, dtype, unsigned=unsigned).items():
+        zero = np.uint8(-grid.least) if unsigned else np.int8(0)
+        kept.append(numpy_helper.from_array(np.asarray(grid.step, dtype), f"{name}.scale"))
         kept.append(numpy_helper.from_array(np.asarray(zero), f"{name}.zero"))
         pairs[name] = _pair(name)
     for node in graph.node:  # every reader: a float copy beside the INT8 one would cost twice
@@ -110,6 +131,31 @@ def qdq_from_onnx(
     return bytes(loaded.SerializeToString(deterministic=True))
 
 
+def rounding_of(
+    model: bytes,
+    amax: Mapping[str, float],
+    *,
+    unsigned: bool = False,
+    weight_bits: int = 8,
+    keep_float: Collection[str] = (),
+) -> Rounding:
+    """Return what `qdq_from_onnx` rounds for the same arguments; the model is in FP32.
+
+    Of a typed FP16 graph this is the nearest: its steps are cast to FP16 as well.
+    """
+    graph = onnx.load_model_from_string(model).graph
+    candidates = set(quantisable_convolutions(model)) - set(keep_float)
+    chosen = [node for node in graph.node if node.name in candidates]
+    grids = _grids(graph, chosen, amax, np.float32, unsigned=unsigned)
+    outputs = {}
+    for node in graph.node:
+        grid = grids.get(node.output[0])
+        if grid is not None and not _repeats(node, grid, grids):
+            outputs[node.name] = grid
+    names = tuple(node.name for node in chosen)
+    return Rounding(names, weight_bits, grids.get(graph.input[0].name), outputs)
+
+
 def calibration_cache(model: bytes, amax: Mapping[str, float], tensorrt: str) -> str:
     """Return a TensorRT calibration cache with a scale for every activation of the graph.
 
@@ -137,6 +183,32 @@ def calibration_cache(model: bytes, amax: Mapping[str, float], tensorrt: str) ->
 def _is_half(graph: onnx.GraphProto) -> bool:
     """Say whether the weights are in FP16."""
     return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.initializer)
+
+
+def _grids(
+    graph: onnx.GraphProto,
+    chosen: Iterable[onnx.NodeProto],
+    amax: Mapping[str, float],
+    dtype: type,
+    *,
+    unsigned: bool,
+) -> dict[str, Grid]:
+    """Return the grid of every tensor that gets a pair."""
+    scales = _scales(graph, _tensors_to_quantise(graph, chosen), amax, dtype)
+    positive = _non_negative(graph) if unsigned else frozenset()
+    grids = {}
+    for name, scale in scales.items():
+        step = scale * LEVELS / 255 if name in positive else scale
+        bounds = (0, 255) if name in positive else (-128, 127)
+        grids[name] = Grid(float(dtype(step)), *bounds)
+    return grids
+
+
+def _repeats(node: onnx.NodeProto, grid: Grid, grids: Mapping[str, Grid]) -> bool:
+    """Say whether a node only selects values that are on the same grid already."""
+    modes = [each.s for each in node.attribute if each.name == "mode"]
+    selects = keeps_scale(node) and (node.op_type != "Resize" or modes in ([], [b"nearest"]))
+    return selects and all(grids.get(name) == grid for name in data_inputs(node))
 
 
 def _tensors_to_quantise(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from .parity import render_hops
 from .pipeline import Exported
 from .plan import Plan
@@ -19,6 +22,8 @@ def render_export(exported: Exported, plan: Plan) -> str:
     ]
     if exported.kept_float:
         lines.append(f"kept in float to pass the gate: {', '.join(exported.kept_float)}")
+    if exported.qat is not None:
+        lines.append(_line_of_qat(exported.qat))
     if exported.verdicts or exported.refused:
         lines.append(render_verdicts(exported.verdicts, exported.refused))
     if not exported.trained_dice >= _TELLING_DICE:
@@ -31,3 +36,17 @@ def render_export(exported: Exported, plan: Plan) -> str:
     if plan.target.kind == "tensorrt":
         lines.append("on the device, in the bundle: python3 build_engine.py --help")
     return "\n".join(lines)
+
+
+def _line_of_qat(facts: Mapping[str, Any]) -> str:
+    teachers = facts["teachers"]
+    taught_by = (
+        "by itself before INT8 (the run has no teachers)"
+        if isinstance(teachers, str)
+        else f"by {' and '.join(teachers)}"
+    )
+    return (
+        f"quantisation-aware training: {facts['epochs']} epochs on {facts['train_images']} images "
+        f"of the train part, learning rate {facts['learning_rate']:g}, seed {facts['seed']}, "
+        f"taught {taught_by}"
+    )

@@ -33,6 +33,8 @@ def write_kit(
     vectors: Sequence[np.ndarray],
     contract: InputContract,
     default: str,
+    *,
+    cache: bool,
 ) -> None:
     """Add to the ONNX files of a bundle what builds and verifies the engine on the device.
 
@@ -43,14 +45,17 @@ def write_kit(
         vectors: golden frames, uint8 [H, W]; what the forms answer to them goes along.
         contract: of the network.
         default: precision that is built when none is asked for.
+        cache: False leaves calib.cache out: with it INT8 is built from fp32.onnx, and a retrained
+            INT8 has other weights.
     """
     for name in kit.FILES:
         shutil.copyfile(_KIT / name, folder / name)
     target = recipe.plan.target
-    if "int8" in forms and target.tensorrt_version[0] < 11 and recipe.calibration is not None:
+    takes_cache = "int8" in forms and target.tensorrt_version[0] < 11
+    if cache and takes_cache and recipe.calibration is not None:
         amax = recipe.calibration.amax[recipe.method]
-        cache = calibration_cache(recipe.master, amax, str(target.tensorrt))
-        (folder / "calib.cache").write_text(cache, encoding="utf-8")
+        content = calibration_cache(recipe.master, amax, str(target.tensorrt))
+        (folder / "calib.cache").write_text(content, encoding="utf-8")
     (folder / _VECTORS).mkdir()
     inputs = np.concatenate([input_from_frame(frame, contract) for frame in vectors])
     _write_array(folder / _VECTORS / "input.npy", inputs)
@@ -58,7 +63,7 @@ def write_kit(
         logits = [form.run(image[None]) for image in inputs]
         _write_array(folder / _VECTORS / f"{name}.npy", np.concatenate(logits))
     shape = [1, 1, contract.height, contract.width]
-    content = {
+    kit_json = {
         "schema": "edgeseg.kit/1",
         "target": target.name,
         "tensorrt": ".".join(map(str, target.tensorrt_version[:2])),
@@ -85,7 +90,7 @@ def write_kit(
             "max_flipped": {name: MAX_FLIPPED[name] for name in forms},
         },
     }
-    (folder / "kit.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (folder / "kit.json").write_text(json.dumps(kit_json, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_array(path: Path, array: np.ndarray) -> None:

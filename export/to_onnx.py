@@ -51,6 +51,22 @@ def onnx_from_network(network: nn.Module, contract: InputContract) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
+def module_of_node(name: str) -> str:
+    """Return the path of the module that a node of `onnx_from_network` belongs to.
+
+    The exporter writes the scopes into the name: ``/decoder.0/gate/gate/gate.0/Conv`` is of
+    ``decoder.0.gate.gate.0``. The second call of a module is another scope, such as ``pool_1``.
+    """
+    path: list[str] = []
+    *scopes, _ = name.strip("/").split("/")
+    for scope in scopes:
+        if path and scope.startswith(f"{path[-1]}."):
+            path[-1] = scope
+        else:
+            path.append(scope)
+    return ".".join(path)
+
+
 def _constants_to_initialisers(graph: onnx.GraphProto) -> None:
     """Move Constant nodes to initialisers: converters keep Resize's scales in FP32 only there."""
     for node in [node for node in graph.node if node.op_type == "Constant"]:

@@ -47,6 +47,7 @@ class Stage:
     start: Mapping[str, torch.Tensor] | None = None  # weights to start from, else drawn by seed
     adapted_channels: int = 0  # of the centre's features after a 1×1 adapter; 0: none
     views: int = 0  # of each image, in turns; 0: a new one every epoch
+    build: Callable[[str], Network] = build_model  # makes the network of `model`
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def fit(stage: Stage, around: Surroundings) -> Network:
     """
     config, group, device = around.config, around.group, around.device
     torch.manual_seed(seed_of(config.seed, stage.name))
-    network, averaged = (placed(build_model(stage.model), device) for _ in range(2))
+    network, averaged = (placed(stage.build(stage.model), device) for _ in range(2))
     if stage.start is not None:
         network.load_state_dict(stage.start)
     averaged.eval()

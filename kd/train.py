@@ -257,7 +257,7 @@ def _weights_from_phantoms(run: _Run, who: str, model: str) -> Weights | None:
 def _train_student(run: _Run, teachers: Mapping[str, Checkpoint]) -> None:
     around, config, data = run.around, run.around.config, run.frames["train"]
     teaching = find_teaching(config.teaching)
-    terms = _distillations(config)
+    terms = distillations_of(config)
     caches = {}
     if config.views:
 
@@ -312,7 +312,8 @@ def student_loss(
     return loss
 
 
-def _distillations(config: TrainConfig) -> dict[str, Distillation]:
+def distillations_of(config: TrainConfig) -> dict[str, Distillation]:
+    """Return the distillation losses that the settings name. Raises InputError (E-DISTILL-NAME)."""
     return {name: find_distillation(name) for name in config.distillation.split("+")}
 
 
@@ -413,6 +414,18 @@ def read_config(run: Path) -> TrainConfig:
     return TrainConfig.from_json((run / _CONFIG_FILE).read_bytes())
 
 
+def load_teachers(run: Path, config: TrainConfig) -> dict[str, Checkpoint]:
+    """Return those of the run's teachers that are in its folder, trained there or taken."""
+    names = find_teaching(config.teaching).teachers
+    files = {name: (run / _file_of(name), run / f"{_TAKEN}{_file_of(name)}") for name in names}
+    return {
+        name: load_checkpoint(file)
+        for name, places in files.items()
+        for file in places
+        if file.is_file()
+    }
+
+
 def _require_classes(split: Split, config: TrainConfig) -> None:
     present = {entry.label for entry in split.entries if entry.part == "train"}
     teachers = [name for name in find_teaching(config.teaching).teachers if name in LABELS]
@@ -431,7 +444,7 @@ def require_settings(config: TrainConfig) -> None:
     Raises InputError: E-TEACHING-NAME, E-DISTILL-NAME, E-MODEL-NAME, E-CONFIG.
     """
     find_teaching(config.teaching)
-    reads_features = [name for name, each in _distillations(config).items() if each.features]
+    reads_features = [name for name, each in distillations_of(config).items() if each.features]
     if config.views and reads_features:
         raise InputError(
             "E-CONFIG",
