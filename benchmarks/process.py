@@ -31,9 +31,7 @@ class ProcessFacts:
     peak_rss_mib: float  # the process's own high-water mark, interpreter and libraries included
     start_ms: float  # from process start until the session is open
     first_mask_ms: float  # from process start until the first mask is there
-    # After the last mask, memory shared with other processes counted in part; None where the
-    # kernel does not tell.
-    pss_mib: float | None = None
+    pss_mib: float | None = None  # after the last mask, what is shared in part; None: not told
 
 
 def report_probe(open_session: Callable[[], Session], frame: npt.NDArray[np.uint8]) -> str:
