@@ -84,6 +84,7 @@ class RecordComparison:
     only_old: tuple[str, ...]  # rows without a counterpart
     only_new: tuple[str, ...]
     changes: tuple[str, ...]  # versions and settings, which may explain a difference
+    warnings: tuple[str, ...]  # the notes of both records: such times compare badly
     verdicts: tuple[Verdict, ...]
 
     @property
@@ -292,6 +293,11 @@ def compare_records(
         only_old=_names_without(old, [before for before, _ in pairs]),
         only_new=_names_without(new, [row for _, row in pairs]),
         changes=tuple(_changes(old, new, pairs)),
+        warnings=tuple(
+            f"{which} record: {note.text}"
+            for which, record in (("old", old), ("new", new))
+            for note in record.notes
+        ),
         verdicts=tuple(
             _judge(budget, row, compared.get(row.name)) for budget in budgets for row in new.rows
         ),
@@ -447,6 +453,7 @@ def render_comparison(comparison: RecordComparison) -> str:
         text_table(header, rows),
         "",
         TWO_RUNS,
+        *(f"note: {warning}" for warning in comparison.warnings),
         *(f"{row.name}: no Dice: {row.no_dice}." for row in comparison.rows if row.no_dice),
         *(f"Only in the old record: {name}." for name in comparison.only_old),
         *(f"Only in the new record: {name}." for name in comparison.only_new),

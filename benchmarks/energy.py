@@ -210,7 +210,7 @@ def _rapl_zones(root: Path) -> list[Path]:
 
 def _rapl_rails(root: Path) -> tuple[Rail, ...]:
     """Return packages and memory; cores and the like are parts of a package, and psys is more."""
-    rails = []
+    rails: list[Rail] = []
     for zone in _rapl_zones(root):
         name = read_text(zone / "name") or zone.name
         energy = zone / "energy_uj"

@@ -63,7 +63,7 @@ def _schema_of(kind: Any, kinds: dict[Any, dict[str, Any]]) -> dict[str, Any]:
         return {"type": "array", "items": _schema_of(arguments[0], kinds)}
     if isinstance(origin, type) and issubclass(origin, Mapping) and arguments[0] is str:
         return {"type": "object", "additionalProperties": _schema_of(arguments[1], kinds)}
-    if not dataclasses.is_dataclass(kind):
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise TypeError(f"{kind!r} has no form in JSON")
     if kind not in kinds:
         kinds[kind] = {}  # before its fields, which may hold the same kind

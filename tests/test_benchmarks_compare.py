@@ -21,7 +21,7 @@ from edgeseg.benchmarks.compare import (
 from edgeseg.benchmarks.environment import Environment
 from edgeseg.benchmarks.latency import LatencyRun, median_ratio
 from edgeseg.benchmarks.process import ProcessFacts
-from edgeseg.benchmarks.record import SCHEMA, BenchmarkRecord, Comparison, Row
+from edgeseg.benchmarks.record import SCHEMA, BenchmarkRecord, Comparison, Note, Row
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.metrics import PixelCounts
@@ -93,7 +93,7 @@ def row(name="a", *, e2e_ms=None, dice=(0.8, 0.7, 0.9), **more):
     return Row(accuracy=summarise(fields["scores"]), **fields)
 
 
-def record(*rows, **environment):
+def record(*rows, notes=(), **environment):
     first = rows[0]
     return BenchmarkRecord(
         schema=SCHEMA,
@@ -113,7 +113,7 @@ def record(*rows, **environment):
             )
             for each in rows[1:]
         ),
-        notes=(),
+        notes=notes,
     )
 
 
@@ -215,6 +215,13 @@ def test_what_may_explain_a_change_is_listed():
     )
     assert found.changes == ("openvino: 2026.1 → 2026.4", "a, threads: 2 → 1")
     assert not found.rows[0].same_artifact
+
+
+def test_notes_of_both_records_are_warnings():
+    old, new = (record(row(), notes=(Note("load", f"{which}."),)) for which in ("busy", "hot"))
+    found = compare_records(old, new)
+    assert found.warnings == ("old record: busy.", "new record: hot.")
+    assert "note: old record: busy." in render_comparison(found)
 
 
 # --- Dice ----------------------------------------------------------------------------------------
