@@ -174,7 +174,8 @@ def _dice_drop(row: Row, found: RowComparison | None) -> float | str:
 def _slowdown(row: Row, found: RowComparison | None) -> float | str:
     """Return the lower end of the ratio's interval: the least that the row is shown to be slower.
 
-    Noise widens the interval, so it hides a slowdown but never feigns one.
+    What disturbs the machine within a run widens the interval and so hides a slowdown; what
+    differs between the runs can feign one, see `TWO_RUNS`.
     """
     if found is None:
         return "the old record has no such row"
@@ -454,6 +455,11 @@ def render_comparison(comparison: RecordComparison) -> str:
         "",
         TWO_RUNS,
         *(f"note: {warning}" for warning in comparison.warnings),
+        *(
+            f"{row.name}: both runs had the same files, so software or machine made the difference."
+            for row in comparison.rows
+            if row.same_artifact and row.latency.differs
+        ),
         *(f"{row.name}: no Dice: {row.no_dice}." for row in comparison.rows if row.no_dice),
         *(f"Only in the old record: {name}." for name in comparison.only_old),
         *(f"Only in the new record: {name}." for name in comparison.only_new),

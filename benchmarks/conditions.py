@@ -21,7 +21,7 @@ MAX_STOLEN = 0.02  # of all CPU time
 MAX_OTHERS = 0.05  # of all CPU time
 
 _CPU = "sys/devices/system/cpu"
-# Names of the integrated GPU in Jetson device trees: TX2, Xavier, Orin, and all since JetPack 6.
+# How the names of an integrated GPU begin: TX2, Xavier and Orin, then all since JetPack 6.
 _JETSON_GPUS = ("gp10b", "gv11b", "ga10b", "gpu")
 _NVIDIA_QUERY = "index,clocks.sm,clocks.mem,temperature.gpu,power.limit"
 # Bits of NVML's clocks event reasons that mean slower than asked for.
@@ -323,7 +323,7 @@ def _jetson_gpu_mhz(root: Path) -> dict[str, float]:
     for folder in sorted((root / "sys/class/devfreq").glob("*")):
         name = read_text(folder / "device/of_node/name") or folder.name.rpartition(".")[2]
         hertz = read_number(folder / "cur_freq")
-        if name in _JETSON_GPUS and hertz is not None:
+        if name.startswith(_JETSON_GPUS) and hertz is not None:
             found[name] = hertz / 1e6
     return found
 
@@ -347,14 +347,13 @@ def _nvidia_gpus() -> tuple[Gpu, ...]:
         except (OSError, subprocess.TimeoutExpired):
             return ()
         if done.returncode == 0:
-            return tuple(_gpu(line) for line in done.stdout.splitlines() if line.strip())
+            lines = [line.split(",") for line in done.stdout.splitlines()]
+            return tuple(_gpu([cell.strip() for cell in line]) for line in lines if len(line) == 6)
     return ()
 
 
-def _gpu(line: str) -> Gpu:
-    index, clock, memory_clock, temperature, limit, reasons = (
-        cell.strip() for cell in line.split(",")
-    )
+def _gpu(cells: list[str]) -> Gpu:
+    index, clock, memory_clock, temperature, limit, reasons = cells
     bits = int(reasons, 16) if reasons.startswith("0x") else 0
     return Gpu(
         index=int(index),
@@ -368,5 +367,8 @@ def _gpu(line: str) -> Gpu:
 
 
 def _number(cell: str) -> float | None:
-    """Return a cell of nvidia-smi; what a GPU does not tell is a word in brackets."""
-    return None if cell.startswith("[") else float(cell)
+    """Return a cell of nvidia-smi; what a GPU does not tell is a word, such as ``[N/A]``."""
+    try:
+        return float(cell)
+    except ValueError:
+        return None

@@ -392,6 +392,8 @@ def test_text_says_what_moved_and_that_the_runs_took_no_turns():
     assert TWO_RUNS in text
     same = render_comparison(compare_records(record(row()), record(row())))
     assert same.count("no difference") == 2
+    assert "software or machine made the difference" in text
+    assert "software or machine made the difference" not in same
 
 
 def test_json_has_the_verdict_and_no_undefined_number():

@@ -47,6 +47,7 @@ JETSON = {
     "etc/nvpmodel.conf": "# < POWER_MODEL ID=2 NAME=NOT_THIS >\n"
     "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n",
     "sys/class/devfreq/17000000.gpu/cur_freq": "1020000000",
+    "sys/class/devfreq/gpu-gpc-0/cur_freq": "1575000000",
     "sys/class/devfreq/15340000.vic/cur_freq": "115200000",
     "sys/class/devfreq/17000000.x/device/of_node/name": "ga10b\0",
     "sys/class/devfreq/17000000.x/cur_freq": "918000000",
@@ -111,7 +112,7 @@ def test_quota_is_read_from_the_first_version_of_control_groups(system):
 def test_snapshot_of_a_jetson(system):
     found = read_conditions(system(JETSON))
     assert found.power_mode == "MAXN_SUPER"
-    assert found.jetson_gpu_mhz == {"gpu": 1020, "ga10b": 918}
+    assert found.jetson_gpu_mhz == {"gpu": 1020, "ga10b": 918, "gpu-gpc-0": 1575}
     assert found.fan_pwm == 128
     assert read_conditions(system({"etc/nvpmodel.conf": "none"})).power_mode == "2"
 
@@ -146,7 +147,7 @@ def smi(folder, body):
 
 
 def test_gpus_are_what_nvidia_smi_tells(tmp_path, monkeypatch):
-    lines = "0, 1410, 1593, 45, 350.00, 0x24\n1, 210, 405, 31, [N/A], 0x0000000000000001"
+    lines = "a warning\n0, 1410, 1593, 45, 350.00, 0x24\n1, 210, 405, 31, [N/A], 0x0000000000000001"
     monkeypatch.setenv("PATH", smi(tmp_path, f"echo '{lines}'"))
     busy, idle = read_conditions(tmp_path).gpus
     assert busy == Gpu(
@@ -186,6 +187,7 @@ def gpu(clock_mhz=1410.0, *, is_idle=False, throttled_by=()):
 
 
 def codes(before, **changes):
+    """Return the codes of what is found after some changes."""
     found = compare_conditions(before, dataclasses.replace(before, **changes))
     return [change.code for change in found]
 
