@@ -1,8 +1,9 @@
-"""Parameters and multiply-accumulates of an ONNX graph, counted from its static shapes."""
+"""Parameters, multiply-accumulates and bytes of an ONNX graph, counted from its static shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil, prod
 from types import MappingProxyType
@@ -28,6 +29,39 @@ class Complexity:
     def flops(self) -> int:
         """Two per multiply-accumulate."""
         return 2 * self.macs
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one layer of a graph costs in one call: a node and the activations behind it."""
+
+    name: str  # of the node, or of its first output where the node has none
+    op: str  # ONNX operator
+    nodes: tuple[str, ...]  # the node, then the activation functions that run in its kernel
+    inputs: tuple[Shape, ...]  # of what it reads that is not constant
+    outputs: tuple[Shape, ...]
+    kernel: Shape  # of the window; () for an operator without one
+    precision: str  # "int8", "fp16", "bf16" or "fp32": the widest of its operands
+    macs: int
+    parameters: int  # a tensor that several layers share counts in the first
+    weights_bytes: int  # of the same tensors, as stored
+    read_bytes: int  # of activations, each tensor once
+    written_bytes: int  # of activations
+
+    @property
+    def flops(self) -> int:
+        """Two per multiply-accumulate."""
+        return 2 * self.macs
+
+    @property
+    def total_bytes(self) -> int:
+        """What has to move at least: weights and activations, each once."""
+        return self.weights_bytes + self.read_bytes + self.written_bytes
+
+    @property
+    def intensity(self) -> float:
+        """Arithmetic intensity in FLOP per byte; 0 where nothing is multiplied."""
+        return self.flops / self.total_bytes if self.macs else 0.0
 
 
 def _conv_macs(inputs: tuple[Shape, ...], output: Shape) -> int:
@@ -79,6 +113,19 @@ _WEIGHTS: Mapping[str, tuple[int, ...]] = MappingProxyType(
 # Operators between a stored weight and its use that keep its elements.
 _TRANSPARENT = ("DequantizeLinear", "QuantizeLinear", "Cast", "Identity", "Transpose", "Reshape")
 
+# Functions of one value, which engines compute in the kernel before them.
+_ACTIVATIONS = frozenset(
+    ("Clip", "Elu", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Relu", "Sigmoid", "Tanh")
+)
+
+# No layers: a Q/DQ pair is how its tensor is stored, the others give the same bytes a new shape.
+_STORAGE = frozenset(
+    (
+        *("QuantizeLinear", "DequantizeLinear", "Constant", "Shape", "Dropout"),
+        *("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"),
+    )
+)
+
 # Operators that multiply and accumulate but are not counted: refused, or the sum would be short.
 _UNCOUNTED = frozenset(
     (
@@ -105,18 +152,39 @@ def count_complexity(onnx_bytes: bytes) -> Complexity:
     """
     model = _inferred(onnx_bytes)
     constants = dict(_constants(model))
-    producers = {output: node for node in model.graph.node for output in node.output}
-    weights: dict[str, onnx.TensorProto] = {}
-    for node in model.graph.node:
-        for index in _WEIGHTS.get(node.op_type, ()):
-            stored = _stored(node.input[index], producers) if index < len(node.input) else ""
-            if stored in constants:
-                weights[stored] = constants[stored]
+    weights = [tensor for tensors in _new_weights(model, constants) for tensor in tensors]
     return Complexity(
-        parameters=sum(prod(tensor.dims) for tensor in weights.values()),
+        parameters=sum(prod(tensor.dims) for tensor in weights),
         macs=sum(macs for _, macs in _node_macs(model, constants)),
-        weights_bytes=sum(map(_stored_bytes, weights.values())),
+        weights_bytes=sum(_bytes(prod(tensor.dims), tensor.data_type) for tensor in weights),
     )
+
+
+def layer_costs(onnx_bytes: bytes, *, half: bool = False) -> tuple[LayerCost, ...]:
+    """Count each layer of a serialised ONNX model, in the graph's order.
+
+    A layer is a node that computes or moves activations, with the activation function that alone
+    reads its output. Reshapes are none, and neither are Q/DQ pairs: a tensor between them counts
+    with the bytes of its quantised form. Parameters, multiply-accumulates and weight bytes add up
+    to those of `count_complexity`.
+
+    Args:
+        onnx_bytes: a model whose weights are inside, with static shapes.
+        half: count FP32 tensors as FP16, which is how a typed file for a GPU stores them.
+
+    Raises:
+        InputError: as `count_complexity`; E-COMPLEXITY-SHAPE for any activation.
+    """
+    model = _inferred(onnx_bytes)
+    constants = dict(_constants(model))
+    macs = iter(_node_macs(model, constants))
+    tensors = _tensors_of(model, constants)
+    layers = []
+    for node, weights in zip(model.graph.node, _new_weights(model, constants), strict=True):
+        own_macs = next(macs)[1] if node.op_type in OPS else 0
+        if _is_layer(node, tensors):
+            layers.append(_layer(node, own_macs, weights, tensors, half))
+    return tuple(layers)
 
 
 def macs_of_nodes(onnx_bytes: bytes) -> list[tuple[str, int]]:
@@ -132,23 +200,8 @@ def _node_macs(
     model: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]
 ) -> Iterator[tuple[str, int]]:
     """Yield name and multiply-accumulates. Raises InputError (E-COMPLEXITY-OP, -SHAPE)."""
-    graph = model.graph
-    shapes = {name: tuple(tensor.dims) for name, tensor in constants.items()}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        dims = value.type.tensor_type.shape.dim
-        if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
-            shapes[value.name] = tuple(d.dim_value for d in dims)
-
-    def shape_of(node: onnx.NodeProto, name: str) -> Shape:
-        if name not in shapes:
-            raise InputError(
-                "E-COMPLEXITY-SHAPE",
-                f"shape of {name!r} at {node.op_type} {node.name!r} is unknown; export the model "
-                "with a fixed batch and input size",
-            )
-        return shapes[name]
-
-    for node in graph.node:
+    shapes = _shapes(model, constants)
+    for node in model.graph.node:
         if node.op_type in _UNCOUNTED or node.domain not in ("", "ai.onnx"):
             raise InputError(
                 "E-COMPLEXITY-OP",
@@ -156,8 +209,47 @@ def _node_macs(
                 "(Q/DQ format where quantised)",
             )
         if node.op_type in OPS:
-            operands = tuple(shape_of(node, name) for name in node.input[:2])
-            yield node.name, OPS[node.op_type](operands, shape_of(node, node.output[0]))
+            operands = tuple(_shape_at(node, name, shapes) for name in node.input[:2])
+            yield node.name, OPS[node.op_type](operands, _shape_at(node, node.output[0], shapes))
+
+
+def _shapes(
+    model: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]
+) -> dict[str, Shape]:
+    """Return every static shape by tensor."""
+    graph = model.graph
+    shapes = {name: tuple(tensor.dims) for name, tensor in constants.items()}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
+            shapes[value.name] = tuple(d.dim_value for d in dims)
+    return shapes
+
+
+def _shape_at(node: onnx.NodeProto, name: str, shapes: Mapping[str, Shape]) -> Shape:
+    if name not in shapes:
+        raise InputError(
+            "E-COMPLEXITY-SHAPE",
+            f"shape of {name!r} at {node.op_type} {node.name!r} is unknown; export the model "
+            "with a fixed batch and input size",
+        )
+    return shapes[name]
+
+
+def _new_weights(
+    model: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]
+) -> Iterator[list[onnx.TensorProto]]:
+    """Yield for each node its weights and biases, without those that a node before it has."""
+    producers = {output: node for node in model.graph.node for output in node.output}
+    seen: set[str] = set()
+    for node in model.graph.node:
+        new = []
+        for index in _WEIGHTS.get(node.op_type, ()):
+            stored = _stored(node.input[index], producers) if index < len(node.input) else ""
+            if stored in constants and stored not in seen:
+                seen.add(stored)
+                new.append(constants[stored])
+        yield new
 
 
 def _inferred(onnx_bytes: bytes) -> onnx.ModelProto:
@@ -192,10 +284,138 @@ def _stored(name: str, producers: Mapping[str, onnx.NodeProto]) -> str:
     return name
 
 
-def _stored_bytes(tensor: onnx.TensorProto) -> int:
+def _bytes(elements: int, kind: int) -> int:
+    """Return what so many elements of an ONNX type take."""
     import onnx
 
-    elements: int = prod(tensor.dims)
-    if tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
+    if kind in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
         return ceil(elements / 2)
-    return elements * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    return elements * int(onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize)
+
+
+# --- layers --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """The tensors of a graph by name."""
+
+    shapes: Mapping[str, Shape]
+    kinds: Mapping[str, int]  # ONNX types
+    fixed: frozenset[str]  # known before any call
+    outputs: frozenset[str]  # of the graph
+    producers: Mapping[str, onnx.NodeProto]
+    readers: Mapping[str, list[onnx.NodeProto]]
+
+
+def _tensors_of(model: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]) -> _Tensors:
+    graph = model.graph
+    kinds = {name: tensor.data_type for name, tensor in constants.items()}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        kinds[value.name] = value.type.tensor_type.elem_type
+    fixed = set(constants)
+    readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            readers[name].append(node)
+        if node.op_type == "Shape" or fixed.issuperset(filter(None, node.input)):
+            fixed.update(node.output)
+    return _Tensors(
+        shapes=_shapes(model, constants),
+        kinds=kinds,
+        fixed=frozenset(fixed),
+        outputs=frozenset(value.name for value in graph.output),
+        producers={name: node for node in graph.node for name in node.output},
+        readers=readers,
+    )
+
+
+def _is_layer(node: onnx.NodeProto, tensors: _Tensors) -> bool:
+    if node.op_type in _STORAGE or node.output[0] in tensors.fixed:
+        return False
+    before = tensors.producers.get(node.input[0])
+    return before is None or _activation_behind(before, tensors) is not node
+
+
+def _activation_behind(node: onnx.NodeProto, tensors: _Tensors) -> onnx.NodeProto | None:
+    """Return the activation function that alone reads a node's output; None where none does."""
+    if node.op_type in _STORAGE or node.output[0] in tensors.outputs:
+        return None
+    readers = tensors.readers.get(node.output[0], [])
+    return readers[0] if len(readers) == 1 and readers[0].op_type in _ACTIVATIONS else None
+
+
+def _layer(
+    node: onnx.NodeProto,
+    macs: int,
+    weights: list[onnx.TensorProto],
+    tensors: _Tensors,
+    half: bool,
+) -> LayerCost:
+    import onnx
+
+    def size(name: str, kind: int) -> int:
+        return _bytes(prod(_shape_at(node, name, tensors.shapes)), narrowed(kind))
+
+    def narrowed(kind: int) -> int:
+        is_float = kind == onnx.TensorProto.FLOAT
+        return int(onnx.TensorProto.FLOAT16) if half and is_float else kind
+
+    nodes = [node]
+    while (after := _activation_behind(nodes[-1], tensors)) is not None:
+        nodes.append(after)
+    read = [name for name in dict.fromkeys(node.input) if name and name not in tensors.fixed]
+    written = [name for name in nodes[-1].output if name]
+    operands = list(node.input[:2]) if node.op_type in OPS else read
+    return LayerCost(
+        name=_name(node),
+        op=node.op_type,
+        nodes=tuple(map(_name, nodes)),
+        inputs=tuple(_shape_at(node, name, tensors.shapes) for name in read),
+        outputs=tuple(_shape_at(node, name, tensors.shapes) for name in written),
+        kernel=_kernel(node, tensors),
+        precision=_precision(narrowed(_kind_read(name, tensors)) for name in operands),
+        macs=macs,
+        parameters=sum(prod(tensor.dims) for tensor in weights),
+        weights_bytes=sum(
+            _bytes(prod(tensor.dims), narrowed(tensor.data_type)) for tensor in weights
+        ),
+        read_bytes=sum(size(name, _kind_read(name, tensors)) for name in read),
+        written_bytes=sum(size(name, _kind_written(name, tensors)) for name in written),
+    )
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return str(node.name or node.output[0])
+
+
+def _kernel(node: onnx.NodeProto, tensors: _Tensors) -> Shape:
+    if node.op_type in ("Conv", "ConvTranspose"):
+        return _shape_at(node, node.input[1], tensors.shapes)[2:]
+    shapes = (each.ints for each in node.attribute if each.name == "kernel_shape")
+    return tuple(next(shapes, ()))
+
+
+def _kind_read(name: str, tensors: _Tensors) -> int:
+    """Return the type in which a tensor is stored for a reader: before its DequantizeLinear."""
+    producer = tensors.producers.get(name)
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        return tensors.kinds[producer.input[0]]
+    return tensors.kinds[name]
+
+
+def _kind_written(name: str, tensors: _Tensors) -> int:
+    """Return the type in which an output is stored: as its only readers quantise it."""
+    readers = tensors.readers.get(name, [])
+    if name not in tensors.outputs and {each.op_type for each in readers} == {"QuantizeLinear"}:
+        return tensors.kinds[readers[0].output[0]]
+    return tensors.kinds[name]
+
+
+def _precision(kinds: Iterable[int]) -> str:
+    """Name the widest of some ONNX types."""
+    import onnx
+
+    kind = max(kinds, key=lambda kind: _bytes(2, kind))
+    name = str(onnx.TensorProto.DataType.Name(kind)).lower()
+    return {"uint8": "int8", "float16": "fp16", "bfloat16": "bf16", "float": "fp32"}.get(name, name)
