@@ -187,6 +187,35 @@ def layer_costs(onnx_bytes: bytes, *, half: bool = False) -> tuple[LayerCost, ..
     return tuple(layers)
 
 
+def layers_by_name(onnx_bytes: bytes) -> dict[str, str]:
+    """Map every name by which an engine may call the work of a layer to the layer's name.
+
+    Those are its nodes, their outputs, and the Q/DQ pairs and reshapes behind them with theirs.
+    The errors are those of `layer_costs`.
+    """
+    model = _inferred(onnx_bytes)
+    tensors = _tensors_of(model, dict(_constants(model)))
+    owners: dict[str, str] = {}
+    for node in model.graph.node:
+        if _is_layer(node, tensors):
+            owner: str | None = _name(node)
+        else:  # a part or the storage of what it reads; of nothing where that is a graph's input
+            owner = owners.get(node.input[0]) if node.input else None
+        if owner is not None:
+            owners |= dict.fromkeys(filter(None, (node.name, *node.output)), owner)
+    return owners
+
+
+def input_shape(onnx_bytes: bytes) -> Shape:
+    """Return the shape of a model's first input, whose batch and size must be static.
+
+    The errors are those of `count_complexity`.
+    """
+    model = _inferred(onnx_bytes)
+    shapes, name = _shapes(model, {}), model.graph.input[0].name
+    return _shape_at(model.graph.node[0], name, shapes)
+
+
 def macs_of_nodes(onnx_bytes: bytes) -> list[tuple[str, int]]:
     """Return name and multiply-accumulates of each node that has any, in the graph's order.
 
@@ -213,9 +242,7 @@ def _node_macs(
             yield node.name, OPS[node.op_type](operands, _shape_at(node, node.output[0], shapes))
 
 
-def _shapes(
-    model: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]
-) -> dict[str, Shape]:
+def _shapes(model: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]) -> dict[str, Shape]:
     """Return every static shape by tensor."""
     graph = model.graph
     shapes = {name: tuple(tensor.dims) for name, tensor in constants.items()}

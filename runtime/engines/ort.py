@@ -11,6 +11,15 @@ from ..errors import EngineError
 from . import ModelFiles, file_with_suffix
 
 
+def session_options(threads: int) -> ort.SessionOptions:
+    """Return what `OnnxRuntimeEngine` runs with, for whoever profiles the same network."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
+
+
 class OnnxRuntimeEngine:
     """Runs `model.onnx` on the CPU with a fixed number of threads."""
 
@@ -18,13 +27,11 @@ class OnnxRuntimeEngine:
 
     def __init__(self, files: ModelFiles, threads: int) -> None:
         """Load the model. Raises EngineError (E-ENGINE-LOAD)."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
         try:
             self._session = ort.InferenceSession(
-                file_with_suffix(files, ".onnx"), options, providers=["CPUExecutionProvider"]
+                file_with_suffix(files, ".onnx"),
+                session_options(threads),
+                providers=["CPUExecutionProvider"],
             )
         except Exception as error:  # the library's errors share no narrower base
             raise EngineError("E-ENGINE-LOAD", f"onnxruntime refused the model: {error}") from error
