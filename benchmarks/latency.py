@@ -10,24 +10,27 @@ import contextlib
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.image import input_from_frame
 from ..runtime.progress import Progress, quiet
 from ..runtime.session import Session
 
 Frame = npt.NDArray[np.uint8]
 
-WARMUP_WINDOW = 10  # calls; the medians of two such windows in a row must agree
-WARMUP_TOLERANCE = 0.05  # relative
-WARMUP_CAP_S = 5.0
-SETTLE_S = 0.05  # before each turn: thread pools spin for a while after their last call
-CONFIDENCE = 0.975  # one-sided, of `percentile_bound`
+WARMUP_WINDOW = 50  # calls; the medians of two such windows in a row must agree
+WARMUP_TOLERANCE = 0.01  # relative
+WARMUP_CAP_S = 60.0
+SETTLE_S = 0.05  # before each block: thread pools spin for a while after their last call
+BLOCK_CALLS = 5  # that a block has if there are rounds for BLOCK_PAIRS of them
+BLOCK_PAIRS = 20  # at least, in shorter blocks if need be; there may be rounds for fewer
+RATIO_CONFIDENCE = 0.99  # not 0.95: that finds one difference in 20 comparisons of equals
+MIN_PAIRS = 8  # smallest n with 1 - 2 * 0.5**n >= RATIO_CONFIDENCE
+CONFIDENCE = 0.975  # one-sided, of each of `percentile_bounds`
 P99_MIN_N = 368  # smallest n with 1 - 0.99**n >= CONFIDENCE
 _SEED = 0  # of the order in which sessions take their turns
 
@@ -37,10 +40,13 @@ class LatencyRun:
     """All timed calls of one session, in order; warm-up calls are not among them."""
 
     e2e_ms: tuple[float, ...]  # uint8 frame in memory to mask in the frame's size, in memory
-    engine_ms: tuple[float, ...]  # the engine alone on prepared input, same frame and round
+    pre_ms: tuple[float, ...]  # of the same call: `Session.prepare`,
+    engine_ms: tuple[float, ...]  # `Session.infer`,
+    post_ms: tuple[float, ...]  # and `Session.read_out`; the three add up to e2e_ms
     first_ms: float  # the very first call, end to end
     warmup_calls: int
     steady: bool  # whether two warm-up windows agreed before the cap
+    block_calls: tuple[int, ...]  # calls of each block in order; blocks 2i and 2i + 1 are a pair
 
     @property
     def p50_ms(self) -> float:
@@ -50,26 +56,26 @@ class LatencyRun:
     @property
     def p90_ms(self) -> float | None:
         """90th percentile end to end; None where n is too small (below 36)."""
-        return _supported_percentile(self.e2e_ms, 0.9)
+        return supported_percentile(self.e2e_ms, 0.9)
 
     @property
     def p99_ms(self) -> float | None:
         """99th percentile end to end; None where n is too small (below `P99_MIN_N`)."""
-        return _supported_percentile(self.e2e_ms, 0.99)
+        return supported_percentile(self.e2e_ms, 0.99)
 
     @property
     def overhead(self) -> float:
-        """Share that preparing and reading out add to the engine: median of e2e/engine - 1."""
+        """Share that preparing and reading out add to the engine: median over calls."""
         pairs = zip(self.e2e_ms, self.engine_ms, strict=True)
         return percentile([e2e / engine for e2e, engine in pairs], 0.5) - 1
 
 
 @dataclass(frozen=True)
 class LatencyRatio:
-    """Median end-to-end time of one session over that of another."""
+    """End-to-end time of one session over that of another, see `median_ratio`."""
 
     ratio: float
-    low: float  # 95 % bootstrap over rounds
+    low: float  # RATIO_CONFIDENCE bootstrap over block pairs; nan for fewer than MIN_PAIRS
     high: float
 
     @property
@@ -87,29 +93,37 @@ def _rank(n: int, q: float) -> int:
     return max(1, math.ceil(q * n - 1e-9))  # 0.9 * 10 must not become 9.000...1
 
 
-def percentile_bound(samples: Sequence[float], q: float) -> float | None:
-    """Return an upper bound of the true percentile, exceeded with a chance of 2.5 % at most.
+def percentile_bounds(samples: Sequence[float], q: float) -> tuple[float | None, float | None]:
+    """Return the 95 % confidence interval of the true percentile, as two order statistics.
 
-    It is the order statistic x_(k) with the smallest k such that Binomial(n, q) is below k with a
-    probability of at least 0.975. None where even the largest sample is no such bound.
+    With X from Binomial(n, q), the number of samples below the true percentile, the upper bound is
+    x_(k) with the smallest k such that P(X < k) >= 0.975 and the lower one x_(j) with the largest
+    j such that P(X < j) <= 0.025. None where even the extreme sample is no such bound.
     """
     n = len(samples)
-    below = 0.0  # P(Binomial(n, q) < k)
-    for k in range(1, n + 1):
+    low: int | None = None
+    high: int | None = None
+    below = 0.0  # P(X < rank)
+    for rank in range(1, n + 1):
         below += math.exp(
             math.lgamma(n + 1)
-            - math.lgamma(k)
-            - math.lgamma(n - k + 2)
-            + (k - 1) * math.log(q)
-            + (n - k + 1) * math.log1p(-q)
+            - math.lgamma(rank)
+            - math.lgamma(n - rank + 2)
+            + (rank - 1) * math.log(q)
+            + (n - rank + 1) * math.log1p(-q)
         )
+        if below <= 1 - CONFIDENCE:
+            low = rank
         if below >= CONFIDENCE:
-            return sorted(samples)[k - 1]
-    return None
+            high = rank
+            break
+    ascending = sorted(samples)
+    return low and ascending[low - 1], high and ascending[high - 1]
 
 
-def _supported_percentile(samples: Sequence[float], q: float) -> float | None:
-    return None if percentile_bound(samples, q) is None else percentile(samples, q)
+def supported_percentile(samples: Sequence[float], q: float) -> float | None:
+    """Return the percentile; None where n is too small for an upper bound of the true one."""
+    return None if percentile_bounds(samples, q)[1] is None else percentile(samples, q)
 
 
 def measure_interleaved(
@@ -119,51 +133,77 @@ def measure_interleaved(
     rounds: int,
     progress: Progress = quiet,
 ) -> dict[str, LatencyRun]:
-    """Time every session on the same frames, round by round.
+    """Time every session on the same frames, in blocks of consecutive calls that take turns.
 
-    Each session is warmed up first: at least 10 calls and until the medians of two windows of 10
-    calls agree within 5 %, for 5 s at most. In each round every session, in a freshly shuffled
-    order, gets one frame twice: through `Session.predict` and, already prepared, through its
-    engine alone; which comes first alternates. Before that comes a pause, in which the idle
-    threads of the session before stop spinning on the cores, and one call that is not timed.
-    Garbage collection is off meanwhile.
+    Each session is warmed up first: at least 50 calls and until the medians of two windows of 50
+    calls agree within 1 %, for 60 s at most. The blocks of a pair run in a fresh random order of
+    the sessions and then in its reverse (ABBA), so a steady drift cancels. Before each block comes
+    a pause, in which the idle threads of the session before stop spinning on the cores, and one
+    call that is not timed. Every session's n-th call gets the same frame. Garbage collection is
+    off meanwhile.
 
     Args:
         sessions: by name.
-        frames: uint8 [H, W] or [H, W, 3], at least one; rounds go through them in turn.
+        frames: uint8 [H, W] or [H, W, 3], at least one; calls go through them in turn.
         rounds: timed calls per session, >= 1.
-        progress: wraps the rounds.
+        progress: wraps the blocks.
 
     Returns:
         A `LatencyRun` for each name.
     """
     shuffle = np.random.default_rng(_SEED)
     names = list(sessions)
-    e2e_ms: dict[str, list[float]] = {name: [] for name in names}
-    engine_ms: dict[str, list[float]] = {name: [] for name in names}
-    with _garbage_collection_off():
+    order = np.arange(len(names))
+    calls: dict[str, list[_Call]] = {name: [] for name in names}
+    blocks = block_lengths(rounds)
+    with garbage_collection_off():
         warmups = {name: _warm_up(session, frames) for name, session in sessions.items()}
-        for turn in progress(range(rounds), "latency", rounds):
-            frame = frames[turn % len(frames)]
-            for index in shuffle.permutation(len(names)):
-                name = names[index]
-                session = sessions[name]
-                image = input_from_frame(frame, session.contract)
+        for block, length in enumerate(progress(blocks, "latency", len(blocks))):
+            order = order[::-1] if block % 2 else shuffle.permutation(len(names))
+            for index in order:
+                session, done = sessions[names[index]], calls[names[index]]
                 time.sleep(SETTLE_S)
-                session.predict(frame)
-                if turn % 2:
-                    engine_ms[name].append(_time_ms(session.engine.run, image))
-                e2e_ms[name].append(_time_ms(session.predict, frame))
-                if not turn % 2:
-                    engine_ms[name].append(_time_ms(session.engine.run, image))
+                session.predict(frames[len(done) % len(frames)])
+                for _ in range(length):
+                    done.append(_time_call(session, frames[len(done) % len(frames)]))
     return {
-        name: LatencyRun(tuple(e2e_ms[name]), tuple(engine_ms[name]), *warmups[name])
-        for name in names
+        name: LatencyRun(*zip(*calls[name], strict=True), *warmups[name], blocks) for name in names
     }
 
 
+def block_lengths(rounds: int) -> tuple[int, ...]:
+    """Split the rounds into an even number of nearly equal blocks; a single round is one block."""
+    pairs = min(max(BLOCK_PAIRS, rounds // (2 * BLOCK_CALLS)), rounds // 2)
+    blocks = max(1, 2 * pairs)
+    return tuple(rounds // blocks + (block < rounds % blocks) for block in range(blocks))
+
+
+class _Call(NamedTuple):
+    e2e_ms: float
+    pre_ms: float
+    engine_ms: float
+    post_ms: float
+
+
+def _time_call(session: Session, frame: Frame) -> _Call:
+    start_ns = time.perf_counter_ns()
+    image = session.prepare(frame)
+    prepared_ns = time.perf_counter_ns()
+    logits = session.infer(image)
+    inferred_ns = time.perf_counter_ns()
+    session.read_out(logits, frame.shape)
+    end_ns = time.perf_counter_ns()
+    return _Call(
+        e2e_ms=(end_ns - start_ns) / 1e6,
+        pre_ms=(prepared_ns - start_ns) / 1e6,
+        engine_ms=(inferred_ns - prepared_ns) / 1e6,
+        post_ms=(end_ns - inferred_ns) / 1e6,
+    )
+
+
 @contextlib.contextmanager
-def _garbage_collection_off() -> Iterator[None]:
+def garbage_collection_off() -> Iterator[None]:
+    """Collect once and not again until the end: a collection would fall on some call."""
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -174,18 +214,12 @@ def _garbage_collection_off() -> Iterator[None]:
             gc.enable()
 
 
-def _time_ms(call: Callable[[npt.NDArray[Any]], object], argument: npt.NDArray[Any]) -> float:
-    start_ns = time.perf_counter_ns()
-    call(argument)
-    return (time.perf_counter_ns() - start_ns) / 1e6
-
-
 def _warm_up(session: Session, frames: Sequence[Frame]) -> tuple[float, int, bool]:
     """Return the first call's time in ms, the number of calls and whether they became steady."""
     times_ms: list[float] = []
     deadline = time.perf_counter() + WARMUP_CAP_S
     while True:
-        times_ms.append(_time_ms(session.predict, frames[len(times_ms) % len(frames)]))
+        times_ms.append(_time_call(session, frames[len(times_ms) % len(frames)]).e2e_ms)
         if _is_steady(times_ms):
             return times_ms[0], len(times_ms), True
         if len(times_ms) >= WARMUP_WINDOW and time.perf_counter() >= deadline:
@@ -202,38 +236,32 @@ def _is_steady(times_ms: Sequence[float]) -> bool:
 
 
 def median_ratio(a: LatencyRun, b: LatencyRun) -> LatencyRatio:
-    """Return the median end-to-end time of `a` over that of `b`: 0.29 means a takes 29 % of it.
+    """Return the end-to-end time of `a` over that of `b`: 0.29 means a takes 29 % of it.
 
-    Both runs must come from one `measure_interleaved`: the bootstrap draws rounds, so what
-    disturbed a round enters both medians. Raises ValueError for unequal numbers of rounds.
+    Each block pair gives the ratio of its two medians, and the result is the median of those:
+    what disturbed a pair is in both of its medians, and a pair that one of them got worse counts
+    once. (The ratio of the medians of all calls has an interval two to three times as wide on a
+    busy machine, see tests/measure_comparison.py.) The bootstrap draws block pairs, since the
+    calls of a block resemble each other.
+
+    Both runs must come from one `measure_interleaved`. Raises ValueError for unequal blocks.
     """
-    if len(a.e2e_ms) != len(b.e2e_ms):
-        raise ValueError(f"{len(a.e2e_ms)} rounds against {len(b.e2e_ms)}")
-    n = len(a.e2e_ms)
-    ratio = a.p50_ms / b.p50_ms
-    if n < 2:
+    if a.block_calls != b.block_calls:
+        raise ValueError(f"blocks of {a.block_calls} calls against {b.block_calls}")
+    if len(a.block_calls) < 2:
+        return LatencyRatio(a.p50_ms / b.p50_ms, math.nan, math.nan)
+    ratios = _pair_medians(a) / _pair_medians(b)
+    n = len(ratios)
+    ratio = float(np.median(ratios))
+    if n < MIN_PAIRS:
         return LatencyRatio(ratio, math.nan, math.nan)
-    rounds = np.random.default_rng(_SEED).integers(0, n, (2000, n))
-    middle = _rank(n, 0.5) - 1
-    medians = [
-        np.partition(np.asarray(run.e2e_ms)[rounds], middle, axis=1)[:, middle] for run in (a, b)
-    ]
-    low, high = np.quantile(medians[0] / medians[1], [0.025, 0.975])
+    draws = np.random.default_rng(_SEED).integers(0, n, (10_000, n))
+    medians = np.median(ratios[draws], axis=1)
+    tail = (1 - RATIO_CONFIDENCE) / 2
+    low, high = np.quantile(medians, [tail, 1 - tail])
     return LatencyRatio(ratio, float(low), float(high))
 
 
-def measure_throughput(session: Session, frames: Sequence[Frame], seconds: float) -> float:
-    """Return frames per second of a single stream: each frame is sent when the last mask is there.
-
-    Args:
-        session: warmed up already.
-        frames: uint8 frames, taken in turn.
-        seconds: how long to send; the call that is running then is finished and counted.
-    """
-    done = 0
-    with _garbage_collection_off():
-        start = time.perf_counter()
-        while (elapsed := time.perf_counter() - start) < seconds:
-            session.predict(frames[done % len(frames)])
-            done += 1
-    return done / elapsed
+def _pair_medians(run: LatencyRun) -> npt.NDArray[np.float64]:
+    ends = np.cumsum(run.block_calls)[1::2]
+    return np.array([np.median(calls) for calls in np.split(np.array(run.e2e_ms), ends[:-1])])

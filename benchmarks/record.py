@@ -32,9 +32,9 @@ from .latency import (
     LatencyRatio,
     LatencyRun,
     measure_interleaved,
-    measure_throughput,
     median_ratio,
 )
+from .modes import measure_offline
 from .process import ProcessFacts, probe_process
 
 SCHEMA = "edgeseg.benchmark/4"
@@ -193,7 +193,9 @@ def run_benchmark(
     latencies = measure_interleaved(sessions, frames, rounds=rounds, progress=progress)
     rows = []
     for candidate, process in zip(candidates, processes, strict=True):
-        throughput_fps = measure_throughput(candidate.session, frames, THROUGHPUT_S)
+        offline = measure_offline(
+            lambda session=candidate.session: session, frames, streams=1, seconds=THROUGHPUT_S
+        )
         rows.append(
             Row(
                 name=candidate.name,
@@ -208,7 +210,7 @@ def run_benchmark(
                 weights_bytes=candidate.complexity["weights_bytes"],
                 process=process,
                 latency=latencies[candidate.name],
-                throughput_fps=throughput_fps,
+                throughput_fps=offline.fps,
                 accuracy=summarise(scores[candidate.name]),
                 scores=scores[candidate.name],
                 calibration_error=gaps[candidate.name],

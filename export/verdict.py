@@ -29,7 +29,7 @@ class Verdict:
     precision: str
     p50_ms: float  # end to end, single frames, on this machine
     ratio: float  # of that FP32's median time
-    ratio_low: float  # 95 % interval over rounds
+    ratio_low: float  # interval of `latency.median_ratio`
     ratio_high: float
     dice_drop: float
     shipped: bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Tuple
 
 import numpy as np
 
@@ -45,11 +45,27 @@ class Session:
             InputError: E-FRAME for another dtype or shape.
             EngineError: E-ENGINE-RESULT for logits that are not finite.
         """
-        return mask_from_logits(self.logits(frame), self.contract, frame.shape[0], frame.shape[1])
+        return self.read_out(self.infer(self.prepare(frame)), frame.shape)
 
     def logits(self, frame: np.ndarray) -> np.ndarray:
         """Return the logits, float32 [height, width] of the contract; see `predict`."""
-        image = input_from_frame(frame, self.contract, self._input)
+        return self.infer(self.prepare(frame))
+
+    # The three steps of `predict`, apart so that a benchmark can time each within one call.
+
+    def prepare(self, frame: np.ndarray) -> np.ndarray:
+        """Return the network's input, float32 [1, 1, height, width], valid until the next frame.
+
+        Raises InputError: E-FRAME for another dtype or shape than `predict` takes.
+        """
+        return input_from_frame(frame, self.contract, self._input)
+
+    def infer(self, image: np.ndarray) -> np.ndarray:
+        """Return the logits, float32 [height, width], for what `prepare` returned.
+
+        They may be a view of the engine's own buffer, valid until the next call.
+        Raises EngineError: E-ENGINE-RESULT for logits that are not finite.
+        """
         logits = self.engine.run(image)
         if not np.isfinite(logits.sum()):  # NaN would read as "no lesion"
             raise EngineError(
@@ -57,6 +73,10 @@ class Session:
             )
         answer: np.ndarray = logits[0, 0]
         return answer
+
+    def read_out(self, logits: np.ndarray, frame_shape: Tuple[int, ...]) -> np.ndarray:
+        """Return the mask, uint8 [H, W], of a frame of shape [H, W] or [H, W, 3]."""
+        return mask_from_logits(logits, self.contract, frame_shape[0], frame_shape[1])
 
 
 def open_session(bundle: Path, *, engine: Optional[str] = None, threads: int = 0) -> Session:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from itertools import pairwise
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +13,9 @@ from edgeseg.benchmarks.latency import (
     P99_MIN_N,
     LatencyRun,
     measure_interleaved,
-    measure_throughput,
     median_ratio,
     percentile,
-    percentile_bound,
+    percentile_bounds,
 )
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.session import Session
@@ -27,6 +26,7 @@ FRAMES = [np.full((16, 16), value, np.uint8) for value in (10, 200)]
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
     monkeypatch.setattr(latency, "SETTLE_S", 0.0)
+    monkeypatch.setattr(latency, "WARMUP_CAP_S", 0.0)
 
 
 class FakeEngine:
@@ -48,8 +48,18 @@ def session(**options):
     return Session.over(FakeEngine(**options), InputContract(height=16, width=16))
 
 
-def run_of(times_ms):
-    return LatencyRun(tuple(times_ms), tuple(t / 2 for t in times_ms), 1.0, 20, True)
+def run_of(times_ms, blocks=None):
+    e2e_ms = tuple(times_ms)
+    return LatencyRun(
+        e2e_ms=e2e_ms,
+        pre_ms=tuple(0.25 * t for t in e2e_ms),
+        engine_ms=tuple(0.5 * t for t in e2e_ms),
+        post_ms=tuple(0.25 * t for t in e2e_ms),
+        first_ms=1.0,
+        warmup_calls=100,
+        steady=True,
+        block_calls=blocks or latency.block_lengths(len(e2e_ms)),
+    )
 
 
 def test_percentile_is_the_measured_value_of_that_rank():
@@ -61,15 +71,28 @@ def test_p90_of_ten_is_the_ninth():
     assert percentile(range(1, 11), 0.9) == 9
 
 
-def test_bound_of_the_median_of_six_is_the_largest():
+def test_bounds_of_the_median_of_six_are_the_smallest_and_the_largest():
     # P(Binomial(6, 1/2) <= 5) = 1 - 1/64 = 0.984; for five samples 1 - 1/32 = 0.969 is too little
-    assert percentile_bound([1, 2, 3, 4, 5, 6], 0.5) == 6
-    assert percentile_bound([1, 2, 3, 4, 5], 0.5) is None
+    assert percentile_bounds([3, 1, 2, 6, 5, 4], 0.5) == (1, 6)
+    assert percentile_bounds([1, 2, 3, 4, 5], 0.5) == (None, None)
 
 
-def test_bound_of_the_median_of_a_hundred_is_the_sixty_first():
-    # P(Binomial(100, 1/2) <= 59) = 0.972 < 0.975 <= P(... <= 60) = 0.982, so k - 1 = 60
-    assert percentile_bound(range(1, 101), 0.5) == 61
+def test_bounds_of_the_median_of_a_hundred_are_the_40th_and_the_61st():
+    # P(Binomial(100, 1/2) <= 59) = 0.972 < 0.975 <= P(... <= 60) = 0.982, so k - 1 = 60;
+    # P(... <= 39) = 0.018 <= 0.025 < P(... <= 40) = 0.028, so j - 1 = 39
+    assert percentile_bounds(range(1, 101), 0.5) == (40, 61)
+
+
+def test_high_percentile_can_have_a_lower_bound_alone():
+    # P(Binomial(10, 0.9) <= 6) = 0.013 <= 0.025 < P(... <= 7) = 0.070; 1 - 0.9**10 = 0.65
+    assert percentile_bounds(range(1, 11), 0.9) == (7, None)
+
+
+@pytest.mark.parametrize("q", [0.5, 0.9, 0.99])
+def test_bounds_hold_the_true_percentile_in_95_percent_of_samples(q):
+    draws = np.random.default_rng(4).random((400, 400))  # the true percentile is q itself
+    bounds = [percentile_bounds(draw.tolist(), q) for draw in draws]
+    assert np.mean([low <= q <= high for low, high in bounds]) > 0.93
 
 
 def test_p99_needs_368_samples():
@@ -83,8 +106,8 @@ def test_p90_needs_36_samples():
     assert run_of([1.0] * 36).p90_ms == 1.0
 
 
-def test_overhead_is_the_median_over_pairs():
-    run = LatencyRun((11.0, 12.0, 90.0), (10.0, 10.0, 10.0), 1.0, 20, True)
+def test_overhead_is_the_median_over_calls():
+    run = replace(run_of((11.0, 12.0, 90.0)), engine_ms=(10.0, 10.0, 10.0))
     assert run.overhead == pytest.approx(0.2)
 
 
@@ -114,15 +137,48 @@ def test_disturbance_that_meets_both_runs_cancels():
     assert (ratio.low, ratio.high) == (2, 2)
 
 
-def test_one_round_has_no_interval_and_shows_no_difference():
-    ratio = median_ratio(run_of([1.0]), run_of([9.0]))
+@pytest.mark.parametrize("rounds", [1, 2, 15])
+def test_few_rounds_have_no_interval_and_show_no_difference(rounds):
+    ratio = median_ratio(run_of([1.0] * rounds), run_of([2.0] * rounds))
+    assert ratio.ratio == 0.5
     assert math.isnan(ratio.low)
     assert not ratio.differs
 
 
+def test_eight_pairs_are_the_fewest_whose_extremes_hold_the_median_99_times_in_100():
+    assert 1 - 2 * 0.5**latency.MIN_PAIRS >= latency.RATIO_CONFIDENCE
+    assert 1 - 2 * 0.5 ** (latency.MIN_PAIRS - 1) < latency.RATIO_CONFIDENCE
+    assert median_ratio(run_of([1.0] * 16), run_of([2.0] * 16)).differs
+
+
 def test_runs_of_different_length_are_not_compared():
-    with pytest.raises(ValueError, match="3 rounds against 2"):
+    with pytest.raises(ValueError, match="blocks of"):
         median_ratio(run_of([1.0] * 3), run_of([1.0] * 2))
+
+
+def test_ratio_is_that_of_the_middle_pair():
+    a = run_of([2, 2, 9, 9, 6, 6], blocks=(1,) * 6)  # over b: 2, 3 and 6
+    b = run_of([1, 1, 3, 3, 1, 1], blocks=(1,) * 6)
+    assert median_ratio(a, b).ratio == 3
+
+
+def test_pairs_of_calls_that_swing_together_count_as_pairs_not_as_calls():
+    """Four hundred calls in twenty pairs, each pair off by its own factor: calls alone feign."""
+    rng = np.random.default_rng(3)
+    found = 0
+    for _ in range(200):
+        a, b = (np.repeat(10 * np.exp(rng.normal(0, 0.1, 20)), 20) for _ in range(2))
+        blocks = (10,) * 40
+        found += median_ratio(run_of(a, blocks), run_of(b, blocks)).differs
+    assert found <= 10
+
+
+def test_ten_percent_are_found_though_every_pair_swings_by_more():
+    rng = np.random.default_rng(5)
+    swing = np.repeat(np.exp(rng.normal(0, 0.5, 40)), 10)
+    a, b = (10 * swing * np.exp(rng.normal(0, 0.1, 400)) for _ in range(2))
+    ratio = median_ratio(run_of(1.1 * a), run_of(b))
+    assert 1 < ratio.low < 1.1 < ratio.high
 
 
 def test_slower_engine_is_found_slower():
@@ -132,37 +188,76 @@ def test_slower_engine_is_found_slower():
     assert all(time_ms >= 4.0 for time_ms in runs["slow"].engine_ms)
 
 
-def timed_rounds(rounds):
-    """Measure three sessions and return the log of each round, warm-up left out."""
+def test_steps_of_a_call_add_up_to_it():
+    run = measure_interleaved({"a": session(sleep_ms=2.0)}, FRAMES, rounds=8)["a"]
+    steps = zip(run.pre_ms, run.engine_ms, run.post_ms, strict=True)
+    assert [sum(each) for each in steps] == pytest.approx(run.e2e_ms)
+    assert all(each > 0 for each in run.pre_ms + run.post_ms)
+
+
+def test_masks_of_timed_calls_are_those_of_predict():
+    one = session()
+    image = one.prepare(FRAMES[0])
+    assert image.shape == (1, 1, 16, 16)
+    assert (one.read_out(one.infer(image), FRAMES[0].shape) == one.predict(FRAMES[0])).all()
+
+
+def test_slowness_of_a_step_is_found_in_that_step(monkeypatch):
+    def slow(self, frame):
+        time.sleep(0.004)
+        return prepare(self, frame)
+
+    prepare = Session.prepare
+    monkeypatch.setattr(Session, "prepare", slow)
+    run = measure_interleaved({"a": session()}, FRAMES, rounds=4)["a"]
+    assert min(run.pre_ms) >= 4 > max(run.engine_ms + run.post_ms)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 39, 40, 60, 200, 400, 1000])
+def test_rounds_are_split_into_pairs_of_nearly_equal_blocks(rounds):
+    blocks = latency.block_lengths(rounds)
+    assert sum(blocks) == rounds
+    assert max(blocks) - min(blocks) <= 1
+    assert len(blocks) == 1 if rounds == 1 else len(blocks) % 2 == 0
+    assert len(blocks) >= min(2 * latency.BLOCK_PAIRS, rounds - 1)
+
+
+def timed_blocks(names, rounds):
+    """Return the log of each block of each session as (name, frame values), warm-up left out."""
     log = []
-    sessions = {name: session(name=name, log=log) for name in "abc"}
+    sessions = {name: session(name=name, log=log) for name in names}
     runs = measure_interleaved(sessions, FRAMES, rounds=rounds)
-    assert all(len(run.e2e_ms) == len(run.engine_ms) == rounds for run in runs.values())
-    calls = log[sum(run.warmup_calls for run in runs.values()) :]
-    return [calls[9 * turn : 9 * turn + 9] for turn in range(rounds)]
+    assert all(len(run.e2e_ms) == rounds for run in runs.values())
+    calls = iter(log[sum(run.warmup_calls for run in runs.values()) :])
+    blocks = []
+    for length in runs[names[0]].block_calls:
+        for _ in names:
+            block = [next(calls) for _ in range(1 + length)]
+            assert len({name for name, _, _ in block}) == 1
+            blocks.append((block[0][0], [value for _, value, _ in block]))
+    assert next(calls, None) is None
+    return blocks
 
 
-def test_every_session_gets_the_frame_of_a_round_untimed_then_twice_timed():
-    for calls in timed_rounds(6):
-        names = [name for name, _, _ in calls]
-        assert names[0::3] == names[1::3] == names[2::3]
-        assert sorted(names[0::3]) == ["a", "b", "c"]
-        assert len({value for _, value, _ in calls}) == 1
+@pytest.mark.parametrize("names", ["ab", "abcd"])
+def test_blocks_of_a_pair_run_forwards_and_backwards(names):
+    turns = [name for name, _ in timed_blocks(names, 80)]
+    size = 2 * len(names)
+    pairs = ["".join(turns[i : i + size]) for i in range(0, len(turns), size)]
+    assert all(pair == pair[::-1] and set(pair) == set(names) for pair in pairs)
+    assert len(pairs) >= latency.BLOCK_PAIRS
+    assert len(set(pairs)) > 1
+    assert turns == [name for name, _ in timed_blocks(names, 80)]  # in the next run as well
 
 
-def test_rounds_go_through_the_frames_in_turn():
-    values = [calls[0][1] for calls in timed_rounds(6)]
-    assert all(one != other for one, other in pairwise(values))
-    assert len(set(values)) == len(FRAMES)
-
-
-def test_order_of_sessions_changes_between_rounds_and_repeats_between_runs():
-    def orders():
-        return ["".join(name for name, _, _ in calls[0::3]) for calls in timed_rounds(12)]
-
-    first = orders()
-    assert len(set(first)) > 1
-    assert first == orders()
+def test_every_session_gets_the_same_frames_in_turn():
+    values = {name: [] for name in "abc"}
+    for name, block in timed_blocks("abc", 90):
+        assert block[0] == block[1]  # the call that is not timed
+        values[name] += block[1:]
+    assert values["a"] == values["b"] == values["c"]
+    assert values["a"][:4] == 2 * values["a"][:2]
+    assert len(set(values["a"])) == len(FRAMES)
 
 
 def test_threads_of_the_session_before_get_time_to_rest(monkeypatch):
@@ -170,7 +265,7 @@ def test_threads_of_the_session_before_get_time_to_rest(monkeypatch):
     monkeypatch.setattr(latency, "SETTLE_S", 0.25)
     monkeypatch.setattr(latency.time, "sleep", pauses.append)
     measure_interleaved({"a": session(), "b": session()}, FRAMES, rounds=3)
-    assert pauses.count(0.25) == 3 * 2
+    assert pauses.count(0.25) == 2 * 2
 
 
 def test_garbage_collection_is_off_while_measuring_and_on_again_after():
@@ -180,20 +275,24 @@ def test_garbage_collection_is_off_while_measuring_and_on_again_after():
     assert gc.isenabled()
 
 
+def call_of(e2e_ms):
+    return latency._Call(e2e_ms=e2e_ms, pre_ms=1.0, engine_ms=1.0, post_ms=1.0)
+
+
 def test_warm_up_takes_two_windows_when_they_agree(monkeypatch):
-    monkeypatch.setattr(latency, "_time_ms", lambda call, argument: 7.0)
+    monkeypatch.setattr(latency, "WARMUP_CAP_S", 60.0)
+    monkeypatch.setattr(latency, "_time_call", lambda session, frame: call_of(7.0))
     run = measure_interleaved({"a": session()}, FRAMES, rounds=1)["a"]
-    assert (run.first_ms, run.warmup_calls, run.steady) == (7.0, 20, True)
+    assert (run.first_ms, run.warmup_calls, run.steady) == (7.0, 100, True)
 
 
 def test_drifting_times_are_not_called_steady(monkeypatch):
     drift = iter(range(1, 10**6))
-    monkeypatch.setattr(latency, "WARMUP_CAP_S", 0.0)
-    monkeypatch.setattr(latency, "_time_ms", lambda call, argument: float(next(drift)))
+    monkeypatch.setattr(latency, "_time_call", lambda session, frame: call_of(float(next(drift))))
     run = measure_interleaved({"a": session()}, FRAMES, rounds=1)["a"]
-    assert (run.warmup_calls, run.steady) == (10, False)
+    assert (run.warmup_calls, run.steady) == (50, False)
 
 
-def test_throughput_counts_frames_over_the_time_they_took():
-    fps = measure_throughput(session(sleep_ms=5.0), FRAMES, seconds=0.1)
-    assert 1 < fps <= 200
+def test_windows_that_differ_by_two_percent_do_not_agree():
+    assert latency._is_steady([100.0] * 50 + [100.9] * 50)
+    assert not latency._is_steady([100.0] * 50 + [102.0] * 50)

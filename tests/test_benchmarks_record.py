@@ -80,6 +80,7 @@ def candidate(name, *, size=32, probe=PROBE, **engine):
 def _short(monkeypatch):
     monkeypatch.setattr(record_module, "THROUGHPUT_S", 0.01)
     monkeypatch.setattr(latency, "SETTLE_S", 0.0)
+    monkeypatch.setattr(latency, "WARMUP_TOLERANCE", np.inf)
 
 
 def benchmark(*candidates, cases=CASES, rounds=3):

@@ -81,7 +81,10 @@ def make_row(name, *, kind="torch", precision="fp32", e2e_ms=(10.0,) * 40, dice=
         "macs": 2_500_000_000,
         "weights_bytes": 8_720_000,
         "process": ProcessFacts(peak_rss_mib=300.0, start_ms=900.0, first_mask_ms=1000.0),
-        "latency": LatencyRun(tuple(e2e_ms), tuple(0.8 * t for t in e2e_ms), 30.0, 20, True),
+        "latency": LatencyRun(
+            *(tuple(share * t for t in e2e_ms) for share in (1, 0.1, 0.8, 0.1)),
+            *(30.0, 100, True, (1,) * len(e2e_ms)),
+        ),
         "throughput_fps": 1000 / e2e_ms[0],
         "accuracy": summarise(scores),
         "scores": scores,

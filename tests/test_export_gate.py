@@ -350,8 +350,9 @@ def verdicts_of(forms):
 
 @pytest.fixture
 def few_rounds(monkeypatch):
-    monkeypatch.setattr(verdict_module, "_ROUNDS", 12)
+    monkeypatch.setattr(verdict_module, "_ROUNDS", 16)
     monkeypatch.setattr(latency, "SETTLE_S", 0.0)
+    monkeypatch.setattr(latency, "WARMUP_CAP_S", 0.0)
 
 
 @pytest.fixture
@@ -361,7 +362,7 @@ def timings(monkeypatch):
     def take(**times_ms):
         def measured(sessions, frames, *, rounds, progress):
             return {
-                name: LatencyRun(tuple(times), tuple(times), 1.0, 20, True)
+                name: LatencyRun(*(tuple(times),) * 4, 1.0, 100, True, (1,) * len(times))
                 for name, times in zip(sessions, times_ms.values(), strict=True)
             }
 
@@ -394,7 +395,7 @@ def test_wider_precision_ships_unless_a_narrower_one_takes_less_than_95_percent(
 
 
 def test_faster_median_alone_is_not_enough_where_its_interval_reaches_the_limit(timings):
-    verdicts = timings(fp32=[10.0] * 40, int8=[5.0] * 21 + [11.0] * 19)
+    verdicts = timings(fp32=[10.0] * 40, int8=[5.0] * 24 + [11.0] * 16)
     assert verdicts[1].ratio == 0.5
     assert verdicts[1].ratio_high > 1
     assert shipped(verdicts) == "fp32"
