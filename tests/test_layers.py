@@ -26,6 +26,7 @@ PACKAGES = {
     "edgeseg.runtime": {"numpy", "PIL"},
     "edgeseg.kd": {"numpy", "PIL", "torch", "safetensors", "openpyxl"},
     "edgeseg.benchmarks.complexity": {"numpy", "onnx", "google"},
+    "edgeseg.benchmarks.baselines": {"torch"},  # networks, and nothing else may reach them
     "edgeseg.benchmarks": {"numpy", "PIL"},
     "edgeseg.export.kit": {"numpy", *KIT_MODULES},
     "edgeseg.export": {"numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt_rtx"},
