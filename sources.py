@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .kd import zoo
 from .kd.config import STUDENT_FILE
 from .runtime.bundle import SPLIT_FILE, Bundle, open_bundle
-from .runtime.engines import ENGINES, available_threads, is_installed
+from .runtime.engines import ENGINES, available_threads, files_of, is_installed
 from .runtime.errors import InputError, Refused
 from .runtime.files import sha256_of_file
 from .runtime.image import read_image
@@ -666,8 +666,12 @@ def _of_bundle(source: Source, engines: Sequence[str], threads: int) -> list[Can
     bundle = open_bundle(source.path)
     manifest = bundle.manifest
     threads = threads or available_threads()
-    if not engines:
+    if engines:
+        known = dict.fromkeys((*manifest.models, *ENGINES))  # also those of another device
+        wanted = [name for name in known if name in engines and files_of(name) in manifest.models]
+    else:
         first_installed(bundle)  # says what to install where none is
+        wanted = [name for name in manifest.models if name in ENGINES and is_installed(name)]
     return [
         Candidate(
             name=f"{source.folder.name} · {engine}",
@@ -675,12 +679,13 @@ def _of_bundle(source: Source, engines: Sequence[str], threads: int) -> list[Can
             precision=manifest.precision,
             session=session_of(bundle, engine=engine, threads=threads),
             artifact_sha256=bundle.sha256,
-            file_bytes=sum((source.path / file).stat().st_size for file in manifest.models[engine]),
-            complexity=_complexity_of(bundle, engine),
+            file_bytes=sum(
+                (source.path / file).stat().st_size for file in manifest.models[files_of(engine)]
+            ),
+            complexity=_complexity_of(bundle, files_of(engine)),
             probe=_probe_command(source, engine, threads),
         )
-        for engine in manifest.models
-        if (engine in engines) or (not engines and engine in ENGINES and is_installed(engine))
+        for engine in wanted
     ]
 
 

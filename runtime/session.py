@@ -10,7 +10,7 @@ import numpy as np
 
 from .bundle import Bundle, open_bundle
 from .contract import InputContract
-from .engines import ENGINES, Engine, available_threads, is_installed, open_engine
+from .engines import ENGINES, Engine, available_threads, files_of, is_installed, open_engine
 from .errors import EngineError
 from .image import input_from_frame, mask_from_logits
 
@@ -84,7 +84,8 @@ def open_session(bundle: Path, *, engine: Optional[str] = None, threads: int = 0
 
     Args:
         bundle: folder written by `edgeseg export`.
-        engine: one of the bundle's engines; None takes the first that is installed.
+        engine: one of the bundle's engines, or of those that run another device with the files
+            of one; None takes the first of the bundle's that is installed.
         threads: for the engine; 0 takes every core this process may use.
 
     Raises:
@@ -100,7 +101,7 @@ def session_of(bundle: Bundle, *, engine: Optional[str] = None, threads: int = 0
     name = engine or first_installed(bundle)
     if name in bundle.manifest.models and name not in ENGINES:
         raise _only_on_device(bundle)
-    files = bundle.model_files(name)
+    files = bundle.model_files(files_of(name))
     opened = open_engine(name, files, threads or available_threads())
     return Session.over(opened, bundle.manifest.contract)
 

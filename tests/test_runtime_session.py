@@ -14,6 +14,8 @@ from edgeseg.runtime.errors import EngineError, InputError, Refused
 from edgeseg.runtime.metrics import count_pixels, dice_score
 from edgeseg.runtime.session import open_session, session_of
 
+CPU_ENGINES = [name for name, entry in ENGINES.items() if not entry.files_of]
+
 
 @pytest.fixture(scope="module")
 def int8(bundle_of):
@@ -40,7 +42,7 @@ def without(monkeypatch):
     return hide
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", CPU_ENGINES)
 @pytest.mark.parametrize("shape", [(64, 64), (101, 67), (480, 640), (1, 5), (50, 40, 3)])
 def test_mask_has_the_size_of_the_frame(int8, engine, shape):
     frame = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -50,7 +52,7 @@ def test_mask_has_the_size_of_the_frame(int8, engine, shape):
     assert mask.max() <= 1
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", CPU_ENGINES)
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_every_engine_finds_the_lesions(bundle_of, lesions, engine, precision):
     session = open_session(bundle_of("x86-cpu", precision), engine=engine, threads=1)
@@ -59,14 +61,14 @@ def test_every_engine_finds_the_lesions(bundle_of, lesions, engine, precision):
 
 
 def test_engines_of_one_int8_bundle_give_nearly_the_same_masks(int8, lesions):
-    first, second = (open_session(int8, engine=name, threads=1) for name in ENGINES)
+    first, second = (open_session(int8, engine=name, threads=1) for name in CPU_ENGINES)
     pairs = [(first.predict(image), second.predict(image)) for image, _ in lesions]
     # A mean, since a network of eight epochs hesitates on single frames, whatever rounds it.
     assert np.mean([dice_score(count_pixels(*pair)) for pair in pairs if pair[0].any()]) > 0.9
     assert np.mean([np.mean(ours != theirs) for ours, theirs in pairs]) < 0.02
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", CPU_ENGINES)
 def test_twenty_repeats_are_equal_to_the_bit(int8, lesions, engine):
     session = open_session(int8, engine=engine, threads=1)
     (frame, _), (other, _) = lesions[:2]
@@ -90,7 +92,7 @@ def test_bundle_none_of_whose_engines_is_installed_says_what_to_install(int8, wi
     assert caught.value.code == "E-EXTRA-MISSING"
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", CPU_ENGINES)
 def test_engine_asked_for_by_name_but_not_installed_is_refused(int8, without, engine):
     without(ENGINES[engine].package)
     with pytest.raises(EngineError) as caught:
@@ -111,7 +113,7 @@ def test_bundle_that_only_its_device_runs_says_so(bundle_of, target, engine):
     assert caught.value.code == "E-ENGINE-DEVICE"
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", CPU_ENGINES)
 @pytest.mark.parametrize("content", [b"", b"\x08\x07", b"<net", bytes(1000)])
 def test_model_that_the_engine_cannot_read_is_refused(engine, content):
     files = {f"model{suffix}": content for suffix in ENGINES[engine].suffixes}
@@ -120,7 +122,7 @@ def test_model_that_the_engine_cannot_read_is_refused(engine, content):
     assert caught.value.code == "E-ENGINE-LOAD"
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", CPU_ENGINES)
 def test_engine_without_its_files_is_refused(engine):
     with pytest.raises(EngineError) as caught:
         open_engine(engine, {}, 1)
@@ -138,7 +140,7 @@ def test_model_that_changes_after_the_bundle_was_opened_is_refused(bundle_copy):
 
 
 def test_engine_reports_its_version_device_and_threads(int8):
-    for name in ENGINES:
+    for name in CPU_ENGINES:
         facts = open_session(int8, engine=name, threads=1).engine.facts
         assert facts["device"] == "CPU"
         assert facts["threads"] == "1"

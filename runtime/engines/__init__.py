@@ -1,6 +1,7 @@
-"""What runs a model file: one small adapter for each engine library.
+"""What runs a model file: one small adapter for each engine library and device.
 
-An engine is opened by name with `open_engine`; its library is imported only then.
+An engine is opened by name with `open_engine`; its library is imported only then. An engine whose
+device is not there, or that would run part of the model elsewhere, is an error.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Engine(Protocol):
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """Version, device, threads and what else belongs in a report, as short strings."""
+        """Version, device, threads, streams, pinning and what else belongs in a report."""
         ...
 
     def run(self, image: np.ndarray) -> np.ndarray:
@@ -45,10 +46,28 @@ def _open_openvino(files: ModelFiles, threads: int) -> Engine:
     return OpenVinoEngine(files, threads)
 
 
+def _open_openvino_gpu(files: ModelFiles, threads: int) -> Engine:
+    from .ov import OpenVinoEngine
+
+    return OpenVinoEngine(files, threads, "GPU")
+
+
 def _open_onnxruntime(files: ModelFiles, threads: int) -> Engine:
     from .ort import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine(files, threads)
+
+
+def _open_onnxruntime_cuda(files: ModelFiles, threads: int) -> Engine:
+    from .ort import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(files, threads, "CUDAExecutionProvider", "onnxruntime-cuda")
+
+
+def _open_onnxruntime_tensorrt(files: ModelFiles, threads: int) -> Engine:
+    from .ort import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(files, threads, "TensorrtExecutionProvider", "onnxruntime-tensorrt")
 
 
 class _EngineEntry(NamedTuple):
@@ -56,17 +75,29 @@ class _EngineEntry(NamedTuple):
     extra: str  # what to install it with
     suffixes: Tuple[str, ...]  # of the model files, all needed
     opener: Callable[[ModelFiles, int], Engine]
+    files_of: str = ""  # engine whose files it runs in a bundle, where not its own
 
 
-# To add an engine: a module beside this one and a line here.
+_OPENVINO = ("openvino", "pip install 'edgeseg[openvino]'", (".xml", ".bin"))
+_ONNXRUNTIME = ("onnxruntime", "pip install onnxruntime", (".onnx",))
+_ONNXRUNTIME_GPU = ("onnxruntime", "pip install onnxruntime-gpu", (".onnx",))
+
+# To add an engine: a module beside this one and a line here. One with `files_of` is in no bundle's
+# list, so it is never chosen but only asked for by name.
 ENGINES: Dict[str, _EngineEntry] = {
-    "openvino": _EngineEntry(
-        "openvino", "pip install 'edgeseg[openvino]'", (".xml", ".bin"), _open_openvino
-    ),
-    "onnxruntime": _EngineEntry(
-        "onnxruntime", "pip install onnxruntime", (".onnx",), _open_onnxruntime
+    "openvino": _EngineEntry(*_OPENVINO, _open_openvino),
+    "onnxruntime": _EngineEntry(*_ONNXRUNTIME, _open_onnxruntime),
+    "openvino-gpu": _EngineEntry(*_OPENVINO, _open_openvino_gpu, "openvino"),
+    "onnxruntime-cuda": _EngineEntry(*_ONNXRUNTIME_GPU, _open_onnxruntime_cuda, "onnxruntime"),
+    "onnxruntime-tensorrt": _EngineEntry(
+        *_ONNXRUNTIME_GPU, _open_onnxruntime_tensorrt, "onnxruntime"
     ),
 }
+
+
+def files_of(name: str) -> str:
+    """Return the engine under which a bundle lists the files of another, or of itself."""
+    return (ENGINES[name].files_of if name in ENGINES else "") or name
 
 
 def is_installed(name: str) -> bool:
@@ -79,16 +110,24 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def affinity() -> str:
+    """Return the cores that this process may use, as ``0,1,4``; it is never changed here."""
+    if not hasattr(os, "sched_getaffinity"):
+        return "unknown"
+    return ",".join(map(str, sorted(os.sched_getaffinity(0))))
+
+
 def open_engine(name: str, files: ModelFiles, threads: int) -> Engine:
     """Open a known engine.
 
     Args:
         name: key in `ENGINES`.
         files: content by name; which suffixes are needed is in the table.
-        threads: number of threads the engine may use, >= 1.
+        threads: number of threads the engine may use, >= 1; a GPU ignores it.
 
     Raises:
-        EngineError: E-EXTRA-MISSING (library not installed), E-ENGINE-LOAD (model refused).
+        EngineError: E-EXTRA-MISSING (library not installed), E-ENGINE-LOAD (model refused),
+            E-ENGINE-DEVICE (the device is not there, or part of the model would run elsewhere).
     """
     entry = ENGINES[name]
     if not is_installed(name):

@@ -1,61 +1,95 @@
-"""OpenVINO, CPU plugin."""
+"""OpenVINO: the CPU plugin, or the GPU plugin alone."""
 
 from __future__ import annotations
 
 from collections import Counter
 from io import BytesIO
-from typing import Dict, Mapping
+from typing import Dict, Mapping, Optional
 
 import numpy as np
 import openvino as ov
 
 from ..errors import EngineError
-from . import ModelFiles, file_with_suffix
+from . import ModelFiles, affinity, file_with_suffix
 
 
-def settings(threads: int) -> Dict[str, str]:
-    """Return what `OpenVinoEngine` compiles with, for whoever profiles the same network."""
+def settings(threads: Optional[int]) -> Dict[str, str]:
+    """Return what `OpenVinoEngine` compiles with, for whoever profiles the same network.
+
+    threads: of a CPU; None for a device that has none.
+    """
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
-        "INFERENCE_NUM_THREADS": str(threads),
         "INFERENCE_PRECISION_HINT": "f32",
+        **({} if threads is None else {"INFERENCE_NUM_THREADS": str(threads)}),
     }
 
 
 class OpenVinoEngine:
-    """Runs an OpenVINO IR on the CPU, one stream, a fixed number of threads.
+    """Runs an OpenVINO IR in float32 and one stream, on the CPU or on the first GPU alone.
 
-    What is not quantised runs in float32: on CPUs with bf16 the plugin would otherwise choose
-    bf16 by itself, and the masks would depend on the machine.
+    What is not quantised runs in float32: on CPUs with bf16, and on GPUs, the plugin would
+    otherwise choose a shorter type by itself, and the masks would depend on the machine.
     """
 
-    name = "openvino"
+    def __init__(self, files: ModelFiles, threads: int, device: str = "CPU") -> None:
+        """Compile the model.
 
-    def __init__(self, files: ModelFiles, threads: int) -> None:
-        """Compile the model. Raises EngineError (E-ENGINE-LOAD)."""
+        Args:
+            files: the IR.
+            threads: of the CPU, >= 1; a GPU has none.
+            device: "CPU" or "GPU".
+
+        Raises EngineError: E-ENGINE-LOAD, E-ENGINE-DEVICE.
+        """
+        on_cpu = device == "CPU"
+        self.name = "openvino" if on_cpu else "openvino-gpu"
+        core = ov.Core()
+        if not any(found.startswith(device) for found in core.available_devices):
+            raise EngineError(
+                "E-ENGINE-DEVICE",
+                f"OpenVINO {ov.__version__} finds {', '.join(core.available_devices)} and no "
+                f"{device}; install the driver of the {device} (of Intel's: intel-opencl-icd)",
+            )
+        options = settings(threads if on_cpu else None)
         try:
-            core = ov.Core()
             model = core.read_model(
                 BytesIO(file_with_suffix(files, ".xml")), BytesIO(file_with_suffix(files, ".bin"))
             )
-            compiled = core.compile_model(model, "CPU", settings(threads))
+            compiled = core.compile_model(model, device, options)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise EngineError("E-ENGINE-LOAD", f"openvino refused the model: {reason}") from error
+        used = [str(each) for each in compiled.get_property("EXECUTION_DEVICES")]
+        if not used or not all(each.startswith(device) for each in used):
+            raise EngineError(
+                "E-ENGINE-DEVICE",
+                f"OpenVINO runs the model on {', '.join(used) or 'nothing'} and not on the "
+                f"{device} alone; run it in openvino",
+            )
         self._request = compiled.create_infer_request()
         self._output = compiled.output(0)
         self.facts: Mapping[str, str] = {
             "version": ov.__version__,
-            "device": "CPU",
-            "threads": str(compiled.get_property("INFERENCE_NUM_THREADS")),
-            "convolutions": _convolution_types(compiled.get_runtime_model()),
+            "device": ", ".join(used),
+            "streams": str(compiled.get_property("NUM_STREAMS")),
+            "affinity": affinity(),
+            **(_cpu_facts(compiled) if on_cpu else {}),
         }
 
     def run(self, image: np.ndarray) -> np.ndarray:
         """Map float32 [1, 1, H, W] to logits float32 [1, 1, H, W]."""
         result = self._request.infer({0: image}, share_inputs=True, share_outputs=True)
         return np.asarray(result[self._output])
+
+
+def _cpu_facts(compiled: ov.CompiledModel) -> Mapping[str, str]:
+    return {
+        "threads": str(compiled.get_property("INFERENCE_NUM_THREADS")),
+        "pinning": "yes" if compiled.get_property("ENABLE_CPU_PINNING") else "no",
+        "convolutions": _convolution_types(compiled.get_runtime_model()),
+    }
 
 
 def _convolution_types(runtime_model: ov.Model) -> str:
