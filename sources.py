@@ -710,7 +710,7 @@ def _of_checkpoint(source: Source, engines: Sequence[str], threads: int) -> list
     threads = threads or available_threads()
     from .benchmarks.record import Candidate
     from .kd.checkpoint import load_checkpoint
-    from .kd.models import count_macs, count_parameters
+    from .kd.models import complexity_of
 
     loaded = load_checkpoint(source.path)
     return [
@@ -721,13 +721,7 @@ def _of_checkpoint(source: Source, engines: Sequence[str], threads: int) -> list
             session=source.open("torch", threads),
             artifact_sha256=loaded.sha256,
             file_bytes=source.path.stat().st_size,
-            complexity={
-                "parameters": count_parameters(loaded.network),
-                "macs": count_macs(loaded.network, loaded.contract),
-                "weights_bytes": sum(
-                    value.numel() * value.element_size() for value in loaded.network.parameters()
-                ),
-            },
+            complexity=complexity_of(loaded.network, loaded.contract),
             probe=_probe_command(source, "torch", threads),
         )
     ]

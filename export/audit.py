@@ -185,8 +185,12 @@ def _ir_macs(op: Any) -> int:
 _ONNXRUNTIME_TYPES: Mapping[str, str] = MappingProxyType(
     {"float": "fp32", "bfloat16": "bf16", "float16": "fp16", "int8": "int8", "uint8": "int8"}
 )
-# They choose a memory layout and no type, and rename the convolutions they touch.
-_RENAMING = ("NchwcTransformer", "NhwcTransformer")
+# They choose a memory layout, or take a factor or a transposition in, but choose no type; and they
+# rename the products they touch.
+_RENAMING = (
+    *("NchwcTransformer", "NhwcTransformer"),
+    *("MatMulScaleFusion", "MatmulTransposeFusion"),
+)
 _PRODUCTS = ("Conv", "Gemm", "MatMul")  # part of the name of every operator with MACs
 
 

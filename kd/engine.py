@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class TorchEngine:
     def __init__(self, checkpoint: Checkpoint, threads: int, *, compiled: bool = False) -> None:
         self.name = "torch-compile" if compiled else "torch"
         torch.set_num_threads(threads)
-        self._network = checkpoint.network
+        self._network: Callable[[torch.Tensor], torch.Tensor] = checkpoint.network
         if compiled:
             _require_compiler()
             self._network = torch.compile(checkpoint.network, fullgraph=True)

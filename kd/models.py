@@ -274,3 +274,12 @@ def count_macs(model: nn.Module, contract: InputContract) -> int:
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model(torch.zeros(1, 1, contract.height, contract.width))
     return int(counter.get_total_flops() // 2)
+
+
+def complexity_of(model: nn.Module, contract: InputContract) -> dict[str, int]:
+    """Return "parameters", "macs" of one image and "weights_bytes", as a benchmark states them."""
+    return {
+        "parameters": count_parameters(model),
+        "macs": count_macs(model, contract),
+        "weights_bytes": sum(each.numel() * each.element_size() for each in model.parameters()),
+    }

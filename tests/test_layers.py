@@ -32,6 +32,7 @@ PACKAGES = {
     "edgeseg.export": {"numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt_rtx"},
     "edgeseg.cli": {"click", "tqdm", "numpy"},
     "edgeseg.ablation": {"numpy"},
+    "edgeseg.rivals": {"numpy", "onnx", "onnxruntime", "openvino"},
     "edgeseg": set(),
 }
 # What of edgeseg itself a folder may import.
@@ -47,6 +48,7 @@ LAYERS = {
     "edgeseg.cli": ("edgeseg",),
     "edgeseg.sources": tuple(f"edgeseg.{folder}" for folder in FOLDERS),
     "edgeseg.ablation": tuple(f"edgeseg.{folder}" for folder in FOLDERS),
+    "edgeseg.rivals": tuple(f"edgeseg.{folder}" for folder in FOLDERS),
     "edgeseg.__main__": ("edgeseg.cli",),
     "edgeseg": (),
 }
@@ -55,6 +57,7 @@ ONLY_INSIDE_FUNCTIONS = {
     "edgeseg.benchmarks": {"onnx", "google"},
     "edgeseg.cli": {"numpy", "tqdm"},
     "edgeseg.export": {"tensorrt_rtx"},
+    "edgeseg.rivals": {"onnx", "onnxruntime", "openvino"},
 }
 
 
@@ -113,7 +116,9 @@ def faults_of(module: str, source: str, *, is_package: bool = False) -> list[str
             allowed = rule_for(module, LAYERS)
             if not any(below(each.name, prefix) for prefix in allowed):
                 faults.append(where)
-            above = any(below(each.name, f"edgeseg.{name}") for name in ("sources", "ablation"))
+            above = any(
+                below(each.name, f"edgeseg.{name}") for name in ("sources", "ablation", "rivals")
+            )
             if above and module != "edgeseg.cli":
                 faults.append(f"{where}: only the command line may")
             if below(each.name, "edgeseg.cli") and module != "edgeseg.__main__":
@@ -145,7 +150,7 @@ DEVICE_FILES += [file for name, file in MODULES.items() if below(name, "edgeseg.
 def test_every_folder_of_the_package_is_walked():
     for folder in FOLDERS:
         assert f"edgeseg.{folder}" in MODULES
-    assert {"edgeseg.cli", "edgeseg.sources", "edgeseg.ablation"} <= set(MODULES)
+    assert {f"edgeseg.{name}" for name in ("cli", "sources", "ablation", "rivals")} <= set(MODULES)
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -191,6 +196,9 @@ def test_onnx_and_torch_are_not_imported_to_open_the_export_table():
         ("edgeseg.kd.data.split", "from ...benchmarks.text import fixed"),
         ("edgeseg.benchmarks.record", "from ..kd.models import MODELS"),
         ("edgeseg.benchmarks.record", "import torch"),
+        ("edgeseg.benchmarks.baselines.unext", "import onnx"),
+        ("edgeseg.benchmarks.record", "from ..rivals import RIVALS"),
+        ("edgeseg.rivals", "import openvino"),
         ("edgeseg.benchmarks.record", "def f():\n    import click"),
         ("edgeseg.benchmarks.record", "import onnx"),
         ("edgeseg.benchmarks.complexity", "import onnx"),
@@ -221,6 +229,7 @@ def test_import_in_the_wrong_direction_is_found(module, source):
         ("edgeseg.kd.train", "from ..runtime.files import write_bytes\nimport torch"),
         ("edgeseg.benchmarks.complexity", "def f():\n    import onnx"),
         ("edgeseg.benchmarks.complexity", "if TYPE_CHECKING:\n    import onnx"),
+        ("edgeseg.benchmarks.baselines.unext", "import torch"),
         ("edgeseg.export.pipeline", "from ..benchmarks.complexity import count_complexity"),
         ("edgeseg.export.verdict", "from ..benchmarks.latency import measure_interleaved"),
         ("edgeseg.cli", "import click\ndef f():\n    from .sources import find_source"),

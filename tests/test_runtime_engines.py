@@ -205,8 +205,14 @@ def test_openvino_that_runs_on_another_device_too_is_refused(plugin, devices):
 # --- bundles and facts ---------------------------------------------------------------------------
 
 
-def test_device_engine_runs_the_files_of_its_base_in_a_bundle(bundle_of, library):
-    bundle = open_bundle(bundle_of("x86-cpu", "fp32"))
+@pytest.fixture(scope="module")
+def fp32(bundle_of):
+    """A bundle, exported before a test puts a stand-in for the library."""
+    return bundle_of("x86-cpu", "fp32")
+
+
+def test_device_engine_runs_the_files_of_its_base_in_a_bundle(fp32, library):
+    bundle = open_bundle(fp32)
     assert session_of(bundle, engine="onnxruntime-cuda", threads=1).engine.name.endswith("cuda")
     assert session_of(bundle, threads=1).engine.name == "openvino"  # never chosen by itself
 
@@ -217,8 +223,8 @@ def test_bundle_without_the_base_has_no_device_engine_either(bundle_of):
     assert caught.value.code == "E-ENGINE-NOT-IN-BUNDLE"
 
 
-def test_benchmark_takes_a_device_engine_by_name_only(bundle_of, library):
-    source = find_source(bundle_of("x86-cpu", "fp32"))
+def test_benchmark_takes_a_device_engine_by_name_only(fp32, library):
+    source = find_source(fp32)
     (candidate,) = candidates_of([source], ["onnxruntime-cuda"], 1)
     assert candidate.kind == candidate.session.engine.name == "onnxruntime-cuda"
     assert candidate.file_bytes == (source.path / "model.onnx").stat().st_size
@@ -235,8 +241,8 @@ def test_files_of_an_engine_are_those_of_one_with_the_same_suffixes(name):
     assert (files_of(name) != name) == (name in DEVICE_ENGINES)
 
 
-def test_cpu_engines_report_threads_streams_pinning_and_affinity(bundle_of):
-    bundle = open_bundle(bundle_of("x86-cpu", "fp32"))
+def test_cpu_engines_report_threads_streams_pinning_and_affinity(fp32):
+    bundle = open_bundle(fp32)
     for name in ("openvino", "onnxruntime"):
         facts = session_of(bundle, engine=name, threads=1).engine.facts
         assert facts["threads"] == facts["streams"] == "1"

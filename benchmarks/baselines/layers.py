@@ -19,7 +19,9 @@ class Residual(nn.Sequential):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Take and return one shape."""
-        y: torch.Tensor = super().forward(x)
+        y = x
+        for layer in self:
+            y = layer(y)
         return x + y
 
 

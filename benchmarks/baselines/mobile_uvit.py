@@ -40,7 +40,9 @@ class _Gated(nn.Sequential):
     """x + x · (sigmoid(layers(x)) - 1/2)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate: torch.Tensor = super().forward(x)
+        gate = x
+        for layer in self:
+            gate = layer(gate)
         return x + x * (torch.sigmoid(gate) - 0.5)
 
 

@@ -38,9 +38,9 @@ class Shift(nn.Module):
         reach = max(SHIFTS)
         # Not `functional.pad`, whose ONNX computes its constant padding anew in each call.
         border = torch.zeros_like(x[:, :, :reach] if self.dim == 2 else x[:, :, :, :reach])
-        groups = torch.cat([border, x, border], self.dim).split(self.group, dim=1)
+        padded = torch.cat([border, x, border], self.dim)
         moved = []
-        for group, by in zip(groups, SHIFTS, strict=True):
+        for group, by in zip(torch.split(padded, self.group, dim=1), SHIFTS, strict=True):
             kept = slice(reach - by, -(reach + by) or None)
             moved.append(group[:, :, kept] if self.dim == 2 else group[:, :, :, kept])
         return torch.cat(moved, dim=1)
