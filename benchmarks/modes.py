@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 
@@ -108,9 +109,7 @@ class PacedRun:
             1000 * frame / self.hz + latency_ms
             for frame, latency_ms in zip(self.answered, self.latency_ms, strict=True)
         ]
-        return tuple(
-            after - before - 1000 / self.hz for before, after in zip(at_ms, at_ms[1:], strict=False)
-        )
+        return tuple(after - before - 1000 / self.hz for before, after in pairwise(at_ms))
 
 
 def measure_paced(

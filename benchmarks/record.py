@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from ..runtime.contract import InputContract
 from ..runtime.errors import InputError
@@ -25,6 +31,8 @@ from .accuracy import (
     score_images,
     summarise,
 )
+from .conditions import Change, Conditions, compare_conditions, read_conditions
+from .energy import Energy, explain_no_counter, find_counter, measure_energy
 from .environment import Environment, describe_environment
 from .jsonform import json_from_value, value_from_json
 from .latency import (
@@ -34,13 +42,79 @@ from .latency import (
     measure_interleaved,
     median_ratio,
 )
-from .modes import measure_offline
+from .layers import LayerReport, report_layers
+from .modes import (
+    MODES,
+    OfflineRun,
+    PacedRun,
+    SoakRun,
+    measure_offline,
+    measure_paced,
+    measure_soak,
+)
+from .prediction import DevicePeaks
 from .process import ProcessFacts, probe_process
+from .profile import PROFILERS
+from .roofline import Peaks, measure_peaks
 
 SCHEMA = "edgeseg.benchmark/4"
 MAX_FRAMES = 16  # held in memory for the latency measurement
-THROUGHPUT_S = 3.0
 _FEW_LESIONS = 30
+_ENERGY_S = 30.0  # under load, after as long at rest
+_SOAK_WINDOW_S = 10.0  # at most
+_SOAK_WINDOWS = 20  # at least
+T = TypeVar("T")
+Frame = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured besides single frames, and for how long."""
+
+    modes: tuple[str, ...] = ("offline",)  # keys in MODES; "single" is always measured
+    rounds: int = 400  # of single frames: timed calls per candidate, >= 1; a p99 needs 368
+    offline_s: float = 3.0
+    streams: int = 1  # of "offline"
+    paced_s: float = 10.0
+    hz: float = 30.0  # of "paced"
+    soak_s: float = 600.0
+    layers: bool = False  # time by layer, roofline, predictions
+
+    def __post_init__(self) -> None:
+        """Raise InputError: E-BENCHMARK-EMPTY (no round), E-BENCHMARK-MODE (an unknown mode)."""
+        if self.rounds < 1:
+            raise InputError("E-BENCHMARK-EMPTY", f"{self.rounds} rounds; give at least one")
+        for mode in self.modes:
+            if mode not in MODES:
+                raise InputError(
+                    "E-BENCHMARK-MODE", f"no mode {mode!r}; choose of {', '.join(MODES)}"
+                )
+
+
+@dataclass(frozen=True)
+class ProofStep:
+    """One file of an export against the trained network, on the export's check frames."""
+
+    name: str
+    max_abs: float  # largest difference of a logit
+    flipped_share: float  # of pixels, in the frames' own size
+    mask_dice: float  # between the masks
+    dice_drop: float  # mean; positive is worse
+    dice_drop_low: float  # 95 % interval
+    dice_drop_high: float
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the export of a bundle has proved, from its manifest."""
+
+    part: str  # what the check frames are
+    frames: int
+    trained_dice: float
+    max_drop: float  # the gate: limit of `dice_drop_high`
+    steps: tuple[ProofStep, ...]
+    achieved: Mapping[str, Mapping[str, float]]  # form -> precision -> share of the MACs
+    kept_float: tuple[str, ...]  # convolutions that INT8 leaves in float
 
 
 @dataclass(frozen=True)
@@ -55,6 +129,11 @@ class Candidate:
     file_bytes: int  # of the model files alone
     complexity: Mapping[str, int]  # "parameters", "macs", "weights_bytes"
     probe: tuple[str, ...]  # command whose child calls `process.report_probe`
+    trained: bool = True  # False: its masks mean nothing and are not scored
+    open_another: Callable[[], Session] | None = None  # for streams; None: one at a time
+    files: Mapping[str, bytes] = MappingProxyType({})  # the engine's model files, for its profiler
+    onnx: bytes | None = None  # that the files were made from; None: layers are not known
+    proof: Proof | None = None
 
 
 @dataclass(frozen=True)
@@ -73,10 +152,15 @@ class Row:
     weights_bytes: int
     process: ProcessFacts
     latency: LatencyRun
-    throughput_fps: float  # single stream
-    accuracy: Accuracy
+    offline: OfflineRun | None  # None: not asked for, as all below it
+    paced: PacedRun | None
+    soak: SoakRun | None
+    energy: Energy | None  # None: no counter, see `BenchmarkRecord.no_energy`
+    layers: LayerReport | None  # None too where the engine's profiler is not known
+    proof: Proof | None  # None: of no bundle
+    accuracy: Accuracy | None  # None: not trained, so its masks mean nothing
     scores: tuple[ImageScore, ...]  # what `accuracy` summarises
-    calibration_error: float  # of the pixels' lesion probability, see `calibration_error`
+    calibration_error: float  # of the pixels' lesion probability, see `calibration_error`; or NaN
 
 
 @dataclass(frozen=True)
@@ -86,7 +170,7 @@ class Comparison:
     name: str
     reference: str
     latency: LatencyRatio  # median of the row over that of the reference
-    dice: PairedDifference  # row minus reference, image by image
+    dice: PairedDifference | None  # row minus reference, image by image; None: one is not scored
 
 
 @dataclass(frozen=True)
@@ -113,6 +197,8 @@ NOTES: Mapping[str, str] = MappingProxyType(
         "to compare engines.",
         "few-lesions": "Only {lesions} images have a lesion, so the intervals of Dice are wide; "
         "score more images.",
+        "not-trained": "{names} are not trained: their times and sizes compare, their masks mean "
+        "nothing and are not scored.",
     }
 )
 
@@ -123,14 +209,24 @@ class BenchmarkRecord:
 
     schema: str
     environment: Environment
+    before: Conditions
+    after: Conditions
+    changes: tuple[Change, ...]  # between the two, that the numbers suffer from
+    settings: Settings
     frames: int  # distinct frames of the latency measurement
-    rounds: int  # timed calls per row
     images: int  # scored
     part: str  # of the split they are, "unseen" by any network here, or "all"
     split_sha256: str | None  # of that split; None for "unseen" and "all"
+    peaks: tuple[Peaks, ...]  # of this machine, by engine; empty without layers
+    no_energy: str | None  # why there is no energy; None where there is a counter
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...]  # one for each row but the first, in their order
     notes: tuple[Note, ...]
+
+    @property
+    def rounds(self) -> int:
+        """Timed calls per row, of single frames."""
+        return self.settings.rounds
 
     def comparison_of(self, row: Row) -> Comparison | None:
         """Return the comparison of a row; None for the reference."""
@@ -141,10 +237,11 @@ def run_benchmark(
     candidates: Sequence[Candidate],
     cases: Sequence[Case],
     *,
-    rounds: int = 200,
+    settings: Settings = Settings(),
     part: str,
     split_sha256: str | None,
     command: Sequence[str],
+    devices: Sequence[DevicePeaks] = (),
     progress: Progress = quiet,
 ) -> BenchmarkRecord:
     """Measure all candidates and compare each with the first.
@@ -152,90 +249,203 @@ def run_benchmark(
     Args:
         candidates: at least one, under different names.
         cases: all are scored; the frames of the first 16 serve for latency and throughput.
-        rounds: timed calls per candidate, >= 1; a p99 needs 368.
+        settings: what is measured.
         part: which part of the split the cases are, or "unseen" or "all".
         split_sha256: of that split; None for "unseen" and "all".
         command: goes into the record, without folders, to reproduce it.
+        devices: that are not here and whose latency is predicted, with the layers.
         progress: wraps the long loops.
 
     Raises:
-        InputError: E-BENCHMARK-EMPTY (no candidate, case or round), E-BENCHMARK-NAMES (one name
-            twice), and what reading the cases raises.
+        InputError: E-BENCHMARK-EMPTY (no candidate or case), E-BENCHMARK-NAMES (one name twice),
+            E-BENCHMARK-STREAMS (streams of what opens once), and what reading the cases raises.
         EngineError: E-PROBE-FAILED.
     """
     names = [candidate.name for candidate in candidates]
-    if not candidates or not cases or rounds < 1:
+    if not candidates or not cases:
         raise InputError(
             "E-BENCHMARK-EMPTY",
-            f"{len(candidates)} candidates, {len(cases)} images, {rounds} rounds; "
-            "give at least one of each",
+            f"{len(candidates)} candidates, {len(cases)} images; give at least one of each",
         )
     if len(set(names)) < len(names):
         raise InputError(
             "E-BENCHMARK-NAMES", f"candidates {', '.join(names)} share a name; rename one"
         )
+    single = [each.name for each in candidates if each.open_another is None]
+    if settings.streams > 1 and "offline" in settings.modes and single:
+        raise InputError(
+            "E-BENCHMARK-STREAMS",
+            f"{', '.join(single)} can be opened only once; measure one stream",
+        )
     environment = describe_environment(command)
     # Accuracy first: it reads every file, so bad input is met before anything is timed.
+    trained = [candidate for candidate in candidates if candidate.trained]
     scores = {
         candidate.name: score_images(candidate.session.predict, cases, progress=progress)
-        for candidate in candidates
+        for candidate in trained
     }
     gaps = {
         candidate.name: calibration_error(candidate.session.logits, cases, progress=progress)
-        for candidate in candidates
+        for candidate in trained
     }
     frames = [case.read_image() for case in cases[:MAX_FRAMES]]
-    processes = [
-        probe_process(candidate.probe)
+    processes = {
+        candidate.name: probe_process(candidate.probe)
         for candidate in progress(candidates, "memory and start", len(candidates))
-    ]
+    }
+    before = read_conditions()
     sessions = {candidate.name: candidate.session for candidate in candidates}
-    latencies = measure_interleaved(sessions, frames, rounds=rounds, progress=progress)
-    rows = []
-    for candidate, process in zip(candidates, processes, strict=True):
-        offline = measure_offline(
-            lambda session=candidate.session: session, frames, streams=1, seconds=THROUGHPUT_S
+    latencies = measure_interleaved(sessions, frames, rounds=settings.rounds, progress=progress)
+    loads = _Loads(settings, frames, progress)
+    offline = loads.each(candidates, "offline", _measure_offline)
+    paced = loads.each(candidates, "paced", _measure_paced)
+    soaks = loads.each(candidates, "soak", _measure_soak)
+    counter = find_counter()
+    energies: dict[str, Energy] = {}
+    if counter is not None:
+        for candidate in progress(candidates, "energy", len(candidates)):
+            work = partial(_work, candidate.session, frames)
+            energies[candidate.name] = measure_energy(counter, work, idle_s=_ENERGY_S)
+    after = read_conditions()
+    peaks, layers = _measure_layers(candidates if settings.layers else (), devices, progress)
+    rows = [
+        Row(
+            name=candidate.name,
+            kind=candidate.kind,
+            precision=candidate.precision,
+            artifact_sha256=candidate.artifact_sha256,
+            contract=candidate.session.contract,
+            engine_facts=dict(candidate.session.engine.facts),
+            file_bytes=candidate.file_bytes,
+            parameters=candidate.complexity["parameters"],
+            macs=candidate.complexity["macs"],
+            weights_bytes=candidate.complexity["weights_bytes"],
+            process=processes[candidate.name],
+            latency=latencies[candidate.name],
+            offline=offline.get(candidate.name),
+            paced=paced.get(candidate.name),
+            soak=soaks.get(candidate.name),
+            energy=energies.get(candidate.name),
+            layers=layers.get(candidate.name),
+            proof=candidate.proof,
+            accuracy=summarise(scores[candidate.name]) if candidate.trained else None,
+            scores=scores.get(candidate.name, ()),
+            calibration_error=gaps.get(candidate.name, math.nan),
         )
-        rows.append(
-            Row(
-                name=candidate.name,
-                kind=candidate.kind,
-                precision=candidate.precision,
-                artifact_sha256=candidate.artifact_sha256,
-                contract=candidate.session.contract,
-                engine_facts=dict(candidate.session.engine.facts),
-                file_bytes=candidate.file_bytes,
-                parameters=candidate.complexity["parameters"],
-                macs=candidate.complexity["macs"],
-                weights_bytes=candidate.complexity["weights_bytes"],
-                process=process,
-                latency=latencies[candidate.name],
-                throughput_fps=offline.fps,
-                accuracy=summarise(scores[candidate.name]),
-                scores=scores[candidate.name],
-                calibration_error=gaps[candidate.name],
-            )
-        )
+        for candidate in candidates
+    ]
     return BenchmarkRecord(
         schema=SCHEMA,
         environment=environment,
+        before=before,
+        after=after,
+        changes=compare_conditions(before, after),
+        settings=settings,
         frames=len(frames),
-        rounds=rounds,
         images=len(cases),
         part=part,
         split_sha256=split_sha256,
+        peaks=peaks,
+        no_energy=explain_no_counter() if counter is None else None,
         rows=tuple(rows),
         comparisons=tuple(_compare(row, rows[0]) for row in rows[1:]),
-        notes=_notes_on(rows, environment, rounds),
+        notes=_notes_on(rows, environment, settings.rounds),
     )
 
 
+@dataclass(frozen=True)
+class _Loads:
+    """What the modes need besides a candidate."""
+
+    settings: Settings
+    frames: Sequence[Frame]
+    progress: Progress
+
+    def each(
+        self, candidates: Sequence[Candidate], mode: str, measure: Callable[[_Loads, Candidate], T]
+    ) -> dict[str, T]:
+        """Measure every candidate in a mode, one after the other; nothing if it was not asked."""
+        if mode not in self.settings.modes:
+            return {}
+        turns = self.progress(candidates, mode, len(candidates))
+        return {candidate.name: measure(self, candidate) for candidate in turns}
+
+
+def _measure_offline(loads: _Loads, candidate: Candidate) -> OfflineRun:
+    settings = loads.settings
+    open_session = candidate.open_another
+    if settings.streams == 1 or open_session is None:
+        open_session = partial(_same, candidate.session)
+    return measure_offline(
+        open_session, loads.frames, streams=settings.streams, seconds=settings.offline_s
+    )
+
+
+def _measure_paced(loads: _Loads, candidate: Candidate) -> PacedRun:
+    settings = loads.settings
+    return measure_paced(candidate.session, loads.frames, hz=settings.hz, seconds=settings.paced_s)
+
+
+def _measure_soak(loads: _Loads, candidate: Candidate) -> SoakRun:
+    seconds = loads.settings.soak_s
+    return measure_soak(
+        candidate.session,
+        loads.frames,
+        seconds=seconds,
+        window_s=min(_SOAK_WINDOW_S, seconds / _SOAK_WINDOWS),
+        sample=_warmth,
+        progress=loads.progress,
+    )
+
+
+def _warmth() -> dict[str, float]:
+    """Return temperatures and the mean clock, as far as the system tells."""
+    now = read_conditions()
+    warmth = {f"{sensor} °C": value for sensor, value in now.temperatures_c.items()}
+    if now.core_mhz:
+        warmth["mean MHz"] = sum(now.core_mhz) / len(now.core_mhz)
+    return warmth
+
+
+def _same(session: Session) -> Session:
+    return session
+
+
+def _work(session: Session, frames: Sequence[Frame]) -> int:
+    """Answer frames for `_ENERGY_S` and return how many."""
+    done, end = 0, time.perf_counter() + _ENERGY_S
+    while time.perf_counter() < end:
+        session.predict(frames[done % len(frames)])
+        done += 1
+    return done
+
+
+def _measure_layers(
+    candidates: Sequence[Candidate], devices: Sequence[DevicePeaks], progress: Progress
+) -> tuple[tuple[Peaks, ...], dict[str, LayerReport]]:
+    """Return the peaks of each engine, and the layers of each candidate that has a profiler."""
+    peaks: dict[tuple[str, int], Peaks] = {}
+    reports = {}
+    for candidate in progress(candidates, "layers and peaks", len(candidates)):
+        if candidate.kind not in PROFILERS or candidate.onnx is None:
+            continue
+        threads = int(candidate.session.engine.facts["threads"])
+        key = (candidate.kind, threads)
+        if key not in peaks:
+            peaks[key] = measure_peaks(candidate.kind, threads)
+        reports[candidate.name] = report_layers(
+            candidate.kind, candidate.files, candidate.onnx, peaks[key], devices
+        )
+    return tuple(peaks.values()), reports
+
+
 def _compare(row: Row, reference: Row) -> Comparison:
+    scored = row.accuracy is not None and reference.accuracy is not None
     return Comparison(
         name=row.name,
         reference=reference.name,
         latency=median_ratio(row.latency, reference.latency),
-        dice=paired_difference(row.scores, reference.scores),
+        dice=paired_difference(row.scores, reference.scores) if scored else None,
     )
 
 
@@ -243,7 +453,8 @@ def _notes_on(rows: Sequence[Row], environment: Environment, rounds: int) -> tup
     """Return the warnings that apply, in the order of NOTES."""
     sizes = sorted({f"{row.contract.width}×{row.contract.height}" for row in rows})
     threads = sorted({row.engine_facts.get("threads", "unknown") for row in rows})
-    lesions = rows[0].accuracy.lesions.images
+    untrained = [row.name for row in rows if row.accuracy is None]
+    lesions = min((row.accuracy.lesions.images for row in rows if row.accuracy), default=None)
     notes: list[Note] = []
 
     def add(code: str, **facts: object) -> None:
@@ -262,8 +473,10 @@ def _notes_on(rows: Sequence[Row], environment: Environment, rounds: int) -> tup
         add("input-sizes", sizes=", ".join(sizes))
     if len(threads) > 1:
         add("threads", threads=", ".join(threads))
-    if lesions < _FEW_LESIONS:
+    if lesions is not None and lesions < _FEW_LESIONS:
         add("few-lesions", lesions=lesions)
+    if untrained:
+        add("not-trained", names=", ".join(untrained))
     return tuple(notes)
 
 
@@ -309,7 +522,7 @@ def _contradiction(record: BenchmarkRecord) -> str | None:
             return f"{row.name} has not {record.rounds} samples"
         if not times or not all(time > 0 and math.isfinite(time) for time in times):
             return f"{row.name} has no samples, or one that is no time above 0"
-        if not row.accuracy.groups:
+        if row.accuracy is not None and not row.accuracy.groups:
             return f"{row.name} has no accuracy"
     if unknown := [note.code for note in record.notes if note.code not in NOTES]:
         return f"note {unknown[0]!r} is unknown"
