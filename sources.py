@@ -24,7 +24,8 @@ from .runtime.session import Session, first_installed, session_of
 
 if TYPE_CHECKING:
     from .benchmarks.evidence import Evidence
-    from .benchmarks.record import Candidate
+    from .benchmarks.prediction import DevicePeaks
+    from .benchmarks.record import Candidate, Proof
     from .export.calibration import CalibrationSet
     from .export.pipeline import Frames, Network, Retrain, Retrained
     from .export.qdq import Rounding
@@ -36,6 +37,12 @@ PHANTOMS = 160
 PHANTOM_SEED = 0
 PHANTOM_SOURCE = "phantoms"  # as the record of a calibration names them
 _VECTORS = ("benign", "malignant", "normal")  # phantoms that are a kit's golden inputs
+# Of a manifest's evidence, as `benchmarks.record` names the fields
+_PROOF = ("part", "frames", "trained_dice", "max_drop", "achieved", "kept_float")
+_PROOF_STEP = (
+    *("name", "max_abs", "flipped_share", "mask_dice"),
+    *("dice_drop", "dice_drop_low", "dice_drop_high"),
+)
 _PHANTOM_FRACTIONS = (0.6, 0.4, 0.0)  # no test part: a gate over few frames would be a coin toss
 
 
@@ -687,6 +694,45 @@ def _of_bundle(source: Source, engines: Sequence[str], threads: int) -> list[Can
         )
         for engine in wanted
     ]
+
+
+def _onnx_of(bundle: Bundle) -> bytes | None:
+    """Return the ONNX that the files of every engine were made from, where the bundle has it."""
+    files = bundle.manifest.models.get("onnxruntime", ())
+    return bundle.model_files("onnxruntime")[files[0]] if len(files) == 1 else None
+
+
+def _proof_of(bundle: Bundle) -> Proof:
+    from .benchmarks.jsonform import value_from_json
+    from .benchmarks.record import Proof
+
+    facts = bundle.manifest.evidence
+    try:
+        steps = [
+            {key: step[key] for key in _PROOF_STEP} for step in facts["parity"]
+        ]
+        return value_from_json(
+            Proof, {**{key: facts[key] for key in _PROOF}, "steps": steps}, "evidence"
+        )
+    except (KeyError, TypeError, InputError) as error:
+        raise Refused(
+            "E-MANIFEST-FIELD",
+            f"{bundle.path} does not state what its export proved ({error}); export it again",
+        ) from error
+
+
+def jetson_devices() -> tuple[DevicePeaks, ...]:
+    """Return the peaks of every Jetson module, whichever its JetPack."""
+    from .benchmarks.prediction import DevicePeaks
+    from .export.target import targets
+
+    modules = {
+        name.partition("@")[0]: target for name, target in targets().items() if "@" in name
+    }
+    return tuple(
+        DevicePeaks(module, target.bandwidth_gb_s, target.fp16_tflops, target.int8_tops)
+        for module, target in modules.items()
+    )
 
 
 def _complexity_of(bundle: Bundle, engine: str) -> dict[str, int]:

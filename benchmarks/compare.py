@@ -158,6 +158,8 @@ def _file_bytes(row: Row, found: RowComparison | None) -> float | str:
 
 
 def _dice(row: Row, found: RowComparison | None) -> float | str:
+    if row.accuracy is None:
+        return "the network is not trained"
     mean = row.accuracy.lesions.per_image["dice"].mean
     return "no image has a lesion" if math.isnan(mean) else mean
 
@@ -297,7 +299,7 @@ def compare_records(
         warnings=tuple(
             f"{which} record: {note.text}"
             for which, record in (("old", old), ("new", new))
-            for note in record.notes
+            for note in (*record.changes, *record.notes)
         ),
         verdicts=tuple(
             _judge(budget, row, compared.get(row.name)) for budget in budgets for row in new.rows
@@ -356,6 +358,8 @@ def _compare(old: Row, new: Row) -> RowComparison:
 
 def _why_no_dice(old: Row, new: Row) -> str:
     """Return why the Dice of two rows cannot be compared image by image; empty where it can."""
+    if old.accuracy is None or new.accuracy is None:
+        return "a network is not trained"
     before, after = ({score.name: score for score in row.scores} for row in (old, new))
     if different := sorted(set(before) ^ set(after)):
         return f"{len(different)} images are in one record only, such as {different[0]!r}"

@@ -101,11 +101,13 @@ def measured_rows(record: BenchmarkRecord) -> tuple[Row, Row, str]:
 
 
 def _has_lesions(row: Row) -> bool:
-    return row.accuracy.lesions.images > 0
+    return row.accuracy is not None and row.accuracy.lesions.images > 0
 
 
 def figures_of(row: Row) -> Figures:
-    """Return what the evidence keeps of a row."""
+    """Return what the evidence keeps of a row that was scored."""
+    if row.accuracy is None:
+        raise ValueError(f"{row.name} was not scored")
     return Figures(
         engine=row.kind,
         precision=row.precision,
