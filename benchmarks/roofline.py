@@ -24,10 +24,10 @@ from .latency import SETTLE_S
 from .profile import INT8_TYPES, noise, run_profiled, time_calls
 
 CHANNELS = 256  # of the convolutions that measure compute, 3×3, in and out
-SIDE = 28  # px, of their images; short calls are more often undisturbed
+SIDE = 14  # px, of their images; short calls are more often undisturbed
 DEPTH = 2  # so many in a row
-ROUNDS = 10  # in turns FP32 and INT8, so that a disturbance meets both
-RUNS = 10  # of each in a round; the best of all counts
+ROUNDS = 20  # in turns FP32 and INT8, so that a disturbance meets both
+RUNS = 20  # of each in a round; the best of all counts
 TRIAD_BYTES = 64 << 20  # of each of three arrays, far above the last cache
 TRIAD_BLOCK = 16 << 10  # float64 values: what a core's own cache keeps between two steps
 TRIAD_RUNS = 10  # the best counts
@@ -157,7 +157,7 @@ def measure_peaks(engine: str, threads: int) -> Peaks:
     image = noise((1, CHANNELS, SIDE, SIDE))
     for precision in ("fp32", "int8"):
         model = compute_graph(precision, channels=CHANNELS, side=SIDE, depth=DEPTH)
-        files = _files_for(engine, model)
+        files = files_for(engine, model)
         executed[precision] = _types_of_products(engine, files, image, threads)
         engines[precision] = open_engine(engine, files, threads)
         flops = count_complexity(model).flops
@@ -166,13 +166,16 @@ def measure_peaks(engine: str, threads: int) -> Peaks:
         for precision, opened in engines.items():
             time.sleep(SETTLE_S)
             best_ms[precision] = min(best_ms[precision], *time_calls(opened, image, RUNS))
+    ran_in_int8 = bool(executed["int8"]) and set(executed["int8"]) <= INT8_TYPES
     gflops = {precision: flops / ms / 1e6 for precision, ms in best_ms.items()}
     return Peaks(
         engine=engine,
         version=engines["fp32"].facts["version"],
         threads=threads,
         fp32_gflops=gflops["fp32"],
-        int8_gops=gflops["int8"] if set(executed["int8"]) <= INT8_TYPES else None,
+        int8_gops=gflops["int8"]
+        if executed["int8"] and set(executed["int8"]) <= INT8_TYPES
+        else None,
         executed={
             precision: ", ".join(f"{kind} {count}" for kind, count in types.items())
             for precision, types in executed.items()
@@ -250,7 +253,7 @@ def compute_graph(precision: str, *, channels: int, side: int, depth: int) -> by
     return bytes(helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString())
 
 
-def _files_for(engine: str, model: bytes) -> dict[str, bytes]:
+def files_for(engine: str, model: bytes) -> dict[str, bytes]:
     """Return the files of an engine that an ONNX makes."""
     if engine != "openvino":
         return {"model.onnx": model}

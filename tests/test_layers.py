@@ -27,6 +27,8 @@ PACKAGES = {
     "edgeseg.kd": {"numpy", "PIL", "torch", "safetensors", "openpyxl"},
     "edgeseg.benchmarks.complexity": {"numpy", "onnx", "google"},
     "edgeseg.benchmarks.baselines": {"torch"},  # networks, and nothing else may reach them
+    "edgeseg.benchmarks.profile": {"numpy", "onnxruntime", "openvino"},
+    "edgeseg.benchmarks.roofline": {"numpy", "onnx", "openvino"},
     "edgeseg.benchmarks": {"numpy", "PIL"},
     "edgeseg.export.kit": {"numpy", *KIT_MODULES},
     "edgeseg.export": {"numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt_rtx"},
@@ -54,7 +56,7 @@ LAYERS = {
 }
 # Wherever a package is heavy it waits until a function needs it.
 ONLY_INSIDE_FUNCTIONS = {
-    "edgeseg.benchmarks": {"onnx", "google"},
+    "edgeseg.benchmarks": {"onnx", "google", "onnxruntime", "openvino"},
     "edgeseg.cli": {"numpy", "tqdm"},
     "edgeseg.export": {"tensorrt_rtx"},
     "edgeseg.rivals": {"onnx", "onnxruntime", "openvino"},
