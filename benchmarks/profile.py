@@ -13,7 +13,6 @@ import json
 import re
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -132,12 +131,13 @@ def profile_layers(
     count = len(profile.samples_ms)
     samples: dict[str, list[float]] = {}
     types: dict[str, str] = {}
-    other_ms, other_operators = [0.0] * count, Counter[str]()
+    other_ms, other_operators = [0.0] * count, dict[str, float]()
     for index, kernels in enumerate(profile.kernels):
         for kernel in kernels:
             owner = _owner(kernel, owners, with_products)
             if owner is None:
                 other_ms[index] += kernel.ms
+                other_operators.setdefault(kernel.operator, 0.0)
                 other_operators[kernel.operator] += kernel.ms
             else:
                 samples.setdefault(owner, [0.0] * count)[index] += kernel.ms
@@ -152,7 +152,7 @@ def profile_layers(
             if cost.name in samples
         ),
         other_ms=tuple(other_ms),
-        other_operators=tuple(name for name, _ in other_operators.most_common()),
+        other_operators=tuple(sorted(other_operators, key=lambda name: -other_operators[name])),
         profiled_ms=profile.samples_ms,
         plain_ms=tuple(plain_ms),
     )
@@ -293,11 +293,11 @@ def _profile_onnxruntime(
 
 def _onnxruntime_kernel(event: Mapping[str, Any]) -> Kernel:
     name = event["name"].removesuffix("_kernel_time")
-    first = next(iter(event["args"]["input_type_shape"]), {})  # {type: shape}
+    inputs: list[dict[str, list[int]]] = event["args"]["input_type_shape"]  # {type: shape}
     return Kernel(
         names=(name, _APPENDED.sub("", name)),
         operator=event["args"]["op_name"],
-        type=next(iter(first), ""),
+        type=next((kind for tensor in inputs[:1] for kind in tensor), ""),
         ms=event["dur"] / 1e3,
     )
 

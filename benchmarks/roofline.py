@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -173,9 +174,7 @@ def measure_peaks(engine: str, threads: int) -> Peaks:
         version=engines["fp32"].facts["version"],
         threads=threads,
         fp32_gflops=gflops["fp32"],
-        int8_gops=gflops["int8"]
-        if executed["int8"] and set(executed["int8"]) <= INT8_TYPES
-        else None,
+        int8_gops=gflops["int8"] if ran_in_int8 else None,
         executed={
             precision: ", ".join(f"{kind} {count}" for kind, count in types.items())
             for precision, types in executed.items()
@@ -212,7 +211,7 @@ def compute_graph(precision: str, *, channels: int, side: int, depth: int) -> by
     )
     step = 1 / (limit * 3 * math.isqrt(channels))  # keeps the values' size from layer to layer
     quantised = precision == "int8"
-    tensors = {"bias": np.zeros(channels, np.float32)}
+    tensors: dict[str, Any] = {"bias": np.zeros(channels, np.float32)}
     if quantised:
         tensors |= {
             "weight.quantised": weights,
@@ -225,7 +224,7 @@ def compute_graph(precision: str, *, channels: int, side: int, depth: int) -> by
         tensors["weight"] = weights.astype(np.float32) * np.float32(step)
     nodes, value = [], "image"
 
-    def node(operator: str, inputs: Sequence[str], name: str, **attributes: object) -> str:
+    def node(operator: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
         nodes.append(helper.make_node(operator, inputs, [name], name=f"{name}.node", **attributes))
         return name
 
