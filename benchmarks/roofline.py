@@ -21,7 +21,7 @@ import numpy as np
 
 from ..runtime.engines import open_engine
 from .complexity import LayerCost, count_complexity
-from .latency import SETTLE_S
+from .latency import SETTLE_S, percentile
 from .profile import INT8_TYPES, noise, run_profiled, time_calls
 
 CHANNELS = 256  # of the convolutions that measure compute, 3×3, in and out
@@ -29,6 +29,7 @@ SIDE = 14  # px, of their images; short calls are more often undisturbed
 DEPTH = 2  # so many in a row
 ROUNDS = 20  # in turns FP32 and INT8, so that a disturbance meets both
 RUNS = 20  # of each in a round; the best of all counts
+TOLERANCE = 0.05  # relative
 TRIAD_BYTES = 64 << 20  # of each of three arrays, far above the last cache
 TRIAD_BLOCK = 16 << 10  # float64 values: what a core's own cache keeps between two steps
 TRIAD_RUNS = 10  # the best counts
@@ -45,6 +46,8 @@ class Peaks:
     int8_gops: float | None  # the same; None where the engine did not run the graph in INT8
     executed: Mapping[str, str]  # type that the convolutions' kernels read, by precision asked for
     bandwidth_gb_s: float  # STREAM triad, counting 3 arrays
+    steady: bool  # whether a tenth of the calls came within `TOLERANCE` of the best; if not, the
+    # machine was busy and the compute peaks are too low
 
     @property
     def how(self) -> str:
@@ -162,13 +165,13 @@ def measure_peaks(engine: str, threads: int) -> Peaks:
         executed[precision] = _types_of_products(engine, files, image, threads)
         engines[precision] = open_engine(engine, files, threads)
         flops = count_complexity(model).flops
-    best_ms = dict.fromkeys(engines, math.inf)
+    samples_ms: dict[str, list[float]] = {precision: [] for precision in engines}
     for _ in range(ROUNDS):
         for precision, opened in engines.items():
             time.sleep(SETTLE_S)
-            best_ms[precision] = min(best_ms[precision], *time_calls(opened, image, RUNS))
+            samples_ms[precision] += time_calls(opened, image, RUNS)
     ran_in_int8 = bool(executed["int8"]) and set(executed["int8"]) <= INT8_TYPES
-    gflops = {precision: flops / ms / 1e6 for precision, ms in best_ms.items()}
+    gflops = {precision: flops / min(times) / 1e6 for precision, times in samples_ms.items()}
     return Peaks(
         engine=engine,
         version=engines["fp32"].facts["version"],
@@ -180,6 +183,9 @@ def measure_peaks(engine: str, threads: int) -> Peaks:
             for precision, types in executed.items()
         },
         bandwidth_gb_s=measure_bandwidth(threads),
+        steady=all(
+            percentile(times, 0.1) <= (1 + TOLERANCE) * min(times) for times in samples_ms.values()
+        ),
     )
 
 

@@ -30,6 +30,7 @@ PEAKS = Peaks(
     int8_gops=200.0,
     executed={"fp32": "float 2", "int8": "uint8 2"},
     bandwidth_gb_s=10.0,
+    steady=True,
 )
 (LAYER,) = layer_costs(compute_graph("fp32", channels=4, side=8, depth=1))
 COMPUTE = replace(LAYER, name="compute", macs=100_000_000, read_bytes=0)  # 2 ms at the FP32 peak
@@ -146,6 +147,14 @@ def test_engine_that_runs_no_convolution_gives_no_peak(small, monkeypatch):
         roofline, "run_profiled", lambda *args, **options: Profile(1, (1.0,), ((),))
     )
     assert measure_peaks("onnxruntime", 1).int8_gops is None
+
+
+@pytest.mark.parametrize(
+    ("times_ms", "steady"), [([1.0] * 3 + [1.04] * 7, True), ([1.0] + [1.5] * 19, False)]
+)
+def test_peak_that_hardly_any_call_reached_is_not_steady(times_ms, steady, small, monkeypatch):
+    monkeypatch.setattr(roofline, "time_calls", lambda *args: times_ms)
+    assert measure_peaks("onnxruntime", 1).steady is steady
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
