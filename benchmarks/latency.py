@@ -167,7 +167,17 @@ def measure_interleaved(
                 for _ in range(length):
                     done.append(_time_call(session, frames[len(done) % len(frames)]))
     return {
-        name: LatencyRun(*zip(*calls[name], strict=True), *warmups[name], blocks) for name in names
+        name: LatencyRun(
+            e2e_ms=tuple(call.e2e_ms for call in calls[name]),
+            pre_ms=tuple(call.pre_ms for call in calls[name]),
+            engine_ms=tuple(call.engine_ms for call in calls[name]),
+            post_ms=tuple(call.post_ms for call in calls[name]),
+            first_ms=warmup.first_ms,
+            warmup_calls=warmup.calls,
+            steady=warmup.steady,
+            block_calls=blocks,
+        )
+        for name, warmup in warmups.items()
     }
 
 
@@ -214,16 +224,21 @@ def garbage_collection_off() -> Iterator[None]:
             gc.enable()
 
 
-def _warm_up(session: Session, frames: Sequence[Frame]) -> tuple[float, int, bool]:
-    """Return the first call's time in ms, the number of calls and whether they became steady."""
+class _WarmUp(NamedTuple):
+    first_ms: float
+    calls: int
+    steady: bool
+
+
+def _warm_up(session: Session, frames: Sequence[Frame]) -> _WarmUp:
     times_ms: list[float] = []
     deadline = time.perf_counter() + WARMUP_CAP_S
     while True:
         times_ms.append(_time_call(session, frames[len(times_ms) % len(frames)]).e2e_ms)
         if _is_steady(times_ms):
-            return times_ms[0], len(times_ms), True
+            return _WarmUp(times_ms[0], len(times_ms), True)
         if len(times_ms) >= WARMUP_WINDOW and time.perf_counter() >= deadline:
-            return times_ms[0], len(times_ms), False
+            return _WarmUp(times_ms[0], len(times_ms), False)
 
 
 def _is_steady(times_ms: Sequence[float]) -> bool:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ from .latency import Frame, garbage_collection_off, percentile, supported_percen
 UNTIMED_CALLS = 20  # of each session before it is measured
 OFFLINE_WINDOWS = 10
 _T_9 = 2.262  # 97.5 % quantile of Student's t with OFFLINE_WINDOWS - 1 degrees of freedom
+MIN_WINDOWS = 7  # smallest n with 2 * 0.5 ** (n - 1) < 0.05
 _SPIN_S = 0.001  # a sleep overshoots by less; the rest of the wait for a tick is spun
 _Z = 1.96  # 97.5 % quantile of the normal distribution
 
@@ -139,9 +141,8 @@ def measure_paced(
     changed = threading.Condition()
     stopped = threading.Event()
     late_s = 0.0
-    start = time.perf_counter() + 1 / hz
 
-    def clock() -> None:
+    def clock(start: float) -> None:
         nonlocal late_s
         for frame in range(due):
             late_s = max(late_s, _wait_until(start + frame / hz))
@@ -156,8 +157,9 @@ def measure_paced(
 
     answered: list[int] = []
     latency_ms: list[float] = []
-    thread = threading.Thread(target=clock, name="frame clock", daemon=True)
     with garbage_collection_off():
+        start = time.perf_counter() + 1 / hz
+        thread = threading.Thread(target=clock, args=(start,), name="frame clock", daemon=True)
         thread.start()
         try:
             while True:
@@ -275,7 +277,7 @@ class Slope:
     """Theil–Sen estimate of a change per minute: the median slope over all pairs of windows."""
 
     per_minute: float
-    low: float  # 95 %, see `slope_of`; nan for too few windows
+    low: float  # 95 %, see `slope_of`; nan for fewer than MIN_WINDOWS
     high: float
 
     @property
@@ -384,41 +386,50 @@ def slope_of(at_s: Sequence[float], values: Sequence[float]) -> Slope:
     """Return the Theil–Sen slope of values over time with its 95 % interval.
 
     The interval holds the slopes that Kendall's test does not reject (Sen 1968, doi
-    10.1080/01621459.1968.10480934). Neighbouring windows resemble each other, so they count as
-    fewer (`_repetition`): independent ones would find a drift in every slow wave.
+    10.1080/01621459.1968.10480934). Neighbouring windows resemble each other, and taken as
+    independent they would show a drift in every slow wave; so (1 + r) / (1 - r) of them count as
+    one, r being their autocorrelation (Yue and Wang 2004, doi
+    10.1023/B:WARM.0000043140.61082.60). At its widest it spans all slopes: even a random walk of
+    MIN_WINDOWS steps in one direction alone with a chance below 5 %.
 
     Args:
         at_s: ascending times in seconds, at least two.
-        values: as many, in any unit.
+        values: as many, in any unit. Fewer than MIN_WINDOWS have no interval.
     """
     n = len(values)
     times_min, numbers = np.asarray(at_s) / 60, np.asarray(values)
     first, second = np.triu_indices(n, 1)
     slopes = np.sort((numbers[second] - numbers[first]) / (times_min[second] - times_min[first]))
     middle = float(np.median(slopes))
-    variance = n * (n - 1) * (2 * n + 5) / 18 * _repetition(numbers - middle * times_min)
-    reach = _Z * math.sqrt(variance)
-    low = math.floor((len(slopes) - reach) / 2)  # ranks, from 1
-    high = math.ceil((len(slopes) + reach) / 2) + 1
-    if low < 1:
+    if n < MIN_WINDOWS:
         return Slope(middle, math.nan, math.nan)
+    r = _autocorrelation(numbers, numbers - middle * times_min)
+    reach = _Z * math.sqrt(n * (n - 1) * (2 * n + 5) / 18 * (1 + r) / (1 - r))
+    low = max(1, math.floor((len(slopes) - reach) / 2))  # ranks, from 1
+    high = min(len(slopes), math.ceil((len(slopes) + reach) / 2) + 1)
     return Slope(middle, float(slopes[low - 1]), float(slopes[high - 1]))
 
 
-def _repetition(residuals: npt.NDArray[np.float64]) -> float:
-    """Return how many windows count as one: (1 + r) / (1 - r), at least 1.
+def _autocorrelation(values: npt.NDArray[Any], residuals: npt.NDArray[Any]) -> float:
+    """Return the correlation of neighbouring windows, in [0, 0.99], drift aside.
 
-    r is the autocorrelation of the ranks at lag 1, as in Yue and Wang 2004 (doi
-    10.1023/B:WARM.0000043140.61082.60), plus what is lost on average by taking out mean and slope.
+    The smaller of two estimates: that from the residuals of the line takes a step or a curve for
+    a slow wave, and that from the differences (-(1 - r) / 2 at lag 1) is the less certain. Each
+    is corrected for what it loses on average with n windows.
     """
-    n = len(residuals)
-    ascending = np.sort(residuals)
-    ranks = ascending.searchsorted(residuals) + ascending.searchsorted(residuals, side="right") - n
-    if not ranks.any():  # all equal
-        return 1.0
-    r = float(ranks[1:] @ ranks[:-1]) / float(ranks @ ranks)
-    r = min(r + (2 + 4 * r) / n, 0.99)
-    return max(1.0, (1 + r) / (1 - r))
+    n = len(values)
+    of_residuals = _lag_1(residuals)
+    of_residuals += (2 + 4 * of_residuals) / n
+    of_differences = 1 + 2 * (_lag_1(np.diff(values)) + 1 / n)
+    return min(max(0.0, min(of_residuals, of_differences)), 0.99)
+
+
+def _lag_1(values: npt.NDArray[Any]) -> float:
+    """Return the autocorrelation of ranks at lag 1; 0 for equal values."""
+    ascending = np.sort(values)
+    ranks = ascending.searchsorted(values) + ascending.searchsorted(values, side="right")
+    ranks -= len(values)
+    return float(ranks[1:] @ ranks[:-1]) / float(ranks @ ranks) if ranks.any() else 0.0
 
 
 def _call_untimed(session: Session, frames: Sequence[Frame]) -> None:
