@@ -254,10 +254,9 @@ def median_ratio(a: LatencyRun, b: LatencyRun) -> LatencyRatio:
     """Return the end-to-end time of `a` over that of `b`: 0.29 means a takes 29 % of it.
 
     Each block pair gives the ratio of its two medians, and the result is the median of those:
-    what disturbed a pair is in both of its medians, and a pair that one of them got worse counts
-    once. (The ratio of the medians of all calls has an interval two to three times as wide on a
-    busy machine, see tests/measure_comparison.py.) The bootstrap draws block pairs, since the
-    calls of a block resemble each other.
+    what disturbed a pair is in both of its medians, and a pair in which one session alone was
+    disturbed counts once. The bootstrap draws block pairs, since the calls of a block resemble
+    each other. tests/measure_comparison.py counts how often this is right.
 
     Both runs must come from one `measure_interleaved`. Raises ValueError for unequal blocks.
     """
