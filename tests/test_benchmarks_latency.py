@@ -209,8 +209,10 @@ def test_slowness_of_a_step_is_found_in_that_step(monkeypatch):
 
     prepare = Session.prepare
     monkeypatch.setattr(Session, "prepare", slow)
-    run = measure_interleaved({"a": session()}, FRAMES, rounds=4)["a"]
-    assert min(run.pre_ms) >= 4 > max(run.engine_ms + run.post_ms)
+    run = measure_interleaved({"a": session()}, FRAMES, rounds=20)["a"]
+    assert min(run.pre_ms) >= 4
+    assert min(run.engine_ms) < 4  # the largest is the machine's
+    assert min(run.post_ms) < 4
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3, 39, 40, 60, 200, 400, 1000])
