@@ -312,6 +312,21 @@ def test_rewrite_that_changes_types_must_not_be_left_out_in_onnxruntime(monkeypa
     assert "uint8" in audit_error(achieved_in_onnxruntime, INT8, 1)
 
 
+def test_product_of_attention_keeps_its_name_though_the_engine_fuses_factor_and_transposition():
+    model = onnx_of(
+        [
+            helper.make_node("Transpose", ["image"], ["t"], "turn", perm=[0, 1, 3, 2]),
+            helper.make_node("MatMul", ["image", "t"], ["s"], "scores"),
+            helper.make_node("Mul", ["s", "half"], ["logits"], "scale"),
+        ],
+        {"half": np.float32(0.5)},
+        inputs=(1, 1, 4, 8),
+        outputs=(1, 1, 4, 4),
+    )
+    achieved = achieved_in_onnxruntime(model, 1)
+    assert achieved.nodes == (AuditedNode("scores", "fp32", 4 * 4 * 8),)
+
+
 # --- the graph itself ----------------------------------------------------------------------------
 
 
