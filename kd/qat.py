@@ -35,7 +35,7 @@ from .teaching import Teachers, find_teaching
 from .train import distillations_of, is_run, load_teachers, read_config, student_loss
 
 SELF = "self"  # in place of teachers: the student before quantisation
-RATE = 0.1  # of the training's learning rate
+RATE = 0.03  # of the training's learning rate
 _STAGE = "qat"
 _CPU = torch.device("cpu")
 _EVERY = "every"  # the one teacher of teaching "single"
@@ -51,7 +51,7 @@ class Quantisation:
     convolutions: tuple[str, ...]  # whose weights are rounded, symmetric, a step an output channel
     weight_bits: int  # 2 to 8
     image: Grid | None  # of the network's input
-    outputs: Mapping[str, Grid]  # of modules; a convolution's is behind its batch norm
+    outputs: Mapping[str, Grid]  # of modules below; a convolution's is behind its batch norm
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ class QuantisedNetwork(Network):
             module.__class__ = _RoundedConv
             module.levels = 2 ** (quantisation.weight_bits - 1) - 1
         for path, grid in quantisation.outputs.items():
+            if not path:
+                raise ValueError("what is rounded inside `trace` itself has no module to round it")
             module = norms[path] if path in norms else network.get_submodule(path)
             module.register_forward_hook(partial(_round_output, grid))
 
