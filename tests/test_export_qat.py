@@ -114,8 +114,10 @@ def test_training_rounds_as_the_qdq_graph_does(name, unsigned, bits):
     network = with_statistics(BUILDERS[name](), size)
     master = onnx_from_network(network, InputContract(size, size))
     image = np.random.default_rng(0).normal(size=(1, 1, size, size)).astype(np.float32)
-    # Tight ranges, so that everything is clipped somewhere and a step in the wrong place shows.
-    amax = {n: 0.4 * v for n, v in measure_ranges(master, [image]).amax("min-max").items()}
+    # The image is clipped. The steps of the others are wide: a missing one shows, and another order
+    # of a sum hardly ever moves a value over the edge between two.
+    found = measure_ranges(master, [image]).amax("min-max")
+    amax = {name: (0.4 if name == "image" else 4) * value for name, value in found.items()}
     options = {"unsigned": unsigned, "weight_bits": bits, "keep_float": ["/head/Conv"]}
     rounding = rounding_of(master, amax, **options)
     fold_norms(network)
@@ -124,9 +126,7 @@ def test_training_rounds_as_the_qdq_graph_does(name, unsigned, bits):
         ours = quantised(torch.from_numpy(image)).numpy()
     theirs = exact_run(qdq_from_onnx(master, amax, **options), 1)(image)
     unrounded = exact_run(master, 1)(image)
-    # Where a value lies between two steps, another order of a sum may move it by one.
-    assert rms(ours - theirs) < 0.05 * rms(unrounded - theirs)
-    assert rms(unrounded - theirs) > 1e-3
+    assert rms(ours - theirs) < 3e-3 * rms(unrounded - theirs)
 
 
 def test_what_stays_in_float_is_not_rounded_and_what_repeats_is_rounded_once():
