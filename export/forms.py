@@ -94,7 +94,10 @@ def typed_onnx(recipe: Recipe, file: str, keep_float: Collection[str] = ()) -> b
 
 
 def rounding_for(recipe: Recipe, keep_float: Collection[str] = ()) -> Rounding:
-    """Return what the target's INT8 forms round in the master."""
+    """Return what the target's INT8 forms round in the master.
+
+    A convolution that only FP16 cannot hold is in it, as another network may fit.
+    """
     target = recipe.plan.target
     return rounding_of(
         recipe.master,
