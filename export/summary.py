@@ -41,7 +41,7 @@ def render_export(exported: Exported, plan: Plan) -> str:
 def _line_of_qat(facts: Mapping[str, Any]) -> str:
     teachers = facts["teachers"]
     taught_by = (
-        "by itself before INT8 (the run has no teachers)"
+        "by itself before INT8 (the run lacks teachers)"
         if isinstance(teachers, str)
         else f"by {' and '.join(teachers)}"
     )
