@@ -12,7 +12,6 @@ from ..runtime.errors import Refused
 from .parity import MAX_FLIPPED, Run
 
 AXIS = "batch"  # name of the symbolic dimension
-MAX_BATCH = 64  # frames; every export runs that many at once to prove them, which takes memory
 _MAX_KEY = "edgeseg.max_batch"  # in metadata_props: ONNX itself knows no upper end
 
 
