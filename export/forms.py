@@ -136,6 +136,7 @@ def _cpu_forms(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> I
             achieved = achieved_in_onnxruntime(model, threads)
         size = len(files["model.bin"]) if engine == "openvino" else _weights_bytes(model)
         source = model if engine == "onnxruntime" else None
+        run: Run
         if target.runs_here:
             run = open_engine(engine, files, threads).run
             yield Form(engine, precision, files, run, size, (achieved,), keep_float, source)

@@ -3,8 +3,8 @@
 The resize before the network is that of the Pillow that exports, to the last bit. Pillow computes
 8-bit images in whole numbers and rounds after the box reduction and after each of two passes, one
 along either axis. Float32 holds every whole number up to 2**24, so that the same sums come out
-where no term and no sum is larger. ONNX's own Resize could not do it: it rounds nowhere, its `antialias` begins with
-opset 18, and the parser of TensorRT-RTX 1.7 refuses that.
+where no term and no sum is larger. ONNX's own Resize could not do it: it rounds nowhere, its
+`antialias` begins with opset 18, and the parser of TensorRT-RTX 1.7 refuses that.
 
 TensorRT may multiply FP32 in TF32, whose factors have 11 bits. All factors of the resize have no
 more: pixels have 8, and each weight comes as two halves of 11.
@@ -54,9 +54,7 @@ def frame_graph_from_onnx(model: bytes, contract: InputContract, width: int, hei
     grey = before.add("Cast", "frame", to=TensorProto.FLOAT)
     grey = _resized(before, grey, (height, width), (contract.height, contract.width))
     scaled = before.add("Mul", grey, np.float32(1 / (255 * contract.std)))
-    before.add(
-        "Sub", scaled, np.float32(contract.mean / contract.std), output=graph.input[0].name
-    )
+    before.add("Sub", scaled, np.float32(contract.mean / contract.std), output=graph.input[0].name)
     _rename(graph, graph.output[0].name, "logits")
     after = _Steps("after")
     values = "logits"
@@ -123,12 +121,12 @@ def _resized(steps: _Steps, grey: str, shape: tuple[int, int], wanted: tuple[int
     for axis in _order_of_passes(shape, wanted, weights):
         if shape[axis] == wanted[axis]:
             continue
-        high, low = _halves(weights[axis] if axis == 0 else weights[axis].T)
-        if axis == 0:
-            high, low = steps.add("MatMul", high, grey), steps.add("MatMul", low, grey)
-        else:
-            high, low = steps.add("MatMul", grey, high), steps.add("MatMul", grey, low)
-        grey = _rounded(steps, high, low)
+        halves = _halves(weights[axis] if axis == 0 else weights[axis].T)
+        sums = [
+            steps.add("MatMul", half, grey) if axis == 0 else steps.add("MatMul", grey, half)
+            for half in halves
+        ]
+        grey = _rounded(steps, *sums)
     return grey
 
 
@@ -146,9 +144,7 @@ def _order_of_passes(
     return (1, 0) if np.array_equal(both, resize_grey(probe, *wanted)) else (0, 1)
 
 
-def _box_reduced(
-    steps: _Steps, grey: str, shape: tuple[int, int], factors: tuple[int, int]
-) -> str:
+def _box_reduced(steps: _Steps, grey: str, shape: tuple[int, int], factors: tuple[int, int]) -> str:
     """Add Pillow's `reduce`: the mean of each box, of what is left of it at the far edges."""
     missing = [-size % factor for size, factor in zip(shape, factors, strict=True)]
     ones = np.ones((1, 1, *factors), np.float32)

@@ -139,7 +139,7 @@ def render_plan(plan: Plan) -> str:
         rows.append(("batch", f"1 to {plan.max_batch} frames, tuned for 1: devices stream frames"))
     if plan.frame:
         width, height = plan.frame
-        rows.append(("frames", f"one more ONNX takes {width}x{height} as they come, masks come out"))
+        rows.append(("frames", f"one more ONNX takes {width}x{height} px and answers with masks"))
     rows += [("refused", f"{name}: {why}") for name, why in plan.refused.items()]
     rows += [("note", note) for note in plan.notes]
     return "\n".join(f"{label:9} {text}" for label, text in rows if text)
