@@ -79,6 +79,7 @@ def write_kit(folder, version, recipes, **changes):
         "default": next(iter(recipes)),
         "input": {"name": "image", "shape": SHAPE},
         "output": {"name": "logits", "shape": SHAPE},
+        "profile": None,
         "logit_threshold": 0.0,
         "workspace_mib": 256,
         "builds": recipes,
