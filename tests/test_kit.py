@@ -324,6 +324,78 @@ def test_builder_calls_what_its_row_says_and_touches_no_name_that_the_version_la
     assert command.cuda.live == {}
 
 
+SINGLE, FULL = SHAPE, (4, *SHAPE[1:])
+PROFILE = {"profile": {"min": SINGLE, "opt": SINGLE, "max": FULL}}
+
+
+def dynamic_world(datatype, **changes):
+    """A device whose engine has a dynamic batch, up to the profile's."""
+    world = make_world(datatype, most_frames=4, **changes)
+    world.tensors = tuple((name, (-1, *shape[1:]), kind) for name, shape, kind in world.tensors)
+    return world
+
+
+# No profile goes to the DLA, which takes static shapes.
+BATCHED = [(version, row) for version, row in CASES if "dla_core" not in row.build]
+
+
+@pytest.mark.parametrize(("version", "row"), BATCHED, ids=[f"{v} {row.name}" for v, row in BATCHED])
+def test_dynamic_batch_has_a_profile_in_every_version_and_is_proved_full(
+    version, row, command, monkeypatch, tmp_path
+):
+    folder = write_kit(tmp_path / "kit", version, {row.precision: build(**row.build)}, **PROFILE)
+    world = dynamic_world(DATATYPES[row.precision])
+    standin.install(monkeypatch, version, world)
+    code, _, stderr = command(folder)
+    assert code == 0, stderr
+    single, full = "1x1x4x6", "4x1x4x6"
+    added = [
+        "create_optimization_profile",
+        f"set_shape image {single} {single} {full}",  # tuned for one frame
+        "add_optimization_profile IOptimizationProfile",
+    ]
+    first = world.calls.index(added[0])
+    assert world.calls[first : first + 3] == added
+    # A calibrator wants a profile of its own, whose shapes TensorRT makes one.
+    own = f"set_shape image {single} {single} {single}"
+    assert (own in world.calls) == ("cache" in row.build)
+    assert ("set_calibration_profile IOptimizationProfile" in world.calls) == ("cache" in row.build)
+    run = [each for each in world.calls if each.startswith(("set_input_shape", "execute"))]
+    assert run == [
+        f"set_input_shape image {single}",
+        *["execute_async_v3 7"] * 3,
+        f"set_input_shape image {full}",
+        "execute_async_v3 7",
+    ]
+    assert command.cuda.live == {}
+
+
+def test_frame_that_is_answered_otherwise_in_a_full_batch_is_refused(
+    command, monkeypatch, tmp_path
+):
+    folder = write_kit(tmp_path / "kit", "10.3", {"fp16": build()}, **PROFILE)
+    world = dynamic_world(HALF)
+    world.network = lambda frames: network(frames) * (1 if len(frames) == 1 else -1)
+    standin.install(monkeypatch, "10.3", world)
+    assert refusal_of(command(folder)) == (3, "E-KIT-VECTORS")
+
+
+def test_engine_that_takes_no_full_batch_is_an_error(command, monkeypatch, tmp_path):
+    folder = write_kit(tmp_path / "kit", "10.3", {"fp16": build()}, **PROFILE)
+    world = dynamic_world(HALF)
+    world.most_frames = 1
+    standin.install(monkeypatch, "10.3", world)
+    assert refusal_of(command(folder)) == (4, "E-KIT-RUN")
+
+
+def test_engine_with_static_shapes_is_not_that_of_a_kit_with_a_profile(
+    command, monkeypatch, tmp_path
+):
+    folder = write_kit(tmp_path / "kit", "10.3", {"fp16": build()}, **PROFILE)
+    standin.install(monkeypatch, "10.3", make_world(HALF))
+    assert refusal_of(command(folder)) == (3, "E-KIT-TENSORS")
+
+
 def test_stand_in_has_no_name_that_its_version_lacks():
     eleven = standin.make_tensorrt(standin.read_surface("11.4"), make_world(FLOAT))
     eight = standin.make_tensorrt(standin.read_surface("8.5"), make_world(FLOAT))
@@ -602,6 +674,9 @@ def test_missing_file_added_file_and_sums_that_are_none_are_refused(command, kit
         {"vectors": {"input": "vectors/gone.npy"}},
         {"builds": {"fp16": build(onnx="../other.onnx")}},
         {"input": {"name": "image"}},
+        {"profile": {"min": SINGLE, "opt": SINGLE}},
+        {"profile": {"min": FULL, "opt": SINGLE, "max": FULL}},
+        {"profile": {"min": SINGLE, "opt": SINGLE, "max": (4, 1, 8, 6)}},
     ],
     ids=lambda change: str(change)[:40],
 )
@@ -1030,6 +1105,16 @@ def test_trtexec_line_has_every_option_that_matters(
         f"--warmUp=1000 --duration=10 --iterations=500 {pinned}"
     )
     assert stdout.split() == expected.split()
+
+
+def test_trtexec_line_of_a_dynamic_batch_has_its_shapes(command, tmp_path):
+    folder = write_kit(tmp_path / "kit", "10.3", {"fp16": build()}, **PROFILE)
+    words = command(folder, "--print-trtexec")[1].split()
+    assert [word for word in words if "Shapes" in word] == [
+        "--minShapes=image:1x1x4x6",
+        "--optShapes=image:1x1x4x6",
+        "--maxShapes=image:4x1x4x6",
+    ]
 
 
 def test_trtexec_line_quotes_paths_and_refuses_a_flag_without_an_option(command, tmp_path):
