@@ -1007,6 +1007,18 @@ def test_share_is_by_count_where_a_layer_tells_no_dimensions(audit):
     assert audit.audit(information(correlation)) == ("count", 1, {"fp16": 1.0})
 
 
+def test_shares_are_the_same_whatever_batch_the_inspector_prints(audit):
+    def of_batch(batch):
+        inputs = [{"Name": "a", "Dimensions": [batch, 8, 4, 6], "Format/Datatype": HALF}]
+        small = convolution(FLOAT, Kernel=[1, 1], PrePadding=[0, 0], PostPadding=[0, 0])
+        other = [{**small["Inputs"][0], "Dimensions": [batch, 8, 4, 6]}]
+        layers = convolution(HALF, Inputs=inputs), {**small, "Inputs": other}
+        return audit.audit(information(*layers))
+
+    assert of_batch(-1) == of_batch(1) == of_batch(4)
+    assert of_batch(-1).shares == {"fp16": 0.9, "fp32": 0.1}
+
+
 # --- an engine that is there already -------------------------------------------------------------
 
 
