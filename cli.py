@@ -6,6 +6,7 @@ Heavy packages are imported inside the commands, so that ``edgeseg --help`` answ
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -337,6 +338,18 @@ def models(as_json: bool) -> None:
         )
 
 
+def _frame_size(
+    _: click.Context, parameter: click.Parameter, text: str | None
+) -> tuple[int, int] | None:
+    """Read width and height of a size such as 800x600."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text)
+    if not found:
+        raise click.BadParameter(f"{text!r} is not WIDTHxHEIGHT in px, such as 800x600")
+    return int(found[1]), int(found[2])
+
+
 @cli.command()
 @click.argument("source", type=_path(), required=False)
 @click.option("--target", required=True, help="See `edgeseg targets`.")
@@ -391,6 +404,18 @@ def models(as_json: bool) -> None:
     "--calibration-cache", is_flag=True, help="INT8 from a TensorRT cache instead of Q/DQ."
 )
 @click.option(
+    "--dynamic",
+    "max_batch",
+    type=click.IntRange(2),
+    help="Take batches of 1 to this many frames; without it the files take single frames.",
+)
+@click.option(
+    "--frame",
+    metavar="WIDTHxHEIGHT",
+    callback=_frame_size,
+    help="Also write ONNX that takes uint8 frames of this size and answers with masks.",
+)
+@click.option(
     "--contract", type=_path(), help="JSON with the input contract of an ONNX that has none."
 )
 @click.option("--out", type=_path(), help="Folder of the bundle; must be new. [default: by name]")
@@ -411,6 +436,8 @@ def export(
     qat: int | None,
     dla: int | None,
     calibration_cache: bool,
+    max_batch: int | None,
+    frame: tuple[int, int] | None,
     contract: Path | None,
     out: Path | None,
     dry_run: bool,
@@ -431,6 +458,8 @@ def export(
         dla_core=dla,
         cache=calibration_cache,
         retrains=qat is not None,
+        max_batch=max_batch or 1,
+        frame=frame,
     )
     if dry_run:
         if source is not None:

@@ -708,9 +708,7 @@ def _proof_of(bundle: Bundle) -> Proof:
 
     facts = bundle.manifest.evidence
     try:
-        steps = [
-            {key: step[key] for key in _PROOF_STEP} for step in facts["parity"]
-        ]
+        steps = [{key: step[key] for key in _PROOF_STEP} for step in facts["parity"]]
         return value_from_json(
             Proof, {**{key: facts[key] for key in _PROOF}, "steps": steps}, "evidence"
         )
@@ -726,9 +724,7 @@ def jetson_devices() -> tuple[DevicePeaks, ...]:
     from .benchmarks.prediction import DevicePeaks
     from .export.target import targets
 
-    modules = {
-        name.partition("@")[0]: target for name, target in targets().items() if "@" in name
-    }
+    modules = {name.partition("@")[0]: target for name, target in targets().items() if "@" in name}
     return tuple(
         DevicePeaks(module, target.bandwidth_gb_s, target.fp16_tflops, target.int8_tops)
         for module, target in modules.items()

@@ -29,6 +29,7 @@ from .audit import (
     least_share,
     require_share,
 )
+from .batch import with_dynamic_batch
 from .calibration import Calibration
 from .graph import convolutions_of
 from .parity import Run, exact_run
@@ -50,6 +51,7 @@ class Form:
     weights_bytes: int  # as stored
     achieved: tuple[Achieved, ...]  # what runs in which precision; empty where only a device tells
     kept_float: tuple[str, ...] = ()  # convolutions that stay wider than the precision
+    model: bytes | None = None  # what an engine that takes ONNX gets, with batch 1
 
     @property
     def name(self) -> str:
@@ -155,20 +157,27 @@ def _cpu_forms(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> I
         )
     for engine in target.engines[precision]:
         if engine == "openvino":
-            files = _openvino_files(recipe, model, half=precision == "fp16")
+            half = precision == "fp16"
+            fixed = _openvino_files(recipe, model, half=half)
+            files = fixed
+            if recipe.plan.max_batch > 1:
+                files = _openvino_files(recipe, _shaped(recipe, model), half=half)
         else:
-            files = {"model.onnx": model}
+            files = {"model.onnx": _shaped(recipe, model)}
         size = len(files["model.bin"]) if engine == "openvino" else _weights_bytes(model)
+        source = model if engine == "onnxruntime" else None
+        run: Run
         if not target.runs_here:
-            yield Form(engine, precision, files, exact_run(model, threads), size, (), keep_float)
+            run = exact_run(files["model.onnx"], threads)
+            yield Form(engine, precision, files, run, size, (), keep_float, source)
             continue
         if engine == "openvino":
-            xml, weights = files["model.xml"], files["model.bin"]
+            xml, weights = fixed["model.xml"], fixed["model.bin"]
             achieved = achieved_in_openvino(xml, weights, threads, macs=macs)
         else:
             achieved = achieved_in_onnxruntime(model, threads)
         run = open_engine(engine, files, threads).run
-        yield Form(engine, precision, files, run, size, (achieved,), keep_float)
+        yield Form(engine, precision, files, run, size, (achieved,), keep_float, source)
 
 
 def _kit_forms(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> Iterator[Form]:
@@ -184,9 +193,10 @@ def _kit_forms(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> I
     if build.typed or precision == "int8":  # what the graph does not ask for no device can run
         least = least_share(recipe.master, precision, kept)
         require_share(asked_in_graph(stand_in), precision, least)
-    run = exact_run(stand_in, available_threads())
+    run = exact_run(_shaped(recipe, stand_in), available_threads())
     size = _weights_bytes(model)
-    yield Form("tensorrt", precision, {build.onnx: model}, run, size, (), kept)
+    files = {build.onnx: _shaped(recipe, model)}
+    yield Form("tensorrt", precision, files, run, size, (), kept, model)
 
 
 def _rtx_forms(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> Iterator[Form]:
@@ -195,15 +205,22 @@ def _rtx_forms(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> I
 
     file = {"fp32": "fp32.onnx", "fp16": "fp16.onnx", "int8": "qdq-fp16.onnx"}[precision]
     model = typed_onnx(recipe, file, keep_float)
+    shaped = _shaped(recipe, model)
     files, achieved = {}, []
     for capability in recipe.plan.target.compute_capabilities:
-        plan = plan_from_onnx(model, capability)
+        plan = plan_from_onnx(shaped, capability, max_batch=recipe.plan.max_batch)
         files[f"{precision}-sm{capability.replace('.', '')}.plan"] = plan.plan
         achieved.append(achieved_in_rtx(model, plan.layers))
-    run = exact_run(model, available_threads())
+    run = exact_run(shaped, available_threads())
     size = _weights_bytes(model)
     kept = _kept(recipe, file, keep_float)
     yield Form("tensorrt-rtx", precision, files, run, size, tuple(achieved), kept)
+
+
+def _shaped(recipe: Recipe, model: bytes) -> bytes:
+    """Return the model as it ships: all that counts or audits takes it before, with batch 1."""
+    most = recipe.plan.max_batch
+    return with_dynamic_batch(model, most) if most > 1 else model
 
 
 def _weights_bytes(model: bytes) -> int:
@@ -215,7 +232,8 @@ def _openvino_files(recipe: Recipe, model: bytes, *, half: bool) -> dict[str, by
 
     with tempfile.TemporaryDirectory(dir=recipe.folder) as folder:
         try:
-            openvino_from_onnx(model, Path(folder), half=half)
+            most = recipe.plan.max_batch
+            openvino_from_onnx(model, Path(folder), half=half, max_batch=most)
         except RuntimeError as error:  # what OpenVINO raises for a write that failed
             if shutil.disk_usage(folder).free < _SPARE_BYTES:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error

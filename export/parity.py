@@ -70,6 +70,8 @@ class Reference:
 
 
 Run = Callable[[np.ndarray], np.ndarray]  # float32 [1, 1, H, W] -> logits of that shape
+# uint8 [H, W] -> logits float32 at network size, and mask uint8 [H, W]
+Answer = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def exact_run(model: bytes, threads: int) -> Run:
@@ -110,13 +112,33 @@ def reference_of(
     if not any(frame.truth.any() for frame in frames):
         raise InputError("E-PARITY-FRAMES", "the validation part has no image with a lesion")
     return Reference(
-        contract, tuple(frames), *_answers(run, contract, frames, "trained network", progress)
+        contract,
+        tuple(frames),
+        *_answers(answer_of(run, contract), frames, "trained network", progress),
     )
+
+
+def answer_of(run: Run, contract: InputContract) -> Answer:
+    """Return what the runtime makes of a network: frames in, logits and masks out."""
+
+    def answer(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        logits = run(input_from_frame(frame, contract))[0, 0].copy()
+        return logits, mask_from_logits(logits, contract, *frame.shape)
+
+    return answer
 
 
 def check_hop(name: str, run: Run, reference: Reference, *, progress: Progress = quiet) -> Hop:
     """Compare one exported file, run in its own engine, with the trained network."""
-    logits, dice, hd95 = _answers(run, reference.contract, reference.frames, name, progress)
+    answer = answer_of(run, reference.contract)
+    return check_answers(name, answer, reference, progress=progress)
+
+
+def check_answers(
+    name: str, answer: Answer, reference: Reference, *, progress: Progress = quiet
+) -> Hop:
+    """Compare what answers frames with masks of its own, as `check_hop` does."""
+    logits, dice, hd95 = _answers(answer, reference.frames, name, progress)
     level = reference.contract.logit_threshold
     pairs = list(zip(logits, reference.logits, strict=True))
     flipped = [np.mean((ours > level) != (theirs > level)) for ours, theirs in pairs]
@@ -202,8 +224,7 @@ def render_hops(hops: Sequence[Hop], trained_dice: float) -> str:
 
 
 def _answers(
-    run: Run,
-    contract: InputContract,
+    answer: Answer,
     frames: Sequence[CheckFrame],
     label: str,
     progress: Progress,
@@ -211,9 +232,8 @@ def _answers(
     """Return logits [H, W], and Dice and HD95 in the frame's own geometry, one a frame."""
     logits, dice, hd95 = [], [], []
     for check in progress(frames, f"parity: {label}"):
-        answer = run(input_from_frame(check.frame, contract))[0, 0].copy()
-        logits.append(answer)
-        mask = mask_from_logits(answer, contract, *check.frame.shape)
+        own, mask = answer(check.frame)
+        logits.append(own)
         lesion = check.truth.any()
         dice.append(dice_score(count_pixels(mask, check.truth)) if lesion else float("nan"))
         hd95.append(hd95_px(mask, check.truth))

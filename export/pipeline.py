@@ -20,8 +20,10 @@ from ..runtime.contract import InputContract
 from ..runtime.engines import available_threads, open_engine
 from ..runtime.errors import InputError, Refused
 from ..runtime.files import atomic_folder, sha256_of_file
+from ..runtime.image import input_from_frame
 from ..runtime.progress import Progress, quiet
 from .audit import least_share, require_share
+from .batch import require_rows
 from .calibration import FILE as CALIBRATION_FILE
 from .calibration import (
     METHOD,
@@ -32,6 +34,7 @@ from .calibration import (
     read_calibration,
 )
 from .forms import Form, Recipe, make_forms, rounding_for
+from .frame_gate import FrameGraph, frame_facts, prove_frame_graphs
 from .parity import (
     CheckFrame,
     Hop,
@@ -303,6 +306,20 @@ def export_bundle(
         if verdicts:
             shipped = {chosen: _fastest_first(proved[chosen], verdicts)}
         models = _write_models(folder, shipped)
+        whole: tuple[FrameGraph, ...] = ()
+        if plan.frame is not None:
+            whole = prove_frame_graphs(
+                [form for each in shipped.values() for form in each.forms],
+                plan.frame,
+                trained.run,
+                trained.contract,
+                frames.checks,
+                optimised=plan.target.runs_here,
+                progress=progress,
+            )
+            hops += tuple(each.hop for each in whole)
+            for each in whole:
+                (folder / each.file).write_bytes(each.model)
         if plan.target.kind == "tensorrt":
             forms = {name: each.forms[0] for name, each in shipped.items()}
             cache = all(each.qat is None for each in shipped.values())
@@ -318,6 +335,8 @@ def export_bundle(
             "precision": chosen,
             "contract": trained.contract,
             "models": models,
+            "batch": {"min": 1, "max": plan.max_batch},
+            "frame_graphs": frame_facts(whole),
             "complexity": _complexity_facts(master, shipped, chosen),
             "provenance": {
                 "checkpoint_sha256": trained.sha256,
@@ -474,10 +493,20 @@ def _gate(
             require_parity(hop, precision)
             require_accuracy(hop, gates.limits.max_drop)
             require_boundary(hop, gates.limits.max_hd95_rise_px)
+            if recipe.plan.max_batch > 1:
+                _require_batch(form, gates.reference, recipe.plan.max_batch)
             hops.append(hop)
     except Refused as error:
         return error
     return _Proved(forms, tuple(hops))
+
+
+def _require_batch(form: Form, reference: Reference, most: int) -> None:
+    """See `require_rows`; the frames are the first of the check frames."""
+    contract = reference.contract
+    frames = [check.frame for check in reference.frames[:most]]
+    images = np.concatenate([input_from_frame(frame, contract) for frame in frames])
+    require_rows(form.name, form.run, images, contract.logit_threshold, form.precision, most)
 
 
 def _choose(

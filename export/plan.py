@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
-from ..runtime.errors import Refused
+from ..runtime.errors import InputError, Refused
 from .target import PRECISIONS, Target
 
 AUTO = "auto"
 _OLDEST_TENSORRT = (8, 5)
 _OPSET, _HALF_QDQ_OPSET = 17, 19
+MAX_BATCH = 64  # frames; every export runs that many at once to prove them, which takes memory
+_FRAME_RANGE = (16, 8192)  # px a side
 
 # Least share of the multiply-accumulates that must run in the precision that was asked for.
 # Convolutions with one output channel stay in float by design and count too.
@@ -41,6 +43,8 @@ class Plan:
     default: str | None  # None: what is measured here decides
     builds: Mapping[str, EngineBuild]  # by precision, of a kit
     notes: tuple[str, ...]
+    max_batch: int = 1  # frames; above 1 the batch axis is dynamic
+    frame: tuple[int, int] | None = None  # width, height in px: frames that a frame graph takes
 
     @property
     def needs_ranges(self) -> bool:
@@ -62,6 +66,8 @@ class Plan:
             "default": self.default,
             "builds": {name: asdict(build) for name, build in self.builds.items()},
             "notes": list(self.notes),
+            "batch": {"min": 1, "max": self.max_batch},
+            "frame": list(self.frame) if self.frame else None,
         }
 
 
@@ -72,6 +78,8 @@ def make_plan(
     dla_core: int | None = None,
     cache: bool = False,
     retrains: bool = False,
+    max_batch: int = 1,
+    frame: tuple[int, int] | None = None,
 ) -> Plan:
     """Plan an export.
 
@@ -81,11 +89,17 @@ def make_plan(
         dla_core: build for this core of the deep-learning accelerator instead of the GPU.
         cache: quantise INT8 implicitly from a calibration cache instead of Q/DQ pairs.
         retrains: INT8 that fails its gate is to be retrained.
+        max_batch: above 1 the files take any batch from 1 to it; height and width stay fixed.
+        frame: width and height in px of the frames that one more ONNX takes as they come, with
+            pre- and post-processing inside.
 
-    Raises Refused: E-TARGET-TENSORRT (too old), E-TARGET-DLA, E-TARGET-CACHE, E-TARGET-PRECISION,
-    E-TARGET-QAT (no INT8, or not from Q/DQ).
+    Raises:
+        InputError: E-BATCH, E-FRAME-SIZE (out of range).
+        Refused: E-TARGET-TENSORRT (too old), E-TARGET-DLA, E-TARGET-CACHE, E-TARGET-PRECISION,
+            E-TARGET-QAT (no INT8, or not from Q/DQ), E-TARGET-DYNAMIC, E-TARGET-FRAME.
     """
-    reasons = {name: _why_not(target, name, dla_core) for name in PRECISIONS}
+    _require_shapes(target, dla_core, cache, max_batch, frame)
+    reasons = {name: _why_not(target, name, dla_core, frame) for name in PRECISIONS}
     if asked != AUTO and (reason := reasons[asked]):
         raise Refused("E-TARGET-PRECISION", f"{target.name} takes no {asked}: {reason}")
     if cache and asked not in (AUTO, "int8"):
@@ -106,6 +120,8 @@ def make_plan(
         default=default,
         builds=MappingProxyType(builds),
         notes=tuple(_notes(target, taken, asked, dla_core)),
+        max_batch=max_batch,
+        frame=frame,
     )
 
 
@@ -133,6 +149,11 @@ def render_plan(plan: Plan) -> str:
     rows += [("source", f"{target.source} (checked {target.checked})")]
     for name in plan.precisions:
         rows.append((name, _line_of(plan, name)))
+    if plan.max_batch > 1:
+        rows.append(("batch", f"1 to {plan.max_batch} frames, tuned for 1: devices stream frames"))
+    if plan.frame:
+        width, height = plan.frame
+        rows.append(("frames", f"one more ONNX takes {width}x{height} px and answers with masks"))
     rows += [("refused", f"{name}: {why}") for name, why in plan.refused.items()]
     rows += [("note", note) for note in plan.notes]
     return "\n".join(f"{label:9} {text}" for label, text in rows if text)
@@ -192,7 +213,45 @@ def _require_retrainable(
         )
 
 
-def _why_not(target: Target, precision: str, dla_core: int | None) -> str:
+def _require_shapes(
+    target: Target,
+    dla_core: int | None,
+    cache: bool,
+    max_batch: int,
+    frame: tuple[int, int] | None,
+) -> None:
+    """Refuse a batch or a frame graph that no precision of the target takes."""
+    if not 1 <= max_batch <= MAX_BATCH:
+        raise InputError("E-BATCH", f"a batch of {max_batch} is not in 1..{MAX_BATCH}")
+    if max_batch > 1 and dla_core is not None:
+        raise Refused(
+            "E-TARGET-DYNAMIC", "the DLA takes static shapes only; leave --dynamic or --dla out"
+        )
+    if frame is None:
+        return
+    least, most = _FRAME_RANGE
+    if not all(least <= side <= most for side in frame):
+        raise InputError(
+            "E-FRAME-SIZE",
+            f"frames of {frame[0]}x{frame[1]} px; each side must be in {least}..{most}",
+        )
+    if target.kind == "rtx":
+        raise Refused(
+            "E-TARGET-FRAME",
+            f"{target.name} takes plans, and what takes whole frames is an ONNX; leave --frame out",
+        )
+    if cache or dla_core is not None:
+        what = "a calibration cache" if cache else "the DLA"
+        raise Refused(
+            "E-TARGET-FRAME",
+            f"pre- and post-processing compute in FP32, which {what} leaves no room for; leave "
+            "--frame out",
+        )
+
+
+def _why_not(
+    target: Target, precision: str, dla_core: int | None, frame: tuple[int, int] | None
+) -> str:
     """Return why a target does not take a precision; "" if it does."""
     if target.kind == "cpu" and precision not in target.engines:
         return f"its engines have no arithmetic in it; choose of {', '.join(target.engines)}"
@@ -200,6 +259,8 @@ def _why_not(target: Target, precision: str, dla_core: int | None) -> str:
         return f"compute capability {target.compute_capabilities[0]} has no INT8 arithmetic"
     if precision == "fp32" and dla_core is not None:
         return "the DLA computes in FP16 and INT8 only"
+    if frame and target.kind == "cpu" and "onnxruntime" not in target.engines[precision]:
+        return "no engine of it takes an ONNX here, which --frame writes"
     return ""
 
 

@@ -63,6 +63,8 @@ def write_kit(
         logits = [form.run(image[None]) for image in inputs]
         _write_array(folder / _VECTORS / f"{name}.npy", np.concatenate(logits))
     shape = [1, 1, contract.height, contract.width]
+    most = recipe.plan.max_batch
+    full = [most, *shape[1:]]
     kit_json = {
         "schema": "edgeseg.kit/1",
         "target": target.name,
@@ -71,6 +73,8 @@ def write_kit(
         "default": default,
         "input": {"name": "image", "shape": shape},
         "output": {"name": "logits", "shape": shape},
+        # Tuned for 1: a device streams single frames.
+        "profile": {"min": shape, "opt": shape, "max": full} if most > 1 else None,
         "logit_threshold": contract.logit_threshold,
         "workspace_mib": _WORKSPACE_MIB,
         "builds": {

@@ -48,15 +48,20 @@ class RtxPlan:
     version: str  # of TensorRT-RTX
 
 
-def plan_from_onnx(model: bytes, compute_capability: str, *, workspace_mib: int = 256) -> RtxPlan:
+def plan_from_onnx(
+    model: bytes, compute_capability: str, *, workspace_mib: int = 256, max_batch: int = 1
+) -> RtxPlan:
     """Build a plan for one GPU generation; each tensor keeps the type it has in the ONNX.
 
     One build at a time in a process: all log into one logger.
 
     Args:
-        model: ONNX with static shapes and its weights inside; FP16 by casts, INT8 by Q/DQ pairs.
+        model: ONNX with its weights inside; FP16 by casts, INT8 by Q/DQ pairs. Static shapes, but
+            for the batch if `max_batch` is above 1.
         compute_capability: key in `COMPUTE_CAPABILITIES`.
         workspace_mib: most scratch memory a layer may take on the GPU.
+        max_batch: upper end of a dynamic batch axis. The plan is tuned for a batch of 1, since a
+            device streams single frames.
 
     Raises:
         InputError: E-RTX-CC (unknown compute capability).
@@ -89,6 +94,12 @@ def plan_from_onnx(model: bytes, compute_capability: str, *, workspace_mib: int 
     config.num_compute_capabilities = 1
     sm = getattr(trt.ComputeCapability, COMPUTE_CAPABILITIES[compute_capability])
     config.set_compute_capability(sm, 0)
+    if max_batch > 1:
+        image = network.get_input(0)
+        single, full = ((batch, *list(image.shape)[1:]) for batch in (1, max_batch))
+        profile = builder.create_optimization_profile()
+        profile.set_shape(image.name, min=single, opt=single, max=full)
+        config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     messages = log.drain()
     if plan is None:

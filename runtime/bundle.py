@@ -42,6 +42,10 @@ class Manifest:
     complexity: Mapping[str, Any] = field(default_factory=dict)  # parameters, macs, ...
     provenance: Mapping[str, Any] = field(default_factory=dict)  # checkpoint, data, tool versions
     evidence: Mapping[str, Any] = field(default_factory=dict)  # parity hops, accuracy
+    # Frames a call takes, "min" and "max"; more than one needs an engine of the caller's own.
+    batch: Mapping[str, Any] = field(default_factory=lambda: {"min": 1, "max": 1})
+    # Precision -> file, width and height in px: ONNX with pre- and post-processing inside.
+    frame_graphs: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the manifest as canonical JSON text: same content, same bytes."""

@@ -86,17 +86,26 @@ def grey_from_frame(frame: np.ndarray) -> np.ndarray:
 def resize_grey(grey: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize uint8 [H, W] to uint8 [height, width], bilinear with antialiasing.
 
-    A box reduction by a whole number comes first where the frame is larger. It may overshoot the
-    target by a tenth (the 0.2 below): that costs no visible detail and up to a third of the time.
-    The same function serves training, calibration and the device.
+    A box reduction by a whole number comes first where the frame is larger, see
+    `reduction_factor`. The same function serves training, calibration and the device;
+    `edgeseg.export.frame_graph` is the same in ONNX, to the last bit.
     """
     if grey.shape == (height, width):
         return grey
     image = Image.fromarray(np.ascontiguousarray(grey))
-    factors = (int(image.width / width + 0.2) or 1, int(image.height / height + 0.2) or 1)
+    factors = reduction_factor(image.width, width), reduction_factor(image.height, height)
     if factors != (1, 1):
         image = image.reduce(factors)
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def reduction_factor(size_in: int, size_out: int) -> int:
+    """Return the side in px of the boxes that are averaged along one axis before it is resized.
+
+    It may overshoot the target by a tenth (the 0.2 below): that costs no visible detail and up to a
+    third of the time.
+    """
+    return int(size_in / size_out + 0.2) or 1
 
 
 def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -127,8 +136,8 @@ def input_from_frame(
 
 
 @functools.lru_cache(maxsize=16)  # a device meets few frame sizes
-def _bilinear_taps(size_in: int, size_out: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lower index, upper index (int64) and upper weight (float32), half-pixel centres."""
+def bilinear_taps(size_in: int, size_out: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return lower index, upper index (int64) and upper weight (float32), half-pixel centres."""
     position = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
     position = np.clip(position, 0, size_in - 1)
     lower = np.floor(position).astype(np.int64)
@@ -152,8 +161,8 @@ def mask_from_logits(
     if rows.size == 0:
         return mask
     columns = np.flatnonzero(above.any(axis=0))
-    y_low, y_up, y_weight = _bilinear_taps(logits.shape[0], height)
-    x_low, x_up, x_weight = _bilinear_taps(logits.shape[1], width)
+    y_low, y_up, y_weight = bilinear_taps(logits.shape[0], height)
+    x_low, x_up, x_weight = bilinear_taps(logits.shape[1], width)
     # Output pixels one of whose taps lies in the box; both tap indices ascend.
     y0, y1 = y_up.searchsorted(rows[0]), y_low.searchsorted(rows[-1], side="right")
     x0, x1 = x_up.searchsorted(columns[0]), x_low.searchsorted(columns[-1], side="right")

@@ -46,6 +46,7 @@ class World:
     said: tuple[tuple[str, str], ...] = ()  # (severity, message) that the build logs
     parser_errors: tuple[tuple[int, str, str, str], ...] = ()  # node, its name, operator, text
     dla_cores: int = 0
+    most_frames: int = 1  # that an engine with a dynamic batch takes
     takes_timings: bool = True
     loads: bool = True  # whether plans and contexts are what comes of them
     runs: bool = True
@@ -135,6 +136,8 @@ def _show(value: Any) -> str:
         return value.name
     if isinstance(value, (int, str)):
         return str(value)
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
     return "" if isinstance(value, bytes) else type(value).__name__
 
 
@@ -159,6 +162,28 @@ class _Played:
     @staticmethod
     def Builder_create_builder_config(world: World, self: Any, module: Any) -> Any:
         return module.IBuilderConfig()
+
+    @staticmethod
+    def Builder_create_optimization_profile(world: World, self: Any, module: Any) -> Any:
+        return module.IOptimizationProfile()
+
+    @staticmethod
+    def IOptimizationProfile_set_shape(
+        world: World, self: Any, module: Any, name: str, least: Any, opt: Any, most: Any
+    ) -> None:
+        assert least <= opt <= most
+
+    @staticmethod
+    def IBuilderConfig_add_optimization_profile(
+        world: World, self: Any, module: Any, profile: Any
+    ) -> int:
+        return 0
+
+    @staticmethod
+    def IBuilderConfig_set_calibration_profile(
+        world: World, self: Any, module: Any, profile: Any
+    ) -> bool:
+        return True
 
     @staticmethod
     def Builder_num_DLA_cores(world: World, self: Any) -> int:
@@ -279,6 +304,13 @@ class _Played:
         return world.information
 
     @staticmethod
+    def IExecutionContext_set_input_shape(
+        world: World, self: Any, module: Any, name: str, shape: tuple[int, ...]
+    ) -> bool:
+        self.made[0]["shape"] = shape
+        return shape[0] <= world.most_frames
+
+    @staticmethod
     def IExecutionContext_set_tensor_address(
         world: World, self: Any, module: Any, name: str, address: int
     ) -> bool:
@@ -290,7 +322,8 @@ class _Played:
         world: World, self: Any, module: Any, stream: int
     ) -> bool:
         (source, shape, _), (target, _, _) = world.tensors
-        frame = np.empty(shape, np.float32)
+        # The address table holds the shape as well, where the engine's is dynamic.
+        frame = np.empty(self.made[0]["shape"] if -1 in shape else shape, np.float32)
         ctypes.memmove(frame.ctypes.data, self.made[0][source], frame.nbytes)
         logits = np.ascontiguousarray(world.network(frame), np.float32)
         ctypes.memmove(self.made[0][target], logits.ctypes.data, logits.nbytes)

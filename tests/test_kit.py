@@ -79,6 +79,7 @@ def write_kit(folder, version, recipes, **changes):
         "default": next(iter(recipes)),
         "input": {"name": "image", "shape": SHAPE},
         "output": {"name": "logits", "shape": SHAPE},
+        "profile": None,
         "logit_threshold": 0.0,
         "workspace_mib": 256,
         "builds": recipes,
@@ -321,6 +322,78 @@ def test_builder_calls_what_its_row_says_and_touches_no_name_that_the_version_la
     ]
     assert world.calibration == (b"cache" if "cache" in row.build else None)
     assert command.cuda.live == {}
+
+
+SINGLE, FULL = SHAPE, (4, *SHAPE[1:])
+PROFILE = {"profile": {"min": SINGLE, "opt": SINGLE, "max": FULL}}
+
+
+def dynamic_world(datatype, **changes):
+    """A device whose engine has a dynamic batch, up to the profile's."""
+    world = make_world(datatype, most_frames=4, **changes)
+    world.tensors = tuple((name, (-1, *shape[1:]), kind) for name, shape, kind in world.tensors)
+    return world
+
+
+# No profile goes to the DLA, which takes static shapes.
+BATCHED = [(version, row) for version, row in CASES if "dla_core" not in row.build]
+
+
+@pytest.mark.parametrize(("version", "row"), BATCHED, ids=[f"{v} {row.name}" for v, row in BATCHED])
+def test_dynamic_batch_has_a_profile_in_every_version_and_is_proved_full(
+    version, row, command, monkeypatch, tmp_path
+):
+    folder = write_kit(tmp_path / "kit", version, {row.precision: build(**row.build)}, **PROFILE)
+    world = dynamic_world(DATATYPES[row.precision])
+    standin.install(monkeypatch, version, world)
+    code, _, stderr = command(folder)
+    assert code == 0, stderr
+    single, full = "1x1x4x6", "4x1x4x6"
+    added = [
+        "create_optimization_profile",
+        f"set_shape image {single} {single} {full}",  # tuned for one frame
+        "add_optimization_profile IOptimizationProfile",
+    ]
+    first = world.calls.index(added[0])
+    assert world.calls[first : first + 3] == added
+    # A calibrator wants a profile of its own, whose shapes TensorRT makes one.
+    own = f"set_shape image {single} {single} {single}"
+    assert (own in world.calls) == ("cache" in row.build)
+    assert ("set_calibration_profile IOptimizationProfile" in world.calls) == ("cache" in row.build)
+    run = [each for each in world.calls if each.startswith(("set_input_shape", "execute"))]
+    assert run == [
+        f"set_input_shape image {single}",
+        *["execute_async_v3 7"] * 3,
+        f"set_input_shape image {full}",
+        "execute_async_v3 7",
+    ]
+    assert command.cuda.live == {}
+
+
+def test_frame_that_is_answered_otherwise_in_a_full_batch_is_refused(
+    command, monkeypatch, tmp_path
+):
+    folder = write_kit(tmp_path / "kit", "10.3", {"fp16": build()}, **PROFILE)
+    world = dynamic_world(HALF)
+    world.network = lambda frames: network(frames) * (1 if len(frames) == 1 else -1)
+    standin.install(monkeypatch, "10.3", world)
+    assert refusal_of(command(folder)) == (3, "E-KIT-VECTORS")
+
+
+def test_engine_that_takes_no_full_batch_is_an_error(command, monkeypatch, tmp_path):
+    folder = write_kit(tmp_path / "kit", "10.3", {"fp16": build()}, **PROFILE)
+    world = dynamic_world(HALF)
+    world.most_frames = 1
+    standin.install(monkeypatch, "10.3", world)
+    assert refusal_of(command(folder)) == (4, "E-KIT-RUN")
+
+
+def test_engine_with_static_shapes_is_not_that_of_a_kit_with_a_profile(
+    command, monkeypatch, tmp_path
+):
+    folder = write_kit(tmp_path / "kit", "10.3", {"fp16": build()}, **PROFILE)
+    standin.install(monkeypatch, "10.3", make_world(HALF))
+    assert refusal_of(command(folder)) == (3, "E-KIT-TENSORS")
 
 
 def test_stand_in_has_no_name_that_its_version_lacks():
@@ -602,6 +675,9 @@ def test_missing_file_added_file_and_sums_that_are_none_are_refused(command, kit
         {"vectors": {"input": "vectors/gone.npy"}},
         {"builds": {"fp16": build(onnx="../other.onnx")}},
         {"input": {"name": "image"}},
+        {"profile": {"min": SINGLE, "opt": SINGLE}},
+        {"profile": {"min": FULL, "opt": SINGLE, "max": FULL}},
+        {"profile": {"min": SINGLE, "opt": SINGLE, "max": (4, 1, 8, 6)}},
     ],
     ids=lambda change: str(change)[:40],
 )
@@ -932,6 +1008,18 @@ def test_share_is_by_count_where_a_layer_tells_no_dimensions(audit):
     assert audit.audit(information(correlation)) == ("count", 1, {"fp16": 1.0})
 
 
+def test_shares_are_the_same_whatever_batch_the_inspector_prints(audit):
+    def of_batch(batch):
+        inputs = [{"Name": "a", "Dimensions": [batch, 8, 4, 6], "Format/Datatype": HALF}]
+        small = convolution(FLOAT, Kernel=[1, 1], PrePadding=[0, 0], PostPadding=[0, 0])
+        other = [{**small["Inputs"][0], "Dimensions": [batch, 8, 4, 6]}]
+        layers = convolution(HALF, Inputs=inputs), {**small, "Inputs": other}
+        return audit.audit(information(*layers))
+
+    assert of_batch(-1) == of_batch(1) == of_batch(4)
+    assert of_batch(-1).shares == {"fp16": 0.9, "fp32": 0.1}
+
+
 # --- an engine that is there already -------------------------------------------------------------
 
 
@@ -1030,6 +1118,16 @@ def test_trtexec_line_has_every_option_that_matters(
         f"--warmUp=1000 --duration=10 --iterations=500 {pinned}"
     )
     assert stdout.split() == expected.split()
+
+
+def test_trtexec_line_of_a_dynamic_batch_has_its_shapes(command, tmp_path):
+    folder = write_kit(tmp_path / "kit", "10.3", {"fp16": build()}, **PROFILE)
+    words = command(folder, "--print-trtexec")[1].split()
+    assert [word for word in words if "Shapes" in word] == [
+        "--minShapes=image:1x1x4x6",
+        "--optShapes=image:1x1x4x6",
+        "--maxShapes=image:4x1x4x6",
+    ]
 
 
 def test_trtexec_line_quotes_paths_and_refuses_a_flag_without_an_option(command, tmp_path):

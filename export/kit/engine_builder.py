@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from .cuda_buffers import Cuda
-    from .kit_files import Build, DeviceError, Kit, Refused
+    from .kit_files import Build, DeviceError, Kit, Profile, Refused
 else:
     from kit_files import DeviceError, Refused
 
@@ -76,6 +76,7 @@ def build_engine(
     onnx: bytes,
     *,
     workspace_mib: int,
+    profile: Optional[Profile] = None,
     calibration: Optional[bytes] = None,
     timing_cache: Optional[bytes] = None,
 ) -> Built:
@@ -88,6 +89,7 @@ def build_engine(
         build: what to build.
         onnx: content of `build.onnx`.
         workspace_mib: most memory that a layer may use while it runs.
+        profile: of a dynamic batch; None for static shapes.
         calibration: content of `build.cache`.
         timing_cache: b"" to begin one, None to use none.
 
@@ -108,8 +110,13 @@ def build_engine(
         config.clear_flag(trt.BuilderFlag.TF32)  # on by default, with 10 bits of mantissa
     for name in build.flags:
         config.set_flag(_named(trt, "BuilderFlag", name, build))
+    if profile is not None:
+        config.add_optimization_profile(_profile(builder, profile, profile.min, profile.max))
     if calibration is not None:
         config.int8_calibrator = _cache_only_calibrator(trt, build, calibration)
+        if profile is not None:  # one of its own: TensorRT writes over its least and largest shape
+            single = _profile(builder, profile, profile.opt, profile.opt)
+            config.set_calibration_profile(single)
     if build.dla_core is not None:
         config.default_device_type = trt.DeviceType.DLA
         config.DLA_core = build.dla_core
@@ -124,6 +131,12 @@ def build_engine(
         raise _build_error(log, build, workspace_mib)
     timings = bytes(config.get_timing_cache().serialize()) if timing_cache is not None else None
     return Built(bytes(plan), timings)
+
+
+def _profile(builder: Any, profile: Profile, least: Any, most: Any) -> Any:
+    made = builder.create_optimization_profile()
+    made.set_shape(profile.input, least, profile.opt, most)
+    return made
 
 
 def _network_flags(trt: Any, build: Build) -> int:
@@ -243,6 +256,8 @@ def load_engine(trt: Any, logger: Any, log: Log, plan: bytes, build: Build, kit:
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     found = [(name, tuple(engine.get_tensor_shape(name))) for name in names]
     wanted = [(tensor.name, tensor.shape) for tensor in (kit.input, kit.output)]
+    if kit.profile is not None:
+        wanted = [(name, (-1, *shape[1:])) for name, shape in wanted]
     types = {name: engine.get_tensor_dtype(name) for name in names}
     if sorted(found) != sorted(wanted) or set(types.values()) != {trt.DataType.FLOAT}:
         message = f"the engine has {found} of {types}, kit.json names {wanted} of FLOAT; {_AGAIN}"
@@ -256,10 +271,20 @@ def inspect_engine(trt: Any, engine: Any) -> str:
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
-def run_engine(engine: Any, cuda: Cuda, kit: Kit, frames: np.ndarray) -> np.ndarray:
-    """Run frames one by one.
+def run_engine(
+    engine: Any, cuda: Cuda, kit: Kit, frames: np.ndarray, *, batch: int = 1
+) -> np.ndarray:
+    """Run frames one by one, or in batches.
 
-    frames: float32 [N, 1, H, W]; returns the logits, float32 [N, 1, H, W].
+    Args:
+        engine: of `load_engine`.
+        cuda: moves the frames.
+        kit: that the engine is of.
+        frames: float32 [N, 1, H, W], N a multiple of `batch`.
+        batch: frames a call; other than 1 only for a kit with a profile.
+
+    Returns:
+        The logits, float32 [N, 1, H, W].
 
     Raises:
         DeviceError: E-KIT-MEMORY, E-KIT-RUN.
@@ -272,16 +297,22 @@ def run_engine(engine: Any, cuda: Cuda, kit: Kit, frames: np.ndarray) -> np.ndar
         raise memory_error("the execution context", kit.workspace_mib, "TensorRT made none")
     logits = np.empty((len(frames), *kit.output.shape[1:]), np.float32)
     stream = cuda.create_stream()
-    addresses = {tensor.name: cuda.alloc(tensor.nbytes) for tensor in (kit.input, kit.output)}
+    tensors = (kit.input, kit.output)
+    addresses = {tensor.name: cuda.alloc(batch * tensor.nbytes) for tensor in tensors}
+    frames = np.ascontiguousarray(frames)
     try:
+        if kit.profile is not None:
+            shape = (batch, *kit.input.shape[1:])
+            if not context.set_input_shape(kit.input.name, shape):
+                raise DeviceError("E-KIT-RUN", f"TensorRT does not take a batch of {batch}")
         for name, address in addresses.items():
             context.set_tensor_address(name, address)
-        for index, frame in enumerate(np.ascontiguousarray(frames)):
-            cuda.copy_to_device(addresses[kit.input.name], frame)
+        for start in range(0, len(frames), batch):
+            cuda.copy_to_device(addresses[kit.input.name], frames[start : start + batch])
             if not context.execute_async_v3(stream):
                 raise DeviceError("E-KIT-RUN", "TensorRT did not run the engine")
             cuda.synchronise(stream)
-            cuda.copy_to_host(logits[index], addresses[kit.output.name])
+            cuda.copy_to_host(logits[start : start + batch], addresses[kit.output.name])
     finally:
         for address in addresses.values():
             cuda.free(address)

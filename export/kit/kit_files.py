@@ -72,6 +72,15 @@ class Tensor(NamedTuple):
         return size
 
 
+class Profile(NamedTuple):
+    """Shapes of the input between which an engine with a dynamic batch has to work."""
+
+    input: str  # its name
+    min: Tuple[int, ...]  # [1, 1, H, W]
+    opt: Tuple[int, ...]  # the one that kernels are chosen for
+    max: Tuple[int, ...]
+
+
 class Build(NamedTuple):
     """How one precision is built."""
 
@@ -96,6 +105,7 @@ class Kit(NamedTuple):
     default: str  # precision built when none is asked for
     input: Tensor
     output: Tensor
+    profile: Optional[Profile]  # None: the shapes are static
     logit_threshold: float  # a pixel is lesion where its logit lies above
     workspace_mib: int
     builds: Dict[str, Build]  # by precision
@@ -185,6 +195,15 @@ def _kit_from(folder: Path, content: Dict[str, Any]) -> Kit:
         side: Tensor(content[side]["name"], tuple(content[side]["shape"]))
         for side in ("input", "output")
     }
+    profile = None
+    if content["profile"] is not None:
+        shapes = [tuple(content["profile"][name]) for name in ("min", "opt", "max")]
+        profile = Profile(tensors["input"].name, *shapes)
+        batches = [shape[0] for shape in shapes]
+        if {shape[1:] for shape in shapes} != {tensors["input"].shape[1:]}:
+            raise ValueError(f"profile {shapes} of the input {tensors['input'].shape}")
+        if batches[0] < 1 or batches != sorted(batches):
+            raise ValueError(f"profile with the batches {batches}")
     return Kit(
         folder,
         content["target"],
@@ -193,6 +212,7 @@ def _kit_from(folder: Path, content: Dict[str, Any]) -> Kit:
         content["default"],
         tensors["input"],
         tensors["output"],
+        profile,
         content["logit_threshold"],
         content["workspace_mib"],
         builds,

@@ -1,0 +1,204 @@
+"""Pre- and post-processing in the graph: a frame in, its mask out; ONNX in, ONNX out.
+
+The resize before the network is that of the Pillow that exports, to the last bit. Pillow computes
+8-bit images in whole numbers and rounds after the box reduction and after each of two passes, one
+along either axis. Float32 holds every whole number up to 2**24, so that the same sums come out
+where no term and no sum is larger. ONNX's own Resize could not do it: it rounds nowhere, its
+`antialias` begins with opset 18, and the parser of TensorRT-RTX 1.7 refuses that.
+
+TensorRT may multiply FP32 in TF32, whose factors have 11 bits. All factors of the resize have no
+more: pixels have 8, and each weight comes as two halves of 11.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.compose
+from onnx import TensorProto, helper, numpy_helper
+
+from ..runtime.contract import InputContract
+from ..runtime.image import bilinear_taps, reduction_factor, resize_grey
+
+_NETWORK = "network/"  # prefix of all that is the network's, so that no name meets one of ours
+_WEIGHT_BITS = 22  # of Pillow's weights for 8-bit images, PRECISION_BITS in its Resample.c
+_TRANSPOSED = (0, 1, 3, 2)
+_HALF = 1 << (_WEIGHT_BITS // 2)
+_DIVISOR_BITS = 24  # Pillow divides the sum of a box by multiplying with 2**24 / pixels, cut
+
+
+def frame_graph_from_onnx(model: bytes, contract: InputContract, width: int, height: int) -> bytes:
+    """Return the network with all that `edgeseg.runtime` does before and after it.
+
+    Input ``frame``: uint8 [1, 1, height, width], grey. Outputs ``mask``: uint8 of that shape, 1
+    where lesion, and ``logits``: float32 [1, 1, h, w] at the contract's size. A logit above the
+    contract's level is a probability above its threshold, so there is no sigmoid. Logits that are
+    not finite give no lesion and no error: ``logits`` tells.
+
+    The network is left alone but for its names; what stands around it computes in float32. One
+    case is not Pillow's to the last bit: where boxes of 256 pixels and more are averaged, a grey
+    level may be one less.
+
+    Args:
+        model: ONNX of any precision, batch 1: ``image`` to ``logits``.
+        contract: of the network.
+        width: of the frame in px.
+        height: of the frame in px.
+    """
+    network = onnx.compose.add_prefix(onnx.load_model_from_string(model), _NETWORK)
+    graph = network.graph
+    before = _Steps("before")
+    grey = before.add("Cast", "frame", to=TensorProto.FLOAT)
+    grey = _resized(before, grey, (height, width), (contract.height, contract.width))
+    scaled = before.add("Mul", grey, np.float32(1 / (255 * contract.std)))
+    before.add("Sub", scaled, np.float32(contract.mean / contract.std), output=graph.input[0].name)
+    _rename(graph, graph.output[0].name, "logits")
+    after = _Steps("after")
+    values = "logits"
+    if width != contract.width:  # columns first, as `mask_from_logits`
+        # Rows of the transpose: ONNX Runtime takes 5 times as long to gather columns.
+        values = after.add("Transpose", values, perm=_TRANSPOSED)
+        values = _interpolated(after, values, contract.width, width)
+        values = after.add("Transpose", values, perm=_TRANSPOSED)
+    if height != contract.height:
+        values = _interpolated(after, values, contract.height, height)
+    lesion = after.add("Greater", values, np.float32(contract.logit_threshold))
+    ones = after.add("Cast", lesion, to=TensorProto.FLOAT)  # TensorRT's way from bool to uint8
+    after.add("Cast", ones, output="mask", to=TensorProto.UINT8)
+    nodes = [*before.nodes, *graph.node, *after.nodes]
+    del graph.node[:], graph.input[:], graph.output[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend([*before.constants, *after.constants])
+    uint8, float32 = TensorProto.UINT8, TensorProto.FLOAT
+    graph.input.append(helper.make_tensor_value_info("frame", uint8, [1, 1, height, width]))
+    size = [1, 1, contract.height, contract.width]
+    graph.output.append(helper.make_tensor_value_info("mask", uint8, [1, 1, height, width]))
+    graph.output.append(helper.make_tensor_value_info("logits", float32, size))
+    onnx.checker.check_model(network, full_check=True)
+    return bytes(network.SerializeToString(deterministic=True))
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Nodes in the order in which they were added, and their constants."""
+
+    prefix: str
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: list[onnx.TensorProto] = field(default_factory=list)
+
+    def add(
+        self, operator: str, *inputs: str | np.ndarray | np.generic, output: str = "", **kinds: Any
+    ) -> str:
+        """Append a node and return the name of its output; arrays become constants."""
+        own = f"{self.prefix}/{len(self.nodes)}.{operator}"
+        names = []
+        for index, each in enumerate(inputs):
+            if not isinstance(each, str):
+                self.constants.append(numpy_helper.from_array(np.asarray(each), f"{own}.{index}"))
+            names.append(each if isinstance(each, str) else f"{own}.{index}")
+        self.nodes.append(helper.make_node(operator, names, [output or own], own, **kinds))
+        return output or own
+
+
+def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [new if name == old else name for name in names]
+
+
+def _resized(steps: _Steps, grey: str, shape: tuple[int, int], wanted: tuple[int, int]) -> str:
+    """Add what `resize_grey` does: whole numbers 0 to 255 in, the same out."""
+    if shape == wanted:
+        return grey
+    factors = (reduction_factor(shape[0], wanted[0]), reduction_factor(shape[1], wanted[1]))
+    if factors != (1, 1):
+        grey = _box_reduced(steps, grey, shape, factors)
+        shape = (-(-shape[0] // factors[0]), -(-shape[1] // factors[1]))
+    weights = [_weights(*sizes) for sizes in zip(shape, wanted, strict=True)]
+    for axis in _order_of_passes(shape, wanted, weights):
+        if shape[axis] == wanted[axis]:
+            continue
+        halves = _halves(weights[axis] if axis == 0 else weights[axis].T)
+        sums = [
+            steps.add("MatMul", half, grey) if axis == 0 else steps.add("MatMul", grey, half)
+            for half in halves
+        ]
+        grey = _rounded(steps, *sums)
+    return grey
+
+
+def _order_of_passes(
+    shape: tuple[int, int], wanted: tuple[int, int], weights: list[np.ndarray]
+) -> tuple[int, int]:
+    """Return which axis Pillow resizes first: 1 (width) up to Pillow 12, 13 chooses by the sizes.
+
+    It is tried, since the order decides how some pixels are rounded.
+    """
+    probe = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    half, one = 1 << (_WEIGHT_BITS - 1), 1 << _WEIGHT_BITS
+    columns = (probe.astype(np.float64) @ weights[1].T + half) // one  # all sums below 2**53
+    both = (weights[0] @ columns + half) // one
+    return (1, 0) if np.array_equal(both, resize_grey(probe, *wanted)) else (0, 1)
+
+
+def _box_reduced(steps: _Steps, grey: str, shape: tuple[int, int], factors: tuple[int, int]) -> str:
+    """Add Pillow's `reduce`: the mean of each box, of what is left of it at the far edges."""
+    missing = [-size % factor for size, factor in zip(shape, factors, strict=True)]
+    ones = np.ones((1, 1, *factors), np.float32)
+    pads = [0, 0, *missing]
+    sums = steps.add("Conv", grey, ones, kernel_shape=factors, strides=factors, pads=pads)
+    counts = np.full([-(-size // each) for size, each in zip(shape, factors, strict=True)], 1)
+    for axis in (0, 1):
+        along = np.full(counts.shape[axis], factors[axis])
+        along[-1] -= missing[axis]
+        counts *= along[:, None] if axis == 0 else along
+    # Pillow's cut divisor makes a sum that divides evenly give one less, unless it was not cut.
+    cut = (1 << _DIVISOR_BITS) % counts != 0
+    offset = counts // 2 - np.where(cut, 0.5, 0.0)
+    moved = steps.add("Add", sums, offset[None, None].astype(np.float32))
+    means = steps.add("Mul", moved, (1 / counts)[None, None].astype(np.float32))
+    return steps.add("Floor", means)
+
+
+def _rounded(steps: _Steps, high: str, low: str) -> str:
+    """Add the two halves of a weighted sum and round it, half up, in exact steps."""
+    carried = steps.add("Floor", steps.add("Add", low, np.float32(_HALF / 2)))
+    carry = steps.add("Mul", carried, np.float32(1 / _HALF))
+    return steps.add("Floor", steps.add("Add", high, carry))
+
+
+def _weights(size_in: int, size_out: int) -> np.ndarray:
+    """Return Pillow's bilinear weights for one axis, times 2**22: whole float64 [out, in]."""
+    scale = size_in / size_out
+    support = max(scale, 1.0)  # of the triangle, in px of the input
+    centre = (np.arange(size_out) + 0.5) * scale
+    first = np.maximum((centre - support + 0.5).astype(int), 0)
+    last = np.minimum((centre + support + 0.5).astype(int), size_in)
+    place = np.arange(size_in)
+    triangle = np.maximum(1 - np.abs((place - centre[:, None] + 0.5) / support), 0)
+    inside = (place >= first[:, None]) & (place < last[:, None])
+    weights = np.where(inside, triangle, 0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    whole: np.ndarray = np.floor(weights * (1 << _WEIGHT_BITS) + 0.5)
+    return whole
+
+
+def _halves(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return high and low half of weights, float32 [1, 1, ...] in multiples of 2**-11.
+
+    A weight divided by 2**22 is high + low / 2**11.
+    """
+    high, low = np.divmod(weights[None, None], _HALF)
+    return (high / _HALF).astype(np.float32), (low / _HALF).astype(np.float32)
+
+
+def _interpolated(steps: _Steps, values: str, size_in: int, size_out: int) -> str:
+    """Add what `mask_from_logits` does along one axis, here the rows, in the same arithmetic."""
+    lower, upper, weight = bilinear_taps(size_in, size_out)
+    low = steps.add("Gather", values, lower, axis=2)
+    up = steps.add("Gather", values, upper, axis=2)
+    step = steps.add("Mul", steps.add("Sub", up, low), weight[None, None, :, None])
+    return steps.add("Add", low, step)
