@@ -580,52 +580,167 @@ def evaluate(
 
 
 @cli.command()
-@click.argument("sources", metavar="SOURCE...", type=_path(), nargs=-1, required=True)
-@click.option("--data", "dataset", type=_path(), required=True, help="Data set to measure on.")
+@click.argument("sources", metavar="[SOURCE]...", type=_path(), nargs=-1)
+@click.option("--data", "dataset", type=_path(), help="Data set to measure on.")
 @_part
 @click.option("--engine", "engines", multiple=True, help="Only these; default: all installed.")
-@_threads
-@click.option("--rounds", type=click.IntRange(1), default=400, show_default=True)
 @click.option(
-    "--out", type=_path(), required=True, help="The HTML report; .json, .md, .csv go beside."
+    "--rival",
+    "rivals",
+    multiple=True,
+    help="Measure this beside: torch-compile, onnxruntime-default, openvino-default, "
+    "onnxruntime-quantize-static, unext, cmunext-s, mobile-uvit.",
+)
+@_threads
+@click.option(
+    "--mode",
+    "modes",
+    type=click.Choice(("single", "offline", "paced", "soak")),
+    multiple=True,
+    default=("single", "offline"),
+    show_default=True,
+    help="single is always measured; offline: throughput; paced: a frame clock; soak: drift.",
+)
+@click.option("--rounds", type=click.IntRange(1), default=400, show_default=True, help="Of single.")
+@click.option("--streams", type=click.IntRange(1), default=1, show_default=True, help="Of offline.")
+@click.option(
+    "--rate", type=click.FloatRange(0.1, 1000), default=30, show_default=True, help="Of paced, Hz."
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1, 3600),
+    default=10,
+    show_default=True,
+    help="Of paced and offline, for each row.",
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0.1, 600),
+    default=10,
+    show_default=True,
+    help="Of soak, for each row.",
+)
+@click.option("--layers", is_flag=True, help="Also time by layer, roofline and predictions.")
+@click.option("--out", type=_path(), help="The HTML report; .json, .md, .csv go beside.")
+@click.option(
+    "--compare",
+    type=(_path(exists=True, dir_okay=False), _path(exists=True, dir_okay=False)),
+    metavar="OLD.json NEW.json",
+    help="Measure nothing: compare two earlier reports.",
+)
+@click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    help="With --compare: a limit that NEW must keep, such as p99=33ms or dice_drop=0.005.",
 )
 @_json
 @_quiet
 def benchmark(
     sources: tuple[Path, ...],
-    dataset: Path,
+    dataset: Path | None,
     part: str | None,
     engines: tuple[str, ...],
+    rivals: tuple[str, ...],
     threads: int | None,
+    modes: tuple[str, ...],
     rounds: int,
-    out: Path,
+    streams: int,
+    rate: float,
+    seconds: float,
+    minutes: float,
+    layers: bool,
+    out: Path | None,
+    compare: tuple[Path, Path] | None,
+    budgets: tuple[str, ...],
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Measure SOURCEs interleaved; the first is the reference.
 
-    A SOURCE is a bundle, a run, a checkpoint or a shipped student (`edgeseg models`).
+    A SOURCE is a bundle, a run, a checkpoint or a shipped student (`edgeseg models`). With
+    --compare nothing is measured, and a budget that is not kept ends with exit code 3.
     """
-    from .benchmarks.record import run_benchmark, to_json
+    if compare:
+        if sources or dataset or out:
+            raise InputError(
+                "E-BENCHMARK-CALL", "--compare measures nothing; leave SOURCE, --data and --out out"
+            )
+        _compare_reports(compare, budgets, as_json)
+        return
+    if not (sources and dataset and out):
+        raise InputError("E-BENCHMARK-CALL", "name at least one SOURCE, --data and --out")
+    if budgets:
+        raise InputError("E-BENCHMARK-CALL", "budgets are judged with --compare; leave them out")
+    import tempfile
+
+    from .benchmarks.record import Settings, run_benchmark, to_json
     from .benchmarks.report import require_report_path, to_table, write_reports
     from .runtime.files import sha256_of_file
-    from .sources import candidates_of, common_samples, default_part, find_source
+    from .sources import (
+        candidates_of,
+        common_samples,
+        default_part,
+        find_source,
+        first_checkpoint,
+        jetson_devices,
+    )
 
     require_report_path(out)
+    settings = Settings(
+        modes=modes,
+        rounds=rounds,
+        streams=streams,
+        offline_s=seconds,
+        paced_s=seconds,
+        hz=rate,
+        soak_s=60 * minutes,
+        layers=layers,
+    )
     found = [find_source(path) for path in sources]
     part = part or default_part(found)
     of_split = part not in ("unseen", "all")
-    record = run_benchmark(
-        candidates_of(found, engines, threads or 0),
-        common_samples(found, dataset, part, _progress(quiet)),
-        rounds=rounds,
-        part=part,
-        split_sha256=sha256_of_file(found[0].split_file()) if of_split else None,
-        command=["edgeseg", *sys.argv[1:]],
-        progress=_progress(quiet),
-    )
+    with tempfile.TemporaryDirectory(prefix="edgeseg-") as folder:
+        candidates = candidates_of(found, engines, threads or 0)
+        if rivals:
+            from .rivals import rival_candidates
+
+            candidates += rival_candidates(
+                first_checkpoint(found),
+                rivals,
+                threads or 0,
+                Path(folder),
+                progress=_progress(quiet),
+            )
+        record = run_benchmark(
+            candidates,
+            common_samples(found, dataset, part, _progress(quiet)),
+            settings=settings,
+            part=part,
+            split_sha256=sha256_of_file(found[0].split_file()) if of_split else None,
+            command=["edgeseg", *sys.argv[1:]],
+            devices=jetson_devices(),
+            progress=_progress(quiet),
+        )
     write_reports(record, out)
     click.echo(to_json(record) if as_json else f"{to_table(record)}\nreport: {out}")
+
+
+def _compare_reports(files: tuple[Path, Path], budgets: tuple[str, ...], as_json: bool) -> None:
+    from .benchmarks.compare import (
+        compare_records,
+        comparison_to_json,
+        parse_budget,
+        render_comparison,
+        require_budgets,
+    )
+    from .benchmarks.record import from_json
+
+    limits = [parse_budget(text) for text in budgets]
+    old, new = (from_json(file.read_bytes()) for file in files)
+    comparison = compare_records(old, new, limits)
+    click.echo(comparison_to_json(comparison) if as_json else render_comparison(comparison))
+    require_budgets(comparison)
 
 
 @cli.command(hidden=True)
@@ -676,17 +791,29 @@ def card(
 
 @cli.command(hidden=True)
 @click.argument("source", type=_path())
-@click.option("--engine", required=True)
+@click.option("--engine", help="Of SOURCE.")
+@click.option("--rival", help="Of SOURCE, in place of an engine.")
+@click.option("--folder", type=_path(), help="Of the rival.")
 @click.option("--threads", type=click.IntRange(1), required=True)
-def probe(source: Path, engine: str, threads: int) -> None:
+def probe(
+    source: Path, engine: str | None, rival: str | None, folder: Path | None, threads: int
+) -> None:
     """Report this process's own memory and start-up times, for `benchmark`."""
     import numpy as np
 
     from .benchmarks.process import report_probe
-    from .sources import find_source
+    from .runtime.session import Session
 
-    frame = np.zeros((480, 640), np.uint8)
-    click.echo(report_probe(lambda: find_source(source).open(engine, threads), frame))
+    def open_session() -> Session:
+        if rival and folder:
+            from .rivals import open_rival
+
+            return open_rival(rival, source, folder, threads)
+        from .sources import find_source
+
+        return find_source(source).open(engine, threads)
+
+    click.echo(report_probe(open_session, np.zeros((480, 640), np.uint8)))
 
 
 if __name__ == "__main__":

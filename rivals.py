@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -272,11 +272,14 @@ def _candidate(name: str, user: _User, folder: Path, threads: int) -> Candidate:
 
     rival = RIVALS[name]
     folder.mkdir()
+    model = None
+    files: dict[str, bytes] = {}
     if rival.engine in ("torch", "torch-compile"):
         complexity = complexity_of(user.checkpoint.network, user.checkpoint.contract)
         sha256, size = user.checkpoint.sha256, user.file.stat().st_size
     else:
-        counted = count_complexity(_write_model(rival, user, folder, threads))
+        model = _write_model(rival, user, folder, threads)
+        counted = count_complexity(model)
         files = _files_in(folder)
         complexity = {
             "parameters": counted.parameters,
@@ -298,6 +301,10 @@ def _candidate(name: str, user: _User, folder: Path, threads: int) -> Candidate:
             *(sys.executable, "-m", "edgeseg", "probe", str(user.file.resolve())),
             *("--rival", name, "--folder", str(folder.resolve()), "--threads", str(threads)),
         ),
+        trained=rival.trained,
+        open_another=partial(open_rival, name, user.file, folder, threads),
+        files=files,
+        onnx=model,
     )
 
 

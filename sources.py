@@ -691,9 +691,24 @@ def _of_bundle(source: Source, engines: Sequence[str], threads: int) -> list[Can
             ),
             complexity=_complexity_of(bundle, files_of(engine)),
             probe=_probe_command(source, engine, threads),
+            open_another=partial(session_of, bundle, engine=engine, threads=threads),
+            files=bundle.model_files(files_of(engine)),
+            onnx=_onnx_of(bundle),
+            proof=_proof_of(bundle),
         )
         for engine in wanted
     ]
+
+
+def first_checkpoint(sources: Sequence[Source]) -> Path:
+    """Return the file of the first source that is no bundle. Raises InputError: E-RIVAL-SOURCE."""
+    found = next((source for source in sources if not source.is_bundle), None)
+    if found is None:
+        raise InputError(
+            "E-RIVAL-SOURCE",
+            "rivals are made from a checkpoint; name a run, a checkpoint or a shipped student too",
+        )
+    return found.path
 
 
 def _onnx_of(bundle: Bundle) -> bytes | None:
@@ -765,6 +780,7 @@ def _of_checkpoint(source: Source, engines: Sequence[str], threads: int) -> list
             file_bytes=source.path.stat().st_size,
             complexity=complexity_of(loaded.network, loaded.contract),
             probe=_probe_command(source, "torch", threads),
+            open_another=partial(source.open, "torch", threads),
         )
     ]
 

@@ -297,9 +297,9 @@ def compare_records(
         only_new=_names_without(new, [row for _, row in pairs]),
         changes=tuple(_changes(old, new, pairs)),
         warnings=tuple(
-            f"{which} record: {note.text}"
+            f"{which} record: {text}"
             for which, record in (("old", old), ("new", new))
-            for note in (*record.changes, *record.notes)
+            for text in [each.text for each in record.changes] + [n.text for n in record.notes]
         ),
         verdicts=tuple(
             _judge(budget, row, compared.get(row.name)) for budget in budgets for row in new.rows

@@ -78,7 +78,7 @@ def _kib(path: Path, name: str) -> int | None:
     return int(value.split()[0]) if value else None
 
 
-def probe_process(command: Sequence[str], timeout_s: float = 120) -> ProcessFacts:
+def probe_process(command: Sequence[str], timeout_s: float = 300) -> ProcessFacts:
     """Run a command that prints the line of `report_probe` last and return what it paid.
 
     The start is read here, just before the child is made. Both processes read CLOCK_MONOTONIC,

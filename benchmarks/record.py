@@ -293,6 +293,8 @@ def run_benchmark(
         candidate.name: probe_process(candidate.probe)
         for candidate in progress(candidates, "memory and start", len(candidates))
     }
+    for candidate in candidates:  # the clocks of an idle machine tell nothing of a busy one
+        candidate.session.predict(frames[0])
     before = read_conditions()
     sessions = {candidate.name: candidate.session for candidate in candidates}
     latencies = measure_interleaved(sessions, frames, rounds=settings.rounds, progress=progress)
@@ -300,13 +302,13 @@ def run_benchmark(
     offline = loads.each(candidates, "offline", _measure_offline)
     paced = loads.each(candidates, "paced", _measure_paced)
     soaks = loads.each(candidates, "soak", _measure_soak)
+    after = read_conditions()
     counter = find_counter()
     energies: dict[str, Energy] = {}
     if counter is not None:
         for candidate in progress(candidates, "energy", len(candidates)):
             work = partial(_work, candidate.session, frames)
             energies[candidate.name] = measure_energy(counter, work, idle_s=_ENERGY_S)
-    after = read_conditions()
     peaks, layers = _measure_layers(candidates if settings.layers else (), devices, progress)
     rows = [
         Row(
@@ -517,8 +519,10 @@ def _contradiction(record: BenchmarkRecord) -> str | None:
     if [(c.name, c.reference) for c in record.comparisons] != [(n, names[0]) for n in names[1:]]:
         return "record.comparisons are not those of its rows with the first"
     for row in record.rows:
-        times = (*row.latency.e2e_ms, *row.latency.engine_ms)
-        if {len(row.latency.e2e_ms), len(row.latency.engine_ms)} != {record.rounds}:
+        run = row.latency
+        times = (*run.e2e_ms, *run.engine_ms)
+        lengths = {len(each) for each in (run.e2e_ms, run.pre_ms, run.engine_ms, run.post_ms)}
+        if lengths | {sum(run.block_calls)} != {record.rounds}:
             return f"{row.name} has not {record.rounds} samples"
         if not times or not all(time > 0 and math.isfinite(time) for time in times):
             return f"{row.name} has no samples, or one that is no time above 0"

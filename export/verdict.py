@@ -16,7 +16,7 @@ from .forms import Form
 from .parity import Hop
 
 REFERENCE = "fp32"
-_ROUNDS = 60
+_ROUNDS = 120
 _FRAMES = 8
 _WORTH = 0.95  # a precision must take at most this share of the time to replace a wider one
 
