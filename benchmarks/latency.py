@@ -28,6 +28,8 @@ WARMUP_CAP_S = 60.0
 SETTLE_S = 0.05  # before each block: thread pools spin for a while after their last call
 BLOCK_CALLS = 5  # that a block has if there are rounds for BLOCK_PAIRS of them
 BLOCK_PAIRS = 20  # at least, in shorter blocks if need be; there may be rounds for fewer
+ALONE_BLOCKS = 8
+ALONE_UNTIMED = 20  # calls of each such block: clocks, caches and threads settle meanwhile
 RATIO_CONFIDENCE = 0.99  # not 0.95: that finds one difference in 20 comparisons of equals
 MIN_PAIRS = 8  # smallest n with 1 - 2 * 0.5**n >= RATIO_CONFIDENCE
 CONFIDENCE = 0.975  # one-sided, of each of `percentile_bounds`
@@ -47,6 +49,7 @@ class LatencyRun:
     warmup_calls: int
     steady: bool  # whether two warm-up windows agreed before the cap
     block_calls: tuple[int, ...]  # calls of each block in order; blocks 2i and 2i + 1 are a pair
+    alone_ms: tuple[float, ...] = ()  # the engine back to back: `measure_alone`, if it was called
 
     @property
     def p50_ms(self) -> float:
@@ -62,6 +65,11 @@ class LatencyRun:
     def p99_ms(self) -> float | None:
         """99th percentile end to end; None where n is too small (below `P99_MIN_N`)."""
         return supported_percentile(self.e2e_ms, 0.99)
+
+    @property
+    def alone_p50_ms(self) -> float | None:
+        """Median of the engine back to back; None where it was not measured."""
+        return percentile(self.alone_ms, 0.5) if self.alone_ms else None
 
     @property
     def overhead(self) -> float:
@@ -131,12 +139,13 @@ def measure_interleaved(
     frames: Sequence[Frame],
     *,
     rounds: int,
+    warmup_cap_s: float | None = None,
     progress: Progress = quiet,
 ) -> dict[str, LatencyRun]:
     """Time every session on the same frames, in blocks of consecutive calls that take turns.
 
     Each session is warmed up first: at least 50 calls and until the medians of two windows of 50
-    calls agree within 1 %, for 60 s at most. The blocks of a pair run in a fresh random order of
+    calls agree within 1 %. The blocks of a pair run in a fresh random order of
     the sessions and then in its reverse (ABBA), so a steady drift cancels. Before each block comes
     a pause, in which the idle threads of the session before stop spinning on the cores, and one
     call that is not timed. Every session's n-th call gets the same frame. Garbage collection is
@@ -146,7 +155,9 @@ def measure_interleaved(
         sessions: by name.
         frames: uint8 [H, W] or [H, W, 3], at least one; calls go through them in turn.
         rounds: timed calls per session, >= 1.
-        progress: wraps the blocks.
+        warmup_cap_s: after it a session that is not steady is measured all the same; None takes
+            `WARMUP_CAP_S`.
+        progress: wraps the warm-ups and the blocks.
 
     Returns:
         A `LatencyRun` for each name.
@@ -156,8 +167,12 @@ def measure_interleaved(
     order = np.arange(len(names))
     calls: dict[str, list[_Call]] = {name: [] for name in names}
     blocks = block_lengths(rounds)
+    cap_s = WARMUP_CAP_S if warmup_cap_s is None else warmup_cap_s
     with garbage_collection_off():
-        warmups = {name: _warm_up(session, frames) for name, session in sessions.items()}
+        warmups = {
+            name: _warm_up(sessions[name], frames, cap_s)
+            for name in progress(names, "warm-up", len(names))
+        }
         for block, length in enumerate(progress(blocks, "latency", len(blocks))):
             order = order[::-1] if block % 2 else shuffle.permutation(len(names))
             for index in order:
@@ -179,6 +194,44 @@ def measure_interleaved(
         )
         for name, warmup in warmups.items()
     }
+
+
+def measure_alone(
+    sessions: Mapping[str, Session],
+    frames: Sequence[Frame],
+    *,
+    rounds: int,
+    progress: Progress = quiet,
+) -> dict[str, tuple[float, ...]]:
+    """Time every engine back to back on prepared input, as the engines' own benchmarks do.
+
+    Between the frames of a device an engine's threads rest and its data leave the caches, so its
+    share of a real frame (`LatencyRun.engine_ms`) takes longer than this. Sessions take turns in
+    `ALONE_BLOCKS` blocks, in reverse order every other time; the first calls of each are not timed.
+
+    Args:
+        sessions: by name.
+        frames: uint8, at least one; each block takes the next.
+        rounds: timed calls per session, >= 1.
+        progress: wraps the blocks.
+
+    Returns:
+        Times in ms, in order, by name.
+    """
+    times_ms: dict[str, list[float]] = {name: [] for name in sessions}
+    with garbage_collection_off():
+        for block in progress(range(ALONE_BLOCKS), "engines alone", ALONE_BLOCKS):
+            for name in list(sessions)[:: -1 if block % 2 else 1]:
+                session = sessions[name]
+                image = session.prepare(frames[block % len(frames)])
+                time.sleep(SETTLE_S)
+                for _ in range(ALONE_UNTIMED):
+                    session.engine.run(image)
+                for _ in range(rounds // ALONE_BLOCKS + (block < rounds % ALONE_BLOCKS)):
+                    start_ns = time.perf_counter_ns()
+                    session.engine.run(image)
+                    times_ms[name].append((time.perf_counter_ns() - start_ns) / 1e6)
+    return {name: tuple(times) for name, times in times_ms.items()}
 
 
 def block_lengths(rounds: int) -> tuple[int, ...]:
@@ -230,9 +283,9 @@ class _WarmUp(NamedTuple):
     steady: bool
 
 
-def _warm_up(session: Session, frames: Sequence[Frame]) -> _WarmUp:
+def _warm_up(session: Session, frames: Sequence[Frame], cap_s: float) -> _WarmUp:
     times_ms: list[float] = []
-    deadline = time.perf_counter() + WARMUP_CAP_S
+    deadline = time.perf_counter() + cap_s
     while True:
         times_ms.append(_time_call(session, frames[len(times_ms) % len(frames)]).e2e_ms)
         if _is_steady(times_ms):

@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import TypeVar
@@ -39,6 +39,7 @@ from .latency import (
     P99_MIN_N,
     LatencyRatio,
     LatencyRun,
+    measure_alone,
     measure_interleaved,
     median_ratio,
 )
@@ -131,7 +132,7 @@ class Candidate:
     probe: tuple[str, ...]  # command whose child calls `process.report_probe`
     trained: bool = True  # False: its masks mean nothing and are not scored
     open_another: Callable[[], Session] | None = None  # for streams; None: one at a time
-    files: Mapping[str, bytes] = MappingProxyType({})  # the engine's model files, for its profiler
+    files: Mapping[str, bytes] = field(default_factory=dict)  # the engine's, for its profiler
     onnx: bytes | None = None  # that the files were made from; None: layers are not known
     proof: Proof | None = None
 
@@ -298,6 +299,7 @@ def run_benchmark(
     before = read_conditions()
     sessions = {candidate.name: candidate.session for candidate in candidates}
     latencies = measure_interleaved(sessions, frames, rounds=settings.rounds, progress=progress)
+    alone_ms = measure_alone(sessions, frames, rounds=settings.rounds, progress=progress)
     loads = _Loads(settings, frames, progress)
     offline = loads.each(candidates, "offline", _measure_offline)
     paced = loads.each(candidates, "paced", _measure_paced)
@@ -323,7 +325,7 @@ def run_benchmark(
             macs=candidate.complexity["macs"],
             weights_bytes=candidate.complexity["weights_bytes"],
             process=processes[candidate.name],
-            latency=latencies[candidate.name],
+            latency=replace(latencies[candidate.name], alone_ms=alone_ms[candidate.name]),
             offline=offline.get(candidate.name),
             paced=paced.get(candidate.name),
             soak=soaks.get(candidate.name),

@@ -101,6 +101,8 @@ def require_share(achieved: Achieved, precision: str, minimum: float) -> None:
 def least_share(master: bytes, precision: str, kept_float: Collection[str]) -> float:
     """Return the share of MACs that must run in a precision; what was kept in float is no fault.
 
+    What else may fall back is the same share of the whole, however much was kept.
+
     Args:
         master: the network as ONNX.
         precision: key in `MIN_SHARE`.
@@ -108,7 +110,7 @@ def least_share(master: bytes, precision: str, kept_float: Collection[str]) -> f
     """
     macs = dict(macs_of_nodes(master))
     kept = sum(macs[name] for name in kept_float) / sum(macs.values())
-    return MIN_SHARE[precision] * (1 - kept)
+    return max(0.0, MIN_SHARE[precision] - kept)
 
 
 # --- OpenVINO ------------------------------------------------------------------------------------

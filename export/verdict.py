@@ -18,6 +18,7 @@ from .parity import Hop
 REFERENCE = "fp32"
 _ROUNDS = 120
 _FRAMES = 8
+_WARMUP_CAP_S = 3.0  # of each form: what is decided here needs no percent
 _WORTH = 0.95  # a precision must take at most this share of the time to replace a wider one
 
 
@@ -60,7 +61,9 @@ def measure_verdicts(
         progress: wraps the rounds.
     """
     sessions = {form.name: Session.over(_FormEngine(form), contract) for form in forms}
-    runs = measure_interleaved(sessions, frames[:_FRAMES], rounds=_ROUNDS, progress=progress)
+    runs = measure_interleaved(
+        sessions, frames[:_FRAMES], rounds=_ROUNDS, warmup_cap_s=_WARMUP_CAP_S, progress=progress
+    )
     wide = [form.name for form in forms if form.precision == REFERENCE]
     reference = runs[min(wide, key=lambda name: runs[name].p50_ms)]
     ratios = {name: median_ratio(run, reference) for name, run in runs.items()}
