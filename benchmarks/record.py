@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 from typing import TypeVar
@@ -131,7 +131,7 @@ class Candidate:
     probe: tuple[str, ...]  # command whose child calls `process.report_probe`
     trained: bool = True  # False: its masks mean nothing and are not scored
     open_another: Callable[[], Session] | None = None  # for streams; None: one at a time
-    files: Mapping[str, bytes] = MappingProxyType({})  # the engine's model files, for its profiler
+    files: Mapping[str, bytes] = field(default_factory=dict)  # of the engine, for its profiler
     onnx: bytes | None = None  # that the files were made from; None: layers are not known
     proof: Proof | None = None
 

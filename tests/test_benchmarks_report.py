@@ -10,112 +10,16 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from edgeseg.benchmarks.accuracy import ImageScore, paired_difference, summarise
-from edgeseg.benchmarks.environment import Environment
-from edgeseg.benchmarks.latency import LatencyRun, median_ratio
-from edgeseg.benchmarks.process import ProcessFacts
-from edgeseg.benchmarks.record import (
-    SCHEMA,
-    BenchmarkRecord,
-    Comparison,
-    Note,
-    Row,
-    from_json,
-    to_json,
-)
+from edgeseg.benchmarks.accuracy import summarise
+from edgeseg.benchmarks.record import Note, from_json, to_json
 from edgeseg.benchmarks.report import to_csv, to_html, to_markdown, to_table, write_reports
-from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError
-from edgeseg.runtime.metrics import PixelCounts
-
-ENVIRONMENT = Environment(
-    started_utc="2026-11-22T09:30:00+00:00",
-    cpu="AMD EPYC",
-    cores=2,
-    isa=("avx2", "avx512_vnni"),
-    memory_mib=15872,
-    system="Debian GNU/Linux 12 (bookworm), kernel 6.1.0, x86_64",
-    governor=None,
-    frequency_mhz=2596.0,
-    load_average=0.3,
-    python="3.11.7",
-    packages={"edgeseg": "0.1.0", "numpy": "2.4.6", "openvino": None},
-    command=("edgeseg", "benchmark", "student-int8", "--data", "busi"),
+from edgeseg.tests.fabricated_record import (
+    ENVIRONMENT,
+    make_record,
+    make_row,
+    score,
 )
-
-
-def score(name, label, dice, lesion_px=1000):
-    """An image of 10000 px whose mask is as large as its lesion, so that recall is the Dice."""
-    tp = round(dice * lesion_px)
-    wrong = lesion_px - tp
-    return ImageScore(
-        name=name,
-        label=label,
-        group=name,
-        lesion_px=lesion_px,
-        predicted_px=lesion_px,
-        counts=PixelCounts(tp, wrong, wrong, 10000 - tp - 2 * wrong),
-        dice=tp / lesion_px,
-        iou=tp / (tp + 2 * wrong),
-        recall=tp / lesion_px,
-        precision=tp / lesion_px,
-        accuracy=1 - 2 * wrong / 10000,
-        hd95_px=20.0 * (1 - dice),
-    )
-
-
-def make_row(name, *, kind="torch", precision="fp32", e2e_ms=(10.0,) * 40, dice=(0.8, 0.9), **more):
-    scores = tuple(
-        score(f"image {i}", ("benign", "malignant")[i % 2], value, 500 + 20 * i)
-        for i, value in enumerate(dice)
-    )
-    fields = {
-        "name": name,
-        "kind": kind,
-        "precision": precision,
-        "artifact_sha256": "ab" * 32,
-        "contract": InputContract(),
-        "engine_facts": {"version": "1.0", "threads": "2"},
-        "file_bytes": 1 << 20,
-        "parameters": 2_180_000,
-        "macs": 2_500_000_000,
-        "weights_bytes": 8_720_000,
-        "process": ProcessFacts(peak_rss_mib=300.0, start_ms=900.0, first_mask_ms=1000.0),
-        "latency": LatencyRun(
-            *(tuple(share * t for t in e2e_ms) for share in (1, 0.1, 0.8, 0.1)),
-            *(30.0, 100, True, (1,) * len(e2e_ms)),
-        ),
-        "throughput_fps": 1000 / e2e_ms[0],
-        "accuracy": summarise(scores),
-        "scores": scores,
-        "calibration_error": 0.0125,
-    }
-    return Row(**{**fields, **more})
-
-
-def make_record(*rows, notes=()):
-    first = rows[0]
-    return BenchmarkRecord(
-        schema=SCHEMA,
-        environment=ENVIRONMENT,
-        frames=2,
-        rounds=len(first.latency.e2e_ms),
-        images=len(first.scores),
-        part="test",
-        split_sha256="ab" * 32,
-        rows=rows,
-        comparisons=tuple(
-            Comparison(
-                name=row.name,
-                reference=first.name,
-                latency=median_ratio(row.latency, first.latency),
-                dice=paired_difference(row.scores, first.scores),
-            )
-            for row in rows[1:]
-        ),
-        notes=tuple(notes),
-    )
-
 
 FAST = make_row("OpenVINO INT8", kind="openvino", precision="int8", e2e_ms=(2.0,) * 40)
 SLOW = make_row("torch FP32")
@@ -170,11 +74,11 @@ def put(value, *path):
     "damage",
     [
         put("edgeseg.benchmark/1", "schema"),
-        drop("rounds"),
+        drop("images"),
         put(1, "surprise"),
-        put("40", "rounds"),
-        put(True, "rounds"),
-        put(41, "rounds"),
+        put("40", "images"),
+        put(True, "images"),
+        put(41, "settings", "rounds"),
         put(8, "rows", 0, "kind"),
         put([1.0] * 39 + ["1"], "rows", 0, "latency", "e2e_ms"),
         put([1.0] * 39 + [0.0], "rows", 0, "latency", "e2e_ms"),
@@ -204,7 +108,7 @@ def test_text_that_is_no_record_is_refused(text):
 def test_headline_names_the_fastest_row_and_its_dice_difference():
     worse = make_row("INT8", e2e_ms=(2.0,) * 40, dice=(0.7, 0.8))
     head = to_table(make_record(SLOW, worse)).splitlines()[0]
-    assert head.startswith("INT8 is 5.00× faster than torch FP32 (95 % interval 5.00–5.00)")
+    assert head.startswith("INT8 is 5.00× faster than torch FP32 (99 % interval 5.00–5.00)")
     assert "Dice −0.100 (−0.100 to −0.100, n=2)" in head
 
 
@@ -293,7 +197,7 @@ def test_page_is_well_formed_and_its_references_resolve():
 def test_every_plot_has_title_and_description_and_every_header_cell_a_scope():
     page = Elements(to_html(make_record(SLOW, FAST))).found
     plots = [attrs for name, attrs in page if name == "svg"]
-    assert len(plots) == 4
+    assert len(plots) == 5
     assert all(p["role"] == "img" and len(p["aria-labelledby"].split()) == 2 for p in plots)
     assert all(attrs.get("scope") in ("col", "row") for name, attrs in page if name == "th")
 
