@@ -16,10 +16,12 @@ from .modes import SoakRun
 from .record import Row
 from .roofline import Peaks
 from .svg import (
+    CHARACTER_PX,
     RIGHT,
     WIDTH,
     Axis,
     Box,
+    emptiest,
     family,
     grid,
     labels,
@@ -119,21 +121,17 @@ def latency_strips(rows: Sequence[Row]) -> str:
         top = strip_px * index
         latency = row.latency
         marks = [
-            (name, value, reach)
-            for name, value, reach in (
-                ("p50", latency.p50_ms, 13),
-                ("p90", latency.p90_ms, 9),
-                ("p99", latency.p99_ms, 5),
-            )
+            (value, reach)
+            for value, reach in ((latency.p50_ms, 13), (latency.p90_ms, 9), (latency.p99_ms, 5))
             if value is not None
         ]
         dots = "".join(  # the golden ratio spreads neighbours over the height, the same each time
             f"M{axis.at(time):.1f} {top + 24 + 18 * (turn * 0.618034 % 1):.1f}h0"
             for turn, time in enumerate(latency.e2e_ms)
         )
-        values = " · ".join(f"{name} {significant(value)}" for name, value, _ in marks)
+        values = " · ".join(significant(value) for value, _ in marks)
         lines = "".join(
-            f"M{axis.at(value):.1f} {top + 33 - reach}v{2 * reach}" for _, value, reach in marks
+            f"M{axis.at(value):.1f} {top + 33 - reach}v{2 * reach}" for value, reach in marks
         )
         parts += [
             f'<text class="label halo" x="{left}" y="{top + 16}">{escape(short(row.name))}</text>'
@@ -265,12 +263,12 @@ def roofline(row: Row, report: LayerReport, peaks: Peaks, key: str) -> str:
         for rank, layer in enumerate(timed, 1)
         if (cost := costs[layer.name]).macs and layer.median_ms > 0
     ]
-    roofs = [("FP32", peaks.fp32_gflops, "GFLOP/s")]
+    roofs = [(f"FP32 {significant(peaks.fp32_gflops)} GFLOP/s", peaks.fp32_gflops)]
     if peaks.int8_gops is not None:
-        roofs.append(("INT8", peaks.int8_gops, "GOP/s"))
-    bandwidth, highest = peaks.bandwidth_gb_s, max(gflops for _, gflops, _ in roofs)
+        roofs.append((f"INT8 {significant(peaks.int8_gops)} GOP/s", peaks.int8_gops))
+    bandwidth, highest = peaks.bandwidth_gb_s, max(gflops for _, gflops in roofs)
     intensities = [cost.intensity for _, cost, _ in dots] + [highest / bandwidth]
-    speeds = [_gflops(cost, ms) for _, cost, ms in dots] + [gflops for _, gflops, _ in roofs]
+    speeds = [_gflops(cost, ms) for _, cost, ms in dots] + [gflops for _, gflops in roofs]
     x_axis = log_axis([min(intensities) / 2, max(intensities) * 2], left, RIGHT)
     y_axis = log_axis([min(speeds) / 2, max(speeds) * 1.3], bottom, top)
     parts = [
@@ -283,25 +281,26 @@ def roofline(row: Row, report: LayerReport, peaks: Peaks, key: str) -> str:
         *_roofs(roofs, bandwidth, x_axis, y_axis),
     ]
     longest_ms = max((ms for *_, ms in dots), default=1.0)
-    for _, cost, ms in dots:
-        parts.append(
-            f'<circle class="dot {family(row.kind)}{"" if cost.precision == "int8" else " hollow"}"'
-            f' cx="{x_axis.at(cost.intensity):.1f}" cy="{y_axis.at(_gflops(cost, ms)):.1f}" '
-            f'r="{2 + 9 * math.sqrt(ms / longest_ms):.1f}"/>'
-        )
+    ranks, taken = [], list[Box]()
     for rank, cost, ms in dots:
+        x, y = x_axis.at(cost.intensity), y_axis.at(_gflops(cost, ms))
+        r = 2 + 9 * math.sqrt(ms / longest_ms)
+        taken.append((x - r, y - r, x + r, y + r))
+        look = "dot" if cost.precision == "int8" else "dot hollow"
+        parts.append(
+            f'<circle class="{look} {family(row.kind)}" cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}"/>'
+        )
         if rank <= LABELLED_LAYERS:
-            x, y = x_axis.at(cost.intensity), y_axis.at(_gflops(cost, ms))
-            parts.append(
+            ranks.append(
                 f'<text class="label halo" x="{x:.1f}" y="{y + 4.5:.1f}" text-anchor="middle">'
                 f"{rank}</text>"
             )
+    parts += [*ranks, *_roof_names(roofs, bandwidth, (x_axis, y_axis), taken)]
     against = report.attained
     facts = (
         f"{len(dots)} layers; the whole network reaches {percent(against.compute_share)} of the "
         f"compute peak and {percent(against.share)} of the roofline; bandwidth "
-        f"{significant(bandwidth)} GB/s, "
-        + ", ".join(f"{name} {significant(gflops)} {unit}" for name, gflops, unit in roofs)
+        f"{significant(bandwidth)} GB/s, " + ", ".join(name for name, _ in roofs)
     )
     return svg(key, f"Roofline of {row.name}", facts, bottom + 50, parts)
 
@@ -311,29 +310,48 @@ def _gflops(cost: LayerCost, ms: float) -> float:
 
 
 def _roofs(
-    roofs: Sequence[tuple[str, float, str]], bandwidth_gb_s: float, x_axis: Axis, y_axis: Axis
+    roofs: Sequence[tuple[str, float]], bandwidth_gb_s: float, x_axis: Axis, y_axis: Axis
 ) -> list[str]:
     """Draw the bandwidth up to the highest roof, and each roof from where it meets it."""
-    parts = []
-    for index, (name, gflops, unit) in enumerate(roofs):
-        x, y = x_axis.at(max(x_axis.low, gflops / bandwidth_gb_s)), y_axis.at(gflops)
-        above = index == len(roofs) - 1
-        parts.append(
-            f'<path class="roof" d="M{x:.1f} {y:.1f}H{RIGHT}"/>'
-            f'<text class="value halo" x="{RIGHT}" y="{y + (-6 if above else 15):.1f}" '
-            f'text-anchor="end">{name} {significant(gflops)} {unit}</text>'
-        )
-    highest = max(gflops for _, gflops, _ in roofs)
+    highest = max(gflops for _, gflops in roofs)
     start = max(x_axis.low, y_axis.low / bandwidth_gb_s)
-    ends = [
+    (x0, y0), (x1, y1) = (
         (x_axis.at(intensity), y_axis.at(intensity * bandwidth_gb_s))
         for intensity in (start, highest / bandwidth_gb_s)
-    ]
-    (x0, y0), (x1, y1) = ends
-    turn = math.degrees(math.atan2(y1 - y0, x1 - x0))
-    parts.append(
-        f'<path class="roof" d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}"/>'
-        f'<text class="value halo" transform="translate({(x0 + x1) / 2:.1f} {(y0 + y1) / 2:.1f}) '
-        f'rotate({turn:.1f})" y="-6" text-anchor="middle">{significant(bandwidth_gb_s)} GB/s</text>'
     )
+    turn = math.degrees(math.atan2(y1 - y0, x1 - x0))
+    level = "".join(
+        f"M{x_axis.at(max(x_axis.low, gflops / bandwidth_gb_s)):.1f} {y_axis.at(gflops):.1f}"
+        f"H{RIGHT}"
+        for _, gflops in roofs
+    )
+    return [
+        f'<path class="roof" d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}{level}"/>',
+        f'<text class="value halo" text-anchor="middle" y="-6" transform="translate('
+        f'{(x0 + x1) / 2:.1f} {(y0 + y1) / 2:.1f}) rotate({turn:.1f})">'
+        f"{significant(bandwidth_gb_s)} GB/s</text>",
+    ]
+
+
+def _roof_names(
+    roofs: Sequence[tuple[str, float]],
+    bandwidth_gb_s: float,
+    axes: tuple[Axis, Axis],
+    taken: Sequence[Box],
+) -> list[str]:
+    """Write each roof's name at its end or its start, above or below, where fewest dots are."""
+    x_axis, y_axis = axes
+    parts = []
+    for name, gflops in roofs:
+        y, width = y_axis.at(gflops), CHARACTER_PX * len(name)
+        start = x_axis.at(max(x_axis.low, gflops / bandwidth_gb_s)) + 10
+        boxes = [
+            (left, y + shift - 14, left + width, y + shift)
+            for left in (RIGHT - width, start)
+            for shift in (-3, 19)
+        ]
+        box = emptiest(boxes, taken)
+        parts.append(
+            f'<text class="value halo" x="{box[0]:.1f}" y="{box[3] - 3:.1f}">{name}</text>'
+        )
     return parts

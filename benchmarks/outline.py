@@ -50,6 +50,7 @@ class Figure:
     title: str
     svg: str  # or HTML of what stands in its place
     caption: str
+    legend: tuple[tuple[str, str], ...] = ()  # a colour's class in the style sheet, what it means
 
 
 @dataclass(frozen=True)
@@ -162,12 +163,14 @@ def _plots(record: BenchmarkRecord) -> Figures:
             Figure(
                 "Distribution of latency",
                 latency_strips(rows),
-                "A dot is a timed frame. Lines: p50 (long), p90 and p99 (shorter, where n allows).",
+                "A dot is a timed frame. Lines and numbers: p50 (long line), p90 and p99 (shorter, "
+                "where n allows).",
             ),
             Figure(
                 "Latency in parts, ms",
                 latency_parts(rows),
-                "Medians of preparing + engine + reading out, in this order.",
+                "Medians of each part.",
+                (("pre", "preparing"), ("engine", "engine"), ("post", "reading out")),
             ),
             Figure(
                 "Peak memory, MiB",

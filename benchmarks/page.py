@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from .outline import Code, Figure, Figures, Part, Section, Terms, sections
@@ -81,9 +81,10 @@ def _table_under_heading(table: Table, section: Section) -> str:
 
 def _table(table: Table) -> str:
     """Return a table that scrolls in its own box; the box takes focus so that keys scroll it."""
+    cell = _words if table.words else _number
     head = "".join(f'<th scope="col">{_head(head)}</th>' for head in table.header)
     body = "".join(
-        f'<tr><th scope="row">{escape(line[0])}</th>{"".join(map(_cell, line[1:]))}</tr>'
+        f'<tr><th scope="row">{escape(line[0])}</th>{"".join(map(cell, line[1:]))}</tr>'
         for line in table.lines
     )
     return (
@@ -98,23 +99,34 @@ def _head(head: Head) -> str:
     return escape(title) + (f"<small>{escape(unit)}</small>" if unit else "")
 
 
-def _cell(text: str) -> str:
+def _number(text: str) -> str:
+    """Return a cell with what stands in brackets, such as an interval, on a line of its own."""
+    value, bracket, rest = escape(text).partition(" (")
+    return f"<td>{value}{f' <small>({rest}</small>' if bracket else ''}</td>"
+
+
+def _words(text: str) -> str:
     style = ' class="long"' if len(text) > _LONG else ""
     return f"<td{style}>{escape(text)}</td>"
 
 
 def _figures(part: Figures) -> str:
-    colours = "".join(
-        f'<span class="swatch {family(kind)}"></span>{escape(kind)}' for kind in part.kinds
-    )
+    colours = _swatches([(family(kind), kind) for kind in part.kinds])
     legend = f'<p class="quiet">Colour is the engine:{colours}</p>' if colours else ""
     return f'{legend}<div class="plots">{"".join(map(_figure, part.figures))}</div>'
+
+
+def _swatches(legend: Sequence[tuple[str, str]]) -> str:
+    return "".join(
+        f' <span class="key"><span class="swatch {style}"></span>{escape(meaning)}</span>'
+        for style, meaning in legend
+    )
 
 
 def _figure(figure: Figure) -> str:
     return (
         f"<figure><h3>{escape(figure.title)}</h3>{figure.svg}"
-        f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
+        f"<figcaption>{escape(figure.caption)}{_swatches(figure.legend)}</figcaption></figure>"
     )
 
 

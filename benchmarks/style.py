@@ -33,8 +33,9 @@ p,figcaption{max-width:75ch;overflow-wrap:anywhere}
 .scroll:focus-visible,summary:focus-visible{outline:3px solid var(--onnxruntime)}
 table{border-collapse:collapse;width:100%;font-size:.875rem;font-variant-numeric:tabular-nums}
 th,td{padding:7px 9px;text-align:right;white-space:nowrap;border-top:1px solid var(--line)}
-thead th{border-top:0;background:var(--box);vertical-align:bottom;font-weight:600}
-thead small{display:block;font-weight:400;color:var(--quiet)}
+thead th{border-top:0;background:var(--box);vertical-align:bottom;font-weight:600;
+white-space:normal}
+th small,td small{display:block;font-weight:400;color:var(--quiet);font-size:.8125rem}
 th:first-child{text-align:left;position:sticky;left:0;background:var(--page);font-weight:600;
 max-width:20rem;overflow-wrap:anywhere;white-space:normal;min-width:12.5rem}
 thead th:first-child{background:var(--box)}
@@ -75,7 +76,8 @@ figure .grid{stroke:var(--line);stroke-opacity:.6}
 .dot.hollow{fill-opacity:.08}
 .line{stroke:var(--mark);stroke-width:2;stroke-linejoin:round;fill:none}
 .interval,.dots{stroke:var(--mark)}
-.swatch{display:inline-block;width:.75em;height:.75em;margin:0 .3em 0 .6em;border-radius:2px;
+.key{white-space:nowrap;margin-left:.6em}
+.swatch{display:inline-block;width:.75em;height:.75em;margin-right:.3em;border-radius:2px;
 background:var(--mark)}
 dl{display:grid;grid-template-columns:minmax(8rem,13rem) 1fr;gap:6px 20px;margin:0}
 dt{font-weight:600}

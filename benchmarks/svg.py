@@ -10,7 +10,7 @@ from html import escape
 WIDTH = 420  # px at full size
 RIGHT = WIDTH - 14
 FAMILIES = ("torch", "onnxruntime", "openvino", "tensorrt")  # of engines; each has a colour
-_CHARACTER_PX = 7.2  # mean width at 13 px, rather too wide than too narrow
+CHARACTER_PX = 7.6  # mean width at 13 px, rather too wide than too narrow
 _MAX_NAME = 26  # characters; longer ones are cut, the tables have them whole
 
 # Where a label may lie from its point, liked best first: right, left, the corners, above, below.
@@ -117,7 +117,7 @@ def labels(
     taken: list[Box] = [(x - 8, y - 8, x + 8, y + 8) for x, y in points]
     parts = []
     for name, (x, y) in zip(names, points, strict=True):
-        width = _CHARACTER_PX * len(name)
+        width = CHARACTER_PX * len(name)
         boxes = [
             _box_at(x + dx * reach, y + dy * reach, dx, width)
             for reach in (11, 18, 26, 36, 48, 62, 78, 96)
@@ -152,6 +152,11 @@ def _box_at(x: float, y: float, side: float, width: float) -> Box:
     return (left, y - 9, left + width, y + 8)
 
 
+def emptiest(boxes: Sequence[Box], taken: Sequence[Box]) -> Box:
+    """Return the first of the boxes that covers the fewest of those taken."""
+    return min(boxes, key=lambda box: sum(_overlap(box, other) for other in taken))
+
+
 def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
@@ -161,8 +166,9 @@ def _distance(box: Box, x: float, y: float) -> float:
 
 
 def short(name: str) -> str:
-    """Cut a name to what fits beside a mark."""
-    return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
+    """Cut a name to what fits beside a mark, in its middle: names often differ at the end."""
+    half = _MAX_NAME // 2
+    return name if len(name) <= _MAX_NAME else f"{name[:half]}…{name[1 - half :]}"
 
 
 def svg(key: str, title: str, description: str, height: float, parts: Sequence[str]) -> str:

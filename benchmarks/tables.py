@@ -20,6 +20,7 @@ from .wording import (
     FILE,
     FIRST_MASK,
     NAME,
+    NETWORK,
     NOT_TRAINED,
     PEAK_MEMORY,
     Column,
@@ -123,7 +124,7 @@ def offline_table(record: BenchmarkRecord) -> Table | None:
     runs = [(row.name, row.offline) for row in record.rows if row.offline]
     lines = tuple((name, str(run.streams), f"{run.seconds:g}", fps_text(run)) for name, run in runs)
     header = _heads("Candidate", "Streams", ("Time", "s"), ("Frames/s", "95 %"))
-    return Table(mode_name("offline").capitalize(), header, lines) if lines else None
+    return Table(f"Mode {mode_name('offline')}", header, lines) if lines else None
 
 
 def paced_table(record: BenchmarkRecord) -> Table | None:
@@ -134,11 +135,11 @@ def paced_table(record: BenchmarkRecord) -> Table | None:
         *(("p50", "ms from the tick"), ("p99", "ms from the tick")),
         *(("Jitter p50", "ms"), ("Jitter p99", "ms"), ("Clock late", "ms, at most")),
     )
-    return Table(mode_name("paced").capitalize(), header, lines) if lines else None
+    return Table(f"Mode {mode_name('paced')}", header, lines) if lines else None
 
 
 def _paced_cells(run: PacedRun) -> tuple[str, ...]:
-    jitter_ms = [abs(value) for value in run.jitter_ms]
+    jitter_ms = [round(abs(value), 3) for value in run.jitter_ms]  # to the µs: it is a difference
     return (
         f"{run.hz:g}",
         *(str(count) for count in (run.due, run.done, run.dropped, run.missed)),
@@ -156,7 +157,7 @@ def soak_table(record: BenchmarkRecord) -> Table | None:
         *(("First window p50", "ms"), ("Last window p50", "ms"), ("Longest", "ms")),
         *(("Memory", "MiB/min, 95 %"), ("Mean clock", "MHz, first to last"), ("Hottest", "°C")),
     )
-    return Table(mode_name("soak").capitalize(), header, lines) if lines else None
+    return Table(f"Mode {mode_name('soak')}", header, lines) if lines else None
 
 
 def _soak_cells(run: SoakRun) -> tuple[str, ...]:
@@ -322,6 +323,7 @@ def _prediction_text(prediction: Prediction | None) -> str:
 
 _MEMORY: tuple[Column, ...] = (
     NAME,
+    *NETWORK,
     Column("Peak RSS", PEAK_MEMORY.unit, PEAK_MEMORY.cell),
     Column("PSS", "MiB", lambda record, row: significant(row.process.pss_mib)),
     Column("Start", "ms", lambda record, row: significant(row.process.start_ms)),
@@ -332,8 +334,8 @@ _MEMORY: tuple[Column, ...] = (
 
 
 def memory_table(record: BenchmarkRecord) -> Table:
-    """Return what a process of its own pays, and the sizes of weights and files."""
-    return _table_of("Memory and start of a fresh process", _MEMORY, record, record.rows)
+    """Return the network's size, what a process of its own pays, and what its files take."""
+    return _table_of("Size, memory and start of a fresh process", _MEMORY, record, record.rows)
 
 
 def energy_table(record: BenchmarkRecord) -> Table | None:

@@ -252,7 +252,7 @@ PEAK_MEMORY = Column(
     "Peak memory", "MiB", lambda record, row: significant(row.process.peak_rss_mib)
 )
 FILE = Column("File", "MiB", lambda record, row: significant(mib(row.file_bytes)))
-_NETWORK: tuple[Column, ...] = (
+NETWORK: tuple[Column, ...] = (
     Column("Input", "px", lambda record, row: input_size(row)),
     Column("Parameters", "M", lambda record, row: significant(row.parameters / 1e6)),
     Column("MACs", "G", lambda record, row: significant(row.macs / 1e9)),
@@ -267,11 +267,10 @@ COLUMNS: tuple[Column, ...] = (
     Column("Latency vs reference", "99 %", _latency_vs_reference),
     Column("Frames/s", "95 %", lambda record, row: fps_text(row.offline)),
     *(FIRST_MASK, PEAK_MEMORY, FILE),
-    *_NETWORK,
 )
 TERMINAL_COLUMNS: tuple[Column, ...] = (
     NAME,
-    *_NETWORK,
+    *NETWORK,
     *(FILE, PEAK_MEMORY, P50, P90, P99),
     Column(
         "Frames/s", "", lambda record, row: significant(row.offline.fps) if row.offline else MISSING
