@@ -285,7 +285,8 @@ def roofline(row: Row, report: LayerReport, peaks: Peaks, key: str) -> str:
     for rank, cost, ms in dots:
         x, y = x_axis.at(cost.intensity), y_axis.at(_gflops(cost, ms))
         r = 2 + 9 * math.sqrt(ms / longest_ms)
-        taken.append((x - r, y - r, x + r, y + r))
+        reach = max(r, 7) if rank <= LABELLED_LAYERS else r
+        taken.append((x - reach, y - reach, x + reach, y + reach))
         look = "dot" if cost.precision == "int8" else "dot hollow"
         parts.append(
             f'<circle class="{look} {family(row.kind)}" cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}"/>'

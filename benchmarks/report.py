@@ -64,7 +64,7 @@ def _markdown(part: Part, section: Section) -> str:
     if isinstance(part, Terms):
         return "".join(f"- **{k}**: {_escape_markdown(v)}\n" for k, v in part.terms.items())
     if isinstance(part, Code):
-        return f"    {part.text}\n"
+        return f"    {' '.join(part.text.splitlines())}\n"
     return f"{_escape_markdown(str(part))}\n"
 
 
@@ -79,7 +79,7 @@ def _escape_markdown(text: str) -> str:
     """Keep a name from becoming a table cell, a link, emphasis or HTML."""
     for character in "\\`*_[]|":
         text = text.replace(character, f"\\{character}")
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
+    return " ".join(text.splitlines()).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def to_csv(record: BenchmarkRecord) -> str:

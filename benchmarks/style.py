@@ -35,7 +35,7 @@ table{border-collapse:collapse;width:100%;font-size:.875rem;font-variant-numeric
 th,td{padding:7px 9px;text-align:right;white-space:nowrap;border-top:1px solid var(--line)}
 thead th{border-top:0;background:var(--box);vertical-align:bottom;font-weight:600;
 white-space:normal}
-th small,td small{display:block;font-weight:400;color:var(--quiet);font-size:.8125rem}
+th small,td small{display:block;font-weight:400;color:var(--quiet);font-size:.93em}
 th:first-child{text-align:left;position:sticky;left:0;background:var(--page);font-weight:600;
 max-width:20rem;overflow-wrap:anywhere;white-space:normal;min-width:12.5rem}
 thead th:first-child{background:var(--box)}
@@ -93,10 +93,10 @@ th:first-child{max-width:9rem;min-width:8rem}}
 --grid:#ddd;--warn:#fff;--warn-line:#a86500;--bad:#fff;--bad-line:#b3261e;
 --torch:#5c6773;--onnxruntime:#0069a6;--openvino:#bd4b00;--tensorrt:#007557;--other:#9a3f7c;
 --pre:#8a5a00;--engine:#0069a6;--post:#9a3f7c}
-body{font-size:10pt}main,header,footer{max-width:none;padding:0}
-.scroll{overflow:visible;border:0}table{font-size:6.5pt}th,td{padding:2px 4px;white-space:normal}
-th:first-child{position:static;min-width:0}table.words td,table.words td.long{min-width:0}
-details::details-content{content-visibility:visible;height:auto}
+html{font-size:9.5pt}body{font-size:1rem}main,header,footer{max-width:none;padding:0}
+.scroll{overflow:visible;border:0}table{font-size:7pt}th,td{padding:2px 4px;white-space:normal}
+th:first-child{position:static;min-width:6em}table.words td,table.words td.long{min-width:5em}
+td small{white-space:nowrap}details::details-content{content-visibility:visible;height:auto}
 figure{border:1px solid var(--line)}.plots{grid-template-columns:1fr 1fr;gap:10px}
 h2,h3,summary{break-after:avoid}tr,dt,dd{break-inside:avoid}*{print-color-adjust:exact}}
 """

@@ -23,6 +23,7 @@ from .wording import (
     NETWORK,
     NOT_TRAINED,
     PEAK_MEMORY,
+    TOO_FEW,
     Column,
     bounded_text,
     fps_text,
@@ -182,7 +183,7 @@ def slope_text(slope: Slope, found: str, not_found: str) -> str:
     """Return a slope with its interval, and in words whether there is one."""
     value = signed_significant(slope.per_minute)
     if math.isnan(slope.low):
-        return f"{value} (too few windows for an interval)"
+        return f"{value} ({TOO_FEW})"
     interval = f"{signed_significant(slope.low)} to {signed_significant(slope.high)}"
     return f"{found if slope.drifts else not_found}: {value} ({interval})"
 
@@ -261,10 +262,12 @@ def layers_table(row: Row, report: LayerReport) -> Table:
         )
     top = {layer.name for layer in timed[:TOP_LAYERS]}
     if rest := [cost for cost in report.costs if cost.name not in top]:
+        inside = len(costs) - len(timed)
         rest_ms = sum(layer.median_ms for layer in timed[TOP_LAYERS:])
         lines.append(
             (
-                f"{len(rest)} others, {len(costs) - len(timed)} of them run inside another",
+                f"{len(rest)} others"
+                + (f", {inside} of them run inside another" if inside else ""),
                 *("", "", *_cost_cells(rest)),
                 *(significant(rest_ms), percent(rest_ms / whole_ms), "", ""),
             )
