@@ -1,142 +1,89 @@
 """Plots as inline SVG: no library, no script; the page's style sheet colours them.
 
-All are `WIDTH` wide so that their text stays readable when a phone scales them down.
+All are `svg.WIDTH` wide so that their text stays readable when a phone scales them down.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from html import escape
 
+from .complexity import LayerCost
+from .latency import percentile
+from .layers import LayerReport
+from .modes import SoakRun
 from .record import Row
-from .text import fixed, significant
+from .roofline import Peaks
+from .svg import (
+    CHARACTER_PX,
+    RIGHT,
+    WIDTH,
+    Axis,
+    Box,
+    emptiest,
+    family,
+    grid,
+    labels,
+    linear_axis,
+    log_axis,
+    short,
+    svg,
+    x_ticks,
+)
+from .text import fixed, percent, significant
+from .wording import dice_of
 
-WIDTH = 420  # px at full size
-_RIGHT = WIDTH - 14
-_CHARACTER_PX = 7.2  # mean width at 13 px, rather too wide than too narrow
-_MAX_NAME = 26  # characters; longer ones are cut, the tables have them whole
-
-# Where a label may lie from its point, liked best first: right, left, the corners, above, below.
-_DIRECTIONS = ((1, 0), (-1, 0), (0.7, -1), (-0.7, -1), (0.7, 1), (-0.7, 1), (0, -1), (0, 1))
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """Maps values to px; `low` and `high` are ticks themselves."""
-
-    low: float
-    high: float
-    start_px: float  # where `low` is
-    end_px: float
-    scale: Callable[[float], float]
-    ticks: tuple[float, ...]
-
-    def at(self, value: float) -> float:
-        share = (self.scale(value) - self.scale(self.low)) / (
-            self.scale(self.high) - self.scale(self.low)
-        )
-        return self.start_px + share * (self.end_px - self.start_px)
-
-
-def _log_axis(values: Sequence[float], start_px: float, end_px: float) -> _Axis:
-    """Return a logarithmic axis over values above 0, with ticks at 1, 2 and 5 times 10**k."""
-    exponents = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
-    steps = [factor * 10.0**exponent for exponent in exponents for factor in (1, 2, 5)]
-    low = max(step for step in steps if step <= min(values))
-    high = min(step for step in steps if step > max(values))
-    ticks = [step for step in steps if low <= step <= high]
-    if len(ticks) > 8:
-        ticks = [tick for tick in ticks if f"{tick:e}".startswith("1")]
-    return _Axis(low, high, start_px, end_px, math.log10, tuple(ticks))
-
-
-def _linear_axis(low: float, high: float, start_px: float, end_px: float) -> _Axis:
-    """Return a linear axis of about five round steps around `low` and `high`."""
-    rough = (high - low) / 5
-    magnitude = 10.0 ** math.floor(math.log10(rough))
-    step = next(f * magnitude for f in (1, 2, 5, 10) if f * magnitude >= rough * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = tuple(index * step for index in range(first, last + 1))
-    return _Axis(ticks[0], ticks[-1], start_px, end_px, float, ticks)
+LABELLED_LAYERS = 5  # have their rank beside their dot
 
 
 def accuracy_against_latency(rows: Sequence[Row]) -> str:
     """Plot mean Dice with its interval against the median latency, and the Pareto front.
 
-    Rows without a lesion to score are left out; an empty string means that no row has one.
+    Rows that are not trained or have no lesion to score are left out; an empty string means that
+    no row is left.
     """
-    scored = [row for row in rows if row.accuracy.lesions.images]
+    scored = [(row, dice) for row in rows if (dice := dice_of(row)) and dice.n]
     if not scored:
         return ""
     height, left, bottom, top = 360, 54, 312, 14
-    summaries = [row.accuracy.lesions.per_image["dice"] for row in scored]
+    summaries = [dice for _, dice in scored]
     ends = [end for s in summaries for end in (s.mean, s.low, s.high) if not math.isnan(end)]
     margin = max(0.01, 0.05 * (max(ends) - min(ends)))
-    y_axis = _linear_axis(max(0, min(ends) - margin), min(1, max(ends) + margin), bottom, top)
-    medians = [row.latency.p50_ms for row in scored]
-    x_axis = _log_axis([min(medians) / 1.15, max(medians) * 1.15], left, _RIGHT)
+    y_axis = linear_axis(max(0, min(ends) - margin), min(1, max(ends) + margin), bottom, top)
+    medians = [row.latency.p50_ms for row, _ in scored]
+    x_axis = log_axis([min(medians) / 1.15, max(medians) * 1.15], left, RIGHT)
     points = [(x_axis.at(m), y_axis.at(s.mean)) for m, s in zip(medians, summaries, strict=True)]
     front = _pareto_front(points)
     parts = [
-        _grid(x_axis, y_axis, "Median latency, ms (log scale): left is faster"),
-        f'<text class="axis" transform="translate(13 {(top + bottom) / 2}) rotate(-90)" '
-        'text-anchor="middle">Mean Dice with 95 % interval</text>',
+        grid(
+            x_axis,
+            y_axis,
+            "Median latency, ms (log scale): left is faster",
+            "Mean Dice with 95 % interval",
+        ),
         _front_path(front),
     ]
     lines: list[Box] = [  # what a label had better not cross: the front, then the intervals
         (x, y - 1, end, y + 1)
-        for (x, y), end in zip(front, [*(x for x, _ in front[1:]), _RIGHT], strict=True)
+        for (x, y), end in zip(front, [*(x for x, _ in front[1:]), RIGHT], strict=True)
     ]
-    for row, (x, _), summary in zip(scored, points, summaries, strict=True):
+    for (row, summary), (x, _) in zip(scored, points, strict=True):
         if not math.isnan(summary.low):
             low_px, high_px = y_axis.at(summary.low), y_axis.at(summary.high)
             lines.append((x - 2, high_px, x + 2, low_px))
             parts.append(
-                f'<path class="interval {row.kind}" d="M{x:.1f} {low_px:.1f}V{high_px:.1f}'
+                f'<path class="interval {family(row.kind)}" d="M{x:.1f} {low_px:.1f}V{high_px:.1f}'
                 f'M{x - 4:.1f} {low_px:.1f}h8M{x - 4:.1f} {high_px:.1f}h8"/>'
             )
-    parts += [_marker(row, x, y) for row, (x, y) in zip(scored, points, strict=True)]
-    names = [_short(row.name) for row in scored]
-    parts += _labels(names, points, lines, (left + 2, top, WIDTH, bottom - 2))
+    parts += [_marker(row, x, y) for (row, _), (x, y) in zip(scored, points, strict=True)]
+    names = [short(row.name) for row, _ in scored]
+    parts += labels(names, points, lines, (left + 2, top, WIDTH, bottom - 2))
     facts = "; ".join(
         f"{row.name}: {significant(row.latency.p50_ms)} ms, Dice {fixed(s.mean)}"
-        for row, s in zip(scored, summaries, strict=True)
+        for row, s in scored
     )
-    return _svg("accuracy-latency", "Accuracy against latency", facts, height, parts)
-
-
-def _grid(x_axis: _Axis, y_axis: _Axis, x_title: str) -> str:
-    bottom, top = y_axis.start_px, y_axis.end_px
-    left, right = x_axis.start_px, x_axis.end_px
-    decimals = 2 if y_axis.ticks[1] - y_axis.ticks[0] > 0.0099 else 3
-    lines = [f'<path class="base" d="M{left} {bottom}H{right}"/>']
-    for tick in y_axis.ticks:
-        y = y_axis.at(tick)
-        lines.append(f'<path class="grid" d="M{left} {y:.1f}H{right}"/>')
-        lines.append(
-            f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">'
-            f"{fixed(tick, decimals)}</text>"
-        )
-    return "".join([*lines, _x_ticks(x_axis, top, bottom, x_title)])
-
-
-def _x_ticks(axis: _Axis, top: float, bottom: float, title: str) -> str:
-    lines = []
-    for tick in axis.ticks:
-        x = axis.at(tick)
-        lines.append(f'<path class="grid" d="M{x:.1f} {top}V{bottom}"/>')
-        lines.append(
-            f'<text class="tick" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{tick:g}</text>'
-        )
-    middle = (axis.start_px + axis.end_px) / 2
-    lines.append(
-        f'<text class="axis" x="{middle}" y="{bottom + 40}" text-anchor="middle">{title}</text>'
-    )
-    return "".join(lines)
+    return svg("accuracy-latency", "Accuracy against latency", facts, height, parts)
 
 
 def _pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -150,74 +97,17 @@ def _pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, fl
 
 def _front_path(front: Sequence[tuple[float, float]]) -> str:
     steps = "".join(f"H{x:.1f}V{y:.1f}" for x, y in front[1:])
-    return f'<path class="front" d="M{front[0][0]:.1f} {front[0][1]:.1f}{steps}H{_RIGHT}"/>'
+    return f'<path class="front" d="M{front[0][0]:.1f} {front[0][1]:.1f}{steps}H{RIGHT}"/>'
 
 
 def _marker(row: Row, x: float, y: float) -> str:
     """Draw the shape of the precision in the colour of the engine."""
+    look = f'class="mark {family(row.kind)}"'
     if row.precision == "int8":
-        shape = f'<path class="mark {row.kind}" d="M{x:.1f} {y - 7:.1f}l7 7-7 7-7-7z"/>'
-    elif row.precision == "fp16":
-        shape = (
-            f'<rect class="mark {row.kind}" x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" '
-            'height="10"/>'
-        )
-    else:
-        shape = f'<circle class="mark {row.kind}" cx="{x:.1f}" cy="{y:.1f}" r="5.5"/>'
-    return shape
-
-
-def _labels(
-    names: Sequence[str],
-    points: Sequence[tuple[float, float]],
-    lines: Sequence[Box],
-    bounds: Box,
-) -> list[str]:
-    """Put each name where it covers least, with a thin line to its point where it is far."""
-    taken: list[Box] = [(x - 8, y - 8, x + 8, y + 8) for x, y in points]
-    parts = []
-    for name, (x, y) in zip(names, points, strict=True):
-        width = _CHARACTER_PX * len(name)
-        boxes = [
-            _box_at(x + dx * reach, y + dy * reach, dx, width)
-            for reach in (11, 18, 26, 36, 48, 62, 78, 96)
-            for dx, dy in _DIRECTIONS
-        ]
-
-        def cost(box: Box, x: float = x, y: float = y) -> float:
-            outside = box[0] < bounds[0] or box[1] < bounds[1]
-            outside |= box[2] > bounds[2] or box[3] > bounds[3]
-            return (
-                10_000 * outside
-                + 1_000 * sum(_overlap(box, other) for other in taken)
-                + 25 * sum(_overlap(box, other) for other in lines)
-                + _distance(box, x, y)
-            )
-
-        box = min(boxes, key=cost)
-        taken.append(box)
-        if _distance(box, x, y) > 16:
-            near_x = min(max(x, box[0]), box[2])
-            near_y = box[3] if box[3] < y else box[1] if box[1] > y else (box[1] + box[3]) / 2
-            parts.append(f'<path class="leader" d="M{x:.1f} {y:.1f}L{near_x:.1f} {near_y:.1f}"/>')
-        parts.append(
-            f'<text class="label halo" x="{box[0]:.1f}" y="{box[3] - 4:.1f}">{escape(name)}</text>'
-        )
-    return parts
-
-
-def _box_at(x: float, y: float, side: float, width: float) -> Box:
-    """Return a label's box that starts, ends or is centred at x, by the sign of `side`."""
-    left = x if side > 0 else x - width if side < 0 else x - width / 2
-    return (left, y - 9, left + width, y + 8)
-
-
-def _overlap(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _distance(box: Box, x: float, y: float) -> float:
-    return math.hypot(max(box[0] - x, 0, x - box[2]), max(box[1] - y, 0, y - box[3]))
+        return f'<path {look} d="M{x:.1f} {y - 7:.1f}l7 7-7 7-7-7z"/>'
+    if row.precision == "fp16":
+        return f'<rect {look} x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"/>'
+    return f'<circle {look} cx="{x:.1f}" cy="{y:.1f}" r="5.5"/>'
 
 
 def latency_strips(rows: Sequence[Row]) -> str:
@@ -225,33 +115,29 @@ def latency_strips(rows: Sequence[Row]) -> str:
     strip_px, left = 50, 14
     bottom = 4 + strip_px * len(rows)
     times = [time for row in rows for time in row.latency.e2e_ms]
-    axis = _log_axis([min(times), max(times)], left, _RIGHT)
-    parts = [_x_ticks(axis, 0, bottom, "Latency of one frame, ms (log scale)")]
+    axis = log_axis([min(times), max(times)], left, RIGHT)
+    parts = [x_ticks(axis, 0, bottom, "Latency of one frame, ms (log scale)")]
     for index, row in enumerate(rows):
         top = strip_px * index
         latency = row.latency
         marks = [
-            (name, value, reach)
-            for name, value, reach in (
-                ("p50", latency.p50_ms, 13),
-                ("p90", latency.p90_ms, 9),
-                ("p99", latency.p99_ms, 5),
-            )
+            (value, reach)
+            for value, reach in ((latency.p50_ms, 13), (latency.p90_ms, 9), (latency.p99_ms, 5))
             if value is not None
         ]
         dots = "".join(  # the golden ratio spreads neighbours over the height, the same each time
             f"M{axis.at(time):.1f} {top + 24 + 18 * (turn * 0.618034 % 1):.1f}h0"
             for turn, time in enumerate(latency.e2e_ms)
         )
-        values = " · ".join(f"{name} {significant(value)}" for name, value, _ in marks)
+        values = " · ".join(significant(value) for value, _ in marks)
         lines = "".join(
-            f"M{axis.at(value):.1f} {top + 33 - reach}v{2 * reach}" for _, value, reach in marks
+            f"M{axis.at(value):.1f} {top + 33 - reach}v{2 * reach}" for value, reach in marks
         )
         parts += [
-            f'<text class="label halo" x="{left}" y="{top + 16}">{escape(_short(row.name))}</text>'
-            f'<text class="value halo" x="{_RIGHT}" y="{top + 16}" text-anchor="end">{values}'
+            f'<text class="label halo" x="{left}" y="{top + 16}">{escape(short(row.name))}</text>'
+            f'<text class="value halo" x="{RIGHT}" y="{top + 16}" text-anchor="end">{values}'
             "</text>",
-            f'<path class="dots {row.kind}" d="{dots}"/>',
+            f'<path class="dots {family(row.kind)}" d="{dots}"/>',
             f'<path class="percentile" d="{lines}"/>',
         ]
     facts = "; ".join(
@@ -259,7 +145,7 @@ def latency_strips(rows: Sequence[Row]) -> str:
         f"longest {significant(max(row.latency.e2e_ms))} ms"
         for row in rows
     )
-    return _svg("latency-strips", "Distribution of latency", facts, bottom + 50, parts)
+    return svg("latency-strips", "Distribution of latency", facts, bottom + 50, parts)
 
 
 def bars(rows: Sequence[Row], values: Sequence[float], title: str, unit: str, key: str) -> str:
@@ -274,29 +160,199 @@ def bars(rows: Sequence[Row], values: Sequence[float], title: str, unit: str, ke
     """
     bar_px = 38
     longest = max(max(values), 1e-9)
-    room = _RIGHT - 14 - 64  # for the value beside the longest bar
+    room = RIGHT - 14 - 64  # for the value beside the longest bar
     parts = []
     for index, (row, value) in enumerate(zip(rows, values, strict=True)):
         top, length = bar_px * index, room * value / longest
         parts.append(
-            f'<text class="label" x="14" y="{top + 15}">{escape(_short(row.name))}</text>'
-            f'<rect class="bar {row.kind}" x="14" y="{top + 20}" width="{length:.1f}" height="11"/>'
+            f'<text class="label" x="14" y="{top + 15}">{escape(short(row.name))}</text>'
+            f'<rect class="bar {family(row.kind)}" x="14" y="{top + 20}" width="{length:.1f}" '
+            'height="11"/>'
             f'<text class="value" x="{20 + length:.1f}" y="{top + 30}">{significant(value)}</text>'
         )
     facts = "; ".join(
         f"{row.name}: {significant(value)} {unit}" for row, value in zip(rows, values, strict=True)
     )
-    return _svg(key, f"{title}, {unit}", facts, bar_px * len(rows) + 4, parts)
+    return svg(key, f"{title}, {unit}", facts, bar_px * len(rows) + 4, parts)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
-
-
-def _svg(key: str, title: str, description: str, height: float, parts: Sequence[str]) -> str:
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" '
-        f'aria-labelledby="{key}-title {key}-description">'
-        f'<title id="{key}-title">{escape(title)}</title>'
-        f'<desc id="{key}-description">{escape(description)}</desc>{"".join(parts)}</svg>'
+def latency_parts(rows: Sequence[Row]) -> str:
+    """Plot the medians of preparing, engine and reading out, one behind the other, per row."""
+    bar_px = 38
+    medians = [
+        [percentile(part, 0.5) for part in (row.latency.pre_ms, row.latency.engine_ms)]
+        + [percentile(row.latency.post_ms, 0.5)]
+        for row in rows
+    ]
+    px_per_ms = (RIGHT - 14) / max(map(sum, medians))
+    parts = []
+    for index, (row, times) in enumerate(zip(rows, medians, strict=True)):
+        top, x = bar_px * index, 14.0
+        values = " + ".join(significant(time) for time in times)
+        parts.append(
+            f'<text class="label halo" x="14" y="{top + 15}">{escape(short(row.name))}</text>'
+            f'<text class="value halo" x="{RIGHT}" y="{top + 15}" text-anchor="end">{values}</text>'
+        )
+        for part, time in zip(("pre", "engine", "post"), times, strict=True):
+            length = px_per_ms * time
+            parts.append(
+                f'<rect class="bar {part}" x="{x:.1f}" y="{top + 20}" '
+                f'width="{max(0.5, length - 1):.1f}" height="11"/>'
+            )
+            x += length
+    facts = "; ".join(
+        f"{row.name}: preparing {significant(pre)} ms, engine {significant(engine)} ms, reading "
+        f"out {significant(post)} ms"
+        for row, (pre, engine, post) in zip(rows, medians, strict=True)
     )
+    return svg("latency-parts", "Latency in parts", facts, bar_px * len(rows) + 4, parts)
+
+
+def soak_lines(row: Row, soak: SoakRun, key: str) -> str:
+    """Plot the windows' medians over time and, below, the memory of the process.
+
+    Args:
+        row: whose soak it is.
+        soak: at least one window.
+        key: unique in the page, for references.
+    """
+    left, panel_px, gap_px = 54, 120, 62
+    minutes = [window.end_s / 60 for window in soak.windows]
+    x_axis = linear_axis(0, max(minutes), left, RIGHT)
+    lines = [("p50, ms", minutes, [window.p50_ms for window in soak.windows])]
+    known = [(w.end_s / 60, w.rss_mib) for w in soak.windows if w.rss_mib is not None]
+    if known:
+        lines.append(("RSS, MiB", [at for at, _ in known], [value for _, value in known]))
+    parts = []
+    for index, (title, times, values) in enumerate(lines):
+        top = 10 + index * (panel_px + gap_px)
+        # A twentieth around, so that a line does not rise for what is noise.
+        y_axis = linear_axis(0.95 * min(values), 1.05 * max(values), top + panel_px, top, steps=3)
+        points = [
+            f"{x_axis.at(at):.1f} {y_axis.at(value):.1f}"
+            for at, value in zip(times, values, strict=True)
+        ]
+        parts += [
+            grid(x_axis, y_axis, "Minutes", title),
+            f'<path class="line {family(row.kind)}" d="M{"L".join(points)}"/>',
+        ]
+    facts = "; ".join(
+        f"{title}: {significant(values[0])} at first, {significant(values[-1])} at last"
+        for title, _, values in lines
+    )
+    height = len(lines) * (panel_px + gap_px) - 8
+    return svg(key, f"Soak of {row.name}", facts, height, parts)
+
+
+def roofline(row: Row, report: LayerReport, peaks: Peaks, key: str) -> str:
+    """Plot the speed of each timed layer with products over its intensity, below the roofs.
+
+    A dot's area is the layer's time; it is filled for INT8 and hollow else.
+
+    Args:
+        row: whose layers they are.
+        report: of that row.
+        peaks: of its engine.
+        key: unique in the page, for references.
+    """
+    left, bottom, top = 60, 322, 22
+    costs = {cost.name: cost for cost in report.costs}
+    timed = sorted(report.times.layers, key=lambda layer: -layer.median_ms)
+    dots = [
+        (rank, cost, layer.median_ms)
+        for rank, layer in enumerate(timed, 1)
+        if (cost := costs[layer.name]).macs and layer.median_ms > 0
+    ]
+    roofs = [(f"FP32 {significant(peaks.fp32_gflops)} GFLOP/s", peaks.fp32_gflops)]
+    if peaks.int8_gops is not None:
+        roofs.append((f"INT8 {significant(peaks.int8_gops)} GOP/s", peaks.int8_gops))
+    bandwidth, highest = peaks.bandwidth_gb_s, max(gflops for _, gflops in roofs)
+    intensities = [cost.intensity for _, cost, _ in dots] + [highest / bandwidth]
+    speeds = [_gflops(cost, ms) for _, cost, ms in dots] + [gflops for _, gflops in roofs]
+    x_axis = log_axis([min(intensities) / 2, max(intensities) * 2], left, RIGHT)
+    y_axis = log_axis([min(speeds) / 2, max(speeds) * 1.3], bottom, top)
+    parts = [
+        grid(
+            x_axis,
+            y_axis,
+            "Intensity, FLOP per byte (log scale)",
+            "GFLOP/s attained (log scale)",
+        ),
+        *_roofs(roofs, bandwidth, x_axis, y_axis),
+    ]
+    longest_ms = max((ms for *_, ms in dots), default=1.0)
+    ranks, taken = [], list[Box]()
+    for rank, cost, ms in dots:
+        x, y = x_axis.at(cost.intensity), y_axis.at(_gflops(cost, ms))
+        r = 2 + 9 * math.sqrt(ms / longest_ms)
+        reach = max(r, 7) if rank <= LABELLED_LAYERS else r
+        taken.append((x - reach, y - reach, x + reach, y + reach))
+        look = "dot" if cost.precision == "int8" else "dot hollow"
+        parts.append(
+            f'<circle class="{look} {family(row.kind)}" cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}"/>'
+        )
+        if rank <= LABELLED_LAYERS:
+            ranks.append(
+                f'<text class="label halo" x="{x:.1f}" y="{y + 4.5:.1f}" text-anchor="middle">'
+                f"{rank}</text>"
+            )
+    parts += [*ranks, *_roof_names(roofs, bandwidth, (x_axis, y_axis), taken)]
+    against = report.attained
+    facts = (
+        f"{len(dots)} layers; the whole network reaches {percent(against.compute_share)} of the "
+        f"compute peak and {percent(against.share)} of the roofline; bandwidth "
+        f"{significant(bandwidth)} GB/s, " + ", ".join(name for name, _ in roofs)
+    )
+    return svg(key, f"Roofline of {row.name}", facts, bottom + 50, parts)
+
+
+def _gflops(cost: LayerCost, ms: float) -> float:
+    return cost.flops / ms / 1e6
+
+
+def _roofs(
+    roofs: Sequence[tuple[str, float]], bandwidth_gb_s: float, x_axis: Axis, y_axis: Axis
+) -> list[str]:
+    """Draw the bandwidth up to the highest roof, and each roof from where it meets it."""
+    highest = max(gflops for _, gflops in roofs)
+    start = max(x_axis.low, y_axis.low / bandwidth_gb_s)
+    (x0, y0), (x1, y1) = (
+        (x_axis.at(intensity), y_axis.at(intensity * bandwidth_gb_s))
+        for intensity in (start, highest / bandwidth_gb_s)
+    )
+    turn = math.degrees(math.atan2(y1 - y0, x1 - x0))
+    level = "".join(
+        f"M{x_axis.at(max(x_axis.low, gflops / bandwidth_gb_s)):.1f} {y_axis.at(gflops):.1f}"
+        f"H{RIGHT}"
+        for _, gflops in roofs
+    )
+    return [
+        f'<path class="roof" d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}{level}"/>',
+        f'<text class="value halo" text-anchor="middle" y="-6" transform="translate('
+        f'{(x0 + x1) / 2:.1f} {(y0 + y1) / 2:.1f}) rotate({turn:.1f})">'
+        f"{significant(bandwidth_gb_s)} GB/s</text>",
+    ]
+
+
+def _roof_names(
+    roofs: Sequence[tuple[str, float]],
+    bandwidth_gb_s: float,
+    axes: tuple[Axis, Axis],
+    taken: Sequence[Box],
+) -> list[str]:
+    """Write each roof's name at its end or its start, above or below, where fewest dots are."""
+    x_axis, y_axis = axes
+    parts = []
+    for name, gflops in roofs:
+        y, width = y_axis.at(gflops), CHARACTER_PX * len(name)
+        start = x_axis.at(max(x_axis.low, gflops / bandwidth_gb_s)) + 10
+        boxes = [
+            (left, y + shift - 14, left + width, y + shift)
+            for left in (RIGHT - width, start)
+            for shift in (-3, 19)
+        ]
+        box = emptiest(boxes, taken)
+        parts.append(
+            f'<text class="value halo" x="{box[0]:.1f}" y="{box[3] - 3:.1f}">{name}</text>'
+        )
+    return parts

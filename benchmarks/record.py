@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -31,7 +32,7 @@ from .accuracy import (
     score_images,
     summarise,
 )
-from .conditions import Change, Conditions, compare_conditions, read_conditions
+from .conditions import CHANGES, Change, Conditions, compare_conditions, read_conditions
 from .energy import Energy, explain_no_counter, find_counter, measure_energy
 from .environment import Environment, describe_environment
 from .jsonform import json_from_value, value_from_json
@@ -521,15 +522,58 @@ def _contradiction(record: BenchmarkRecord) -> str | None:
     if [(c.name, c.reference) for c in record.comparisons] != [(n, names[0]) for n in names[1:]]:
         return "record.comparisons are not those of its rows with the first"
     for row in record.rows:
-        run = row.latency
-        times = (*run.e2e_ms, *run.engine_ms)
-        lengths = {len(each) for each in (run.e2e_ms, run.pre_ms, run.engine_ms, run.post_ms)}
-        if lengths | {sum(run.block_calls)} != {record.rounds}:
-            return f"{row.name} has not {record.rounds} samples"
-        if not times or not all(time > 0 and math.isfinite(time) for time in times):
-            return f"{row.name} has no samples, or one that is no time above 0"
+        if fault := _latency_fault(row.latency, record.rounds) or _load_fault(row):
+            return f"{row.name} {fault}"
         if row.accuracy is not None and not row.accuracy.groups:
             return f"{row.name} has no accuracy"
+        if row.layers and (fault := _layers_fault(row.layers)):
+            return f"{row.name} {fault}"
+    if any(not (peaks.fp32_gflops > 0 and peaks.bandwidth_gb_s > 0) for peaks in record.peaks):
+        return "record.peaks has one that is not above 0"
     if unknown := [note.code for note in record.notes if note.code not in NOTES]:
         return f"note {unknown[0]!r} is unknown"
+    if unknown := [change.code for change in record.changes if change.code not in CHANGES]:
+        return f"change {unknown[0]!r} is unknown"
+    return None
+
+
+def _latency_fault(run: LatencyRun, rounds: int) -> str | None:
+    parts = (run.e2e_ms, run.pre_ms, run.engine_ms, run.post_ms)
+    if {len(part) for part in parts} != {rounds} or sum(run.block_calls) != rounds:
+        return f"has not {rounds} samples of each part of a call"
+    whole = (*run.e2e_ms, *run.engine_ms)
+    if not whole or not all(time > 0 and math.isfinite(time) for time in whole):
+        return "has no samples, or one that is no time above 0"
+    if not all(time >= 0 and math.isfinite(time) for time in (*run.pre_ms, *run.post_ms)):
+        return "has a sample that is no time"
+    return None
+
+
+def _load_fault(row: Row) -> str | None:
+    if row.offline and len(row.offline.window_fps) < 2:
+        return "has fewer than two windows offline"
+    if row.paced and not (
+        row.paced.hz > 0 and 0 < len(row.paced.answered) == len(row.paced.latency_ms)
+    ):
+        return "has no answered frames, or no clock"
+    ends_s = [0.0, *(window.end_s for window in row.soak.windows)] if row.soak else [0.0, 1.0, 2.0]
+    ascending = all(after > before for before, after in pairwise(ends_s))
+    if len(ends_s) < 3 or not ascending:
+        return "has a soak of fewer than two windows, or not in their order"
+    if row.soak and not all(window.p50_ms > 0 for window in row.soak.windows):
+        return "has a soak with a median that is no time above 0"
+    return None
+
+
+def _layers_fault(report: LayerReport) -> str | None:
+    names = {cost.name for cost in report.costs}
+    timed = {layer.name for layer in report.times.layers}
+    if names != {layer.name for layer in report.attained.layers} or not timed <= names:
+        return "has layers that are not those of its costs"
+    times = report.times
+    samples = (*(layer.samples_ms for layer in times.layers), times.profiled_ms, times.plain_ms)
+    if not all(samples) or not min(*times.plain_ms, report.attained.measured_ms) > 0:
+        return "has layers without a time"
+    if not all(cost.total_bytes > 0 for cost in report.costs):
+        return "has a layer without bytes"
     return None

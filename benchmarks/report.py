@@ -5,28 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import math
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import InputError
 from ..runtime.files import require_writable, write_bytes
+from .latency import percentile, percentile_bounds, supported_percentile
+from .outline import Code, Figures, Part, Section, Terms, sections
 from .page import to_html
 from .record import BenchmarkRecord, Row, to_json
+from .tables import Table
 from .text import text_table
-from .wording import (
-    CLEARANCE,
-    COLUMNS,
-    DEFINITIONS,
-    TERMINAL_COLUMNS,
-    artifacts_table,
-    conditions,
-    groups_caption,
-    groups_table,
-    headline,
-    metrics_table,
-)
+from .wording import CLEARANCE, TERMINAL_COLUMNS, cautions, dice_of, headline
 
 __all__ = ["to_csv", "to_html", "to_markdown", "to_table", "write_reports"]
 
@@ -35,37 +26,46 @@ def to_table(record: BenchmarkRecord) -> str:
     """Return headline, warnings and a compact table for a terminal."""
     header = [f"{c.title} {c.unit}".strip() for c in TERMINAL_COLUMNS]
     rows = [[column.cell(record, row) for column in TERMINAL_COLUMNS] for row in record.rows]
-    notes = [f"note: {note.text}" for note in record.notes]
+    notes = [
+        f"{'warning, invalidates the times' if caution.invalidates else 'note'}: {caution.text}"
+        for caution in cautions(record)
+    ]
     return "\n".join([headline(record), *notes, "", text_table(header, rows)])
 
 
 def to_markdown(record: BenchmarkRecord) -> str:
     """Return the whole report but its plots as Markdown."""
-    header = [f"{c.title} ({c.unit})" if c.unit else c.title for c in COLUMNS]
-    rows = [[column.cell(record, row) for column in COLUMNS] for row in record.rows]
-    notes = [f"> **Note:** {_escape_markdown(note.text)}\n" for note in record.notes]
+    notes = [
+        f"> **{'Invalidates the times' if caution.invalidates else 'Note'}:** "
+        f"{_escape_markdown(caution.text)}\n"
+        for caution in cautions(record)
+    ]
     parts = [
         "# edgeseg benchmark\n",
         f"**{_escape_markdown(headline(record))}**\n",
         *notes,
-        "## Results\n",
-        markdown_table(header, rows),
-        "## Accuracy by class and lesion size\n",
-        f"{groups_caption(record)}\n",
-        markdown_table(*groups_table(record)),
-        "## All metrics\n",
-        markdown_table(*metrics_table(record)),
-        "## Conditions\n",
-        "".join(f"- {name}: {_escape_markdown(v)}\n" for name, v in conditions(record).items()),
-        markdown_table(*artifacts_table(record)),
-        "## Definitions\n",
-        "".join(f"- **{term}**: {meaning}\n" for term, meaning in DEFINITIONS.items()),
-        "## Reproduce\n",
-        f"    {shlex.join(record.environment.command)}\n",
+        *(text for section in sections(record) for text in _markdown_section(section)),
         "---\n",
         CLEARANCE,
     ]
     return "\n".join(parts) + "\n"
+
+
+def _markdown_section(section: Section) -> list[str]:
+    parts = [part for part in section.parts if not isinstance(part, Figures)]
+    return [f"## {section.title}\n", *(_markdown(part, section) for part in parts)] if parts else []
+
+
+def _markdown(part: Part, section: Section) -> str:
+    if isinstance(part, Table):
+        header = [f"{title} ({unit})" if unit else title for title, unit in part.header]
+        heading = "" if part.title == section.title else f"### {_escape_markdown(part.title)}\n\n"
+        return heading + markdown_table([_escape_markdown(h) for h in header], part.lines)
+    if isinstance(part, Terms):
+        return "".join(f"- **{k}**: {_escape_markdown(v)}\n" for k, v in part.terms.items())
+    if isinstance(part, Code):
+        return f"    {' '.join(part.text.splitlines())}\n"
+    return f"{_escape_markdown(str(part))}\n"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -79,7 +79,7 @@ def _escape_markdown(text: str) -> str:
     """Keep a name from becoming a table cell, a link, emphasis or HTML."""
     for character in "\\`*_[]|":
         text = text.replace(character, f"\\{character}")
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
+    return " ".join(text.splitlines()).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def to_csv(record: BenchmarkRecord) -> str:
@@ -93,9 +93,7 @@ def to_csv(record: BenchmarkRecord) -> str:
 
 
 def _csv_fields(record: BenchmarkRecord, row: Row) -> dict[str, Any]:
-    comparison = record.comparison_of(row)
-    latency, process = row.latency, row.process
-    dice = row.accuracy.lesions.per_image["dice"]
+    process = row.process
     fields: dict[str, Any] = {
         "name": row.name,
         "kind": row.kind,
@@ -108,31 +106,99 @@ def _csv_fields(record: BenchmarkRecord, row: Row) -> dict[str, Any]:
         "weights_bytes": row.weights_bytes,
         "file_bytes": row.file_bytes,
         "peak_rss_mib": process.peak_rss_mib,
+        "pss_mib": process.pss_mib,
         "start_ms": process.start_ms,
         "first_mask_ms": process.first_mask_ms,
         "rounds": record.rounds,
-        "steady": latency.steady,
-        "p50_ms": latency.p50_ms,
-        "p90_ms": latency.p90_ms,
-        "p99_ms": latency.p99_ms,
-        "overhead": latency.overhead,
-        "throughput_fps": row.throughput_fps,
-        "images_with_lesion": row.accuracy.lesions.images,
-        "dice": dice.mean,
-        "dice_low": dice.low,
-        "dice_high": dice.high,
-        "iou": row.accuracy.lesions.per_image["iou"].mean,
-        "pooled_dice": row.accuracy.lesions.pooled["dice"],
-        "false_positive_share": row.accuracy.false_positive_share,
-        "calibration_error": row.calibration_error,
-        "latency_ratio": comparison and comparison.latency.ratio,
-        "latency_ratio_low": comparison and comparison.latency.low,
-        "latency_ratio_high": comparison and comparison.latency.high,
-        "dice_difference": comparison and comparison.dice.mean,
-        "dice_difference_low": comparison and comparison.dice.low,
-        "dice_difference_high": comparison and comparison.dice.high,
+        **_csv_latency(row),
+        **_csv_modes(row),
+        **_csv_energy_and_layers(row),
+        **_csv_accuracy(record, row),
     }
     return {key: _csv_cell(value) for key, value in fields.items()}
+
+
+def _csv_latency(row: Row) -> dict[str, Any]:
+    latency = row.latency
+    percentiles: dict[str, Any] = {}
+    for name, q, value in (
+        ("p50", 0.5, latency.p50_ms),
+        ("p90", 0.9, latency.p90_ms),
+        ("p99", 0.99, latency.p99_ms),
+    ):
+        low, high = percentile_bounds(latency.e2e_ms, q)
+        percentiles |= {f"{name}_ms": value, f"{name}_low_ms": low, f"{name}_high_ms": high}
+    return {
+        "steady": latency.steady,
+        "first_call_ms": latency.first_ms,
+        **percentiles,
+        "pre_p50_ms": percentile(latency.pre_ms, 0.5),
+        "engine_p50_ms": percentile(latency.engine_ms, 0.5),
+        "post_p50_ms": percentile(latency.post_ms, 0.5),
+        "overhead": latency.overhead,
+    }
+
+
+def _csv_modes(row: Row) -> dict[str, Any]:
+    offline, paced, soak = row.offline, row.paced, row.soak
+    drift = soak and soak.latency_ms
+    growth = soak and soak.memory_mib
+    return {
+        "offline_streams": offline and offline.streams,
+        "offline_fps": offline and offline.fps,
+        "offline_fps_low": offline and offline.fps_low,
+        "offline_fps_high": offline and offline.fps_high,
+        "paced_hz": paced and paced.hz,
+        "paced_due": paced and paced.due,
+        "paced_dropped": paced and paced.dropped,
+        "paced_missed": paced and paced.missed,
+        "paced_p50_ms": percentile(paced.latency_ms, 0.5) if paced and paced.done else None,
+        "paced_p99_ms": paced and supported_percentile(paced.latency_ms, 0.99),
+        "soak_s": soak and soak.windows[-1].end_s,
+        "soak_drift_ms_per_min": drift and drift.per_minute,
+        "soak_drift_low": drift and drift.low,
+        "soak_drift_high": drift and drift.high,
+        "soak_memory_mib_per_min": growth and growth.per_minute,
+        "soak_memory_low": growth and growth.low,
+        "soak_memory_high": growth and growth.high,
+    }
+
+
+def _csv_energy_and_layers(row: Row) -> dict[str, Any]:
+    energy, layers, proof = row.energy, row.layers, row.proof
+    return {
+        "energy_net_mj_per_frame": energy and energy.net_mj_per_frame,
+        "energy_gross_mj_per_frame": energy and energy.gross_mj_per_frame,
+        "compute_peak_share": layers and layers.attained.compute_share,
+        "roofline_share": layers and layers.attained.share,
+        "gate_max_dice_drop": proof and proof.max_drop,
+        "gate_worst_dice_drop_high": proof
+        and max((step.dice_drop_high for step in proof.steps), default=None),
+    }
+
+
+def _csv_accuracy(record: BenchmarkRecord, row: Row) -> dict[str, Any]:
+    comparison = record.comparison_of(row)
+    ratio = comparison and comparison.latency
+    difference = comparison and comparison.dice
+    accuracy, dice = row.accuracy, dice_of(row)
+    return {
+        "trained": accuracy is not None,
+        "images_with_lesion": accuracy and accuracy.lesions.images,
+        "dice": dice and dice.mean,
+        "dice_low": dice and dice.low,
+        "dice_high": dice and dice.high,
+        "iou": accuracy and accuracy.lesions.per_image["iou"].mean,
+        "pooled_dice": accuracy and accuracy.lesions.pooled["dice"],
+        "false_positive_share": accuracy and accuracy.false_positive_share,
+        "calibration_error": row.calibration_error,
+        "latency_ratio": ratio and ratio.ratio,
+        "latency_ratio_low": ratio and ratio.low,
+        "latency_ratio_high": ratio and ratio.high,
+        "dice_difference": difference and difference.mean,
+        "dice_difference_low": difference and difference.low,
+        "dice_difference_high": difference and difference.high,
+    }
 
 
 def _csv_cell(value: Any) -> Any:

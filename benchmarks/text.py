@@ -10,12 +10,18 @@ MISSING = "–"
 
 def significant(value: float | None, digits: int = 3) -> str:
     """Return a value >= 0 with so many significant digits, never in exponent form."""
-    if value is None or math.isnan(value):
+    if value is None or not math.isfinite(value):
         return MISSING
     if value == 0:
         return "0"
     decimals = digits - 1 - math.floor(math.log10(abs(value)))
     return f"{round(value, decimals):.{max(0, decimals)}f}"
+
+
+def signed_significant(value: float, digits: int = 2) -> str:
+    """Return a value with its sign and so many significant digits; zero has no sign."""
+    text = significant(abs(value), digits)
+    return text if text in (MISSING, "0") else ("−" if value < 0 else "+") + text
 
 
 def fixed(value: float, decimals: int = 3) -> str:
@@ -31,9 +37,9 @@ def signed(value: float, decimals: int = 3) -> str:
     return text if float(text) == 0 else ("−" if value < 0 else "+") + text
 
 
-def percent(share: float) -> str:
-    """Return a share in 0..1 as percent."""
-    return MISSING if math.isnan(share) else f"{100 * share:.1f} %"
+def percent(share: float, decimals: int = 1) -> str:
+    """Return a share in 0..1 as percent with so many decimals."""
+    return MISSING if math.isnan(share) else f"{100 * share:.{decimals}f} %"
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from .accuracy import CALIBRATION_BINS, METRICS, MetricSummary, PairedDifference
-from .latency import P99_MIN_N
-from .record import BenchmarkRecord, Row
-from .text import MISSING, fixed, percent, signed, significant
+from .accuracy import CALIBRATION_BINS, MetricSummary, PairedDifference
+from .latency import P99_MIN_N, LatencyRatio, percentile, percentile_bounds, supported_percentile
+from .modes import MODES, OfflineRun
+from .record import BenchmarkRecord, Comparison, Row
+from .text import MISSING, fixed, signed, significant
 
 Cell = Callable[[BenchmarkRecord, Row], str]
 
+TOO_FEW = "n too small"
+NOT_TRAINED = "not trained"
 CLEARANCE = (
     "Engineering evidence for the artifacts named here, on this machine. It is not a regulatory "
     "clearance and not a statement of clinical performance."
@@ -21,22 +25,44 @@ CLEARANCE = (
 # Term and meaning, in the order they are printed.
 DEFINITIONS: Mapping[str, str] = MappingProxyType(
     {
-        "MACs and FLOPs": "multiply-accumulates of convolutions and matrix products for one frame; "
-        "FLOPs = 2 × MACs.",
+        "MACs and FLOPs": "multiply-accumulates of convolutions and matrix products for one frame, "
+        "counted from the graph; FLOPs = 2 × MACs. Literature often prints MACs under the name of "
+        "FLOPs.",
         "Latency": "from a uint8 frame in memory to its mask in the frame's own size, in memory: "
-        "resizing, normalising, the engine, and reading out the mask. Single stream: the next "
-        "frame is sent when the mask is there. Files are not read meanwhile. Each turn of a row "
-        "starts with a pause, to let the threads of the row before rest, and one untimed call.",
-        "Overhead": "what resizing, normalising and reading out add to the engine's own time on "
-        "prepared input: the median over pairs of calls on the same frame.",
-        "p50, p90, p99": "measured values of rank n·q. One is given only where n is large enough "
-        f"for a 97.5 % upper confidence bound: p90 from 36 calls on, p99 from {P99_MIN_N}.",
-        "Frames/s": "single stream, back to back.",
+        "preparing (resizing, normalising), the engine with its copies, and reading out the mask. "
+        "The three are timed in the same call and add up to it; the medians of each need not. "
+        "Files are not read meanwhile. Mode single: the next frame is sent when the mask is there.",
+        "Overhead": "what preparing and reading out add to the engine's time: the median over "
+        "calls.",
+        "p50, p90, p99": "measured values of rank n·q. The bounds are those of the 95 % confidence "
+        "interval, themselves measured values. A percentile is given only where n is large enough "
+        f"for its upper bound: p90 from 36 calls on, p99 from {P99_MIN_N}.",
+        "Latency against the reference": "all rows take turns on the same frames, in blocks: a "
+        "random order of the rows, then its reverse (ABBA), so that a steady drift cancels. Each "
+        "pair of blocks gives one ratio of medians; the result is their median, and the 99 % "
+        "interval resamples the pairs. “No difference” means the interval holds 1: not shown to "
+        "differ, which is not proof of equality.",
+        "Frames/s": "mode offline: all streams busy back to back with batches of 1; the 95 % "
+        "interval is Student's t over ten windows.",
+        "Paced": "a frame at each tick of a clock; the newest waits and replaces an older one, "
+        "which is dropped. Latency from the tick to the mask; missed: answered after the next "
+        "tick. Jitter: time between two masks minus the period, without its sign.",
+        "Soak": "frames back to back for minutes. Drift and growth are Theil–Sen slopes over the "
+        "windows with their 95 % interval; “drifts” means the interval leaves out 0.",
         "First mask": "from the start of a fresh process, so it includes imports and loading.",
-        "Peak memory": "high-water mark of that process, interpreter and libraries included.",
-        "Against the reference": "ratio of medians; all rows took turns on the same frames, and "
-        "the 95 % interval resamples the rounds. “No difference” means the interval holds 1: "
-        "not shown to differ, which is not proof of equality.",
+        "Peak memory": "high-water mark of that process (RSS), interpreter and libraries included. "
+        "PSS counts what is shared with other processes in part, after its last mask.",
+        "Energy": "net: (power under load − power at rest) × time / frames; gross: power under "
+        "load × time / frames. Of the rails named only: no carrier board, no power supply.",
+        "Roofline": "a layer takes at least its operations over the compute peak or its bytes "
+        "(weights and activations, each once) over the memory bandwidth, whichever is longer; the "
+        "share is that least time over the measured one. Both peaks are measured here, compute "
+        "through the same engine. A share above 100 % means that data stayed in a cache, or that "
+        "the machine was busier when its peak was measured.",
+        "Predicted": "computed from a data sheet's peaks with ranges of efficiency and launch time "
+        "that no run on a device has confirmed: an interval to plan with, never a measurement.",
+        "Parity and gate": "each file of an export against the trained network on the same frames. "
+        "The gate judges the upper end of the 95 % interval of the loss of Dice.",
         "Dice per image and pooled": "per image: the mean over images with a lesion, each counts "
         "the same, a missed lesion counts 0; the 95 % interval resamples groups of "
         "near-duplicates. Pooled: one ratio of summed pixels, so large lesions weigh more. Images "
@@ -53,45 +79,74 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
 
 
 class Column(NamedTuple):
-    """One column of the main table."""
+    """One column of a table with a line for each row."""
 
     title: str
     unit: str  # empty where there is none
     cell: Cell
 
 
+class Caution(NamedTuple):
+    """What belongs in front of the numbers."""
+
+    text: str
+    invalidates: bool  # whether the numbers must not be used as they are
+
+
 def headline(record: BenchmarkRecord) -> str:
-    """Return the one sentence to remember: the fastest row against the reference."""
-    reference = record.rows[0]
+    """Return the one sentence to remember: the fastest row against the reference.
+
+    An untrained network wins nothing, so it is named only where no other is compared.
+    """
     if not record.comparisons:
-        dice = reference.accuracy.lesions.per_image["dice"]
+        return _headline_of_one(record.rows[0])
+    scored = [comparison for comparison in record.comparisons if comparison.dice is not None]
+    best = min(scored or record.comparisons, key=lambda comparison: comparison.latency.ratio)
+    among = "" if len(scored) in (0, len(record.comparisons)) else " of the trained networks"
+    return f"{_latency_finding(best, among)}; Dice {dice_difference(best.dice)}."
+
+
+def _headline_of_one(row: Row) -> str:
+    dice = dice_of(row)
+    accuracy = NOT_TRAINED if dice is None else f"Dice {with_interval(dice)}"
+    return f"{row.name} takes {significant(row.latency.p50_ms)} ms a frame (median), {accuracy}."
+
+
+def _latency_finding(best: Comparison, among: str) -> str:
+    ratio, reference = best.latency, best.reference
+    if math.isnan(ratio.low):
         return (
-            f"{reference.name} takes {significant(reference.latency.p50_ms)} ms a frame (median), "
-            f"Dice {with_interval(dice)}."
+            f"{best.name} takes {significant(ratio.ratio)}× the time of {reference} (too few "
+            "rounds for an interval)"
         )
-    best = min(record.comparisons, key=lambda comparison: comparison.latency.ratio)
-    ratio = best.latency
     if ratio.high < 1:
-        finding = (
-            f"{best.name} is {significant(1 / ratio.ratio)}× faster than {reference.name} "
-            f"(95 % interval {significant(1 / ratio.high)}–{significant(1 / ratio.low)})"
+        return (
+            f"{best.name} is {significant(1 / ratio.ratio)}× faster than {reference} "
+            f"(99 % interval {significant(1 / ratio.high)}–{significant(1 / ratio.low)})"
         )
-    elif ratio.low > 1:
-        finding = (
-            f"{reference.name} is the fastest; {best.name} takes {significant(ratio.ratio)}× its "
-            f"time (95 % interval {significant(ratio.low)}–{significant(ratio.high)})"
+    interval = f"99 % interval {significant(ratio.low)}–{significant(ratio.high)}"
+    if ratio.low > 1:
+        return (
+            f"{reference} is the fastest{among}; {best.name} takes {significant(ratio.ratio)}× its "
+            f"time ({interval})"
         )
-    else:
-        finding = (
-            f"No difference in latency was found between {best.name} and {reference.name} "
-            f"(ratio {significant(ratio.ratio)}, 95 % interval {significant(ratio.low)}–"
-            f"{significant(ratio.high)})"
-        )
-    return f"{finding}; Dice {dice_difference(best.dice)}."
+    return (
+        f"No difference in latency was found between {best.name} and {reference} (ratio "
+        f"{significant(ratio.ratio)}, {interval})"
+    )
 
 
-def dice_difference(difference: PairedDifference) -> str:
+def cautions(record: BenchmarkRecord) -> list[Caution]:
+    """Return what to know before the numbers are used: what invalidates them first."""
+    found = [Caution(change.text, change.invalidates) for change in record.changes]
+    found += [Caution(note.text, note.code == "not-steady") for note in record.notes]
+    return sorted(found, key=lambda caution: not caution.invalidates)
+
+
+def dice_difference(difference: PairedDifference | None) -> str:
     """Return a paired Dice difference with its interval, and whether it is one."""
+    if difference is None:
+        return f"not compared ({NOT_TRAINED})"
     text = (
         f"{signed(difference.mean)} ({signed(difference.low)} to {signed(difference.high)}, "
         f"n={difference.n})"
@@ -106,158 +161,120 @@ def with_interval(summary: MetricSummary) -> str:
     return f"{fixed(summary.mean)} ({fixed(summary.low)}–{fixed(summary.high)})"
 
 
+def mode_name(mode: str) -> str:
+    """Return a key of `MODES` with MLPerf's name for it."""
+    mlperf = MODES[mode].mlperf
+    return f"{mode} ({f'MLPerf {mlperf}' if mlperf else 'not in MLPerf'})"
+
+
+def fps_text(run: OfflineRun | None) -> str:
+    """Return the frames a second with their interval."""
+    if run is None:
+        return MISSING
+    low, high = significant(max(0.0, run.fps_low)), significant(run.fps_high)
+    return f"{significant(run.fps)} ({low}–{high})"
+
+
+def percentile_text(samples: Sequence[float], q: float) -> str:
+    """Return a percentile above the median, or why there is none."""
+    if not samples:
+        return MISSING
+    value = supported_percentile(samples, q)
+    return TOO_FEW if value is None else significant(value)
+
+
+def median_text(samples: Sequence[float]) -> str:
+    """Return the median, of however few samples."""
+    return significant(percentile(samples, 0.5)) if samples else MISSING
+
+
+def bounded_text(samples: Sequence[float], q: float) -> str:
+    """Return a percentile with its bounds, or why there is none; a median is always given."""
+    low, high = percentile_bounds(samples, q)
+    if low is not None and high is not None:
+        return f"{significant(percentile(samples, q))} ({significant(low)}–{significant(high)})"
+    return f"{median_text(samples)} ({TOO_FEW})" if q == 0.5 else TOO_FEW
+
+
+def dice_of(row: Row) -> MetricSummary | None:
+    """Return the mean Dice over images with a lesion; None for what is not trained."""
+    return row.accuracy.lesions.per_image["dice"] if row.accuracy else None
+
+
 def input_size(row: Row) -> str:
     """Return width × height of the network's input."""
     return f"{row.contract.width}×{row.contract.height}"
 
 
-def percentile_text(value_ms: float | None) -> str:
-    """Return a percentile, or why there is none."""
-    return "n too small" if value_ms is None else significant(value_ms)
-
-
-def mib(size_bytes: int) -> float:
+def mib(size_bytes: float) -> float:
     """Convert bytes to MiB."""
     return size_bytes / (1 << 20)
 
 
-def _dice(row: Row) -> MetricSummary:
-    return row.accuracy.lesions.per_image["dice"]
+def _ratio_text(ratio: LatencyRatio) -> str:
+    if math.isnan(ratio.low):
+        return f"{significant(ratio.ratio)}× ({TOO_FEW})"
+    finding = f"{significant(ratio.ratio)}×" if ratio.differs else "no difference"
+    return f"{finding} ({significant(ratio.low)}–{significant(ratio.high)})"
 
 
 def _latency_vs_reference(record: BenchmarkRecord, row: Row) -> str:
     comparison = record.comparison_of(row)
-    if comparison is None:
-        return "reference"
-    ratio = comparison.latency
-    finding = f"{significant(ratio.ratio)}×" if ratio.differs else "no difference"
-    return f"{finding} ({significant(ratio.low)}–{significant(ratio.high)})"
+    return "reference" if comparison is None else _ratio_text(comparison.latency)
 
 
 def _dice_vs_reference(record: BenchmarkRecord, row: Row) -> str:
     comparison = record.comparison_of(row)
     if comparison is None:
         return "reference"
+    if comparison.dice is None:
+        return MISSING
     dice = comparison.dice
     return f"{signed(dice.mean)} ({signed(dice.low)} to {signed(dice.high)})"
 
 
-_NAME = Column("Candidate", "", lambda record, row: row.name)
-_TIMES: tuple[Column, ...] = (
-    Column("p50", "ms", lambda record, row: significant(row.latency.p50_ms)),
-    Column("p90", "ms", lambda record, row: percentile_text(row.latency.p90_ms)),
-    Column("p99", "ms", lambda record, row: percentile_text(row.latency.p99_ms)),
-    Column("Frames/s", "", lambda record, row: significant(row.throughput_fps)),
+def _dice(record: BenchmarkRecord, row: Row) -> str:
+    dice = dice_of(row)
+    return NOT_TRAINED if dice is None else with_interval(dice)
+
+
+def _mean_dice(record: BenchmarkRecord, row: Row) -> str:
+    dice = dice_of(row)
+    return NOT_TRAINED if dice is None else fixed(dice.mean)
+
+
+NAME = Column("Candidate", "", lambda record, row: row.name)
+P50 = Column("p50", "ms", lambda record, row: significant(row.latency.p50_ms))
+P90 = Column("p90", "ms", lambda record, row: percentile_text(row.latency.e2e_ms, 0.9))
+P99 = Column("p99", "ms", lambda record, row: percentile_text(row.latency.e2e_ms, 0.99))
+FIRST_MASK = Column("First mask", "ms", lambda record, row: significant(row.process.first_mask_ms))
+PEAK_MEMORY = Column(
+    "Peak memory", "MiB", lambda record, row: significant(row.process.peak_rss_mib)
 )
-_COST: tuple[Column, ...] = (
+FILE = Column("File", "MiB", lambda record, row: significant(mib(row.file_bytes)))
+NETWORK: tuple[Column, ...] = (
     Column("Input", "px", lambda record, row: input_size(row)),
     Column("Parameters", "M", lambda record, row: significant(row.parameters / 1e6)),
     Column("MACs", "G", lambda record, row: significant(row.macs / 1e9)),
-    Column("File", "MiB", lambda record, row: significant(mib(row.file_bytes))),
-    Column("Peak memory", "MiB", lambda record, row: significant(row.process.peak_rss_mib)),
 )
 
 # What the pages show, what matters most first, and what fits into a terminal.
 COLUMNS: tuple[Column, ...] = (
-    _NAME,
-    Column("Dice", "95 %", lambda record, row: with_interval(_dice(row))),
+    NAME,
+    Column("Dice", "95 %", _dice),
     Column("Dice vs reference", "95 %", _dice_vs_reference),
-    *_TIMES,
-    Column("Latency vs reference", "95 %", _latency_vs_reference),
-    Column("Overhead", "", lambda record, row: percent(row.latency.overhead)),
-    Column("First mask", "ms", lambda record, row: significant(row.process.first_mask_ms)),
-    *_COST,
+    *(P50, P90, P99),
+    Column("Latency vs reference", "99 %", _latency_vs_reference),
+    Column("Frames/s", "95 %", lambda record, row: fps_text(row.offline)),
+    *(FIRST_MASK, PEAK_MEMORY, FILE),
 )
 TERMINAL_COLUMNS: tuple[Column, ...] = (
-    _NAME,
-    *_COST,
-    *_TIMES,
-    Column("Dice", "", lambda record, row: fixed(_dice(row).mean)),
+    NAME,
+    *NETWORK,
+    *(FILE, PEAK_MEMORY, P50, P90, P99),
+    Column(
+        "Frames/s", "", lambda record, row: significant(row.offline.fps) if row.offline else MISSING
+    ),
+    Column("Dice", "", _mean_dice),
     Column("vs reference", "", _latency_vs_reference),
 )
-
-
-def metrics_table(record: BenchmarkRecord) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows: metrics over images with a lesion, then those over all images."""
-    header = ["Candidate", "Dice", "IoU", "Recall", "Precision", "Pixel accuracy", "HD95 px"]
-    header += ["Pooled Dice", "Pooled IoU", "False positives", "ECE"]
-    return header, [[row.name, *_metric_cells(row)] for row in record.rows]
-
-
-def _metric_cells(row: Row) -> list[str]:
-    accuracy = row.accuracy
-    means, pooled = accuracy.lesions.per_image, accuracy.lesions.pooled
-    return [
-        *(fixed(means[metric].mean) for metric in METRICS if metric != "hd95_px"),
-        f"{significant(means['hd95_px'].mean)} (n={means['hd95_px'].n})",
-        fixed(pooled["dice"]),
-        fixed(pooled["iou"]),
-        f"{percent(accuracy.false_positive_share)} (n={accuracy.images_without_lesion})",
-        fixed(row.calibration_error),
-    ]
-
-
-def groups_table(record: BenchmarkRecord) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows: Dice of every row in every group of images."""
-    groups = record.rows[0].accuracy.groups
-    header = ["Candidate", *(f"{group.name} (n={group.images})" for group in groups)]
-    return header, [
-        [row.name, *(with_interval(group.per_image["dice"]) for group in row.accuracy.groups)]
-        for row in record.rows
-    ]
-
-
-def groups_caption(record: BenchmarkRecord) -> str:
-    """Say what small and large mean."""
-    accuracy = record.rows[0].accuracy
-    return (
-        "Mean Dice per image with its 95 % interval. Sizes are the terciles of lesion area: small "
-        f"up to {percent(accuracy.small_up_to_share)} of the image, large above "
-        f"{percent(accuracy.large_above_share)}."
-    )
-
-
-def conditions(record: BenchmarkRecord) -> dict[str, str]:
-    """Return what the numbers depend on, by name."""
-    place = record.environment
-    frequency = place.frequency_mhz
-    clocks = [
-        f"governor {place.governor}" if place.governor else "governor not readable",
-        f"{frequency:.0f} MHz at the start" if frequency else "frequency not readable",
-    ]
-    packages = [f"{name} {version}" for name, version in place.packages.items() if version]
-    return {
-        "Measured": f"{place.started_utc}, {record.rounds} rounds over {record.frames} frames, "
-        f"{record.images} images scored ({_selection(record)})",
-        "CPU": f"{place.cpu}, {place.cores} logical cores usable",
-        "Instructions": ", ".join(place.isa) or "none of interest",
-        "Clocks": ", ".join(clocks),
-        "Memory": f"{place.memory_mib} MiB" if place.memory_mib else "not readable",
-        "System": place.system,
-        "Load before": f"{place.load_average:.2f} over one minute",
-        "Software": f"Python {place.python}, {', '.join(packages)}",
-    }
-
-
-def artifacts_table(record: BenchmarkRecord) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows: which artifact ran how; .json and .csv have the whole hashes."""
-    header = ["Candidate", "Engine", "Precision", "Engine facts", "Warm-up calls", "SHA-256, start"]
-    return header, [
-        [
-            row.name,
-            row.kind,
-            row.precision,
-            ", ".join(f"{key}: {value}" for key, value in row.engine_facts.items()),
-            str(row.latency.warmup_calls) + ("" if row.latency.steady else " (not steady)"),
-            row.artifact_sha256[:16],
-        ]
-        for row in record.rows
-    ]
-
-
-def _selection(record: BenchmarkRecord) -> str:
-    if record.part == "unseen":
-        return "what no network here was trained on"
-    if record.split_sha256 is None:
-        return "all of the data set"
-    return f"{record.part} part of split {record.split_sha256[:12]}"

@@ -14,7 +14,14 @@ from edgeseg.benchmarks import latency
 from edgeseg.benchmarks import record as record_module
 from edgeseg.benchmarks.environment import describe_environment
 from edgeseg.benchmarks.jsonform import json_from_value
-from edgeseg.benchmarks.record import NOTES, Candidate, from_json, run_benchmark, to_json
+from edgeseg.benchmarks.record import (
+    NOTES,
+    Candidate,
+    Settings,
+    from_json,
+    run_benchmark,
+    to_json,
+)
 from edgeseg.benchmarks.report import to_html, to_table
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import EngineError, InputError
@@ -62,7 +69,7 @@ class FakeCase:
 CASES = [FakeCase(f"{n}") for n in range(20)] + [FakeCase("n", "normal")]
 
 
-def candidate(name, *, size=32, probe=PROBE, **engine):
+def candidate(name, *, size=32, probe=PROBE, trained=True, **engine):
     contract = InputContract(height=size, width=size)
     return Candidate(
         name=name,
@@ -73,20 +80,21 @@ def candidate(name, *, size=32, probe=PROBE, **engine):
         file_bytes=1000,
         complexity={"parameters": 10, "macs": 20, "weights_bytes": 30},
         probe=probe,
+        trained=trained,
     )
 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
-    monkeypatch.setattr(record_module, "THROUGHPUT_S", 0.01)
+    monkeypatch.setattr(record_module, "find_counter", lambda: None)  # it would rest for 30 s
     monkeypatch.setattr(latency, "SETTLE_S", 0.0)
     monkeypatch.setattr(latency, "WARMUP_TOLERANCE", np.inf)
 
 
-def benchmark(*candidates, cases=CASES, rounds=3):
+def benchmark(*candidates, cases=CASES, rounds=3, modes=("offline",), **settings):
     return run_benchmark(
         *(candidates, cases),
-        rounds=rounds,
+        settings=Settings(modes=modes, rounds=rounds, offline_s=0.02, **settings),
         part="all",
         split_sha256=None,
         command=["edgeseg", "benchmark"],

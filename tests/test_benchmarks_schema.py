@@ -11,25 +11,11 @@ from typing import Literal
 
 import pytest
 
-from edgeseg.benchmarks.accuracy import ImageScore, paired_difference, summarise
-from edgeseg.benchmarks.environment import describe_environment
 from edgeseg.benchmarks.jsonform import json_from_value
-from edgeseg.benchmarks.latency import LatencyRun, median_ratio
-from edgeseg.benchmarks.process import ProcessFacts
-from edgeseg.benchmarks.record import (
-    NOTES,
-    SCHEMA,
-    BenchmarkRecord,
-    Comparison,
-    Note,
-    Row,
-    from_json,
-    to_json,
-)
+from edgeseg.benchmarks.record import SCHEMA, from_json, to_json
 from edgeseg.benchmarks.schema import json_schema_of, record_schema
-from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError
-from edgeseg.runtime.metrics import PixelCounts
+from edgeseg.tests.fabricated_record import full_record
 
 PUBLISHED = Path(__file__).parent.parent / "docs" / "schema"
 TYPES = {
@@ -83,50 +69,7 @@ def faults(value, schema, top, where="record"):
 @pytest.fixture(scope="module")
 def record():
     """The JSON of a record with everything in it, undefined numbers too."""
-
-    def row(name, dice):
-        scores = tuple(
-            ImageScore(
-                *(f"{i}", "benign", f"{i}", lesion_px, 4, PixelCounts(3, 1, 1, 95)),
-                *(dice, dice, dice, dice, dice, float("nan")),
-            )
-            for i, lesion_px in enumerate((4, 4, 0))
-        )
-        return Row(
-            name=name,
-            kind="openvino",
-            precision="int8",
-            artifact_sha256="ab" * 32,
-            contract=InputContract(),
-            engine_facts={"threads": "2"},
-            file_bytes=10,
-            parameters=10,
-            macs=20,
-            weights_bytes=30,
-            process=ProcessFacts(300.0, 900.0, 1000.0),
-            latency=LatencyRun((1.0, 2.0), (1.0, 1.5), 3.0, 20, True),
-            throughput_fps=100.0,
-            accuracy=summarise(scores),
-            scores=scores,
-            calibration_error=0.01,
-        )
-
-    a, b = row("a", 0.8), row("b", 0.7)
-    ratio, difference = median_ratio(b.latency, a.latency), paired_difference(b.scores, a.scores)
-    text = to_json(
-        BenchmarkRecord(
-            schema=SCHEMA,
-            environment=describe_environment(["edgeseg", "benchmark"]),
-            frames=2,
-            rounds=2,
-            images=3,
-            part="all",
-            split_sha256=None,
-            rows=(a, b),
-            comparisons=(Comparison("b", "a", ratio, difference),),
-            notes=(Note("few-rounds", NOTES["few-rounds"]),),
-        )
-    )
+    text = to_json(full_record())
     from_json(text)  # it is a record
     return json.loads(text)
 

@@ -1,0 +1,599 @@
+"""The tables of the report, the same in each of its forms; all numbers come from the record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .accuracy import METRICS
+from .complexity import LayerCost
+from .conditions import Conditions, CpuTicks, Gpu
+from .latency import percentile
+from .layers import LayerReport
+from .modes import MODES, PacedRun, Slope, SoakRun
+from .prediction import Prediction
+from .record import BenchmarkRecord, Proof, ProofStep, Row
+from .text import MISSING, fixed, percent, signed, signed_significant, significant
+from .wording import (
+    COLUMNS,
+    FILE,
+    FIRST_MASK,
+    NAME,
+    NETWORK,
+    NOT_TRAINED,
+    PEAK_MEMORY,
+    TOO_FEW,
+    Column,
+    bounded_text,
+    fps_text,
+    median_text,
+    mib,
+    mode_name,
+    percentile_text,
+    with_interval,
+)
+
+TOP_LAYERS = 12  # have a line of their own, the others are summed
+
+Head = tuple[str, str]  # of a column: title, unit or ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; the first of each line is its heading."""
+
+    title: str
+    header: tuple[Head, ...]
+    lines: tuple[tuple[str, ...], ...]
+    words: bool = False  # whether the cells are text, not numbers
+    folded: bool = False  # whether a page shows it only when asked
+
+
+def _table_of(
+    title: str, columns: Sequence[Column], record: BenchmarkRecord, rows: Sequence[Row]
+) -> Table:
+    return Table(
+        title,
+        tuple((column.title, column.unit) for column in columns),
+        tuple(tuple(column.cell(record, row) for column in columns) for row in rows),
+    )
+
+
+def _heads(*titles: str | Head) -> tuple[Head, ...]:
+    return tuple((title, "") if isinstance(title, str) else title for title in titles)
+
+
+def results_table(record: BenchmarkRecord) -> Table:
+    """Return what matters most, a line for each row."""
+    return _table_of("Results", COLUMNS, record, record.rows)
+
+
+# --- latency -------------------------------------------------------------------------------------
+
+_LATENCY: tuple[Column, ...] = (
+    NAME,
+    Column("First call", "ms", lambda record, row: significant(row.latency.first_ms)),
+    Column("p50", "ms, 95 %", lambda record, row: bounded_text(row.latency.e2e_ms, 0.5)),
+    Column("p90", "ms, 95 %", lambda record, row: bounded_text(row.latency.e2e_ms, 0.9)),
+    Column("p99", "ms, 95 %", lambda record, row: bounded_text(row.latency.e2e_ms, 0.99)),
+    Column("Preparing", "ms, median", lambda record, row: median_text(row.latency.pre_ms)),
+    Column("Engine", "ms, median", lambda record, row: median_text(row.latency.engine_ms)),
+    Column("Reading out", "ms, median", lambda record, row: median_text(row.latency.post_ms)),
+    Column("Overhead", "", lambda record, row: percent(row.latency.overhead)),
+    Column("Warm-up", "calls", lambda record, row: str(row.latency.warmup_calls)),
+    Column("Steady", "", lambda record, row: "yes" if row.latency.steady else "no"),
+)
+
+
+def latency_table(record: BenchmarkRecord) -> Table:
+    """Return percentiles with their bounds and the parts of a call."""
+    return _table_of("Latency in detail", _LATENCY, record, record.rows)
+
+
+# --- modes ---------------------------------------------------------------------------------------
+
+
+def modes_table(record: BenchmarkRecord) -> Table:
+    """Return how each mode sends frames, beside MLPerf's name, and what was asked of it here."""
+    settings = record.settings
+    asked = {
+        "single": f"{settings.rounds} calls",
+        "paced": f"{settings.paced_s:g} s at {settings.hz:g} Hz",
+        "offline": f"{settings.offline_s:g} s, streams: {settings.streams}",
+        "soak": f"{settings.soak_s / 60:.3g} min",
+    }
+    measured = {"single", *settings.modes}
+    return Table(
+        "Modes",
+        _heads("Mode", "Here", "A frame is sent", "Difference from MLPerf"),
+        tuple(
+            (
+                mode_name(name),
+                asked[name] if name in measured else "not measured",
+                mode.sends,
+                mode.difference,
+            )
+            for name, mode in MODES.items()
+        ),
+        words=True,
+    )
+
+
+def offline_table(record: BenchmarkRecord) -> Table | None:
+    """Return the throughput; None where no row has it."""
+    runs = [(row.name, row.offline) for row in record.rows if row.offline]
+    lines = tuple((name, str(run.streams), f"{run.seconds:g}", fps_text(run)) for name, run in runs)
+    header = _heads("Candidate", "Streams", ("Time", "s"), ("Frames/s", "95 %"))
+    return Table(f"Mode {mode_name('offline')}", header, lines) if lines else None
+
+
+def paced_table(record: BenchmarkRecord) -> Table | None:
+    """Return what became of a clock's frames; None where no row has it."""
+    lines = tuple((row.name, *_paced_cells(row.paced)) for row in record.rows if row.paced)
+    header = _heads(
+        *("Candidate", ("Clock", "Hz"), "Due", "Answered", "Dropped", "Missed"),
+        *(("p50", "ms from the tick"), ("p99", "ms from the tick")),
+        *(("Jitter p50", "ms"), ("Jitter p99", "ms"), ("Clock late", "ms, at most")),
+    )
+    return Table(f"Mode {mode_name('paced')}", header, lines) if lines else None
+
+
+def _paced_cells(run: PacedRun) -> tuple[str, ...]:
+    jitter_ms = [round(abs(value), 3) for value in run.jitter_ms]  # to the µs: it is a difference
+    return (
+        f"{run.hz:g}",
+        *(str(count) for count in (run.due, run.done, run.dropped, run.missed)),
+        *(median_text(run.latency_ms), percentile_text(run.latency_ms, 0.99)),
+        *(median_text(jitter_ms), percentile_text(jitter_ms, 0.99)),
+        significant(run.late_ms),
+    )
+
+
+def soak_table(record: BenchmarkRecord) -> Table | None:
+    """Return drift and growth over minutes; None where no row has it."""
+    lines = tuple((row.name, *_soak_cells(row.soak)) for row in record.rows if row.soak)
+    header = _heads(
+        *("Candidate", ("Time", "min"), "Frames", ("Drift", "ms/min, 95 %")),
+        *(("First window p50", "ms"), ("Last window p50", "ms"), ("Longest", "ms")),
+        *(("Memory", "MiB/min, 95 %"), ("Mean clock", "MHz, first to last"), ("Hottest", "°C")),
+    )
+    return Table(f"Mode {mode_name('soak')}", header, lines) if lines else None
+
+
+def _soak_cells(run: SoakRun) -> tuple[str, ...]:
+    windows = run.windows
+    clocks = [w.sampled["mean MHz"] for w in windows if "mean MHz" in w.sampled]
+    sensors = [v for w in windows for name, v in w.sampled.items() if name.endswith("°C")]
+    memory = run.memory_mib
+    return (
+        f"{windows[-1].end_s / 60:.3g}",
+        str(sum(window.calls for window in windows)),
+        slope_text(run.latency_ms, "drifts", "no drift found"),
+        significant(windows[0].p50_ms),
+        significant(windows[-1].p50_ms),
+        significant(max(window.max_ms for window in windows)),
+        MISSING if memory is None else slope_text(memory, "changes", "no growth found"),
+        f"{clocks[0]:.0f} to {clocks[-1]:.0f}" if clocks else "not told",
+        f"{max(sensors):.0f}" if sensors else "not told",
+    )
+
+
+def slope_text(slope: Slope, found: str, not_found: str) -> str:
+    """Return a slope with its interval, and in words whether there is one."""
+    value = signed_significant(slope.per_minute)
+    if math.isnan(slope.low):
+        return f"{value} ({TOO_FEW})"
+    interval = f"{signed_significant(slope.low)} to {signed_significant(slope.high)}"
+    return f"{found if slope.drifts else not_found}: {value} ({interval})"
+
+
+# --- layers --------------------------------------------------------------------------------------
+
+
+def peaks_table(record: BenchmarkRecord) -> Table:
+    """Return what each engine and the memory reach on this machine, and how it was measured."""
+    return Table(
+        "Peaks of this machine, measured",
+        _heads(
+            *("Engine", "Threads", ("FP32", "GFLOP/s"), ("INT8", "GOP/s")),
+            *(("Bandwidth", "GB/s"), "Kernels read", "How"),
+        ),
+        tuple(
+            (
+                peaks.engine,
+                str(peaks.threads),
+                significant(peaks.fp32_gflops),
+                "did not run in INT8" if peaks.int8_gops is None else significant(peaks.int8_gops),
+                significant(peaks.bandwidth_gb_s),
+                "; ".join(f"{asked}: {ran}" for asked, ran in peaks.executed.items()),
+                peaks.how,
+            )
+            for peaks in record.peaks
+        ),
+        words=True,
+    )
+
+
+def attained_table(record: BenchmarkRecord) -> Table:
+    """Return which share of the peaks whole networks reach."""
+    return Table(
+        "Whole networks against the peaks",
+        _heads(
+            *("Candidate", "Threads", ("One call", "ms, median")),
+            *("Share of compute peak", "Share of roofline"),
+            *("Profiler adds", ("Outside layers", "ms, median")),
+        ),
+        tuple(
+            (
+                row.name,
+                str(row.layers.times.threads),
+                significant(row.layers.attained.measured_ms),
+                percent(row.layers.attained.compute_share),
+                percent(row.layers.attained.share),
+                percent(row.layers.times.overhead),
+                median_text(row.layers.times.other_ms),
+            )
+            for row in record.rows
+            if row.layers
+        ),
+    )
+
+
+def layers_table(row: Row, report: LayerReport) -> Table:
+    """Return the layers that take most time, the others summed, and what is no layer."""
+    costs = {cost.name: cost for cost in report.costs}
+    against = {layer.name: layer for layer in report.attained.layers}
+    whole_ms = report.attained.measured_ms
+    timed = sorted(report.times.layers, key=lambda layer: -layer.median_ms)
+    lines = []
+    for rank, layer in enumerate(timed[:TOP_LAYERS], 1):
+        cost, bound = costs[layer.name], against[layer.name]
+        lines.append(
+            (
+                f"{rank} · {layer.name}",
+                cost.op,
+                cost.precision,
+                *_cost_cells([cost]),
+                *(significant(layer.median_ms), percent(layer.median_ms / whole_ms)),
+                MISSING if bound.share is None else percent(bound.share),
+                bound.bound,
+            )
+        )
+    top = {layer.name for layer in timed[:TOP_LAYERS]}
+    if rest := [cost for cost in report.costs if cost.name not in top]:
+        inside = len(costs) - len(timed)
+        rest_ms = sum(layer.median_ms for layer in timed[TOP_LAYERS:])
+        lines.append(
+            (
+                f"{len(rest)} others"
+                + (f", {inside} of them run inside another" if inside else ""),
+                *("", "", *_cost_cells(rest)),
+                *(significant(rest_ms), percent(rest_ms / whole_ms), "", ""),
+            )
+        )
+    if report.times.other_ms:
+        other_ms = percentile(report.times.other_ms, 0.5)
+        operators = ", ".join(report.times.other_operators) or "none"
+        lines.append(
+            (
+                f"no layer's: {operators}",
+                *("", "", "", ""),
+                *(significant(other_ms), percent(other_ms / whole_ms), "", ""),
+            )
+        )
+    return Table(
+        f"Layers of {row.name} that take most time",
+        _heads(
+            *("Layer", "Operator", "Precision", ("MACs", "M"), ("Bytes", "KiB")),
+            *(("Time", "ms, median"), "Of one call", "Share of roofline", "Bound by"),
+        ),
+        tuple(lines),
+        folded=True,
+    )
+
+
+def _cost_cells(costs: Sequence[LayerCost]) -> tuple[str, str]:
+    macs = sum(cost.macs for cost in costs)
+    return significant(macs / 1e6), significant(sum(cost.total_bytes for cost in costs) / 1024)
+
+
+def predictions_table(record: BenchmarkRecord) -> Table | None:
+    """Return what is predicted for devices, a line for each; None without predictions."""
+    rows = [row for row in record.rows if row.layers and row.layers.predictions]
+    by_row = [{each.device: each for each in row.layers.predictions} for row in rows if row.layers]
+    devices = list(dict.fromkeys(device for found in by_row for device in found))
+    if not devices:
+        return None
+    return Table(
+        "Predicted, not measured: one call of the network alone",
+        (("Device", ""), *((row.name, "predicted ms") for row in rows)),
+        tuple(
+            (device, *(_prediction_text(found.get(device)) for found in by_row))
+            for device in devices
+        ),
+    )
+
+
+def _prediction_text(prediction: Prediction | None) -> str:
+    if prediction is None:
+        return MISSING
+    low, high = significant(prediction.low_ms, 2), significant(prediction.high_ms, 2)
+    return f"{low}–{high} ({prediction.precision}, {prediction.bound})"
+
+
+# --- memory and energy ---------------------------------------------------------------------------
+
+_MEMORY: tuple[Column, ...] = (
+    NAME,
+    *NETWORK,
+    Column("Peak RSS", PEAK_MEMORY.unit, PEAK_MEMORY.cell),
+    Column("PSS", "MiB", lambda record, row: significant(row.process.pss_mib)),
+    Column("Start", "ms", lambda record, row: significant(row.process.start_ms)),
+    FIRST_MASK,
+    Column("Weights", "MiB", lambda record, row: significant(mib(row.weights_bytes))),
+    FILE,
+)
+
+
+def memory_table(record: BenchmarkRecord) -> Table:
+    """Return the network's size, what a process of its own pays, and what its files take."""
+    return _table_of("Size, memory and start of a fresh process", _MEMORY, record, record.rows)
+
+
+def energy_table(record: BenchmarkRecord) -> Table | None:
+    """Return the energy of a frame; None where nothing counted it."""
+    lines = tuple(
+        (
+            row.name,
+            signed_significant(row.energy.net_mj_per_frame, 3).removeprefix("+"),
+            significant(row.energy.gross_mj_per_frame),
+            f"{significant(row.energy.idle_w)} (drift {signed_significant(row.energy.idle_drift_w)}"
+            f", {row.energy.idle_s:.0f} s)",
+            f"{significant(row.energy.load_w)} ({row.energy.load_s:.0f} s)",
+            str(row.energy.frames),
+            f"{row.energy.counter}: {', '.join(row.energy.total_rails)}",
+            significant(row.energy.sample_hz),
+        )
+        for row in record.rows
+        if row.energy
+    )
+    header = _heads(
+        *("Candidate", ("Net", "mJ a frame"), ("Gross", "mJ a frame")),
+        *(("At rest", "W"), ("Under load", "W"), "Frames", "Rails", ("Readings", "Hz")),
+    )
+    return Table("Energy", header, lines) if lines else None
+
+
+# --- parity and gate -----------------------------------------------------------------------------
+
+
+def parity_table(record: BenchmarkRecord) -> Table | None:
+    """Return each file of each export against its trained network; None without an export."""
+    lines = tuple(
+        (f"{row.name}: {step.name}", *_step_cells(step, row.proof.max_drop))
+        for row in record.rows
+        if row.proof
+        for step in row.proof.steps
+    )
+    header = _heads(
+        *("Candidate: file", ("Logits differ", "at most"), "Pixels flipped"),
+        *(("Masks agree", "Dice"), ("Loss of Dice", "95 %"), ("Gate", "at most"), "Result"),
+    )
+    return Table("Files of the exports", header, lines) if lines else None
+
+
+def _step_cells(step: ProofStep, max_drop: float) -> tuple[str, ...]:
+    return (
+        significant(step.max_abs),
+        percent(step.flipped_share, 2),
+        fixed(step.mask_dice, 4),
+        f"{signed(step.dice_drop, 4)} ({signed(step.dice_drop_low, 4)} to "
+        f"{signed(step.dice_drop_high, 4)})",
+        fixed(max_drop, 4),
+        "passed" if step.dice_drop_high <= max_drop else "failed",  # NaN fails
+    )
+
+
+def proofs_table(record: BenchmarkRecord) -> Table | None:
+    """Return on what each export was checked and what it runs in; None without an export."""
+    lines = tuple((row.name, *_proof_cells(row.proof)) for row in record.rows if row.proof)
+    header = _heads(
+        *("Candidate", "Check frames", ("Trained network", "Dice")),
+        *(("Achieved precision", "share of the MACs"), "Kept in float"),
+    )
+    return Table("What the exports were checked on", header, lines, words=True) if lines else None
+
+
+def _proof_cells(proof: Proof) -> tuple[str, ...]:
+    achieved = "; ".join(
+        f"{form}: " + ", ".join(f"{kind} {percent(share)}" for kind, share in shares.items())
+        for form, shares in proof.achieved.items()
+    )
+    return (
+        f"{proof.frames} of {proof.part}",
+        fixed(proof.trained_dice),
+        achieved or "not told",
+        ", ".join(proof.kept_float) or "none",
+    )
+
+
+# --- accuracy ------------------------------------------------------------------------------------
+
+
+def metrics_table(record: BenchmarkRecord) -> Table:
+    """Return the metrics over images with a lesion, then those over all images."""
+    header = _heads(
+        *("Candidate", "Dice", "IoU", "Recall", "Precision", "Pixel accuracy", ("HD95", "px")),
+        *("Pooled Dice", "Pooled IoU", "False positives", "ECE"),
+    )
+    return Table(
+        "All metrics", header, tuple((row.name, *_metric_cells(row)) for row in record.rows)
+    )
+
+
+def _metric_cells(row: Row) -> list[str]:
+    accuracy = row.accuracy
+    if accuracy is None:
+        return [NOT_TRAINED, *[MISSING] * 9]
+    means, pooled = accuracy.lesions.per_image, accuracy.lesions.pooled
+    return [
+        *(fixed(means[metric].mean) for metric in METRICS if metric != "hd95_px"),
+        f"{significant(means['hd95_px'].mean)} (n={means['hd95_px'].n})",
+        fixed(pooled["dice"]),
+        fixed(pooled["iou"]),
+        f"{percent(accuracy.false_positive_share)} (n={accuracy.images_without_lesion})",
+        fixed(row.calibration_error),
+    ]
+
+
+def groups_table(record: BenchmarkRecord) -> Table | None:
+    """Return Dice of every trained row in every group of images; None where none is trained."""
+    scored = [(row.name, row.accuracy) for row in record.rows if row.accuracy]
+    if not scored:
+        return None
+    header = _heads(
+        "Candidate", *((group.name, f"n={group.images}") for group in scored[0][1].groups)
+    )
+    lines = tuple(
+        (name, *(with_interval(group.per_image["dice"]) for group in accuracy.groups))
+        for name, accuracy in scored
+    )
+    return Table("Dice by class and lesion size", header, lines)
+
+
+def groups_caption(record: BenchmarkRecord) -> str:
+    """Say what small and large mean; empty where no row is trained."""
+    accuracy = next((row.accuracy for row in record.rows if row.accuracy), None)
+    if accuracy is None:
+        return ""
+    return (
+        "Mean Dice per image with its 95 % interval. Sizes are the terciles of lesion area: small "
+        f"up to {percent(accuracy.small_up_to_share)} of the image, large above "
+        f"{percent(accuracy.large_above_share)}."
+    )
+
+
+# --- conditions ----------------------------------------------------------------------------------
+
+
+def environment_terms(record: BenchmarkRecord) -> dict[str, str]:
+    """Return what the numbers depend on and does not move, by name."""
+    place = record.environment
+    packages = [f"{name} {version}" for name, version in place.packages.items() if version]
+    where = ", ".join(map(str, place.affinity))
+    return {
+        "Measured": f"{place.started_utc}, {record.rounds} rounds over {record.frames} frames, "
+        f"{record.images} images scored ({_selection(record)})",
+        "CPU": f"{place.cpu}, {place.cores} logical cores usable"
+        + (f" (number {where})" if where else ""),
+        "Instructions": ", ".join(place.isa) or "none of interest",
+        "Memory": f"{place.memory_mib} MiB" if place.memory_mib else "not readable",
+        "System": place.system + (f", in {place.container}" if place.container else ""),
+        "Software": f"Python {place.python}, {', '.join(packages)}"
+        + (f", commit {place.commit[:12]}" if place.commit else ""),
+        "CPU time meanwhile": _cpu_time(record.before.cpu_ticks, record.after.cpu_ticks),
+    }
+
+
+def _selection(record: BenchmarkRecord) -> str:
+    if record.part == "unseen":
+        return "what no network here was trained on"
+    if record.split_sha256 is None:
+        return "all of the data set"
+    return f"{record.part} part of split {record.split_sha256[:12]}"
+
+
+def _cpu_time(before: CpuTicks | None, after: CpuTicks | None) -> str:
+    if before is None or after is None or after.total <= before.total:
+        return "not told"
+    total = after.total - before.total
+    own, busy = after.own - before.own, after.busy - before.busy
+    return (
+        f"this process {percent(own / total)}, others {percent(max(0, busy - own) / total)}, "
+        f"taken by the host {percent((after.stolen - before.stolen) / total)}"
+    )
+
+
+def conditions_table(record: BenchmarkRecord) -> Table:
+    """Return clocks, temperatures and the like before and after the measurement."""
+    before, after = _condition_cells(record.before), _condition_cells(record.after)
+    return Table(
+        "Before and after",
+        _heads("Condition", "Before", "After"),
+        tuple((name, before[name], after[name]) for name in before),
+        words=True,
+    )
+
+
+def _condition_cells(now: Conditions) -> dict[str, str]:
+    def told(value: object, form: str = "") -> str:
+        return "not told" if value is None else format(value, form)
+
+    return {
+        "Core clocks, MHz": _spread(now.core_mhz),
+        "Range of the governor, MHz": f"{told(now.min_mhz, '.0f')} to {told(now.max_mhz, '.0f')}"
+        if (now.min_mhz, now.max_mhz) != (None, None)
+        else "not told",
+        "Governor": ", ".join(now.governors) or "not told",
+        "Boost": "not told" if now.boost is None else "on" if now.boost else "off",
+        "Temperatures, °C": _by_name(now.temperatures_c),
+        "Throttled for temperature, times": told(now.throttle_events),
+        "Load average": told(now.load_average, ".2f"),
+        "CPU quota, cores": "none" if now.quota_cores is None else f"{now.quota_cores:g}",
+        "Stopped by the quota, times": told(now.quota_stops),
+        "Memory available, MiB": told(now.memory_available_mib),
+        "Power mode": told(now.power_mode),
+        "Fan, of 255": told(now.fan_pwm),
+        "GPU clocks, MHz": _by_name(now.jetson_gpu_mhz)
+        if now.jetson_gpu_mhz or not now.gpus
+        else "; ".join(map(_gpu_text, now.gpus)),
+    }
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "not told"
+    if min(values) == max(values):
+        return f"{values[0]:.0f}"
+    mean = sum(values) / len(values)
+    return f"{min(values):.0f} to {max(values):.0f}, mean {mean:.0f}"
+
+
+def _by_name(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.0f}" for name, value in values.items()) or "not told"
+
+
+def _gpu_text(gpu: Gpu) -> str:
+    facts = [
+        f"{name} {value:.0f} {unit}"
+        for name, value, unit in (
+            ("clock", gpu.clock_mhz, "MHz"),
+            ("memory", gpu.memory_clock_mhz, "MHz"),
+            ("at", gpu.temperature_c, "°C"),
+            ("limit", gpu.power_limit_w, "W"),
+        )
+        if value is not None
+    ]
+    facts += ["at rest"] if gpu.is_idle else []
+    facts += [f"slowed by {reason}" for reason in gpu.throttled_by]
+    return f"{gpu.index}: {', '.join(facts) or 'not told'}"
+
+
+def artifacts_table(record: BenchmarkRecord) -> Table:
+    """Return which artifact ran how; .json and .csv have the whole hashes."""
+    return Table(
+        "Artifacts",
+        _heads("Candidate", "Engine", "Precision", "Engine facts", "SHA-256, start"),
+        tuple(
+            (
+                row.name,
+                row.kind,
+                row.precision,
+                ", ".join(f"{key}: {value}" for key, value in row.engine_facts.items()),
+                row.artifact_sha256[:16],
+            )
+            for row in record.rows
+        ),
+        words=True,
+    )
