@@ -184,6 +184,7 @@ PEAKS = Peaks(
     int8_gops=700.0,
     executed={"fp32": "f32 2", "int8": "u8 2"},
     bandwidth_gb_s=20.0,
+    steady=True,
 )
 
 
