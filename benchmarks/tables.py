@@ -106,10 +106,11 @@ def modes_table(record: BenchmarkRecord) -> Table:
     measured = {"single", *settings.modes}
     return Table(
         "Modes",
-        _heads("Mode", "Here", "A frame is sent", "Difference from MLPerf"),
+        _heads("Mode", "In MLPerf", "Here", "A frame is sent", "Difference from MLPerf"),
         tuple(
             (
-                mode_name(name),
+                name,
+                mode.mlperf or "no such",
                 asked[name] if name in measured else "not measured",
                 mode.sends,
                 mode.difference,
