@@ -35,6 +35,7 @@ from .wording import (
 )
 
 TOP_LAYERS = 12  # have a line of their own, the others are summed
+_LONG = 12  # lines of predictions, above which they are folded
 
 Head = tuple[str, str]  # of a column: title, unit or ""
 
@@ -313,6 +314,7 @@ def predictions_table(record: BenchmarkRecord) -> Table | None:
             (device, *(_prediction_text(found.get(device)) for found in by_row))
             for device in devices
         ),
+        folded=len(devices) > _LONG,
     )
 
 
