@@ -285,13 +285,14 @@ def roofline(row: Row, report: LayerReport, peaks: Peaks, key: str) -> str:
     for rank, cost, ms in dots:
         x, y = x_axis.at(cost.intensity), y_axis.at(_gflops(cost, ms))
         r = 2 + 9 * math.sqrt(ms / longest_ms)
-        reach = max(r, 7) if rank <= LABELLED_LAYERS else r
-        taken.append((x - reach, y - reach, x + reach, y + reach))
+        labelled = rank <= LABELLED_LAYERS
+        reach = max(r, 7) if labelled else r
+        taken += [(x - reach, y - reach, x + reach, y + reach)] * (5 if labelled else 1)
         look = "dot" if cost.precision == "int8" else "dot hollow"
         parts.append(
             f'<circle class="{look} {family(row.kind)}" cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}"/>'
         )
-        if rank <= LABELLED_LAYERS:
+        if labelled:
             ranks.append(
                 f'<text class="label halo" x="{x:.1f}" y="{y + 4.5:.1f}" text-anchor="middle">'
                 f"{rank}</text>"
@@ -340,15 +341,16 @@ def _roof_names(
     axes: tuple[Axis, Axis],
     taken: Sequence[Box],
 ) -> list[str]:
-    """Write each roof's name at its end or its start, above or below, where fewest dots are."""
+    """Write each roof's name along it, above or below, where fewest dots are; best at its end."""
     x_axis, y_axis = axes
     parts = []
     for name, gflops in roofs:
         y, width = y_axis.at(gflops), CHARACTER_PX * len(name)
-        start = x_axis.at(max(x_axis.low, gflops / bandwidth_gb_s)) + 10
+        start = x_axis.at(max(x_axis.low, gflops / bandwidth_gb_s))
+        room = max(1, round(RIGHT - width - start))
         boxes = [
-            (left, y + shift - 14, left + width, y + shift)
-            for left in (RIGHT - width, start)
+            (RIGHT - width - step, y + shift - 14, RIGHT - step, y + shift)
+            for step in range(0, room, 10)
             for shift in (-3, 19)
         ]
         box = emptiest(boxes, taken)

@@ -217,8 +217,9 @@ def _layers(record: BenchmarkRecord) -> list[Part | None]:
             f"Roofline of {row.name}",
             roofline(row, report, peaks[key], f"roofline-{index}"),
             f"A dot is a layer with products: its area is its time, filled INT8, hollow float. "
-            f"Numbers: the {LABELLED_LAYERS} layers that take most time, as in the table. Dots "
-            "above the slope got their data from a cache.",
+            f"Numbers: the {LABELLED_LAYERS} layers that take most time, as in the table. A dot "
+            "above the slope got its data from a cache; for one above its roof the machine was "
+            "busier when that peak was measured.",
         )
         for index, (row, report) in enumerate(measured)
         if (key := (report.times.engine, report.times.threads)) in peaks

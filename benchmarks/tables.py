@@ -35,6 +35,7 @@ from .wording import (
 )
 
 TOP_LAYERS = 12  # have a line of their own, the others are summed
+_LONG = 12  # lines of predictions, above which they are folded
 
 Head = tuple[str, str]  # of a column: title, unit or ""
 
@@ -106,10 +107,11 @@ def modes_table(record: BenchmarkRecord) -> Table:
     measured = {"single", *settings.modes}
     return Table(
         "Modes",
-        _heads("Mode", "Here", "A frame is sent", "Difference from MLPerf"),
+        _heads("Mode", "In MLPerf", "Here", "A frame is sent", "Difference from MLPerf"),
         tuple(
             (
-                mode_name(name),
+                name,
+                mode.mlperf or "no such",
                 asked[name] if name in measured else "not measured",
                 mode.sends,
                 mode.difference,
@@ -312,6 +314,7 @@ def predictions_table(record: BenchmarkRecord) -> Table | None:
             (device, *(_prediction_text(found.get(device)) for found in by_row))
             for device in devices
         ),
+        folded=len(devices) > _LONG,
     )
 
 

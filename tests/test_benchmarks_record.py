@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -26,6 +27,7 @@ from edgeseg.benchmarks.report import to_html, to_table
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import EngineError, InputError
 from edgeseg.runtime.session import Session
+from edgeseg.tests.fabricated_record import PEAKS, layer_report
 
 PROBE = (
     sys.executable,
@@ -124,6 +126,66 @@ def test_measured_record_survives_json_and_can_be_reported():
     assert to_html(again) == to_html(record)
 
 
+def test_what_was_not_asked_for_is_none_and_energy_says_why():
+    record = benchmark(candidate("a"), modes=())
+    (row,) = record.rows
+    assert (row.offline, row.paced, row.soak, row.energy, row.layers) == (None,) * 5
+    assert record.no_energy.startswith("no counter: ")
+    assert record.peaks == ()
+
+
+def test_every_mode_asked_for_is_measured_on_every_row():
+    record = benchmark(
+        *(candidate("a"), candidate("b")),
+        modes=("offline", "paced", "soak"),
+        paced_s=0.1,
+        hz=50.0,
+        soak_s=0.2,
+    )
+    for row in record.rows:
+        assert row.offline.streams == 1
+        assert (row.paced.hz, row.paced.due) == (50, 5)
+        assert len(row.soak.windows) == 20
+
+
+def test_streams_are_sessions_of_their_own():
+    opened = []
+
+    def open_another():
+        opened.append(candidate("a").session)
+        return opened[-1]
+
+    several = dataclasses.replace(candidate("a"), open_another=open_another)
+    assert benchmark(several, streams=2).rows[0].offline.streams == len(opened) == 2
+
+
+def test_network_that_is_not_trained_is_timed_and_not_scored():
+    record = benchmark(candidate("a"), candidate("b", trained=False))
+    row = record.rows[1]
+    assert (row.accuracy, row.scores, len(row.latency.e2e_ms)) == (None, (), 3)
+    assert np.isnan(row.calibration_error)
+    assert record.comparisons[0].dice is None
+    assert "not-trained" in codes(record)
+    assert to_json(from_json(to_json(record))) == to_json(record)
+
+
+def test_layers_are_reported_where_the_engine_has_a_profiler_and_the_graph_is_known(monkeypatch):
+    asked = []
+
+    def report(engine, files, model, peaks, devices):
+        asked.append((engine, model, peaks))
+        return layer_report()
+
+    monkeypatch.setattr(record_module, "measure_peaks", lambda engine, threads: PEAKS)
+    monkeypatch.setattr(record_module, "report_layers", report)
+    known = [dataclasses.replace(candidate(name), onnx=b"onnx") for name in "ab"]
+    elsewhere = dataclasses.replace(candidate("c"), kind="torch", onnx=b"onnx")
+    record = benchmark(*known, elsewhere, candidate("d"), layers=True)
+    assert asked == [("openvino", b"onnx", PEAKS)] * 2
+    assert record.peaks == (PEAKS,)
+    assert [row.layers is not None for row in record.rows] == [True, True, False, False]
+
+
 def codes(record):
     return [note.code for note in record.notes]
 
@@ -161,6 +223,18 @@ def test_benchmark_of_nothing_or_of_one_name_twice_is_refused(candidates, cases,
     with pytest.raises(InputError) as caught:
         benchmark(*map(candidate, candidates), cases=cases, rounds=rounds)
     assert caught.value.code == code
+
+
+def test_unknown_mode_is_refused():
+    with pytest.raises(InputError) as caught:
+        Settings(modes=("server",))
+    assert caught.value.code == "E-BENCHMARK-MODE"
+
+
+def test_streams_of_what_opens_once_are_refused():
+    with pytest.raises(InputError) as caught:
+        benchmark(candidate("a"), streams=2)
+    assert caught.value.code == "E-BENCHMARK-STREAMS"
 
 
 def test_candidate_that_cannot_start_ends_the_benchmark():

@@ -345,8 +345,8 @@ def line_of(record, table, name):
                 "Steady": "yes",
             },
         ),
-        ("Modes", "single (MLPerf SingleStream)", {"Here": "400 calls"}),
-        ("Modes", "soak (not in MLPerf)", {"Here": "10 min"}),
+        ("Modes", "single", {"In MLPerf": "SingleStream", "Here": "400 calls"}),
+        ("Modes", "soak", {"In MLPerf": "no such", "Here": "10 min"}),
         (
             "Mode offline (MLPerf Offline)",
             "OpenVINO INT8",
