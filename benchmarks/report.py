@@ -136,6 +136,7 @@ def _csv_latency(row: Row) -> dict[str, Any]:
         "engine_p50_ms": percentile(latency.engine_ms, 0.5),
         "post_p50_ms": percentile(latency.post_ms, 0.5),
         "overhead": latency.overhead,
+        "engine_alone_p50_ms": latency.alone_p50_ms,
     }
 
 

@@ -82,6 +82,7 @@ _LATENCY: tuple[Column, ...] = (
     Column("Engine", "ms, median", lambda record, row: median_text(row.latency.engine_ms)),
     Column("Reading out", "ms, median", lambda record, row: median_text(row.latency.post_ms)),
     Column("Overhead", "", lambda record, row: percent(row.latency.overhead)),
+    Column("Engine alone", "ms, median", lambda record, row: median_text(row.latency.alone_ms)),
     Column("Warm-up", "calls", lambda record, row: str(row.latency.warmup_calls)),
     Column("Steady", "", lambda record, row: "yes" if row.latency.steady else "no"),
 )
@@ -199,7 +200,7 @@ def peaks_table(record: BenchmarkRecord) -> Table:
         "Peaks of this machine, measured",
         _heads(
             *("Engine", "Threads", ("FP32", "GFLOP/s"), ("INT8", "GOP/s")),
-            *(("Bandwidth", "GB/s"), "Kernels read", "How"),
+            *(("Bandwidth", "GB/s"), "Steady", "Kernels read", "How"),
         ),
         tuple(
             (
@@ -208,6 +209,7 @@ def peaks_table(record: BenchmarkRecord) -> Table:
                 significant(peaks.fp32_gflops),
                 "did not run in INT8" if peaks.int8_gops is None else significant(peaks.int8_gops),
                 significant(peaks.bandwidth_gb_s),
+                "yes" if peaks.steady else "no: too low",
                 "; ".join(f"{asked}: {ran}" for asked, ran in peaks.executed.items()),
                 peaks.how,
             )

@@ -32,6 +32,9 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "preparing (resizing, normalising), the engine with its copies, and reading out the mask. "
         "The three are timed in the same call and add up to it; the medians of each need not. "
         "Files are not read meanwhile. Mode single: the next frame is sent when the mask is there.",
+        "Engine alone": "the engine's calls back to back on prepared input, as its own benchmark "
+        "times them. Between the frames of a device its threads rest and its data leave the "
+        "caches, so its share of a real frame takes longer.",
         "Overhead": "what preparing and reading out add to the engine's time: the median over "
         "calls.",
         "p50, p90, p99": "measured values of rank n·q. The bounds are those of the 95 % confidence "

@@ -24,8 +24,8 @@ from edgeseg.benchmarks.latency import measure_alone, percentile
 from edgeseg.runtime.engines import available_threads
 from edgeseg.runtime.session import Session, open_session
 
-ROUNDS = 1000
-SECONDS = 3
+ROUNDS = 400
+SECONDS = 1
 
 
 def ours_ms(session: Session, frames: list[np.ndarray]) -> float:

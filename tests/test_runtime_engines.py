@@ -152,10 +152,11 @@ def plugin(monkeypatch):
             return {"EXECUTION_DEVICES": asked.devices, "NUM_STREAMS": 1}[name]
 
         def create_infer_request(self):
-            return None
+            image = SimpleNamespace(data=np.zeros((1, 1, 16, 16), np.float32))
+            return SimpleNamespace(get_input_tensor=lambda index: image)
 
-        def output(self, index):
-            return index
+        def input(self, index):
+            return SimpleNamespace(partial_shape=SimpleNamespace(is_dynamic=False))
 
     class Core:
         @property

@@ -68,8 +68,16 @@ class OpenVinoEngine:
                 f"OpenVINO runs the model on {', '.join(used) or 'nothing'} and not on the "
                 f"{device} alone; run it in openvino",
             )
+        self._compiled = compiled
         self._request = compiled.create_infer_request()
-        self._output = compiled.output(0)
+        # Filled in place: binding a tensor at each call costs a small network 4 % of its time.
+        image = self._request.get_input_tensor(0)
+        if compiled.input(0).partial_shape.is_dynamic:
+            image.shape = [
+                1,
+                *(dim.get_length() for dim in list(compiled.input(0).partial_shape)[1:]),
+            ]
+        self._image: np.ndarray = image.data
         self.facts: Mapping[str, str] = {
             "version": ov.__version__,
             "device": ", ".join(used),
@@ -80,8 +88,12 @@ class OpenVinoEngine:
 
     def run(self, image: np.ndarray) -> np.ndarray:
         """Map float32 [1, 1, H, W] to logits float32 [1, 1, H, W]."""
-        result = self._request.infer({0: image}, share_inputs=True, share_outputs=True)
-        return np.asarray(result[self._output])
+        if image.shape != self._image.shape:  # a batch, of a bundle that takes one
+            return np.asarray(self._compiled({0: image})[0])
+        np.copyto(self._image, image)
+        self._request.infer()
+        logits: np.ndarray = self._request.get_output_tensor(0).data
+        return logits
 
 
 def _cpu_facts(compiled: ov.CompiledModel) -> Mapping[str, str]:
