@@ -600,6 +600,71 @@ def test_benchmark_writes_html_json_markdown_and_csv(int8, run, phantoms, tmp_pa
         assert name in (tmp_path / "report.csv").read_text()
 
 
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory, int8, phantoms):
+    """Two JSON reports of one bundle, in a folder."""
+    folder = tmp_path_factory.mktemp("reports")
+    for name in ("old", "new"):
+        ok(
+            *("benchmark", int8, "--data", phantoms, "--engine", "onnxruntime", "--threads", 1),
+            *("--rounds", 48, "--mode", "paced", "--rate", 100, "--seconds", 1),
+            *("--out", folder / f"{name}.html", "-q"),
+        )
+    return folder
+
+
+def test_modes_that_were_asked_for_are_in_the_report(reports):
+    (row,) = json.loads((reports / "old.json").read_text())["rows"]
+    assert row["paced"]["due"] == 100
+    assert row["offline"] is None
+    assert row["soak"] is None
+
+
+def test_two_reports_are_compared_and_a_kept_budget_passes(reports):
+    both = (reports / "old.json", reports / "new.json")
+    done = ok("benchmark", "--compare", *both, "--budget", "p50=60s", "--budget", "dice_drop=0.01")
+    assert done.stdout.count("kept: ") == 2
+    content = json.loads(ok("benchmark", "--compare", *both, "--json").stdout)
+    assert content["passed"] is True
+
+
+def test_budget_that_is_not_kept_ends_with_3_after_the_comparison(reports):
+    both = (reports / "old.json", reports / "new.json")
+    done = call("benchmark", "--compare", *both, "--budget", "p50=1us")
+    assert done.exit_code == REFUSED
+    assert "FAILED: p50=1us" in done.stdout
+    assert done.stderr.startswith("edgeseg: E-BUDGET-FAILED: ")
+
+
+def test_report_of_another_schema_and_a_budget_that_is_none_are_refused(reports, tmp_path):
+    new = reports / "new.json"
+    old = tmp_path / "old.json"
+    old.write_text(new.read_text().replace("edgeseg.benchmark/4", "edgeseg.benchmark/3"))
+    refused("E-REPORT-SCHEMA", INPUT, "benchmark", "--compare", old, new)
+    refused("E-BUDGET", INPUT, "benchmark", "--compare", new, new, "--budget", "p99=33")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *((), ("BUNDLE",), ("BUNDLE", "--data", "DATA"), ("--compare", "NEW", "NEW", "BUNDLE")),
+        ("BUNDLE", "--data", "DATA", "--out", "OUT", "--budget", "p99=33ms"),
+    ],
+)
+def test_benchmark_that_lacks_or_mixes_its_words_is_refused(
+    words, int8, phantoms, reports, tmp_path
+):
+    places = {"BUNDLE": int8, "DATA": phantoms, "OUT": tmp_path / "r.html"}
+    places["NEW"] = reports / "new.json"
+    refused("E-BENCHMARK-CALL", INPUT, "benchmark", *(places.get(word, word) for word in words))
+
+
+def test_rival_beside_a_bundle_alone_or_of_no_name_is_refused(int8, run, phantoms, tmp_path):
+    ends = ("--data", phantoms, "--out", tmp_path / "r.html", "-q", "--rival")
+    refused("E-RIVAL-SOURCE", INPUT, "benchmark", int8, *ends, "unext")
+    refused("E-RIVAL-NAME", INPUT, "benchmark", run, *ends, "yolo")
+
+
 # --- help ----------------------------------------------------------------------------------------
 
 HEAVY = ("numpy", "torch", "onnx", "openvino", "onnxruntime", "PIL", "tqdm", "safetensors")
