@@ -621,6 +621,9 @@ def evaluate(
     help="Of soak, for each row.",
 )
 @click.option("--layers", is_flag=True, help="Also time by layer, roofline and predictions.")
+@click.option(
+    "--energy", is_flag=True, help="Also mJ a frame, 90 s a row, where there is a counter."
+)
 @click.option("--out", type=_path(), help="The HTML report; .json, .md, .csv go beside.")
 @click.option(
     "--compare",
@@ -650,6 +653,7 @@ def benchmark(
     seconds: float,
     minutes: float,
     layers: bool,
+    energy: bool,
     out: Path | None,
     compare: tuple[Path, Path] | None,
     budgets: tuple[str, ...],
@@ -662,9 +666,9 @@ def benchmark(
     --compare nothing is measured, and a budget that is not kept ends with exit code 3.
     """
     if compare:
-        if sources or dataset or out:
+        if sources or dataset or out or engines or rivals or layers or energy:
             raise InputError(
-                "E-BENCHMARK-CALL", "--compare measures nothing; leave SOURCE, --data and --out out"
+                "E-BENCHMARK-CALL", "--compare measures nothing; leave all but --budget out"
             )
         _compare_reports(compare, budgets, as_json)
         return
@@ -684,6 +688,7 @@ def benchmark(
         find_source,
         first_checkpoint,
         jetson_devices,
+        train_frames,
     )
 
     require_report_path(out)
@@ -696,25 +701,29 @@ def benchmark(
         hz=rate,
         soak_s=60 * minutes,
         layers=layers,
+        energy=energy,
     )
     found = [find_source(path) for path in sources]
     part = part or default_part(found)
     of_split = part not in ("unseen", "all")
+    cases = common_samples(found, dataset, part, _progress(quiet))
     with tempfile.TemporaryDirectory(prefix="edgeseg-") as folder:
         candidates = candidates_of(found, engines, threads or 0)
         if rivals:
-            from .rivals import rival_candidates
+            from .rivals import PHANTOMS, rival_candidates
 
+            network = first_checkpoint(found)
             candidates += rival_candidates(
-                first_checkpoint(found),
+                network.path,
                 rivals,
                 threads or 0,
                 Path(folder),
+                frames=train_frames(network, dataset, PHANTOMS) if of_split else (),
                 progress=_progress(quiet),
             )
         record = run_benchmark(
             candidates,
-            common_samples(found, dataset, part, _progress(quiet)),
+            cases,
             settings=settings,
             part=part,
             split_sha256=sha256_of_file(found[0].split_file()) if of_split else None,

@@ -62,7 +62,6 @@ _NETWORKS: Mapping[str, str] = {
 # for all that begin with it.
 RIVALS: Mapping[str, Rival] = MappingProxyType(
     {
-        "torch": Rival("the checkpoint in PyTorch, eager", "torch", "fp32"),
         "torch-compile": Rival("the checkpoint through torch.compile", "torch-compile", "fp32"),
         "onnxruntime-default": Rival(
             "its ONNX in ONNX Runtime, no option set", "onnxruntime-default", "fp32"
@@ -134,7 +133,10 @@ def rival_candidates(
     threads = threads or available_threads()
     for name in chosen:
         _require_engine(RIVALS[name].engine)
-    user = _User(checkpoint, load_checkpoint(checkpoint), frames or tuple(_phantoms()))
+    loaded = load_checkpoint(checkpoint)
+    user = _User(checkpoint, loaded, tuple(_phantoms()), "phantoms")
+    if frames:
+        user = _User(checkpoint, loaded, frames, "frames of the train part")
     return tuple(
         _candidate(name, user, folder / name.replace("/", "-"), threads)
         for name in progress(chosen, "preparing rivals", len(chosen))
@@ -148,6 +150,7 @@ class _User:
     file: Path
     checkpoint: Checkpoint
     frames: Sequence[np.ndarray]  # uint8 [H, W] each
+    frames_are: str  # a few words
 
 
 def _phantoms() -> Iterator[np.ndarray]:
@@ -170,8 +173,8 @@ def open_rival(name: str, checkpoint: Path, folder: Path, threads: int) -> Sessi
     """
     engine = RIVALS[name].engine
     _require_engine(engine)
-    if engine in ("torch", "torch-compile"):
-        return _open_torch(checkpoint, folder, threads, compiled=engine == "torch-compile")
+    if engine == "torch-compile":
+        return _open_compiled(checkpoint, folder, threads)
     about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
     opened = _OPENERS[engine](folder, threads)
     named = _NamedEngine(opened.name, {**opened.facts, **about["facts"]}, opened.run)
@@ -187,14 +190,14 @@ class _NamedEngine:
     run: Callable[[np.ndarray], np.ndarray]
 
 
-def _open_torch(checkpoint: Path, folder: Path, threads: int, *, compiled: bool) -> Session:
+def _open_compiled(checkpoint: Path, folder: Path, threads: int) -> Session:
     from .kd.checkpoint import load_checkpoint
     from .kd.engine import TorchEngine
 
-    if compiled:  # an empty cache each time, else only the first start of all would compile
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(dir=folder)
+    # An empty cache each time, else only the first start of all would compile.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(dir=folder)
     loaded = load_checkpoint(checkpoint)
-    return Session.over(TorchEngine(loaded, threads, compiled=compiled), loaded.contract)
+    return Session.over(TorchEngine(loaded, threads, compiled=True), loaded.contract)
 
 
 def _files_in(folder: Path) -> dict[str, bytes]:
@@ -274,7 +277,7 @@ def _candidate(name: str, user: _User, folder: Path, threads: int) -> Candidate:
     folder.mkdir()
     model = None
     files: dict[str, bytes] = {}
-    if rival.engine in ("torch", "torch-compile"):
+    if rival.engine == "torch-compile":
         complexity = complexity_of(user.checkpoint.network, user.checkpoint.contract)
         sha256, size = user.checkpoint.sha256, user.file.stat().st_size
     else:
@@ -329,6 +332,8 @@ def _write_model(rival: Rival, user: _User, folder: Path, threads: int) -> bytes
     facts = {}
     if rival.precision == "int8":
         facts["int8 share of macs"] = f"{_int8_share(rival.engine, model, folder, threads):.3f}"
+        if rival.network is None:
+            facts["calibration"] = f"{len(user.frames)} {user.frames_are}"
     about = {"contract": contract.to_dict(), "facts": facts}
     (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
     return model

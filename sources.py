@@ -23,6 +23,8 @@ from .runtime.progress import Progress, quiet
 from .runtime.session import Session, first_installed, session_of
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .benchmarks.evidence import Evidence
     from .benchmarks.prediction import DevicePeaks
     from .benchmarks.record import Candidate, Proof
@@ -700,21 +702,41 @@ def _of_bundle(source: Source, engines: Sequence[str], threads: int) -> list[Can
     ]
 
 
-def first_checkpoint(sources: Sequence[Source]) -> Path:
-    """Return the file of the first source that is no bundle. Raises InputError: E-RIVAL-SOURCE."""
+def train_frames(source: Source, data: Path, count: int) -> tuple[np.ndarray, ...]:
+    """Return frames of the train part of a run, uint8 [H, W] each, spread over its images."""
+    samples = samples_for(source, data, "train")
+    return tuple(each.read_image() for each in samples[:: max(1, len(samples) // count)][:count])
+
+
+def first_checkpoint(sources: Sequence[Source]) -> Source:
+    """Return the first source that is no bundle. Raises InputError: E-RIVAL-SOURCE."""
     found = next((source for source in sources if not source.is_bundle), None)
     if found is None:
         raise InputError(
             "E-RIVAL-SOURCE",
             "rivals are made from a checkpoint; name a run, a checkpoint or a shipped student too",
         )
-    return found.path
+    return found
 
 
 def _onnx_of(bundle: Bundle) -> bytes | None:
-    """Return the ONNX that the files of every engine were made from, where the bundle has it."""
+    """Return the ONNX that the files of every engine were made from, for one frame at a time.
+
+    None where the bundle has it not.
+    """
     files = bundle.manifest.models.get("onnxruntime", ())
-    return bundle.model_files("onnxruntime")[files[0]] if len(files) == 1 else None
+    if len(files) != 1:
+        return None
+    content = bundle.model_files("onnxruntime")[files[0]]
+    if bundle.manifest.batch["max"] == 1:
+        return content
+    import onnx
+
+    model = onnx.load_model_from_string(content)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    del model.graph.value_info[:]
+    return bytes(model.SerializeToString())
 
 
 def _proof_of(bundle: Bundle) -> Proof:

@@ -279,7 +279,7 @@ def compare_records(
     Args:
         old: what to compare with.
         new: what every budget is judged on, row by row.
-        budgets: from `parse_budget`.
+        budgets: from `parse_budget`; those of Dice pass over networks that are not trained.
 
     Raises:
         Refused: E-COMPARE-MACHINE for records of different CPUs, cores, instructions or governors.
@@ -302,7 +302,10 @@ def compare_records(
             for text in [each.text for each in record.changes] + [n.text for n in record.notes]
         ),
         verdicts=tuple(
-            _judge(budget, row, compared.get(row.name)) for budget in budgets for row in new.rows
+            _judge(budget, row, compared.get(row.name))
+            for budget in budgets
+            for row in new.rows
+            if row.accuracy is not None or not budget.name.startswith("dice")
         ),
     )
 
@@ -316,6 +319,13 @@ def _require_same_machine(old: BenchmarkRecord, new: BenchmarkRecord) -> None:
                 f"{name} is {before!r} in the old record and {after!r} in the new one; "
                 "run both benchmarks on one machine with the same settings",
             )
+    modes = old.before.power_mode, new.before.power_mode
+    if modes[0] != modes[1]:
+        raise Refused(
+            "E-COMPARE-MACHINE",
+            f"the power mode is {modes[0]} in the old record and {modes[1]} in the new one; run "
+            "both benchmarks in one mode",
+        )
 
 
 def _pairs(old: BenchmarkRecord, new: BenchmarkRecord) -> list[tuple[Row, Row]]:

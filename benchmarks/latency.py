@@ -45,7 +45,7 @@ class LatencyRun:
     pre_ms: tuple[float, ...]  # of the same call: `Session.prepare`,
     engine_ms: tuple[float, ...]  # `Session.infer`,
     post_ms: tuple[float, ...]  # and `Session.read_out`; the three add up to e2e_ms
-    first_ms: float  # the very first call, end to end
+    first_ms: float  # first call of the warm-up, end to end
     warmup_calls: int
     steady: bool  # whether two warm-up windows agreed before the cap
     block_calls: tuple[int, ...]  # calls of each block in order; blocks 2i and 2i + 1 are a pair

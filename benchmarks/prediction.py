@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .complexity import LayerCost
-from .text import MISSING, significant, text_table
 
 COMPUTE_EFFICIENCY = (0.35, 0.6)  # share of the dense peak that convolutions reach
 MEMORY_EFFICIENCY = (0.6, 0.75)  # share of the bandwidth
@@ -80,21 +79,3 @@ def _parts_ms(layers: Sequence[LayerCost], device: DevicePeaks, best: int) -> di
         parts["compute" if compute_ms > memory_ms else "memory"] += max(compute_ms, memory_ms)
         parts["launch"] += LAUNCH_US[1 - best] / 1e3
     return parts
-
-
-def render_predictions(rows: Sequence[tuple[DevicePeaks, Prediction | None]]) -> str:
-    """Return a table with a line for each device and what is predicted for it."""
-    return text_table(
-        ("target", "precision", "predicted ms", "bound by"),
-        [
-            (device.name, MISSING, "no peaks known", MISSING)
-            if prediction is None
-            else (
-                device.name,
-                prediction.precision,
-                f"{significant(prediction.low_ms, 2)}–{significant(prediction.high_ms, 2)}",
-                prediction.bound,
-            )
-            for device, prediction in rows
-        ],
-    )

@@ -33,7 +33,7 @@ from .accuracy import (
     summarise,
 )
 from .conditions import CHANGES, Change, Conditions, compare_conditions, read_conditions
-from .energy import Energy, explain_no_counter, find_counter, measure_energy
+from .energy import Counter, Energy, explain_no_counter, find_counter, measure_energy
 from .environment import Environment, describe_environment
 from .jsonform import json_from_value, value_from_json
 from .latency import (
@@ -62,7 +62,8 @@ from .roofline import Peaks, measure_peaks
 SCHEMA = "edgeseg.benchmark/4"
 MAX_FRAMES = 16  # held in memory for the latency measurement
 _FEW_LESIONS = 30
-_ENERGY_S = 30.0  # under load, after as long at rest
+_IDLE_S, _ENERGY_S = 30.0, 60.0  # at rest, then under load
+_BURST_S = 0.5
 _SOAK_WINDOW_S = 10.0  # at most
 _SOAK_WINDOWS = 20  # at least
 T = TypeVar("T")
@@ -81,9 +82,10 @@ class Settings:
     hz: float = 30.0  # of "paced"
     soak_s: float = 600.0
     layers: bool = False  # time by layer, roofline, predictions
+    energy: bool = False  # a minute and a half for each candidate
 
     def __post_init__(self) -> None:
-        """Raise InputError: E-BENCHMARK-EMPTY (no round), E-BENCHMARK-MODE (an unknown mode)."""
+        """Raise InputError: E-BENCHMARK-EMPTY (no round), E-BENCHMARK-MODE (unknown, no ticks)."""
         if self.rounds < 1:
             raise InputError("E-BENCHMARK-EMPTY", f"{self.rounds} rounds; give at least one")
         for mode in self.modes:
@@ -91,6 +93,11 @@ class Settings:
                 raise InputError(
                     "E-BENCHMARK-MODE", f"no mode {mode!r}; choose of {', '.join(MODES)}"
                 )
+        if "paced" in self.modes and self.hz * self.paced_s < 2:
+            raise InputError(
+                "E-BENCHMARK-MODE",
+                f"a clock of {self.hz:g} Hz has no two ticks in {self.paced_s:g} s; give it longer",
+            )
 
 
 @dataclass(frozen=True)
@@ -201,6 +208,8 @@ NOTES: Mapping[str, str] = MappingProxyType(
         "score more images.",
         "not-trained": "{names} are not trained: their times and sizes compare, their masks mean "
         "nothing and are not scored.",
+        "no-layers": "{names}: no times by layer, as the engine has no profiler known here or the "
+        "bundle no ONNX; measure one that ONNX Runtime takes too.",
     }
 )
 
@@ -295,9 +304,7 @@ def run_benchmark(
         candidate.name: probe_process(candidate.probe)
         for candidate in progress(candidates, "memory and start", len(candidates))
     }
-    for candidate in candidates:  # the clocks of an idle machine tell nothing of a busy one
-        candidate.session.predict(frames[0])
-    before = read_conditions()
+    before = _conditions_at_work(candidates[0], frames)
     sessions = {candidate.name: candidate.session for candidate in candidates}
     latencies = measure_interleaved(sessions, frames, rounds=settings.rounds, progress=progress)
     alone_ms = measure_alone(sessions, frames, rounds=settings.rounds, progress=progress)
@@ -305,14 +312,14 @@ def run_benchmark(
     offline = loads.each(candidates, "offline", _measure_offline)
     paced = loads.each(candidates, "paced", _measure_paced)
     soaks = loads.each(candidates, "soak", _measure_soak)
-    after = read_conditions()
-    counter = find_counter()
+    counter = find_counter() if settings.energy else None
     energies: dict[str, Energy] = {}
     if counter is not None:
         for candidate in progress(candidates, "energy", len(candidates)):
-            work = partial(_work, candidate.session, frames)
-            energies[candidate.name] = measure_energy(counter, work, idle_s=_ENERGY_S)
+            work = partial(_work, candidate.session, frames, _ENERGY_S)
+            energies[candidate.name] = measure_energy(counter, work, idle_s=_IDLE_S)
     peaks, layers = _measure_layers(candidates if settings.layers else (), devices, progress)
+    after = _conditions_at_work(candidates[0], frames)
     rows = [
         Row(
             name=candidate.name,
@@ -351,10 +358,10 @@ def run_benchmark(
         part=part,
         split_sha256=split_sha256,
         peaks=peaks,
-        no_energy=explain_no_counter() if counter is None else None,
+        no_energy=_why_no_energy(settings, counter),
         rows=tuple(rows),
         comparisons=tuple(_compare(row, rows[0]) for row in rows[1:]),
-        notes=_notes_on(rows, environment, settings.rounds),
+        notes=_notes_on(rows, environment, settings),
     )
 
 
@@ -416,9 +423,21 @@ def _same(session: Session) -> Session:
     return session
 
 
-def _work(session: Session, frames: Sequence[Frame]) -> int:
-    """Answer frames for `_ENERGY_S` and return how many."""
-    done, end = 0, time.perf_counter() + _ENERGY_S
+def _conditions_at_work(candidate: Candidate, frames: Sequence[Frame]) -> Conditions:
+    """Return the conditions after a burst of work: idle clocks tell nothing of busy ones."""
+    _work(candidate.session, frames, _BURST_S)
+    return read_conditions()
+
+
+def _why_no_energy(settings: Settings, counter: Counter | None) -> str | None:
+    if not settings.energy:
+        return "not asked for"
+    return explain_no_counter() if counter is None else None
+
+
+def _work(session: Session, frames: Sequence[Frame], seconds: float) -> int:
+    """Answer frames for so long and return how many."""
+    done, end = 0, time.perf_counter() + seconds
     while time.perf_counter() < end:
         session.predict(frames[done % len(frames)])
         done += 1
@@ -454,7 +473,9 @@ def _compare(row: Row, reference: Row) -> Comparison:
     )
 
 
-def _notes_on(rows: Sequence[Row], environment: Environment, rounds: int) -> tuple[Note, ...]:
+def _notes_on(
+    rows: Sequence[Row], environment: Environment, settings: Settings
+) -> tuple[Note, ...]:
     """Return the warnings that apply, in the order of NOTES."""
     sizes = sorted({f"{row.contract.width}×{row.contract.height}" for row in rows})
     threads = sorted({row.engine_facts.get("threads", "unknown") for row in rows})
@@ -468,8 +489,8 @@ def _notes_on(rows: Sequence[Row], environment: Environment, rounds: int) -> tup
     for row in rows:
         if not row.latency.steady:
             add("not-steady", name=row.name)
-    if rounds < P99_MIN_N:
-        add("few-rounds", rounds=rounds, needed=P99_MIN_N)
+    if settings.rounds < P99_MIN_N:
+        add("few-rounds", rounds=settings.rounds, needed=P99_MIN_N)
     if environment.load_average > environment.cores:
         add("load", load=environment.load_average, cores=environment.cores)
     if environment.governor not in (None, "performance"):
@@ -482,6 +503,8 @@ def _notes_on(rows: Sequence[Row], environment: Environment, rounds: int) -> tup
         add("few-lesions", lesions=lesions)
     if untrained:
         add("not-trained", names=", ".join(untrained))
+    if settings.layers and (unknown := [row.name for row in rows if row.layers is None]):
+        add("no-layers", names=", ".join(unknown))
     return tuple(notes)
 
 

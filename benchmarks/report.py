@@ -130,7 +130,6 @@ def _csv_latency(row: Row) -> dict[str, Any]:
         percentiles |= {f"{name}_ms": value, f"{name}_low_ms": low, f"{name}_high_ms": high}
     return {
         "steady": latency.steady,
-        "first_call_ms": latency.first_ms,
         **percentiles,
         "pre_p50_ms": percentile(latency.pre_ms, 0.5),
         "engine_p50_ms": percentile(latency.engine_ms, 0.5),

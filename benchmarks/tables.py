@@ -74,7 +74,6 @@ def results_table(record: BenchmarkRecord) -> Table:
 
 _LATENCY: tuple[Column, ...] = (
     NAME,
-    Column("First call", "ms", lambda record, row: significant(row.latency.first_ms)),
     Column("p50", "ms, 95 %", lambda record, row: bounded_text(row.latency.e2e_ms, 0.5)),
     Column("p90", "ms, 95 %", lambda record, row: bounded_text(row.latency.e2e_ms, 0.9)),
     Column("p99", "ms, 95 %", lambda record, row: bounded_text(row.latency.e2e_ms, 0.99)),

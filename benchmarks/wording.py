@@ -150,6 +150,8 @@ def dice_difference(difference: PairedDifference | None) -> str:
     """Return a paired Dice difference with its interval, and whether it is one."""
     if difference is None:
         return f"not compared ({NOT_TRAINED})"
+    if not difference.n:
+        return "not compared (no image has a lesion)"
     text = (
         f"{signed(difference.mean)} ({signed(difference.low)} to {signed(difference.high)}, "
         f"n={difference.n})"

@@ -13,7 +13,6 @@ from edgeseg.benchmarks.prediction import (
     MEMORY_EFFICIENCY,
     DevicePeaks,
     predict_latency,
-    render_predictions,
 )
 
 
@@ -101,12 +100,3 @@ def test_only_the_peaks_of_the_precisions_at_work_are_needed():
 
 def test_fp32_has_no_peak_in_the_table():
     assert predict_latency([replace(COMPUTE, precision="fp32")], DEVICE) is None
-
-
-def test_table_says_that_its_times_are_predicted_and_where_no_peaks_are_known():
-    unknown = DevicePeaks("x86-cpu", None, None, None)
-    rows = [(DEVICE, predict_latency([COMPUTE], DEVICE)), (unknown, None)]
-    header, _, board, cpu = render_predictions(rows).splitlines()
-    assert "predicted ms" in header
-    assert board.split() == ["board", "fp16", "1.7–2.9", "compute"]
-    assert "no peaks known" in cpu

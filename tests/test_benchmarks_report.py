@@ -335,7 +335,6 @@ def line_of(record, table, name):
             "Latency in detail",
             "OpenVINO INT8",
             {
-                "First call (ms)": "30.0",
                 "p50 (ms, 95 %)": "2.20 (2.18–2.22)",
                 "Preparing (ms, median)": "0.220",
                 "Engine (ms, median)": "1.76",
@@ -581,7 +580,6 @@ def test_csv_has_the_numbers_of_every_mode_and_part():
         "p50_low_ms": 2.179,
         "p99_ms": 2.395,
         "p99_high_ms": 2.399,
-        "first_call_ms": 30,
         "offline_streams": 2,
         "offline_fps": 810,
         "offline_fps_low": 802.459,

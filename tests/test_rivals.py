@@ -49,7 +49,8 @@ def test_table_has_every_network_of_the_literature_in_both_engines_and_precision
 
 
 def test_short_name_stands_for_all_its_variants_and_each_comes_once():
-    assert rivals_named(["unext/openvino-int8", "torch"]) == ("torch", "unext/openvino-int8")
+    names = ("torch-compile", "unext/openvino-int8")
+    assert rivals_named(names[::-1]) == names
     assert len(rivals_named(["unext", "unext/openvino-int8", "unext"])) == 4
     assert rivals_named([]) == ()
 
@@ -68,7 +69,7 @@ def test_missing_engine_is_refused_before_anything_is_made(checkpoint, tmp_path,
     )
     for name in ("openvino-default", "unext"):
         with pytest.raises(EngineError, match=r"pip install 'edgeseg\[openvino\]'") as caught:
-            rival_candidates(checkpoint, ["torch", name], 1, tmp_path)
+            rival_candidates(checkpoint, ["torch-compile", name], 1, tmp_path)
         assert caught.value.code == "E-EXTRA-MISSING"
     assert list(tmp_path.iterdir()) == []
 
@@ -119,7 +120,7 @@ def test_default_session_leaves_its_options_to_the_engine(candidates):
     assert by_name(candidates, "openvino-default").session.engine.facts["threads"].isdigit()
 
 
-@pytest.mark.parametrize("end", ["torch", "openvino-default", "quantize-static", "openvino-int8"])
+@pytest.mark.parametrize("end", ["openvino-default", "quantize-static", "openvino-int8"])
 def test_child_opens_what_was_made_from_the_words_of_the_probe(candidates, checkpoint, end):
     candidate = by_name(candidates, end)
     words = candidate.probe[candidate.probe.index("probe") :]
