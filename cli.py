@@ -463,9 +463,12 @@ def export(
     )
     if dry_run:
         if source is not None:
-            from .sources import load_exportable
+            from .sources import CalibrationRequest, load_exportable, retraining_of
 
-            load_exportable(source, contract)  # what cannot be exported is no plan
+            found, _ = load_exportable(source, contract)  # what cannot be exported is no plan
+            if qat:
+                request = CalibrationRequest(dataset, ranges, synthetic_calibration, calib_images)
+                retraining_of(found, request, qat)
         click.echo(json.dumps(plan.to_dict(), indent=1) if as_json else render_plan(plan))
         return
     from .export.pipeline import Limits, export_bundle
@@ -639,7 +642,9 @@ def evaluate(
 )
 @_json
 @_quiet
+@click.pass_context
 def benchmark(
+    context: click.Context,
     sources: tuple[Path, ...],
     dataset: Path | None,
     part: str | None,
@@ -666,7 +671,8 @@ def benchmark(
     --compare nothing is measured, and a budget that is not kept ends with exit code 3.
     """
     if compare:
-        if sources or dataset or out or engines or rivals or layers or energy:
+        unused = set(_given(context, context.params)) - {"compare", "budgets", "as_json", "quiet"}
+        if unused:
             raise InputError(
                 "E-BENCHMARK-CALL", "--compare measures nothing; leave all but --budget out"
             )
@@ -674,6 +680,12 @@ def benchmark(
         return
     if not (sources and dataset and out):
         raise InputError("E-BENCHMARK-CALL", "name at least one SOURCE, --data and --out")
+    for mode, option in (("offline", "streams"), ("paced", "rate"), ("soak", "minutes")):
+        if mode not in modes and _given(context, {option: None}):
+            raise InputError(
+                "E-BENCHMARK-CALL",
+                f"--{option} is of --mode {mode}; ask for it, or leave it out",
+            )
     if budgets:
         raise InputError("E-BENCHMARK-CALL", "budgets are judged with --compare; leave them out")
     import tempfile

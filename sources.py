@@ -720,23 +720,9 @@ def first_checkpoint(sources: Sequence[Source]) -> Source:
 
 
 def _onnx_of(bundle: Bundle) -> bytes | None:
-    """Return the ONNX that the files of every engine were made from, for one frame at a time.
-
-    None where the bundle has it not.
-    """
+    """Return the ONNX that the files of every engine were made from, where the bundle has it."""
     files = bundle.manifest.models.get("onnxruntime", ())
-    if len(files) != 1:
-        return None
-    content = bundle.model_files("onnxruntime")[files[0]]
-    if bundle.manifest.batch["max"] == 1:
-        return content
-    import onnx
-
-    model = onnx.load_model_from_string(content)
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-    del model.graph.value_info[:]
-    return bytes(model.SerializeToString())
+    return bundle.model_files("onnxruntime")[files[0]] if len(files) == 1 else None
 
 
 def _proof_of(bundle: Bundle) -> Proof:

@@ -187,6 +187,22 @@ def layer_costs(onnx_bytes: bytes, *, half: bool = False) -> tuple[LayerCost, ..
     return tuple(layers)
 
 
+def with_batch_of_one(onnx_bytes: bytes) -> bytes:
+    """Return a model that takes any batch with its batch fixed to 1; another as it is."""
+    import onnx
+
+    model = onnx.load_model_from_string(onnx_bytes)
+    ends = [
+        value.type.tensor_type.shape.dim[0] for value in (*model.graph.input, *model.graph.output)
+    ]
+    if all(dim.HasField("dim_value") for dim in ends):
+        return onnx_bytes
+    for dim in ends:
+        dim.dim_value = 1
+    del model.graph.value_info[:]
+    return bytes(model.SerializeToString(deterministic=True))
+
+
 def layers_by_name(onnx_bytes: bytes) -> dict[str, str]:
     """Map every name by which an engine may call the work of a layer to the layer's name.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .complexity import LayerCost, layer_costs
+from .complexity import LayerCost, layer_costs, with_batch_of_one
 from .latency import percentile
 from .prediction import DevicePeaks, Prediction, predict_latency
 from .profile import LayerTimes, profile_layers
@@ -42,6 +42,7 @@ def report_layers(
 
     Raises: as `profile_layers`.
     """
+    model = with_batch_of_one(model)
     costs = layer_costs(model)
     times = profile_layers(engine, files, model, threads=peaks.threads, runs=_RUNS)
     on_device = layer_costs(model, half=True)

@@ -478,7 +478,7 @@ def _notes_on(
 ) -> tuple[Note, ...]:
     """Return the warnings that apply, in the order of NOTES."""
     sizes = sorted({f"{row.contract.width}×{row.contract.height}" for row in rows})
-    threads = sorted({row.engine_facts.get("threads", "unknown") for row in rows})
+    threads = sorted({row.engine_facts.get("threads", "unknown") for row in rows} - {"none"})
     untrained = [row.name for row in rows if row.accuracy is None]
     lesions = min((row.accuracy.lesions.images for row in rows if row.accuracy), default=None)
     notes: list[Note] = []

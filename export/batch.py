@@ -33,7 +33,7 @@ def with_dynamic_batch(model: bytes, maximum: int) -> bytes:
         model: ONNX of any precision, static, batch 1.
         maximum: largest batch, at least 2.
 
-    Raises Refused (E-PARITY) if the outputs do not get the axis of the input.
+    Raises Refused (E-BATCH-ROWS) if the outputs do not get the axis of the input.
     """
     static = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(model))
     before = _first_dims(static.graph)
@@ -76,8 +76,8 @@ def require_rows(
         precision: its tolerance is `MAX_FLIPPED`'s.
         maximum: frames of the full batch.
 
-    Raises Refused (E-PARITY): a frame's answer depends on its neighbours, or the engine takes no
-    batch.
+    Raises Refused (E-BATCH-ROWS): a frame's answer depends on its neighbours, or the engine takes
+    no batch.
     """
     alone = np.concatenate([run(image[None]).copy() for image in images])
     places = np.arange(maximum) % len(images)
@@ -97,7 +97,7 @@ def require_rows(
 
 
 def _refused(reason: str) -> Refused:
-    return Refused("E-PARITY", f"no dynamic batch: {reason}; export without --dynamic")
+    return Refused("E-BATCH-ROWS", f"no dynamic batch: {reason}; export without --dynamic")
 
 
 def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -168,7 +168,7 @@ def _ask_for_batch(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
 
 
 def _constant(graph: onnx.GraphProto, name: str) -> np.ndarray:
-    """Return a constant's value. Raises Refused (E-PARITY) for one that is computed."""
+    """Return a constant's value. Raises Refused (E-BATCH-ROWS) for one that is computed."""
     for tensor in graph.initializer:
         if tensor.name == name:
             return numpy_helper.to_array(tensor)

@@ -128,7 +128,8 @@ def _require_half(recipe: Recipe) -> None:
         raise Refused(
             "E-PRECISION-RANGE",
             f"{', '.join(beyond[:3])} (of {len(beyond)} nodes) goes beyond FP16, which TensorRT "
-            f"{recipe.plan.target.tensorrt} may choose for every layer; export --precision fp32",
+            f"{recipe.plan.target.tensorrt} may choose for every layer; export --precision fp32 "
+            "for the GPU",
         )
 
 
@@ -168,7 +169,7 @@ def _cpu_forms(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> I
         source = model if engine == "onnxruntime" else None
         run: Run
         if not target.runs_here:
-            run = exact_run(files["model.onnx"], threads)
+            run = exact_run(_shaped(recipe, model), threads)
             yield Form(engine, precision, files, run, size, (), keep_float, source)
             continue
         if engine == "openvino":

@@ -531,7 +531,7 @@ def _fastest_first(proved: _Proved, verdicts: Sequence[Verdict]) -> _Proved:
     """Order the forms as they were measured: a session takes the first engine that is there."""
     p50_ms = {(each.engine, each.precision): each.p50_ms for each in verdicts}
     forms = sorted(proved.forms, key=lambda form: p50_ms[form.engine, form.precision])
-    return _Proved(tuple(forms), proved.hops)
+    return replace(proved, forms=tuple(forms))
 
 
 def _write_models(folder: Path, shipped: Mapping[str, _Proved]) -> dict[str, tuple[str, ...]]:

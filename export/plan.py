@@ -204,6 +204,12 @@ def _require_retrainable(
         raise Refused("E-TARGET-QAT", f"{asked} is not quantised; leave --qat out")
     if why_no_int8:
         raise Refused("E-TARGET-QAT", f"{target.name} takes no int8: {why_no_int8}; omit --qat")
+    if asked == AUTO and target.kind == "cpu" and not target.runs_here:
+        raise Refused(
+            "E-TARGET-QAT",
+            f"{target.name} cannot be measured here, so fp32 ships; say --precision int8 "
+            "or leave --qat out",
+        )
     if cache or dla:
         option = "--calibration-cache" if cache else "--dla"
         raise Refused(

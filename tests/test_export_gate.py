@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 from edgeseg.benchmarks import latency
 from edgeseg.benchmarks.latency import LatencyRun
+from edgeseg.export import target as target_module
 from edgeseg.export import verdict as verdict_module
 from edgeseg.export.calibration import Calibration, CalibrationSet, calibrate
 from edgeseg.export.forms import Form, Recipe, make_forms
@@ -514,3 +515,12 @@ def test_kit_that_asks_for_too_little_int8_is_refused_before_it_travels(tmp_path
     with pytest.raises(Refused) as caught:
         make_forms(overflowing_recipe("orin-nano-8@jp6.2", tmp_path), "int8")
     assert caught.value.code == "E-PRECISION-FALLBACK"
+
+
+def test_files_for_a_cpu_of_another_architecture_are_proved_in_float(tmp_path, monkeypatch):
+    monkeypatch.setattr(target_module.platform, "machine", lambda: "aarch64")
+    forms = make_forms(overflowing_recipe("x86-cpu", tmp_path), "fp32")
+    assert [form.name for form in forms] == ["openvino fp32", "onnxruntime fp32"]
+    for form in forms:
+        assert form.achieved == ()
+        assert form.run(ONES).ravel().tolist() == [64, -64]

@@ -27,6 +27,7 @@ from edgeseg.export.ranges import measure_ranges
 from edgeseg.export.summary import render_export
 from edgeseg.export.target import find_target
 from edgeseg.export.to_onnx import module_of_node, onnx_from_network
+from edgeseg.export.verdict import Verdict
 from edgeseg.kd import fit
 from edgeseg.kd.checkpoint import load_checkpoint, save_checkpoint
 from edgeseg.kd.data.split import read_split
@@ -547,6 +548,22 @@ def test_kit_has_the_trained_weights_in_int8_only_and_no_cache_of_the_others(exp
     assert loudest == {"fp32.onnx": 2.0, "fp16.onnx": 2.0, "qdq-fp16.onnx": 2000.0}
     builds = json.loads((exported.path / "kit.json").read_bytes())["builds"]
     assert builds["int8"]["onnx"] == "qdq-fp16.onnx"
+
+
+def test_retrained_int8_that_is_the_fastest_says_that_it_was_retrained(export_toy, monkeypatch):
+    def int8_is_fastest(forms, hops, *rest, progress):
+        return tuple(
+            Verdict(form.engine, form.precision, 1.0, 0.5, 0.5, 0.5, 0.0, form.precision == "int8")
+            for form in forms
+        )
+
+    monkeypatch.setattr(pipeline, "measure_verdicts", int8_is_fastest)
+    exported, _ = export_toy(
+        RUINED, Trainer(LOUD), target="x86-cpu", precision=AUTO, limits=Limits()
+    )
+    assert exported.precision == "int8"
+    assert exported.qat is not None
+    assert open_bundle(exported.path).manifest.evidence["qat"] == dict(exported.qat)
 
 
 def test_kit_without_training_has_its_cache(export_toy):

@@ -160,7 +160,7 @@ def test_a_constant_joined_to_the_activations_is_refused():
     model = tiny(*nodes, c=np.ones((1, 1, 8, 8), np.float32))
     with pytest.raises(Refused) as caught:
         with_dynamic_batch(model, 2)
-    assert caught.value.code == "E-PARITY"
+    assert caught.value.code == "E-BATCH-ROWS"
 
 
 def test_a_graph_that_mixes_the_frames_of_a_batch_is_refused():
@@ -174,7 +174,7 @@ def test_a_graph_that_mixes_the_frames_of_a_batch_is_refused():
     require_rows("tiny", run, frames[:1], 0.0, "fp32", 2)  # two equal frames tell nothing
     with pytest.raises(Refused) as caught:
         require_rows("tiny", run, frames, 0.0, "int8", 2)
-    assert caught.value.code == "E-PARITY"
+    assert caught.value.code == "E-BATCH-ROWS"
 
 
 @pytest.mark.parametrize("answer", [float("nan"), float("inf")])
@@ -184,7 +184,7 @@ def test_a_batch_whose_answer_is_not_finite_is_refused(answer):
 
     with pytest.raises(Refused) as caught:
         require_rows("tiny", run, np.ones((2, 1, 8, 8), np.float32), 0.0, "fp32", 2)
-    assert caught.value.code == "E-PARITY"
+    assert caught.value.code == "E-BATCH-ROWS"
 
 
 # --- whole frames --------------------------------------------------------------------------------
@@ -446,7 +446,7 @@ def test_a_graph_that_takes_no_batch_is_refused_before_anything_is_kept(
             split=run / "split.json",
             limits=Limits(max_drop=1.0, max_hd95_rise_px=100.0),
         )
-    assert caught.value.code == "E-PARITY"
+    assert caught.value.code == "E-BATCH-ROWS"
     assert not list(tmp_path.iterdir())
 
 

@@ -83,7 +83,7 @@ class OpenVinoEngine:
             "device": ", ".join(used),
             "streams": str(compiled.get_property("NUM_STREAMS")),
             "affinity": affinity(),
-            **(_cpu_facts(compiled) if on_cpu else {}),
+            **(_cpu_facts(compiled) if on_cpu else {"threads": "none", "pinning": "no"}),
         }
 
     def run(self, image: np.ndarray) -> np.ndarray:
