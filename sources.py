@@ -23,9 +23,8 @@ from .runtime.progress import Progress, quiet
 from .runtime.session import Session, first_installed, session_of
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from .benchmarks.evidence import Evidence
+    from .benchmarks.latency import Frame
     from .benchmarks.prediction import DevicePeaks
     from .benchmarks.record import Candidate, Proof
     from .export.calibration import CalibrationSet
@@ -702,7 +701,7 @@ def _of_bundle(source: Source, engines: Sequence[str], threads: int) -> list[Can
     ]
 
 
-def train_frames(source: Source, data: Path, count: int) -> tuple[np.ndarray, ...]:
+def train_frames(source: Source, data: Path, count: int) -> tuple[Frame, ...]:
     """Return frames of the train part of a run, uint8 [H, W] each, spread over its images."""
     samples = samples_for(source, data, "train")
     return tuple(each.read_image() for each in samples[:: max(1, len(samples) // count)][:count])

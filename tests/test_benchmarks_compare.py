@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgeseg.benchmarks import compare
-from edgeseg.benchmarks.accuracy import ImageScore, paired_difference, summarise
+from edgeseg.benchmarks.accuracy import ImageScore, summarise
 from edgeseg.benchmarks.compare import (
     BUDGETS,
     TWO_RUNS,
@@ -19,12 +19,13 @@ from edgeseg.benchmarks.compare import (
     require_budgets,
 )
 from edgeseg.benchmarks.environment import Environment
-from edgeseg.benchmarks.latency import LatencyRun, median_ratio
+from edgeseg.benchmarks.latency import LatencyRun
 from edgeseg.benchmarks.process import ProcessFacts
-from edgeseg.benchmarks.record import SCHEMA, BenchmarkRecord, Comparison, Note, Row
+from edgeseg.benchmarks.record import Note, Row
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.metrics import PixelCounts
+from edgeseg.tests.fabricated_record import NOTHING_TOLD, make_record
 
 ENVIRONMENT = Environment(
     started_utc="2026-11-22T09:30:00+00:00",
@@ -84,37 +85,28 @@ def row(name="a", *, e2e_ms=None, dice=(0.8, 0.7, 0.9), **more):
         "macs": 20,
         "weights_bytes": 30,
         "process": ProcessFacts(peak_rss_mib=300.0, start_ms=900.0, first_mask_ms=1000.0),
-        "latency": LatencyRun(e2e_ms, e2e_ms, 30.0, 20, True),
-        "throughput_fps": 100.0,
+        "latency": run_of(e2e_ms),
+        **dict.fromkeys(("offline", "paced", "soak", "energy", "layers", "proof")),
         "scores": scores,
         "calibration_error": 0.01,
     }
     fields = {**fields, **more}
-    return Row(accuracy=summarise(fields["scores"]), **fields)
+    return Row(**{"accuracy": summarise(fields["scores"]), **fields})
 
 
-def record(*rows, notes=(), **environment):
-    first = rows[0]
-    return BenchmarkRecord(
-        schema=SCHEMA,
+def record(*rows, notes=(), power_mode=None, **environment):
+    return make_record(
+        *rows,
+        notes=notes,
         environment=dataclasses.replace(ENVIRONMENT, **environment),
-        frames=2,
-        rounds=len(first.latency.e2e_ms),
-        images=len(first.scores),
+        before=dataclasses.replace(NOTHING_TOLD, power_mode=power_mode),
         part="all",
         split_sha256=None,
-        rows=rows,
-        comparisons=tuple(
-            Comparison(
-                name=each.name,
-                reference=first.name,
-                latency=median_ratio(each.latency, first.latency),
-                dice=paired_difference(each.scores, first.scores),
-            )
-            for each in rows[1:]
-        ),
-        notes=notes,
     )
+
+
+def run_of(e2e_ms):
+    return LatencyRun(*(tuple(e2e_ms),) * 4, 1.0, 100, True, (1,) * len(e2e_ms))
 
 
 def judge(budget, new, old=None):
@@ -124,10 +116,6 @@ def judge(budget, new, old=None):
 
 
 # --- latency -------------------------------------------------------------------------------------
-
-
-def run_of(e2e_ms):
-    return LatencyRun(tuple(e2e_ms), tuple(e2e_ms), 1.0, 20, True)
 
 
 @pytest.fixture
@@ -404,3 +392,17 @@ def test_json_has_the_verdict_and_no_undefined_number():
     assert content["passed"] is False
     assert content["rows"][0]["latency"] == {"ratio": 1.0, "low": None, "high": None}
     assert content["verdicts"][0]["budget"] == "slowdown=5%"
+
+
+def test_records_of_two_power_modes_are_refused():
+    with pytest.raises(Refused, match="MAXN in the old record and 15W in the new") as caught:
+        compare_records(record(row(), power_mode="MAXN"), record(row(), power_mode="15W"))
+    assert caught.value.code == "E-COMPARE-MACHINE"
+
+
+def test_budgets_of_dice_pass_over_networks_that_are_not_trained():
+    rows = row("a"), row("b", accuracy=None)
+    budgets = [parse_budget("dice_drop=0.01"), parse_budget("p50=1s")]
+    verdicts = compare_records(record(*rows), record(*rows), budgets).verdicts
+    judged = [(verdict.budget, verdict.row) for verdict in verdicts]
+    assert judged == [("dice_drop=0.01", "a"), ("p50=1s", "a"), ("p50=1s", "b")]
