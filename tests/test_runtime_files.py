@@ -14,8 +14,9 @@ from edgeseg.runtime.errors import InputError, OutputError
 from edgeseg.runtime.files import atomic_folder, atomic_path, sha256_of_file, write_bytes
 
 WAITS_HALF_WAY = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from edgeseg.runtime.files import atomic_folder
 with atomic_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("half")
