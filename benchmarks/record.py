@@ -318,7 +318,10 @@ def run_benchmark(
         for candidate in progress(candidates, "energy", len(candidates)):
             work = partial(_work, candidate.session, frames, _ENERGY_S)
             energies[candidate.name] = measure_energy(counter, work, idle_s=_IDLE_S)
-    peaks, layers = _measure_layers(candidates if settings.layers else (), devices, progress)
+    peaks: tuple[Peaks, ...] = ()
+    layers: dict[str, LayerReport] = {}
+    if settings.layers:
+        peaks, layers = _measure_layers(candidates, devices, progress)
     after = _conditions_at_work(candidates[0], frames)
     rows = [
         Row(
