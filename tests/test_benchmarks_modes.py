@@ -242,9 +242,14 @@ def test_soak_finds_a_session_that_grows_slower(clock):
 
 
 @pytest.mark.skipif(modes._rss_mib() is None, reason="no /proc/self/statm here")
-def test_soak_finds_a_session_that_leaks():
-    kept = []
-    one = session(does=lambda call: (time.sleep(0.01), kept.append(np.ones(1 << 17))))
+def test_memory_of_the_process_is_told():
+    assert 10 < modes._rss_mib() < 1 << 20
+
+
+def test_soak_finds_a_session_that_leaks(monkeypatch):
+    kept = []  # counted, not allocated: the process may have free memory of earlier tests
+    monkeypatch.setattr(modes, "_rss_mib", lambda: 100.0 + len(kept))
+    one = session(does=lambda call: (time.sleep(0.01), kept.append(call)))
     slope = measure_soak(one, FRAMES, seconds=0.6, window_s=0.05).memory_mib
     assert slope.drifts
     assert slope.per_minute > 60  # a MiB in each call
