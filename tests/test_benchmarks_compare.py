@@ -18,28 +18,15 @@ from edgeseg.benchmarks.compare import (
     render_comparison,
     require_budgets,
 )
-from edgeseg.benchmarks.environment import Environment
 from edgeseg.benchmarks.latency import LatencyRun
-from edgeseg.benchmarks.process import ProcessFacts
-from edgeseg.benchmarks.record import Note, Row
-from edgeseg.runtime.contract import InputContract
+from edgeseg.benchmarks.record import Note
 from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.metrics import PixelCounts
-from edgeseg.tests.fabricated_record import NOTHING_TOLD, make_record
+from edgeseg.tests import fabricated_record
+from edgeseg.tests.fabricated_record import NOTHING_TOLD, make_record, make_row
 
-ENVIRONMENT = Environment(
-    started_utc="2026-11-22T09:30:00+00:00",
-    cpu="AMD EPYC",
-    cores=2,
-    isa=("avx2", "avx512_vnni"),
-    memory_mib=15872,
-    system="Debian GNU/Linux 12",
-    governor=None,
-    frequency_mhz=2596.0,
-    load_average=0.3,
-    python="3.11.7",
-    packages={"numpy": "2.4.6", "openvino": "2026.1"},
-    command=("edgeseg", "benchmark"),
+ENVIRONMENT = dataclasses.replace(
+    fabricated_record.ENVIRONMENT, packages={"numpy": "2.4.6", "openvino": "2026.1"}
 )
 
 
@@ -74,24 +61,14 @@ def row(name="a", *, e2e_ms=None, dice=(0.8, 0.7, 0.9), **more):
     e2e_ms = times() if e2e_ms is None else e2e_ms
     scores = tuple(score(f"image {i}", value) for i, value in enumerate(dice))
     fields = {
-        "name": name,
         "kind": "openvino",
-        "precision": "int8",
-        "artifact_sha256": "ab" * 32,
-        "contract": InputContract(),
         "engine_facts": {"threads": "2"},
-        "file_bytes": 1 << 20,
-        "parameters": 10,
-        "macs": 20,
-        "weights_bytes": 30,
-        "process": ProcessFacts(peak_rss_mib=300.0, start_ms=900.0, first_mask_ms=1000.0),
+        "precision": "int8",
         "latency": run_of(e2e_ms),
-        **dict.fromkeys(("offline", "paced", "soak", "energy", "layers", "proof")),
         "scores": scores,
-        "calibration_error": 0.01,
+        **more,
     }
-    fields = {**fields, **more}
-    return Row(**{"accuracy": summarise(fields["scores"]), **fields})
+    return make_row(name, **{"accuracy": summarise(fields["scores"]), **fields})
 
 
 def record(*rows, notes=(), power_mode=None, **environment):
