@@ -680,6 +680,7 @@ def _of_bundle(source: Source, engines: Sequence[str], threads: int) -> list[Can
     else:
         first_installed(bundle)  # says what to install where none is
         wanted = [name for name in manifest.models if name in ENGINES and is_installed(name)]
+    onnx, proof = _onnx_of(bundle), _proof_of(bundle)
     return [
         Candidate(
             name=f"{source.folder.name} · {engine}",
@@ -694,8 +695,8 @@ def _of_bundle(source: Source, engines: Sequence[str], threads: int) -> list[Can
             probe=_probe_command(source, engine, threads),
             open_another=partial(session_of, bundle, engine=engine, threads=threads),
             files=bundle.model_files(files_of(engine)),
-            onnx=_onnx_of(bundle),
-            proof=_proof_of(bundle),
+            onnx=onnx,
+            proof=proof,
         )
         for engine in wanted
     ]
