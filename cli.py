@@ -7,104 +7,32 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from . import __version__
+from .cli_benchmark import benchmark, card, probe
+from .console import (
+    F,
+    Group,
+    engine_option,
+    given,
+    json_option,
+    part_option,
+    path_type,
+    progress_of,
+    quiet_option,
+    threads_option,
+)
 from .export.target import PRECISIONS
 from .kd.config import TrainConfig
-from .runtime.errors import EdgesegError, InputError
-
-if TYPE_CHECKING:
-    from .runtime.progress import Progress
-
-T = TypeVar("T")
-_EXTRA_OF = {
-    **dict.fromkeys(("torch", "safetensors", "tensorboard"), "train"),
-    **dict.fromkeys(("onnx", "openvino"), "export"),
-    "tqdm": "cli",
-}
-_LINE_EVERY_S = 10.0  # where the output is no terminal
 
 
-class _Group(click.Group):
-    """Turns an `EdgesegError` into one line and its exit code; everything else is a bug."""
-
-    def invoke(self, context: click.Context) -> Any:
-        try:
-            return super().invoke(context)
-        except EdgesegError as error:
-            _leave(f"{error}", error.exit_code)
-        except ModuleNotFoundError as error:
-            if error.name not in _EXTRA_OF:
-                raise
-            _leave(
-                f"E-EXTRA-MISSING: {error.name} is not installed; "
-                f"pip install 'edgeseg[{_EXTRA_OF[error.name]}]'",
-                4,
-            )
-        except (KeyboardInterrupt, click.Abort):
-            _leave("E-INTERRUPTED: stopped; a training continues with --resume", 130)
-
-
-def _leave(message: str, exit_code: int) -> NoReturn:
-    click.echo("edgeseg: " + " ".join(message.split()), err=True)
-    sys.exit(exit_code)
-
-
-def _bars(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Show a bar with the time left on a terminal, else a plain line now and then; on stderr."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(items, desc=label, total=total, file=sys.stderr, dynamic_ncols=True)
-        return
-    total = total if total is not None else len(items) if isinstance(items, Sized) else None
-    started = shown = time.monotonic()
-    done = 0
-    for item in items:
-        yield item
-        done += 1
-        now = time.monotonic()
-        if now - shown > _LINE_EVERY_S and total:
-            left_s = (now - started) / done * (total - done)
-            click.echo(f"{label}: {done}/{total}, {left_s:.0f} s left", err=True)
-            shown = now
-    click.echo(f"{label}: {done} done in {time.monotonic() - started:.1f} s", err=True)
-
-
-def _progress(quiet: bool) -> Progress:
-    from .runtime.progress import quiet as silent
-
-    return silent if quiet else _bars
-
-
-def _path(**options: Any) -> click.Path:
-    return click.Path(path_type=Path, **options)
-
-
-F = TypeVar("F", bound=Callable[..., Any])
-_quiet = click.option("--quiet", "-q", is_flag=True, help="No progress.")
-_json = click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
-_engine = click.option("--engine", help="Engine to run; default: the first that is installed.")
-_threads = click.option("--threads", type=click.IntRange(1), help="Engine threads; default: all.")
-_part = click.option(
-    "--part",
-    type=click.Choice(["train", "val", "test", "unseen", "all"]),
-    help="Part of the source's own split; unseen: the images of DATA that a shipped student was "
-    "not trained on; all: every image of DATA. Default: test, or unseen for a shipped student.",
-)
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def cli() -> None:
     """Distil, export, run and measure small breast-ultrasound segmentation networks."""
@@ -116,34 +44,37 @@ def data() -> None:
 
 
 @data.command("phantoms")
-@click.argument("out", type=_path())
+@click.argument("out", type=path_type())
 @click.option("--count", type=click.IntRange(1), default=120, show_default=True, help="Images.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed.")
-@_quiet
+@quiet_option
 def data_phantoms(out: Path, count: int, seed: int, quiet: bool) -> None:
     """Write ultrasound phantoms with their masks to OUT, in the BUSI layout."""
     from .kd.data.phantom import write_phantoms
 
-    dataset = write_phantoms(out, count=count, seed=seed, progress=_progress(quiet))
+    dataset = write_phantoms(out, count=count, seed=seed, progress=progress_of(quiet))
     click.echo(f"{len(dataset.samples)} phantoms in {out}")
 
 
 @data.command("audit")
-@click.argument("folder", type=_path())
-@_json
-@_quiet
+@click.argument("folder", type=path_type())
+@json_option
+@quiet_option
 def data_audit(folder: Path, as_json: bool, quiet: bool) -> None:
     """List what is wrong in FOLDER: duplicates, conflicts, unreadable files, sizes, empty masks."""
     from .kd.data.audit import audit_dataset, render
 
-    audit = audit_dataset(folder, progress=_progress(quiet))
+    audit = audit_dataset(folder, progress=progress_of(quiet))
     click.echo(json.dumps(audit.to_dict(), indent=1) if as_json else render(audit))
 
 
 @data.command("split")
-@click.argument("folder", type=_path())
+@click.argument("folder", type=path_type())
 @click.option(
-    "--out", type=_path(), required=True, help="The split file to write; with --folds a new folder."
+    "--out",
+    type=path_type(),
+    required=True,
+    help="The split file to write; with --folds a new folder.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed.")
 @click.option(
@@ -153,7 +84,7 @@ def data_audit(folder: Path, as_json: bool, quiet: bool) -> None:
     "settings are chosen.",
 )
 @click.option("--folds", type=click.IntRange(2), help="Cross-validation instead of --fractions.")
-@_quiet
+@quiet_option
 def data_split(
     folder: Path,
     out: Path,
@@ -174,7 +105,7 @@ def data_split(
         if fractions:
             raise click.UsageError("--folds and --fractions exclude each other; leave one out")
         require_new(out)
-        made = make_folds(read_dataset(folder), folds=folds, seed=seed, progress=_progress(quiet))
+        made = make_folds(read_dataset(folder), folds=folds, seed=seed, progress=progress_of(quiet))
         with atomic_folder(out) as partial_folder:
             for number, fold in enumerate(made, start=1):
                 write_split(fold, partial_folder / f"fold-{number}.json")
@@ -186,7 +117,7 @@ def data_split(
         read_dataset(folder),
         seed=seed,
         fractions=fractions or (0.7, 0.1, 0.2),
-        progress=_progress(quiet),
+        progress=progress_of(quiet),
     )
     write_split(split, out)
     click.echo(describe_split(split))
@@ -205,25 +136,16 @@ def _train_options(command: F, without: tuple[str, ...] = ()) -> F:
     return command
 
 
-def _given(context: click.Context, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that were named on the command line."""
-    return {
-        name: value
-        for name, value in settings.items()
-        if context.get_parameter_source(name) != ParameterSource.DEFAULT
-    }
-
-
 @cli.command()
-@click.argument("dataset", metavar="DATA", type=_path())
-@click.option("--out", type=_path(), required=True, help="Folder of the run.")
-@click.option("--split", "split_file", type=_path(), help="Split to use; default: a new one.")
+@click.argument("dataset", metavar="DATA", type=path_type())
+@click.option("--out", type=path_type(), required=True, help="Folder of the run.")
+@click.option("--split", "split_file", type=path_type(), help="Split to use; default: a new one.")
 @click.option("--recipe", help="Settings to start from: t2kd-busi or t2kd-busi-edge.")
-@click.option("--teachers", type=_path(), help="A run whose teachers are taken.")
+@click.option("--teachers", type=path_type(), help="A run whose teachers are taken.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out with its own settings.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @_train_options
-@_quiet
+@quiet_option
 @click.pass_context
 def train(
     context: click.Context,
@@ -252,25 +174,25 @@ def train(
     student = run_training(
         read_dataset(dataset),
         out,
-        replace(base, **_given(context, settings)),
+        replace(base, **given(context, settings)),
         split=read_split(split_file) if split_file else None,
         resume=resume,
         teachers=teachers,
         device=device,
-        progress=_progress(quiet),
+        progress=progress_of(quiet),
     )
     click.echo(f"student: {student}")
 
 
 @cli.command()
-@click.argument("dataset", metavar="DATA", type=_path())
-@click.option("--out", type=_path(), required=True, help="Folder of runs and table; continued.")
+@click.argument("dataset", metavar="DATA", type=path_type())
+@click.option("--out", type=path_type(), required=True, help="Folder of runs and table; continued.")
 @click.option("--recipe", default="t2kd-busi-edge", show_default=True, help="See `train`.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--row", "rows", multiple=True, help="Only this row and routed; default: all.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @partial(_train_options, without=("teaching", "distillation"))
-@_quiet
+@quiet_option
 @click.pass_context
 def reproduce(
     context: click.Context,
@@ -293,17 +215,17 @@ def reproduce(
     results = run_ablation(
         read_dataset(dataset),
         out,
-        replace(find_recipe(recipe), **_given(context, settings)),
+        replace(find_recipe(recipe), **given(context, settings)),
         seeds=seeds,
         rows=rows or tuple(ROWS),
         device=device,
-        progress=_progress(quiet),
+        progress=progress_of(quiet),
     )
     click.echo(f"{to_text(results)}\ntable: {out / 'ablation.md'}")
 
 
 @cli.command()
-@_json
+@json_option
 def targets(as_json: bool) -> None:
     """List the targets of `edgeseg export`, with what is known of them."""
     from dataclasses import asdict
@@ -319,7 +241,7 @@ def targets(as_json: bool) -> None:
 
 
 @cli.command()
-@_json
+@json_option
 def models(as_json: bool) -> None:
     """List the students that ship, with the figures of their evidence."""
     from .benchmarks.evidence import read_evidence, render_students
@@ -351,7 +273,7 @@ def _frame_size(
 
 
 @cli.command()
-@click.argument("source", type=_path(), required=False)
+@click.argument("source", type=path_type(), required=False)
 @click.option("--target", required=True, help="See `edgeseg targets`.")
 @click.option(
     "--precision",
@@ -363,12 +285,14 @@ def _frame_size(
 @click.option(
     "--calib",
     "dataset",
-    type=_path(),
+    type=path_type(),
     help="Data set whose train part calibrates and whose val part checks. A run needs its own; "
     "a shipped student takes any, split anew, and does with its own ranges without.",
 )
 @click.option("--calib-images", type=click.IntRange(1), default=200, show_default=True)
-@click.option("--ranges", type=_path(), help="Record of an earlier calibration of this network.")
+@click.option(
+    "--ranges", type=path_type(), help="Record of an earlier calibration of this network."
+)
 @click.option("--synthetic-calibration", is_flag=True, help="Calibrate on phantoms.")
 @click.option(
     "--method",
@@ -416,12 +340,14 @@ def _frame_size(
     help="Also write ONNX that takes uint8 frames of this size and answers with masks.",
 )
 @click.option(
-    "--contract", type=_path(), help="JSON with the input contract of an ONNX that has none."
+    "--contract", type=path_type(), help="JSON with the input contract of an ONNX that has none."
 )
-@click.option("--out", type=_path(), help="Folder of the bundle; must be new. [default: by name]")
+@click.option(
+    "--out", type=path_type(), help="Folder of the bundle; must be new. [default: by name]"
+)
 @click.option("--dry-run", is_flag=True, help="Check SOURCE, print the plan and write nothing.")
-@_json
-@_quiet
+@json_option
+@quiet_option
 def export(
     source: Path | None,
     target: str,
@@ -488,7 +414,7 @@ def export(
         found,
         request,
         needs_ranges=plan.needs_ranges,
-        progress=_progress(quiet),
+        progress=progress_of(quiet),
     )
     exported = export_bundle(
         network,
@@ -499,7 +425,7 @@ def export(
         trained_on=trained_on or (),
         limits=Limits(max_drop, max_hd95_rise, method),
         retrain=retrain,
-        progress=_progress(quiet),
+        progress=progress_of(quiet),
     )
     if as_json:
         click.echo(
@@ -512,13 +438,13 @@ def export(
 
 
 @cli.command()
-@click.argument("bundle", type=_path())
-@click.argument("images", type=_path(), nargs=-1, required=True)
-@click.option("--out", type=_path(), required=True, help="Folder of the results; must be new.")
-@_engine
-@_threads
-@_json
-@_quiet
+@click.argument("bundle", type=path_type())
+@click.argument("images", type=path_type(), nargs=-1, required=True)
+@click.option("--out", type=path_type(), required=True, help="Folder of the results; must be new.")
+@engine_option
+@threads_option
+@json_option
+@quiet_option
 def predict(
     bundle: Path,
     images: tuple[Path, ...],
@@ -534,7 +460,7 @@ def predict(
 
     found = find_images(images)
     session = open_session(bundle, engine=engine, threads=threads or 0)
-    records = predict_files(session, found, out, progress=_progress(quiet))
+    records = predict_files(session, found, out, progress=progress_of(quiet))
     if as_json:
         click.echo(json.dumps(records, indent=1, ensure_ascii=False))
     else:
@@ -542,14 +468,14 @@ def predict(
 
 
 @cli.command()
-@click.argument("source", type=_path())
-@click.argument("dataset", metavar="DATA", type=_path())
-@_part
-@_engine
-@_threads
-@click.option("--csv", "csv_file", type=_path(), help="Also write a row per image.")
-@_json
-@_quiet
+@click.argument("source", type=path_type())
+@click.argument("dataset", metavar="DATA", type=path_type())
+@part_option
+@engine_option
+@threads_option
+@click.option("--csv", "csv_file", type=path_type(), help="Also write a row per image.")
+@json_option
+@quiet_option
 def evaluate(
     source: Path,
     dataset: Path,
@@ -569,9 +495,9 @@ def evaluate(
         require_writable(csv_file)
     found = find_source(source)
     part = part or default_part([found])
-    cases = samples_for(found, dataset, part, _progress(quiet))
+    cases = samples_for(found, dataset, part, progress_of(quiet))
     session = found.open(engine, threads or 0)
-    scores = score_images(session.predict, cases, progress=_progress(quiet))
+    scores = score_images(session.predict, cases, progress=progress_of(quiet))
     if csv_file:
         write_scores_csv(csv_file, scores)
     accuracy = summarise(scores)
@@ -582,260 +508,9 @@ def evaluate(
         click.echo(render_accuracy(accuracy))
 
 
-@cli.command()
-@click.argument("sources", metavar="[SOURCE]...", type=_path(), nargs=-1)
-@click.option("--data", "dataset", type=_path(), help="Data set to measure on.")
-@_part
-@click.option("--engine", "engines", multiple=True, help="Only these; default: all installed.")
-@click.option(
-    "--rival",
-    "rivals",
-    multiple=True,
-    help="Measure this beside: torch-compile, onnxruntime-default, openvino-default, "
-    "onnxruntime-quantize-static, unext, cmunext-s, mobile-uvit.",
-)
-@_threads
-@click.option(
-    "--mode",
-    "modes",
-    type=click.Choice(("single", "offline", "paced", "soak")),
-    multiple=True,
-    default=("single", "offline"),
-    show_default=True,
-    help="single is always measured; offline: throughput; paced: a frame clock; soak: drift.",
-)
-@click.option("--rounds", type=click.IntRange(1), default=400, show_default=True, help="Of single.")
-@click.option("--streams", type=click.IntRange(1), default=1, show_default=True, help="Of offline.")
-@click.option(
-    "--rate", type=click.FloatRange(0.1, 1000), default=30, show_default=True, help="Of paced, Hz."
-)
-@click.option(
-    "--seconds",
-    type=click.FloatRange(1, 3600),
-    default=10,
-    show_default=True,
-    help="Of paced and offline, for each row.",
-)
-@click.option(
-    "--minutes",
-    type=click.FloatRange(0.1, 600),
-    default=10,
-    show_default=True,
-    help="Of soak, for each row.",
-)
-@click.option("--layers", is_flag=True, help="Also time by layer, roofline and predictions.")
-@click.option(
-    "--energy", is_flag=True, help="Also mJ a frame, 90 s a row, where there is a counter."
-)
-@click.option("--out", type=_path(), help="The HTML report; .json, .md, .csv go beside.")
-@click.option(
-    "--compare",
-    type=(_path(exists=True, dir_okay=False), _path(exists=True, dir_okay=False)),
-    metavar="OLD.json NEW.json",
-    help="Measure nothing: compare two earlier reports.",
-)
-@click.option(
-    "--budget",
-    "budgets",
-    multiple=True,
-    help="With --compare: a limit that NEW must keep, such as p99=33ms or dice_drop=0.005.",
-)
-@_json
-@_quiet
-@click.pass_context
-def benchmark(
-    context: click.Context,
-    sources: tuple[Path, ...],
-    dataset: Path | None,
-    part: str | None,
-    engines: tuple[str, ...],
-    rivals: tuple[str, ...],
-    threads: int | None,
-    modes: tuple[str, ...],
-    rounds: int,
-    streams: int,
-    rate: float,
-    seconds: float,
-    minutes: float,
-    layers: bool,
-    energy: bool,
-    out: Path | None,
-    compare: tuple[Path, Path] | None,
-    budgets: tuple[str, ...],
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Measure SOURCEs interleaved; the first is the reference.
-
-    A SOURCE is a bundle, a run, a checkpoint or a shipped student (`edgeseg models`). With
-    --compare nothing is measured, and a budget that is not kept ends with exit code 3.
-    """
-    if compare:
-        unused = set(_given(context, context.params)) - {"compare", "budgets", "as_json", "quiet"}
-        if unused:
-            raise InputError(
-                "E-BENCHMARK-CALL", "--compare measures nothing; leave all but --budget out"
-            )
-        _compare_reports(compare, budgets, as_json)
-        return
-    if not (sources and dataset and out):
-        raise InputError("E-BENCHMARK-CALL", "name at least one SOURCE, --data and --out")
-    for mode, option in (("offline", "streams"), ("paced", "rate"), ("soak", "minutes")):
-        if mode not in modes and _given(context, {option: None}):
-            raise InputError(
-                "E-BENCHMARK-CALL",
-                f"--{option} is of --mode {mode}; ask for it, or leave it out",
-            )
-    if budgets:
-        raise InputError("E-BENCHMARK-CALL", "budgets are judged with --compare; leave them out")
-    import tempfile
-
-    from .benchmarks.record import Settings, run_benchmark, to_json
-    from .benchmarks.report import require_report_path, to_table, write_reports
-    from .runtime.files import sha256_of_file
-    from .sources import (
-        candidates_of,
-        common_samples,
-        default_part,
-        find_source,
-        first_checkpoint,
-        jetson_devices,
-        train_frames,
-    )
-
-    require_report_path(out)
-    settings = Settings(
-        modes=modes,
-        rounds=rounds,
-        streams=streams,
-        offline_s=seconds,
-        paced_s=seconds,
-        hz=rate,
-        soak_s=60 * minutes,
-        layers=layers,
-        energy=energy,
-    )
-    found = [find_source(path) for path in sources]
-    part = part or default_part(found)
-    of_split = part not in ("unseen", "all")
-    cases = common_samples(found, dataset, part, _progress(quiet))
-    with tempfile.TemporaryDirectory(prefix="edgeseg-") as folder:
-        candidates = candidates_of(found, engines, threads or 0)
-        if rivals:
-            from .rivals import PHANTOMS, rival_candidates
-
-            network = first_checkpoint(found)
-            candidates += rival_candidates(
-                network.path,
-                rivals,
-                threads or 0,
-                Path(folder),
-                frames=train_frames(network, dataset, PHANTOMS) if of_split else (),
-                progress=_progress(quiet),
-            )
-        record = run_benchmark(
-            candidates,
-            cases,
-            settings=settings,
-            part=part,
-            split_sha256=sha256_of_file(found[0].split_file()) if of_split else None,
-            command=["edgeseg", *sys.argv[1:]],
-            devices=jetson_devices(),
-            progress=_progress(quiet),
-        )
-    write_reports(record, out)
-    click.echo(to_json(record) if as_json else f"{to_table(record)}\nreport: {out}")
-
-
-def _compare_reports(files: tuple[Path, Path], budgets: tuple[str, ...], as_json: bool) -> None:
-    from .benchmarks.compare import (
-        compare_records,
-        comparison_to_json,
-        parse_budget,
-        render_comparison,
-        require_budgets,
-    )
-    from .benchmarks.record import from_json
-
-    limits = [parse_budget(text) for text in budgets]
-    old, new = (from_json(file.read_bytes()) for file in files)
-    comparison = compare_records(old, new, limits)
-    click.echo(comparison_to_json(comparison) if as_json else render_comparison(comparison))
-    require_budgets(comparison)
-
-
-@cli.command(hidden=True)
-@click.argument("name")
-@click.argument("record", type=_path(exists=True, dir_okay=False))
-@click.option("--measured", type=_path(), required=True, help="The run that RECORD measured.")
-@click.option("--int8", type=_path(), required=True, help="Its INT8 bundle, in RECORD too.")
-@click.option(
-    "--weights", type=_path(), required=True, help="What ships: that run, or one on all of DATA."
-)
-@click.option("--data", "dataset", type=_path(), required=True, help="Data set of both runs.")
-@click.option("--calib-images", type=click.IntRange(1), default=300, show_default=True)
-@click.option("--out", type=_path(), required=True, help="Folder; kd/zoo of a checkout to ship.")
-@_quiet
-def card(
-    name: str,
-    record: Path,
-    measured: Path,
-    int8: Path,
-    weights: Path,
-    dataset: Path,
-    calib_images: int,
-    out: Path,
-    quiet: bool,
-) -> None:
-    """Write the files of shipped student NAME: weights, evidence, model card and picture.
-
-    RECORD is the JSON of a benchmark of the measured run and its INT8 bundle on the test part.
-    """
-    from .benchmarks.card import write_student
-    from .kd import zoo
-    from .runtime.files import write_bytes
-    from .sources import calibrate_shipped, checkpoint_of, gather_evidence
-
-    if name not in zoo.SHIPPED:
-        raise InputError(
-            "E-ZOO-NAME", f"no student is called {name!r}; choose of {', '.join(zoo.SHIPPED)}"
-        )
-    shipped = checkpoint_of(weights)
-    evidence, picture = gather_evidence(
-        name, record, checkpoint_of(measured), int8, shipped, dataset, _progress(quiet)
-    )
-    write_student(out, shipped.path.read_bytes(), evidence, zoo.SHIPPED[name], picture)
-    ranges = calibrate_shipped(shipped, dataset, calib_images, _progress(quiet))
-    write_bytes(zoo.calibration_file(out / f"{name}.safetensors"), ranges)
-    click.echo(f"{name}: card, evidence, ranges, picture and weights in {out}")
-
-
-@cli.command(hidden=True)
-@click.argument("source", type=_path())
-@click.option("--engine", help="Of SOURCE.")
-@click.option("--rival", help="Of SOURCE, in place of an engine.")
-@click.option("--folder", type=_path(), help="Of the rival.")
-@click.option("--threads", type=click.IntRange(1), required=True)
-def probe(
-    source: Path, engine: str | None, rival: str | None, folder: Path | None, threads: int
-) -> None:
-    """Report this process's own memory and start-up times, for `benchmark`."""
-    import numpy as np
-
-    from .benchmarks.process import report_probe
-    from .runtime.session import Session
-
-    def open_session() -> Session:
-        if rival and folder:
-            from .rivals import open_rival
-
-            return open_rival(rival, source, folder, threads)
-        from .sources import find_source
-
-        return find_source(source).open(engine, threads)
-
-    click.echo(report_probe(open_session, np.zeros((480, 640), np.uint8)))
-
+cli.add_command(benchmark)
+cli.add_command(card)
+cli.add_command(probe)
 
 if __name__ == "__main__":
     cli()

@@ -1,0 +1,111 @@
+"""What every command of `edgeseg` shares: errors as one line, progress, common options."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from .runtime.errors import EdgesegError
+
+if TYPE_CHECKING:
+    from .runtime.progress import Progress
+
+T = TypeVar("T")
+_EXTRA_OF = {
+    **dict.fromkeys(("torch", "safetensors", "tensorboard"), "train"),
+    **dict.fromkeys(("onnx", "openvino"), "export"),
+    "tqdm": "cli",
+}
+_LINE_EVERY_S = 10.0  # where the output is no terminal
+
+
+class Group(click.Group):
+    """Turns an `EdgesegError` into one line and its exit code; everything else is a bug."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(context)
+        except EdgesegError as error:
+            leave(f"{error}", error.exit_code)
+        except ModuleNotFoundError as error:
+            if error.name not in _EXTRA_OF:
+                raise
+            leave(
+                f"E-EXTRA-MISSING: {error.name} is not installed; "
+                f"pip install 'edgeseg[{_EXTRA_OF[error.name]}]'",
+                4,
+            )
+        except (KeyboardInterrupt, click.Abort):
+            leave("E-INTERRUPTED: stopped; a training continues with --resume", 130)
+
+
+def leave(message: str, exit_code: int) -> NoReturn:
+    """Print one line on stderr and end with this exit code."""
+    click.echo("edgeseg: " + " ".join(message.split()), err=True)
+    sys.exit(exit_code)
+
+
+def bars(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    """Show a bar with the time left on a terminal, else a plain line now and then; on stderr."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, desc=label, total=total, file=sys.stderr, dynamic_ncols=True)
+        return
+    total = total if total is not None else len(items) if isinstance(items, Sized) else None
+    started = shown = time.monotonic()
+    done = 0
+    for item in items:
+        yield item
+        done += 1
+        now = time.monotonic()
+        if now - shown > _LINE_EVERY_S and total:
+            left_s = (now - started) / done * (total - done)
+            click.echo(f"{label}: {done}/{total}, {left_s:.0f} s left", err=True)
+            shown = now
+    click.echo(f"{label}: {done} done in {time.monotonic() - started:.1f} s", err=True)
+
+
+def progress_of(quiet: bool) -> Progress:
+    """Return what shows progress, or nothing with --quiet."""
+    from .runtime.progress import quiet as silent
+
+    return silent if quiet else bars
+
+
+def path_type(**options: Any) -> click.Path:
+    """Return the type of an argument that is a path."""
+    return click.Path(path_type=Path, **options)
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
+engine_option = click.option(
+    "--engine", help="Engine to run; default: the first that is installed."
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), help="Engine threads; default: all."
+)
+part_option = click.option(
+    "--part",
+    type=click.Choice(["train", "val", "test", "unseen", "all"]),
+    help="Part of the source's own split; unseen: the images of DATA that a shipped student was "
+    "not trained on; all: every image of DATA. Default: test, or unseen for a shipped student.",
+)
+
+
+def given(context: click.Context, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that were named on the command line."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if context.get_parameter_source(name) != ParameterSource.DEFAULT
+    }
