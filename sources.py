@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 PHANTOMS = 160
 PHANTOM_SEED = 0
 PHANTOM_SOURCE = "phantoms"  # as the record of a calibration names them
-_VECTORS = ("benign", "malignant", "normal")  # phantoms that are a kit's golden inputs
+_VECTORS = ("benign", "malignant", "normal")  # phantoms that are golden inputs
 # Of a manifest's evidence, as `benchmarks.record` names the fields
 _PROOF = ("part", "frames", "trained_dice", "max_drop", "achieved", "kept_float")
 _PROOF_STEP = (
@@ -282,7 +282,7 @@ def frames_for_export(
     The train part of the data calibrates and the val part checks. A run comes with its split and
     needs its own data. For a shipped student any data are split leak-safe with seed 0; without
     data the ranges that ship with it calibrate and phantoms check. Golden vectors are phantoms
-    always: no patient's image travels in a kit.
+    always: no patient's image travels in a bundle.
 
     Args:
         source: a checkpoint.

@@ -35,6 +35,7 @@ from .calibration import (
 )
 from .forms import Form, Recipe, make_forms, rounding_for
 from .frame_gate import FrameGraph, frame_facts, prove_frame_graphs
+from .golden import golden_frames, write_vectors
 from .parity import (
     CheckFrame,
     Hop,
@@ -140,7 +141,7 @@ class Frames:
     calibration: CalibrationSet | Path | None  # frames, the record of an earlier calibration
     checks: tuple[CheckFrame, ...]
     checks_are: str = "val"  # for the manifest; "val" is that part of the run's split
-    vectors: tuple[np.ndarray, ...] = ()  # uint8 [H, W]: golden inputs that travel in a kit
+    vectors: tuple[np.ndarray, ...] = ()  # uint8 [H, W]: golden inputs that travel in the bundle
 
 
 @dataclass(frozen=True)
@@ -254,6 +255,7 @@ def export_bundle(
     *,
     split: Path | None,
     trained_on: Collection[str] = (),
+    layout: Mapping[str, Any] = MappingProxyType({}),
     limits: Limits = Limits(),
     retrain: Retrain | None = None,
     progress: Progress = quiet,
@@ -267,10 +269,11 @@ def export_bundle(
         trained: what to export.
         plan: of `make_plan`.
         out: folder of the bundle; must not exist.
-        frames: a calibration where `Plan.needs_ranges`; golden vectors for a kit.
+        frames: a calibration where `Plan.needs_ranges`; golden inputs, which a kit needs.
         split: the split file of the training run; it goes into the bundle. None for a shipped
             student, which has none.
         trained_on: SHA-256 of every image that a shipped student has seen; goes into the manifest.
+        layout: where the image is in the maker's frames; empty: the whole frame is the image.
         limits: the gates.
         retrain: what INT8 is trained with if it fails its gate with layers kept in float; takes
             frames that calibrate, not a record. The other precisions stay those of `trained`.
@@ -324,6 +327,8 @@ def export_bundle(
             forms = {name: each.forms[0] for name, each in shipped.items()}
             cache = all(each.qat is None for each in shipped.values())
             write_kit(folder, recipe, forms, frames.vectors, trained.contract, chosen, cache=cache)
+        golden = golden_frames(frames.vectors, trained.contract)
+        vectors = write_vectors(folder, golden, shipped[chosen].forms, trained.contract)
         if calibration is not None and any(name != "fp32" for name in shipped):
             (folder / CALIBRATION_FILE).write_text(calibration.to_json(), encoding="utf-8")
         kept_float = shipped["int8"].forms[0].kept_float if "int8" in shipped else ()
@@ -337,6 +342,8 @@ def export_bundle(
             "models": models,
             "batch": {"min": 1, "max": plan.max_batch},
             "frame_graphs": frame_facts(whole),
+            "vectors": vectors,
+            "layout": dict(layout),
             "complexity": _complexity_facts(master, shipped, chosen),
             "provenance": {
                 "checkpoint_sha256": trained.sha256,
