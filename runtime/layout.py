@@ -149,7 +149,8 @@ def _fan_row(fan: Tuple[Tuple[int, int], ...], row: int, width: int) -> np.ndarr
     """
     level = 2 * row + 1
     inside = np.zeros(width, np.uint8)
-    for (x0, y0), (x1, y1) in zip(fan, fan[1:] + fan[:1]):
+    for index, (x1, y1) in enumerate(fan):
+        x0, y0 = fan[index - 1]
         if y0 > y1:
             x0, y0, x1, y1 = x1, y1, x0, y0
         if not 2 * y0 <= level < 2 * y1:
