@@ -16,7 +16,7 @@ from typing import Any, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ..errors import EngineError, InputError
+from ..errors import EdgesegError, EngineError, InputError
 from ..image import MAX_IMAGE_PIXELS
 from .dicom_pixels import SYNTAXES, PixelFormat, read_frames
 from .source import Item, Source, usable_hz
@@ -126,12 +126,12 @@ def read_header(path: Path) -> Header:
             warnings.simplefilter("ignore")  # what deviates and matters is checked below
             data = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(_TAGS))
             return _header_of(data, path, stream.tell())
-    except InputError:
+    except EdgesegError:
         raise
     except Exception as error:  # pydicom raises any type for a damaged header
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(
-            "E-DICOM-READ",
-            f"cannot read DICOM {path} ({type(error).__name__}: {error}); send or export it again",
+            "E-DICOM-READ", f"cannot read DICOM {path} ({why}); send or export it again"
         ) from error
 
 

@@ -87,9 +87,9 @@ def read_frames(path: Path, pixels: PixelFormat) -> Iterator[Item]:
     with path.open("rb") as file:
         number = 0
         try:
-            for number, encoded in enumerate(_encoded_frames(file, pixels)):
+            for encoded in _encoded_frames(file, pixels):
                 yield _grey_or_error(encoded, pixels, path, number)
-            number += 1
+                number += 1
             if number < pixels.frames:
                 raise _DamagedError("the data ends before it")
         except _DamagedError as damage:
@@ -107,9 +107,10 @@ def _grey_or_error(encoded: bytes, pixels: PixelFormat, path: Path, number: int)
 
 
 def _frame_error(path: Path, pixels: PixelFormat, number: int, why: Exception) -> InputError:
+    reason = " ".join(str(why).split())[:200]
     return InputError(
         "E-DICOM-FRAME",
-        f"frame {number} of {pixels.frames} in {path} cannot be read ({why}); send or export the "
+        f"frame {number} of {pixels.frames} in {path} cannot be read ({reason}); send or export the "
         "file again",
     )
 
@@ -172,7 +173,15 @@ def _encapsulated(file: BinaryIO, pixels: PixelFormat) -> Iterator[bytes]:
     done = 0
     fragments = _fragments(file)
     next(fragments, None)
-    for fragment in fragments:
+    while True:
+        try:
+            fragment = next(fragments, None)
+        except _DamagedError:
+            if parts:  # whole, as far as can be told: the damage is in what follows
+                yield b"".join(parts)
+            raise
+        if fragment is None:
+            break
         starts = one_each or fragment[:2] in _CODESTREAM_STARTS
         if parts and starts and pixels.frames > 1:
             yield b"".join(parts)

@@ -108,7 +108,7 @@ function showText(state) {
   $("now").classList.toggle("late", frame.missed);
   const known = frame.lesion_area_mm2 !== undefined;
   set("area", known ? frame.lesion_area_mm2.toFixed(1) : count(frame.lesion_area_px));
-  set("area-unit", known ? "mm²" : "px, spacing unknown");
+  set("area-unit", known ? "mm²" : "px (no spacing)");
   set("lesions", count(frame.lesions.length));
   const total = state.source.frames === null ? "" : ` of ${state.source.frames}`;
   set("frame", `${frame.of_source + 1}${total}, ${image.width} × ${image.height} px`);
@@ -127,14 +127,14 @@ function drawOutline() {
   const scale = Math.min(outline.width / image.width, outline.height / image.height); // object-fit
   const left = (outline.width - scale * image.width) / 2, top = (outline.height - scale * image.height) / 2;
   const dot = (extra, colour) => {
-    const size = Math.max(scale, 2 * ratio) + extra;
+    const size = Math.max(1.2 * scale, 2.5 * ratio) + extra;
     pen.fillStyle = colour;
     for (let at = 0; at < view.points.length; at += 2) {
       const x = left + (view.points[at] + 0.5) * scale, y = top + (view.points[at + 1] + 0.5) * scale;
       pen.fillRect(x - size / 2, y - size / 2, size, size);
     }
   };
-  dot(2 * ratio, "#000a"); // seen on bright tissue too
+  dot(2 * ratio, "#000"); // seen on bright tissue too
   dot(0, "#ff8c00");
 }
 
