@@ -81,15 +81,16 @@ FUZZED = (CINE, UNCOMPRESSED, "SC_rgb_rle_2frame.dcm", "SC_rgb_small_odd.dcm", "
 
 
 def read_all(path: Path) -> str:
-    """Read a file as a stream would; return "frames" or the code of the error."""
+    """Read a file as a stream would; return "frames" or the code of the error, of one line."""
     try:
         items = list(open_dicom(path).read())
     except EdgesegError as error:
-        assert "\n" not in str(error)
-        return error.code
-    for item in items:
-        assert isinstance(item, (np.ndarray, InputError))
-        if isinstance(item, InputError):
-            assert "\n" not in str(item)
-            return item.code
-    return "frames"
+        return _code_of(error)
+    assert all(isinstance(item, (np.ndarray, InputError)) for item in items)
+    errors = [item for item in items if isinstance(item, InputError)]
+    return _code_of(errors[0]) if errors else "frames"
+
+
+def _code_of(error: EdgesegError) -> str:
+    assert "\n" not in str(error)
+    return error.code

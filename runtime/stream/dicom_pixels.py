@@ -110,8 +110,8 @@ def _frame_error(path: Path, pixels: PixelFormat, number: int, why: Exception) -
     reason = " ".join(str(why).split())[:200]
     return InputError(
         "E-DICOM-FRAME",
-        f"frame {number} of {pixels.frames} in {path} cannot be read ({reason}); send or export the "
-        "file again",
+        f"frame {number} of {pixels.frames} in {path} cannot be read ({reason}); send or export "
+        "the file again",
     )
 
 
