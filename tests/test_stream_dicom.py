@@ -225,6 +225,12 @@ def test_files_that_hold_nothing_are_refused(tmp_path, content):
     assert code_of(tmp_path / "x.dcm") == "E-DICOM-READ"
 
 
+def test_what_a_header_says_cannot_break_the_line(tmp_path):
+    told = "RGB\nedgeseg: done"
+    path = write_changed(UNCOMPRESSED, tmp_path / "x.dcm", PhotometricInterpretation=told)
+    assert code_of(path) == "E-DICOM-PIXELS"
+
+
 def test_transfer_syntax_that_is_not_read_is_refused(tmp_path):
     path = tmp_path / "x.dcm"
     content = shipped(CINE).read_bytes()

@@ -140,7 +140,7 @@ def _header_of(data: Any, path: Path, offset: int) -> Header:
     if syntax not in SYNTAXES:
         raise InputError(
             "E-DICOM-SYNTAX",
-            f"{path} has transfer syntax {syntax}, which is not read; convert it to Explicit VR "
+            f"{path} has transfer syntax {syntax[:64]!r}, which is not read; convert it to Explicit VR "
             "Little Endian",
         )
     rows, columns = int(data.Rows), int(data.Columns)
@@ -155,10 +155,11 @@ def _header_of(data: Any, path: Path, offset: int) -> Header:
             f"{path} claims {columns}x{rows} pixels, over the cap of {MAX_IMAGE_PIXELS}",
         )
     stored = int(data.get("BitsStored") or data.BitsAllocated)
-    if int(data.BitsAllocated) != 8 or stored != 8 or int(data.get("PixelRepresentation") or 0):
+    allocated = int(data.BitsAllocated)
+    if allocated != 8 or stored != 8 or int(data.get("PixelRepresentation") or 0):
         raise InputError(
             "E-DICOM-PIXELS",
-            f"{path} stores {stored} bits in {data.BitsAllocated}; 8 unsigned bits are read, "
+            f"{path} stores {stored} bits in {allocated}; 8 unsigned bits are read, "
             "window it to 8 bits first",
         )
     photometric = str(data.PhotometricInterpretation)

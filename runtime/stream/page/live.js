@@ -41,7 +41,7 @@ function parse(buffer) {
 }
 
 async function show({ state, points, picture }) {
-  tell(state.state, state.state === "running" ? "running" : state.state);
+  tell(state.state, state.state);
   keepLatency(state);
   if (view.paused) return;
   view.state = state;
