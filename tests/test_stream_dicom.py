@@ -226,9 +226,12 @@ def test_files_that_hold_nothing_are_refused(tmp_path, content):
 
 
 def test_what_a_header_says_cannot_break_the_line(tmp_path):
-    told = "RGB\nedgeseg: done"
-    path = write_changed(UNCOMPRESSED, tmp_path / "x.dcm", PhotometricInterpretation=told)
+    path = tmp_path / "x.dcm"
+    content = shipped(CINE).read_bytes()
+    path.write_bytes(content.replace(b"YBR_FULL_422", b"RGB\nedgeseg:"))
     assert code_of(path) == "E-DICOM-PIXELS"
+    path.write_bytes(content.replace(b"1.2.840.10008.1.2.4.50", b"1.2.840.10008.1\nedges"))
+    assert code_of(path) == "E-DICOM-SYNTAX"
 
 
 def test_transfer_syntax_that_is_not_read_is_refused(tmp_path):

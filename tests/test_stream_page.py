@@ -423,12 +423,14 @@ def test_nothing_pulses_where_motion_is_not_wanted(page):
     assert page.run(beat) == "none"
 
 
-def test_page_says_when_the_stream_has_ended_and_keeps_the_last_figures(page, watched):
-    watched.server.screen.show(View({**ABOUT, "state": "running"}))
-    source = Source(Path("x"), "test", HZ, 1, None, None, lambda: iter([textured(0)]))
-    run_stream(source, mark_box, Pace(HZ), ABOUT, wanted=Wanted(), screen=watched.server.screen)
-    wait_for(lambda: text(page, "state") == "ended")
-    assert pixels(page, "image")[0] == 120 * 160
+def test_page_says_when_the_stream_has_ended_and_keeps_the_last_picture(chromium, server):
+    chromium.emulate()
+    chromium.open(server.url)
+    wait_for(lambda: text(chromium, "state") == "starting")
+    source = Source(Path("x"), "test", HZ, 40, None, None, lambda: iter([textured(0)] * 40))
+    run_stream(source, mark_box, Pace(HZ), ABOUT, wanted=Wanted(), screen=server.screen)
+    wait_for(lambda: text(chromium, "state") == "ended")
+    assert pixels(chromium, "image")[0] == 120 * 160
 
 
 def test_page_says_when_the_connection_is_lost(chromium):

@@ -140,8 +140,8 @@ def _header_of(data: Any, path: Path, offset: int) -> Header:
     if syntax not in SYNTAXES:
         raise InputError(
             "E-DICOM-SYNTAX",
-            f"{path} has transfer syntax {syntax[:64]!r}, which is not read; convert it to Explicit VR "
-            "Little Endian",
+            f"{path} has transfer syntax {syntax[:64]!r}, which is not read; convert it to "
+            "Explicit VR Little Endian",
         )
     rows, columns = int(data.Rows), int(data.Columns)
     frames = int(data.get("NumberOfFrames") or 1)

@@ -50,8 +50,8 @@ class PixelFormat:
         if _SAMPLES.get(self.photometric) != self.samples:
             raise InputError(
                 "E-DICOM-PIXELS",
-                f"{path} has {self.samples} samples a pixel as {self.photometric[:32]!r}, which is not "
-                f"read; convert it to one of {', '.join(_SAMPLES)}",
+                f"{path} has {self.samples} samples a pixel as {self.photometric[:32]!r}, which is "
+                f"not read; convert it to one of {', '.join(_SAMPLES)}",
             )
         if SYNTAXES[self.syntax] is _decode_by_library and not _library_decodes(self.syntax):
             raise EngineError(

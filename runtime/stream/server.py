@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Dict, Tuple
@@ -20,6 +21,7 @@ from .screen import Screen
 LOOPBACK = "127.0.0.1"
 _MAX_CONNECTIONS = 16
 _VIEW_WAIT_S = 2.0  # a viewer that waits longer than this gets the present view again
+_FAREWELL_S = 0.3
 _IDLE_S = 10.0  # then a silent connection is closed
 _PAGE = Path(__file__).parent / "page"
 # Address -> file and type. To add a file: a line here and in setup.cfg's package_data.
@@ -59,6 +61,7 @@ class Server(ThreadingHTTPServer):
         Raises InputError: E-SERVE-ADDRESS.
         """
         self.screen, self.host = screen, host
+        self.closed = False  # connections that are open end with their next answer
         self._places = threading.BoundedSemaphore(_MAX_CONNECTIONS)
         try:
             if ":" in host:
@@ -85,7 +88,9 @@ class Server(ThreadingHTTPServer):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop answering."""
+        """Stop answering, once viewers had a moment to take the last view."""
+        time.sleep(_FAREWELL_S)
+        self.closed = True
         self.shutdown()
         self.server_close()
 
@@ -176,6 +181,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if status == 405:
             self.send_header("Allow", "GET")
+        if self.server.closed:
+            self.close_connection = True
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
