@@ -93,7 +93,7 @@ def stream(
     if out:
         require_new(out)
     frames = open_source(source, whole_frame=whole_frame)
-    hz = rate or frames.hz
+    hz = frames.hz if rate is None else rate
     if hz is None:
         raise InputError("E-STREAM-RATE", f"{source} tells no frame rate; give one with --rate 30")
     pace = Pace(hz, policy, queue, 60 * minutes if minutes else None, loop, keep_going)

@@ -561,6 +561,7 @@ def test_command_tells_counts_policy_engine_and_hash(bundle, images):
     [
         ([], "E-STREAM-RATE"),
         (["--rate", 0.001], "E-STREAM-CALL"),
+        (["--rate", 0], "E-STREAM-CALL"),
         (["--rate", 30, "--masks"], "E-STREAM-CALL"),
         (["--rate", 30, "--host", "0.0.0.0"], "E-STREAM-CALL"),
     ],

@@ -1,7 +1,7 @@
 """Video files through OpenCV, both ways; the only module that imports it.
 
 OpenCV rather than PyAV: its wheel runs on Python 3.8 and its FFmpeg is configured under the LGPL,
-while PyAV's wheel links x264 and x265, which are under the GPL.
+while PyAV's wheel (18.1) contains x264 and x265, which are under the GPL.
 """
 
 from __future__ import annotations
