@@ -75,54 +75,31 @@ def test_blocking_queue_answers_every_frame_in_order():
     assert stream.counts.answered == 40
 
 
-def test_newest_frame_wins_while_the_session_is_busy():
+@pytest.mark.parametrize("queue", [1, 3])
+def test_newest_frames_wait_while_the_session_is_busy(queue):
     at_work, go_on = threading.Event(), threading.Event()
-    seen = []
 
     def predict(frame: np.ndarray) -> np.ndarray:
-        seen.append(int(frame[0, 0]))
-        if len(seen) == 4:  # after three untimed calls: frame 0
+        if threading.current_thread().name == "session":  # not in the untimed calls
             at_work.set()
             go_on.wait(10)
         return brighter_than_zero(frame)
 
-    stream = Stream(source_of(*numbered(10)), predict, Pace(FAST_HZ))
+    stream = Stream(source_of(*numbered(10)), predict, Pace(FAST_HZ, queue=queue))
 
     def let_go_when_all_are_due() -> None:
         at_work.wait(10)
         while stream.counts.due < 10:
             time.sleep(0.001)
+        time.sleep(0.05)  # between counting the last frame and queueing it
         go_on.set()
 
     helper = threading.Thread(target=let_go_when_all_are_due)
     helper.start()
-    answers = answers_of(stream)
-    helper.join()
-    assert seen == [0, 0, 0, 0, 9]
-    assert [answer.dropped for answer in answers] == [False, *[True] * 8, False]
-    assert (stream.counts.answered, stream.counts.dropped) == (2, 8)
-
-
-def test_longer_queue_keeps_that_many_of_the_newest():
-    at_work, go_on = threading.Event(), threading.Event()
-
-    def predict(frame: np.ndarray) -> np.ndarray:
-        if threading.current_thread().name == "session":
-            at_work.set()
-            go_on.wait(10)
-        return brighter_than_zero(frame)
-
-    stream = Stream(source_of(*numbered(10)), predict, Pace(FAST_HZ, queue=3))
-
-    def let_go() -> None:
-        at_work.wait(10)
-        while stream.counts.due < 10:
-            time.sleep(0.001)
-        go_on.set()
-
-    threading.Thread(target=let_go).start()
     answered = [answer.number for answer in answers_of(stream) if not answer.dropped]
-    assert answered in ([0, 7, 8, 9], [1, 7, 8, 9])  # the first is whichever was at work
+    helper.join()
+    assert answered[1:] == list(range(10 - queue, 10))  # the first is the one that was in work
+    assert stream.counts.dropped == 9 - queue
 
 
 def test_miss_is_an_answer_after_the_next_tick():
@@ -159,7 +136,8 @@ def test_source_without_frames_is_refused():
 
 def test_damaged_frame_ends_the_stream_with_its_own_error():
     frames = numbered(3)
-    stream = Stream(source_of(*frames, broken(3), *frames), brighter_than_zero, Pace(FAST_HZ))
+    source = source_of(*frames, broken(3), *frames)
+    stream = Stream(source, brighter_than_zero, Pace(FAST_HZ, "block"))
     with pytest.raises(InputError, match="frame 3 cannot be read"):
         list(stream)
 
@@ -167,7 +145,7 @@ def test_damaged_frame_ends_the_stream_with_its_own_error():
 @pytest.mark.parametrize("policy", POLICIES)
 def test_damaged_frames_are_counted_with_keep_going(policy):
     items = [broken(0), *numbered(5), broken(6)]
-    pace = Pace(100.0, policy, keep_going=True)
+    pace = Pace(100.0, policy, queue=len(items), keep_going=True)
     stream = Stream(source_of(*items), brighter_than_zero, pace)
     answers = answers_of(stream)
     assert [answer.number for answer in answers if answer.error] == [0, 6]

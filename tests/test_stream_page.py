@@ -261,7 +261,7 @@ def test_viewers_that_never_read_do_not_slow_the_stream(watched):
     rate = (answered_by(watched.server) - first) / (time.perf_counter() - started)
     for connection in stuck:
         connection.close()
-    assert rate > 0.8 * HZ
+    assert rate > 0.5 * HZ
 
 
 def test_too_many_connections_are_hung_up_on_and_it_recovers(server):
