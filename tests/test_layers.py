@@ -26,6 +26,7 @@ PACKAGES = {
     "edgeseg.runtime.stream.dicom": {"numpy", "pydicom"},
     "edgeseg.runtime.stream.dicom_pixels": {"numpy", "PIL", "pydicom"},
     "edgeseg.runtime.stream.video": {"numpy", "cv2"},
+    "edgeseg.runtime.signature": {"model_signing", "cryptography"},
     "edgeseg.runtime": {"numpy", "PIL"},
     "edgeseg.kd": {"numpy", "PIL", "torch", "safetensors", "openpyxl"},
     "edgeseg.benchmarks.complexity": {"numpy", "onnx", "google"},
@@ -78,6 +79,7 @@ ONLY_INSIDE_FUNCTIONS = {
     "edgeseg.export": {"tensorrt_rtx"},
     "edgeseg.rivals": {"onnx", "onnxruntime", "openvino"},
     "edgeseg.runtime.stream": {"pydicom", "cv2"},
+    "edgeseg.runtime.signature": {"model_signing", "cryptography"},
 }
 
 

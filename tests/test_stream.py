@@ -19,6 +19,7 @@ from PIL import Image
 
 from edgeseg.cli import cli
 from edgeseg.runtime.errors import EngineError, InputError, OutputError
+from edgeseg.runtime.lesion import Spacing
 from edgeseg.runtime.stream import outputs, video
 from edgeseg.runtime.stream.pipeline import (
     POLICIES,
@@ -39,7 +40,7 @@ FAST_HZ = 500.0
 
 
 def source_of(*items: Item, hz: float | None = None, **fields) -> Source:
-    values = {"crop": None, "spacing_mm": None, **fields}
+    values = {"crop": None, "spacing": None, **fields}
     return Source(Path("loop"), "test", hz, len(items), read=lambda: iter(items), **values)
 
 
@@ -393,12 +394,14 @@ def records_in(out: Path) -> list[dict]:
 
 
 def test_outputs_hold_a_record_mask_and_overlay_of_each_frame(tmp_path):
-    source = source_of(*numbered(4), spacing_mm=(0.5, 0.2))
+    source = source_of(*numbered(4), spacing=Spacing(row_mm=0.2, column_mm=0.5))
     summary = run_to(tmp_path / "out", source)
     records = records_in(tmp_path / "out")
     assert [record["lesion_area_px"] for record in records] == [0, 1, 2, 3]
     assert [record["lesion_area_mm2"] for record in records] == [0, 0.1, 0.2, 0.3]
-    assert records[2]["lesions"] == [{"area_px": 2, "box": [0, 0, 2, 1]}]
+    (lesion,) = records[2]["lesions"]
+    assert (lesion["area_px"], lesion["box"]) == (2, [0, 0, 2, 1])
+    assert (lesion["width_mm"], lesion["height_mm"]) == (1.0, 0.2)
     assert {record["outcome"] for record in records} == {"answered"}
     mask = np.asarray(Image.open(tmp_path / "out/masks/000003.png"))
     np.testing.assert_array_equal(mask[0], [255, 255, 255, 0, 0])
@@ -519,7 +522,7 @@ def test_command_streams_a_dicom_loop_by_its_own_clock_and_region(bundle, tmp_pa
     summary = json.loads(done.stdout)
     assert summary["frames"]["answered"] == summary["frames"]["due"] == 30
     assert summary["pace"]["hz"] == pytest.approx(30, rel=1e-3)
-    assert summary["source"]["spacing_mm"] == pytest.approx([0.5, 1.0])
+    assert summary["source"]["spacing"] == pytest.approx({"row_mm": 1.0, "column_mm": 0.5})
     for path in (tmp_path / "out/masks").iterdir():
         mask = np.asarray(Image.open(path)).copy()
         assert mask.shape == (240, 320)

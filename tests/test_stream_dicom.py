@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from edgeseg.runtime.errors import EdgesegError, EngineError, InputError
+from edgeseg.runtime.lesion import Spacing
 from edgeseg.runtime.stream import dicom_pixels
 from edgeseg.runtime.stream.dicom import open_dicom, tissue_region
 from edgeseg.runtime.stream.sources import open_source
@@ -113,7 +114,7 @@ def with_regions(tmp_path: Path, *regions) -> Path:
 def test_tissue_region_gives_crop_and_spacing_in_mm(tmp_path):
     source = open_dicom(with_regions(tmp_path, region((42, 16, 297, 206), delta=0.05)))
     assert source.crop == (42, 16, 298, 207)
-    assert source.spacing_mm == pytest.approx((0.5, 1.0))
+    assert source.spacing == Spacing(row_mm=1.0, column_mm=0.5)
 
 
 def test_largest_tissue_region_is_taken_and_doppler_is_not(tmp_path):
@@ -125,15 +126,15 @@ def test_largest_tissue_region_is_taken_and_doppler_is_not(tmp_path):
 
 def test_file_without_a_tissue_region_is_used_whole_without_spacing(tmp_path):
     source = open_dicom(with_regions(tmp_path, region((0, 0, 99, 99), data_type=3)))
-    assert (source.crop, source.spacing_mm) == (None, None)
+    assert (source.crop, source.spacing) == (None, None)
     assert tissue_region(()) is None
 
 
-@pytest.mark.parametrize(("units", "delta"), [(4, 0.05), (3, 0.0), (3, float("nan"))])
+@pytest.mark.parametrize(("units", "delta"), [(4, 0.05), (3, 0.0), (3, 1e9), (3, float("nan"))])
 def test_spacing_that_is_not_in_cm_is_unknown(tmp_path, units, delta):
     source = open_dicom(with_regions(tmp_path, region((0, 0, 99, 99), units=units, delta=delta)))
     assert source.crop == (0, 0, 100, 100)
-    assert source.spacing_mm is None
+    assert source.spacing is None
 
 
 def test_far_corner_may_be_the_frame_size(tmp_path):
@@ -146,7 +147,7 @@ def test_region_of_a_frame_that_was_resized_later_is_refused(name):
         open_dicom(shipped(name))
     assert caught.value.code == "E-DICOM-REGION"
     whole = open_source(shipped(name), whole_frame=True)
-    assert (whole.crop, whole.spacing_mm) == (None, None)
+    assert (whole.crop, whole.spacing) == (None, None)
 
 
 @pytest.mark.parametrize("box", [(10, 10, 10, 20), (20, 10, 10, 20), (0, 0, 4294967295, 9)])

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from edgeseg.runtime.errors import InputError
+from edgeseg.runtime.lesion import Spacing
 from edgeseg.runtime.stream.pipeline import Pace
 from edgeseg.runtime.stream.run import Wanted, run_stream
 from edgeseg.runtime.stream.screen import Screen, View, encode_view
@@ -226,7 +227,7 @@ def watched(server) -> Iterator[SimpleNamespace]:
                 raise SystemExit
             yield frame
 
-    source = Source(Path("breast.dcm"), "dicom", HZ, 5, None, (0.1, 0.2), read)
+    source = Source(Path("breast.dcm"), "dicom", HZ, 5, None, Spacing(0.2, 0.1), read)
     found = SimpleNamespace(server=server, done=stop.is_set)
 
     def work() -> None:

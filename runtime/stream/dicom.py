@@ -8,7 +8,6 @@ their meaning: DICOM PS3.3, C.7.6.3 (image pixel), C.7.6.5 (cine), C.8.5.5 (ultr
 from __future__ import annotations
 
 import io
-import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from ..errors import EdgesegError, EngineError, InputError
 from ..image import MAX_IMAGE_PIXELS
+from ..lesion import Spacing
 from .dicom_pixels import SYNTAXES, PixelFormat, read_frames
 from .source import Item, Source, usable_hz
 
@@ -84,15 +84,15 @@ def open_dicom(path: Path, *, whole_frame: bool = False) -> Source:
     header = read_header(path)
     pixels = header.pixels
     region = None if whole_frame else tissue_region(header.regions)
-    crop = spacing_mm = None
+    crop = spacing = None
     if region:
         crop = _crop_of(region, pixels, path)
-        spacing_mm = _spacing_of(region)
+        spacing = _spacing_of(region)
 
     def read() -> Iterator[Item]:
         return read_frames(path, pixels)
 
-    return Source(path, "dicom", header.hz, pixels.frames, crop, spacing_mm, read)
+    return Source(path, "dicom", header.hz, pixels.frames, crop, spacing, read)
 
 
 def tissue_region(regions: Sequence[Region]) -> Optional[Region]:
@@ -220,12 +220,15 @@ def _crop_of(region: Region, pixels: PixelFormat, path: Path) -> Tuple[int, int,
     return left, top, min(right + 1, pixels.columns), min(bottom + 1, pixels.rows)
 
 
-def _spacing_of(region: Region) -> Optional[Tuple[float, float]]:
-    """Spacing in mm, x and y; None unless both deltas are in cm."""
-    across, down = (10 * abs(delta) for delta in region.delta)
-    if region.units != (_CM, _CM) or not (0 < across < math.inf and 0 < down < math.inf):
+def _spacing_of(region: Region) -> Optional[Spacing]:
+    """Return the spacing; None unless both deltas are in cm and of a size that pixels have."""
+    if region.units != (_CM, _CM):
         return None
-    return across, down
+    across, down = (10 * abs(delta) for delta in region.delta)
+    try:
+        return Spacing(row_mm=down, column_mm=across)
+    except InputError:
+        return None
 
 
 def _palette_of(data: Any) -> np.ndarray:

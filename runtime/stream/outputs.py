@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 from PIL import Image
 
-from ..lesion import draw_overlay, lesions_of
+from ..lesion import Spacing, draw_overlay, lesions_of
 from .pipeline import Answer
 from .video import VideoWriter, video_is_installed
 
 RECORDS, SUMMARY = "frames.jsonl", "summary.json"
 
 
-def record_of(
-    answer: Answer, hz: float, spacing_mm: Optional[Tuple[float, float]]
-) -> Dict[str, Any]:
+def record_of(answer: Answer, hz: float, spacing: Optional[Spacing]) -> Dict[str, Any]:
     """Return what became of a frame, as JSON-ready values.
 
     Args:
         answer: of the stream.
         hz: of its clock.
-        spacing_mm: of pixels across and down; None leaves the area in mm2 out.
+        spacing: of the pixels; None leaves what is in mm out.
     """
     record: Dict[str, Any] = {
         "frame": answer.number,
@@ -35,7 +33,7 @@ def record_of(
         return {**record, "outcome": "dropped"}
     if answer.mask is None:
         return {**record, "outcome": "failed", "error": str(answer.error)}
-    lesions = lesions_of(answer.mask)
+    lesions = lesions_of(answer.mask, spacing)
     area_px = sum(lesion.area_px for lesion in lesions)
     record.update(
         outcome="answered",
@@ -45,8 +43,8 @@ def record_of(
         latency_ms=round(answer.latency_ms, 3),
         lesion_area_px=area_px,
     )
-    if spacing_mm:
-        record["lesion_area_mm2"] = round(area_px * spacing_mm[0] * spacing_mm[1], 3)
+    if spacing:
+        record["lesion_area_mm2"] = round(area_px * spacing.row_mm * spacing.column_mm, 3)
     return {**record, "lesions": [lesion.to_dict() for lesion in lesions]}
 
 

@@ -72,7 +72,7 @@ def run_stream(
         # Within atomic_folder, which has a handler of its own.
         caught = stack.enter_context(_signals_to(stream.stop))
         for answer in stream:
-            record = record_of(answer, pace.hz, source.spacing_mm)
+            record = record_of(answer, pace.hz, source.spacing)
             if screen:
                 screen.show(_view_of(answer, record, stream, facts))
             if outputs:

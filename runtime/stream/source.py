@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional, Tuple, Union
 
 import numpy as np
 
 from ..errors import InputError
+from ..lesion import Spacing
 
 # A frame, grey uint8 [H, W], or in its place the error that says why it could not be read.
 Item = Union[np.ndarray, InputError]
@@ -26,7 +27,7 @@ class Source:
     # What of a frame is tissue: left, top, right, bottom in px, right and bottom exclusive; the
     # network sees nothing else. None: the whole frame.
     crop: Optional[Tuple[int, int, int, int]]
-    spacing_mm: Optional[Tuple[float, float]]  # of pixels, across (x) and down (y); None: unknown
+    spacing: Optional[Spacing]  # of pixels; None: unknown
     read: Callable[[], Iterator[Item]]  # starts from the first frame at each call
 
     def to_dict(self) -> Dict[str, Any]:
@@ -37,7 +38,7 @@ class Source:
             "hz": self.hz,
             "frames": self.frames,
             "crop": list(self.crop) if self.crop else None,
-            "spacing_mm": list(self.spacing_mm) if self.spacing_mm else None,
+            "spacing": asdict(self.spacing) if self.spacing else None,
         }
 
 
