@@ -17,7 +17,7 @@ FILE = "bom.cdx.json"
 _NAMESPACE = uuid.UUID("6c1ea0bb-f25b-5f2e-9d8c-5b1d4ff1cdd4")  # of these bills; any constant does
 _OWN_LICENCE = "Apache-2.0"
 _LIMITATIONS = (
-    "Trained on single B-mode frames; other devices, views and populations were not measured.",
+    "For single B-mode frames; other devices, views and populations are for the user to measure.",
     "A frame without a lesion can get a mask, and a small lesion can be missed.",
 )
 

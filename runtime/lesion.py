@@ -75,7 +75,7 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
 
     A hole is a 4-connected component of the background that does not touch the frame's border.
     """
-    filled = (mask != 0).astype(np.uint8)
+    filled: np.ndarray = (mask != 0).astype(np.uint8)
     rows = np.flatnonzero(filled.any(axis=1))
     if not len(rows):
         return filled
