@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .console import engine_option, json_option, leave, path_type, threads_option
+from .console import (
+    engine_option,
+    holes_option,
+    json_option,
+    key_option,
+    largest_option,
+    leave,
+    path_type,
+    spacing_option,
+    threads_option,
+)
 from .runtime.errors import InputError
 
 _PORT = 8765
@@ -18,8 +29,12 @@ _PORT = 8765
 @click.command()
 @click.argument("bundle", type=path_type())
 @click.argument("source", type=path_type())
+@key_option
 @engine_option
 @threads_option
+@largest_option
+@holes_option
+@spacing_option
 @click.option("--rate", type=float, help="Frames a second; default: what the source tells.")
 @click.option(
     "--policy",
@@ -57,8 +72,12 @@ _PORT = 8765
 def stream(
     bundle: Path,
     source: Path,
+    key: Path | None,
     engine: str | None,
     threads: int | None,
+    largest_only: bool,
+    fill_holes: bool,
+    spacing_mm: tuple[float, float] | None,
     rate: float | None,
     policy: str,
     queue: int,
@@ -80,6 +99,7 @@ def stream(
     """
     from .runtime.bundle import open_bundle
     from .runtime.files import require_new
+    from .runtime.lesion import Spacing
     from .runtime.session import session_of
     from .runtime.stream.outputs import default_overlay
     from .runtime.stream.pipeline import Pace
@@ -93,12 +113,22 @@ def stream(
     if out:
         require_new(out)
     frames = open_source(source, whole_frame=whole_frame)
+    if spacing_mm:
+        frames = replace(frames, spacing=Spacing(*spacing_mm))
     hz = frames.hz if rate is None else rate
     if hz is None:
         raise InputError("E-STREAM-RATE", f"{source} tells no frame rate; give one with --rate 30")
     pace = Pace(hz, policy, queue, 60 * minutes if minutes else None, loop, keep_going)
-    opened = open_bundle(bundle)
-    session = session_of(opened, engine=engine, threads=threads or 0)
+    opened = open_bundle(bundle, key=key)
+    session = session_of(
+        opened,
+        engine=engine,
+        threads=threads or 0,
+        largest_only=largest_only,
+        fill_holes=fill_holes,
+    )
+    if session.layout:  # of whole frames, and it has a crop of its own
+        frames = replace(frames, crop=None)
     about = {
         "bundle": opened.manifest.name,
         "precision": opened.manifest.precision,

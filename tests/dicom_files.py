@@ -59,10 +59,10 @@ UNCOMPRESSED = "examples_rgb_color.dcm"  # one frame of 320x240
 def mutated(content: bytes, chance: random.Random) -> bytes:
     """Change, cut, insert or repeat bytes, mostly in the header."""
     damaged = bytearray(content)
-    for _ in range(chance.randint(1, 8)):
+    for _ in range(chance.randint(1, 3)):
         end = len(damaged) if chance.random() < 0.3 else min(len(damaged), 2500)
         at = chance.randrange(128, max(129, end))
-        kind = chance.randrange(5)
+        kind = chance.choices(range(5), (6, 3, 1, 1, 1))[0]
         if kind == 0:
             damaged[at : at + 1] = bytes([chance.randrange(256)])
         elif kind == 1:

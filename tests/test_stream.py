@@ -530,6 +530,25 @@ def test_command_streams_a_dicom_loop_by_its_own_clock_and_region(bundle, tmp_pa
         assert not mask.any()
 
 
+def test_options_of_a_session_and_a_spacing_reach_the_stream(bundle, images, tmp_path):
+    out = tmp_path / "out"
+    options = ["--largest-only", "--fill-holes", "--spacing-mm", 0.2, 0.5, "--rate", 50]
+    done = stream(bundle, images, *options, "--policy", "block", "--out", out, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["source"]["spacing"] == {"row_mm": 0.2, "column_mm": 0.5}
+    records = records_in(out)
+    assert len(records) == 3
+    for record in records:
+        assert len(record["lesions"]) <= 1
+        assert record["lesion_area_mm2"] == pytest.approx(0.1 * record["lesion_area_px"])
+
+
+def test_bundle_that_the_key_did_not_sign_is_refused(bundle, images, tmp_path):
+    done = stream(bundle, images, "--rate", 30, "--key", tmp_path / "none.pem")
+    assert done.exit_code in (2, 3)
+    assert "E-" in done.stderr
+
+
 def test_command_tells_counts_policy_engine_and_hash(bundle, images):
     done = stream(bundle, images, "--rate", 100)
     assert done.exit_code == 0, done.output
