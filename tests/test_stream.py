@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from edgeseg.runtime.stream.source import Item, Source
 from edgeseg.runtime.stream.sources import KINDS, open_source
 from edgeseg.runtime.stream.statistics import Distribution
 from edgeseg.tests.dicom_files import CINE, region, write_changed
+from edgeseg.tests.working_bundle import write_working_bundle
 
 ROOT = Path(__file__).parent.parent
 FAST_HZ = 500.0
@@ -506,8 +507,8 @@ def test_counts_and_paced_benchmark_mean_the_same():
 
 
 @pytest.fixture
-def bundle(bundle_of: Callable[[str, str], Path]) -> Path:
-    return bundle_of("x86-cpu", "fp32")
+def bundle(tmp_path: Path) -> Path:
+    return write_working_bundle(tmp_path / "bundle")
 
 
 def stream(*arguments: object):
@@ -526,6 +527,7 @@ def test_command_streams_a_dicom_loop_by_its_own_clock_and_region(bundle, tmp_pa
     for path in (tmp_path / "out/masks").iterdir():
         mask = np.asarray(Image.open(path)).copy()
         assert mask.shape == (240, 320)
+        assert mask[16:207, 42:298].any()
         mask[16:207, 42:298] = 0
         assert not mask.any()
 
@@ -541,6 +543,18 @@ def test_options_of_a_session_and_a_spacing_reach_the_stream(bundle, images, tmp
     for record in records:
         assert len(record["lesions"]) <= 1
         assert record["lesion_area_mm2"] == pytest.approx(0.1 * record["lesion_area_px"])
+
+
+def test_layout_of_the_bundle_takes_the_place_of_the_files_region(tmp_path):
+    layout = {"width": 320, "height": 240, "crop": [10, 10, 20, 20], "blank": [], "fan": []}
+    bundle = write_working_bundle(tmp_path / "bundle", layout=layout)
+    regions = [region((42, 16, 297, 206))]
+    cine = write_changed(CINE, tmp_path / "cine.dcm", SequenceOfUltrasoundRegions=regions)
+    done = stream(bundle, cine, "--json", "--policy", "block", "--rate", 200)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)["source"]
+    assert told["crop"] is None
+    assert told["spacing"] is not None
 
 
 def test_bundle_that_the_key_did_not_sign_is_refused(bundle, images, tmp_path):
