@@ -7,6 +7,7 @@ import struct
 import sys
 import tracemalloc
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -287,15 +288,31 @@ def test_damaged_frame_is_named_and_those_after_it_are_read(tmp_path):
     assert found[7].startswith("E-DICOM-FRAME: frame 7 of 30 in ")
 
 
-def test_frame_of_another_size_is_refused_before_it_is_decoded(tmp_path):
+@pytest.mark.parametrize("side", [512, 60000])
+def test_frame_of_another_size_is_refused_before_it_is_decoded(tmp_path, side):
     content = bytearray(shipped(CINE).read_bytes())
     start = jpeg_starts(bytes(content))[3]
     size_at = content.index(b"\xff\xc0", start) + 5
-    content[size_at : size_at + 4] = struct.pack(">2H", 60000, 60000)
+    content[size_at : size_at + 4] = struct.pack(">2H", side, side)
     (tmp_path / "x.dcm").write_bytes(content)
-    assert "it is 60000x60000" in outcomes(tmp_path / "x.dcm")[3] or (
-        "decompression bomb" in outcomes(tmp_path / "x.dcm")[3]
-    )
+    found = outcomes(tmp_path / "x.dcm")
+    assert [k for k, outcome in enumerate(found) if outcome != "frame"] == [3]
+    assert f"it is {side}x{side}" in found[3] or "decompression bomb" in found[3]
+
+
+def test_deflated_file_is_refused_before_it_is_inflated(tmp_path):
+    content = shipped("image_dfl.dcm").read_bytes()
+    (length,) = struct.unpack("<I", content[140:144])  # of the group before what is deflated
+    bomb = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    body = bomb.compress(bytes(100 << 20)) + bomb.flush()
+    (tmp_path / "x.dcm").write_bytes(content[: 144 + length] + body)
+    tracemalloc.start()
+    try:
+        assert code_of(tmp_path / "x.dcm") == "E-DICOM-SYNTAX"
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 << 20
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9])
