@@ -40,7 +40,10 @@ def main(minutes: str, *arguments: str) -> None:
             if pages and time.monotonic() - started > _SETTLE_S:
                 at_s.append(time.monotonic() - started)
                 rss_mib.append(pages * _PAGE_MIB)
-        summary = json.loads(process.communicate()[0])
+        told = process.communicate()[0]
+        if process.returncode:
+            sys.exit(process.returncode)
+        summary = json.loads(told)
         with (out / "frames.jsonl").open() as lines:
             outcomes = [json.loads(line)["outcome"] for line in lines]
     frames = summary["frames"]
