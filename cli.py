@@ -17,16 +17,21 @@ import click
 from . import __version__
 from .cli_benchmark import benchmark, card, probe
 from .cli_bundle import bundle
+from .cli_stream import stream
 from .console import (
     F,
     Group,
     engine_option,
     given,
+    holes_option,
     json_option,
+    key_option,
+    largest_option,
     part_option,
     path_type,
     progress_of,
     quiet_option,
+    spacing_option,
     threads_option,
 )
 from .export.target import PRECISIONS
@@ -439,24 +444,14 @@ def export(
     click.echo(f"target: {plan.target.name}\n{note}\n{render_export(exported, plan)}")
 
 
-_key_option = click.option(
-    "--key", type=path_type(), help="PEM file of the public key that must have signed BUNDLE."
-)
-
-
 @cli.command()
 @click.argument("bundle", type=path_type())
 @click.argument("images", type=path_type(), nargs=-1, required=True)
 @click.option("--out", type=path_type(), required=True, help="Folder of the results; must be new.")
-@click.option("--largest-only", is_flag=True, help="Keep only the largest lesion of an image.")
-@click.option("--fill-holes", is_flag=True, help="Fill what a lesion encloses, before that.")
-@click.option(
-    "--spacing-mm",
-    type=(float, float),
-    metavar="ROW COLUMN",
-    help="Distance from a row and from a column of pixels to the next: measures in mm too.",
-)
-@_key_option
+@largest_option
+@holes_option
+@spacing_option
+@key_option
 @engine_option
 @threads_option
 @json_option
@@ -505,7 +500,7 @@ def predict(
     show_default=True,
     help="Times more that each frame is predicted; every mask must equal its first.",
 )
-@_key_option
+@key_option
 @engine_option
 @threads_option
 @json_option
@@ -580,6 +575,7 @@ cli.add_command(benchmark)
 cli.add_command(bundle)
 cli.add_command(card)
 cli.add_command(probe)
+cli.add_command(stream)
 
 if __name__ == "__main__":
     cli()

@@ -94,6 +94,21 @@ engine_option = click.option(
 threads_option = click.option(
     "--threads", type=click.IntRange(1), help="Engine threads; default: all."
 )
+key_option = click.option(
+    "--key", type=path_type(), help="PEM file of the public key that must have signed BUNDLE."
+)
+largest_option = click.option(
+    "--largest-only", is_flag=True, help="Keep only the largest lesion of an image."
+)
+holes_option = click.option(
+    "--fill-holes", is_flag=True, help="Fill what a lesion encloses, before that."
+)
+spacing_option = click.option(
+    "--spacing-mm",
+    type=(float, float),
+    metavar="ROW COLUMN",
+    help="Distance from a row and from a column of pixels to the next: measures in mm too.",
+)
 part_option = click.option(
     "--part",
     type=click.Choice(["train", "val", "test", "unseen", "all"]),

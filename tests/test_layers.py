@@ -23,6 +23,9 @@ KIT_MODULES = {file.stem for file in (ROOT / "export" / "kit").glob("*.py")} - {
 PACKAGES = {
     "edgeseg.runtime.engines.ort": {"numpy", "onnxruntime"},
     "edgeseg.runtime.engines.ov": {"numpy", "openvino"},
+    "edgeseg.runtime.stream.dicom": {"numpy", "pydicom"},
+    "edgeseg.runtime.stream.dicom_pixels": {"numpy", "PIL", "pydicom"},
+    "edgeseg.runtime.stream.video": {"numpy", "cv2"},
     "edgeseg.runtime.signature": {"model_signing", "cryptography"},
     "edgeseg.runtime": {"numpy", "PIL"},
     "edgeseg.kd": {"numpy", "PIL", "torch", "safetensors", "openpyxl"},
@@ -75,6 +78,7 @@ ONLY_INSIDE_FUNCTIONS = {
     "edgeseg.console": {"tqdm"},
     "edgeseg.export": {"tensorrt_rtx"},
     "edgeseg.rivals": {"onnx", "onnxruntime", "openvino"},
+    "edgeseg.runtime.stream": {"pydicom", "cv2"},
     "edgeseg.runtime.signature": {"model_signing", "cryptography"},
 }
 
@@ -208,6 +212,8 @@ def test_onnx_and_torch_are_not_imported_to_open_the_export_table():
         ("edgeseg.runtime.image", "import edgeseg.export.target"),
         ("edgeseg.runtime.image", "import onnxruntime"),
         ("edgeseg.runtime.engines.ort", "import openvino"),
+        ("edgeseg.runtime.stream.dicom", "import pydicom"),
+        ("edgeseg.runtime.stream.sources", "def f():\n    import cv2"),
         ("edgeseg.runtime.engines.ov", "from ...kd import models"),
         ("edgeseg.kd.train", "from ..export import target"),
         ("edgeseg.kd.train", "import onnx"),
@@ -301,6 +307,7 @@ def test_importing_the_whole_runtime_pulls_in_no_training_package_and_no_engine(
     names = [name for name in names if name.split(".")[-1] not in ("ort", "ov")]
     assert {"edgeseg.runtime", "edgeseg.runtime.session", "edgeseg.runtime.predict"} <= set(names)
     heavy = ("torch", "click", "onnx", "openvino", "onnxruntime", "tqdm", "edgeseg.kd")
+    heavy += ("pydicom", "cv2")
     assert loaded_by("import " + ", ".join(names), *heavy) == set()
 
 
