@@ -16,6 +16,7 @@ import click
 
 from . import __version__
 from .cli_benchmark import benchmark, card, probe
+from .cli_device import device
 from .console import (
     F,
     Group,
@@ -511,6 +512,7 @@ def evaluate(
 cli.add_command(benchmark)
 cli.add_command(card)
 cli.add_command(probe)
+cli.add_command(device)
 
 if __name__ == "__main__":
     cli()

@@ -1,0 +1,113 @@
+"""What the device computes: predictions and latencies of a bundle, in the runtime that was sent.
+
+Run as ``python3 -m edgeseg.export.device.onboard.work``; valid Python 3.8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+
+from ....runtime.bundle import Bundle, open_bundle
+from ....runtime.errors import EdgesegError
+from ....runtime.image import read_image
+from ....runtime.predict import find_images, predict_files
+from ....runtime.session import session_of
+from .agent import clocks_locked, power_mode, temperatures
+
+SCHEMA = "edgeseg.device-benchmark/1"
+REPORT = "benchmark.json"
+PREDICTIONS = "predictions"  # folder
+_NOISE = (480, 640)  # px, of the frame of a bundle that brings none
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """Run one command and return its exit code."""
+    parser = argparse.ArgumentParser(prog="edgeseg")
+    parser.add_argument("verb", choices=sorted(_VERBS))
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("out", type=Path, help="an existing folder")
+    parser.add_argument("images", type=Path, nargs="*")
+    parser.add_argument("--engine")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--warmup", type=int, default=0)
+    options = parser.parse_args(arguments)
+    try:
+        _VERBS[options.verb](options)
+    except EdgesegError as error:
+        print(f"edgeseg: {error}")
+        return error.exit_code
+    return 0
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Segment images into OUT/predictions."""
+    session = session_of(open_bundle(options.bundle), engine=options.engine)
+    predict_files(session, find_images(options.images), options.out / PREDICTIONS)
+    print(f"{len(options.images)} images in {session.engine.name}")
+
+
+def benchmark(options: argparse.Namespace) -> None:
+    """Time single frames one after the other into OUT/benchmark.json; every sample is kept."""
+    started = time.perf_counter()
+    bundle = open_bundle(options.bundle)
+    session = session_of(bundle, engine=options.engine)
+    open_ms = _ms_since(started)
+    names, frames = _frames_of(bundle)
+    started = time.perf_counter()
+    session.predict(frames[0])
+    first_ms = _ms_since(started)
+    for index in range(options.warmup):
+        session.predict(frames[index % len(frames)])
+    before = temperatures(Path("/"))
+    samples_ms = []
+    for index in range(options.rounds):
+        frame = frames[index % len(frames)]
+        started = time.perf_counter()
+        session.predict(frame)
+        samples_ms.append(_ms_since(started))
+    report: Dict[str, Any] = {
+        "schema": SCHEMA,
+        "bundle_sha256": bundle.sha256,
+        "network": bundle.manifest.name,
+        "precision": bundle.manifest.precision,
+        "engine": session.engine.name,
+        "facts": dict(session.engine.facts),
+        "frames": names,
+        "open_ms": open_ms,  # integrity checks and engine, without starting Python
+        "first_ms": first_ms,
+        "warmup_calls": options.warmup,
+        "samples_ms": samples_ms,  # a frame in memory to a mask in its size, in order
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "power_mode": power_mode(Path("/")),
+        "clocks_locked": clocks_locked(Path("/")),
+        "temperatures_c": {"before": before, "after": temperatures(Path("/"))},
+    }
+    (options.out / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"{options.rounds} frames in {session.engine.name}")
+
+
+def _frames_of(bundle: Bundle) -> Tuple[List[str], List[np.ndarray]]:
+    """Return the golden frames of a bundle with their names, or one frame of noise."""
+    golden: List[str] = list(getattr(bundle.manifest, "vectors", {}).get("frames", ()))
+    if golden:
+        return golden, [read_image(bundle.path / name) for name in golden]
+    noise = np.random.default_rng(0).integers(0, 256, _NOISE, np.uint8)
+    return [f"noise {_NOISE[1]}x{_NOISE[0]}"], [noise]
+
+
+def _ms_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1000
+
+
+_VERBS = {"benchmark": benchmark, "predict": predict}
+
+if __name__ == "__main__":
+    sys.exit(main())
