@@ -80,7 +80,10 @@ def build(link: Link, kit: Path, precision: str | None, out: Path) -> Built:
     builds = json.loads((kit / "kit.json").read_bytes())
     chosen = precision or str(builds["default"])
     if chosen not in builds["builds"]:
-        raise InputError("E-DEVICE-KIT", f"{kit} holds {', '.join(builds['builds'])}, not {chosen}")
+        raise InputError(
+            "E-DEVICE-KIT",
+            f"{kit} holds {', '.join(builds['builds'])}, not {chosen}; export it too",
+        )
     key = send(link, folder_payload(kit), f"kit {kit.name}")
     script = "@base/content/build_engine.py"
     plan = f"content-{chosen}.plan"  # where build_engine.py puts it, and where the runtime looks
@@ -138,11 +141,17 @@ def predict(link: Link, bundle: Path, engine: str | None, images: Sequence[Path]
     """
     require_new(out)
     found = find_images(images)
-    key = send(link, images_payload(found), f"{len(found)} images")
-    names = tuple(f"@root/{key}/content/{image.name}" for image in found)
-    job = _work(link, "predict", bundle, engine, images=names)
+    payload = images_payload(found)
+    job = _work(link, "predict", bundle, engine)
+
+    def once() -> None:  # the images are sent again: the device keeps none, however it ends
+        key = send(link, payload, f"{len(found)} images")
+        names = (f"@root/{key}/content/{image.name}" for image in found)
+        run = job._replace(argv=(*job.argv, *names), forget=(key,))
+        _run(link, run, folder, "E-DEVICE-PREDICT", {})
+
     with atomic_folder(out) as folder:
-        link.persist(lambda: _run(link, job, folder, "E-DEVICE-PREDICT", {}))
+        link.persist(once)
         inner = folder / PREDICTIONS
         for path in inner.iterdir():
             path.rename(folder / path.name)
@@ -164,7 +173,6 @@ def _work(
     engine: str | None,
     *,
     options: tuple[str, ...] = (),
-    images: tuple[str, ...] = (),
 ) -> Job:
     """Send a bundle and the runtime; return the job of `onboard.work` on them."""
     payload, inner = bundle_payload(bundle)
@@ -174,7 +182,7 @@ def _work(
     place = "/".join(filter(None, ("@base/content", inner)))
     return Job(
         key=key,
-        argv=("@python", "-m", _MODULE, *chosen, *options, "--", verb, place, "@out", *images),
+        argv=("@python", "-m", _MODULE, *chosen, *options, "--", verb, place, "@out"),
         out={},
         log="job.log",
         env={"PYTHONPATH": f"@root/{runtime}/content"},

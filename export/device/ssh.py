@@ -66,6 +66,7 @@ class Job(NamedTuple):
     env: Mapping[str, str]
     publish: bool = False
     check: tuple[str, ...] = ()
+    forget: tuple[str, ...] = ()
 
 
 def _command(

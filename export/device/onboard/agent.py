@@ -222,7 +222,8 @@ def run(request: Request) -> None:
     Request: key of the content that it works on; argv; env, added; out: name to save as of each
     file to hand over, by its name in the job's folder, or {} for all that is there; log: file of
     that folder that takes the output; publish: whether the files stay beside the content under
-    their name to save as; check: argv that says whether those of an earlier run still hold.
+    their name to save as; check: argv that says whether those of an earlier run still hold; forget:
+    keys of contents to remove however it ends, as of patients' images.
 
     At the start of a word of argv or env ``@python`` stands for this interpreter, ``@out`` for the
     job's folder, ``@base`` for that of the content and ``@root`` for `work_folder`.
@@ -263,7 +264,8 @@ def run(request: Request) -> None:
                 written = published
             _hand_over(0, False, written)
         finally:
-            shutil.rmtree(out, ignore_errors=True)
+            for folder in (out, *map(folder_of, request["forget"])):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _hand_over(exit_code: int, reused: bool, files: Dict[Path, str]) -> None:
