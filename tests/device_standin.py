@@ -286,6 +286,7 @@ class Line:
                 target.sendall(block)
                 passed += len(block)
                 if limit is not None and passed > limit:
+                    time.sleep(0.5)  # sshd drops what the far end has not taken yet
                     break
         if not self.silent:
             for end in pair:
