@@ -211,6 +211,36 @@ def clean(names: tuple[str, ...], registry: Path | None) -> None:
     _raise_first(outcomes)
 
 
+@device.command()
+@click.argument("bundle", type=path_type(exists=True))
+@click.option(
+    "--for",
+    "updater",
+    type=click.Choice(("rauc", "swupdate", "mender")),
+    required=True,
+    help="Updater of the fleet.",
+)
+@click.option("--board", required=True, help="Of the devices, such as orin-nano-8.")
+@click.option("--l4t", required=True, help="Jetson Linux of the devices, such as 36.4.3.")
+@click.option("--version", help="Of the update; default: the beginning of the bundle's hash.")
+@click.option(
+    "--selftest",
+    default="edgeseg selftest",
+    show_default=True,
+    help="Command on the device that gets the bundle; not 0 rolls back.",
+)
+@click.option("--out", type=path_type(), required=True, help="New folder for the recipe.")
+def recipe(
+    bundle: Path, updater: str, board: str, l4t: str, version: str | None, selftest: str, out: Path
+) -> None:
+    """Write what an updater needs to ship BUNDLE to a fleet, with roll-back (docs/updates.md)."""
+    from .export.device.recipes import recipe_of, write_recipe
+
+    found = recipe_of(bundle, board=board, l4t=l4t, version=version, selftest=selftest)
+    write_recipe(found, updater, out)
+    click.echo(f"{updater} for {found.compatible}: {out}, pack it with {out / 'make.sh'}")
+
+
 def _links(names: Sequence[str], registry: Path | None, *, retries: int) -> tuple[Link, ...]:
     """Return a link to each device of these names, each once."""
     from .export.device.registry import Registry, default_folder
