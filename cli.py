@@ -16,6 +16,7 @@ import click
 
 from . import __version__
 from .cli_benchmark import benchmark, card, probe
+from .cli_bundle import bundle
 from .cli_device import device
 from .console import (
     F,
@@ -424,6 +425,7 @@ def export(
         frames,
         split=found.split_file() if trained_on is None and not found.is_onnx else None,
         trained_on=trained_on or (),
+        data=found.training_data(),
         limits=Limits(max_drop, max_hd95_rise, method),
         retrain=retrain,
         progress=progress_of(quiet),
@@ -510,6 +512,7 @@ def evaluate(
 
 
 cli.add_command(benchmark)
+cli.add_command(bundle)
 cli.add_command(card)
 cli.add_command(probe)
 cli.add_command(device)

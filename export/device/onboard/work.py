@@ -17,7 +17,7 @@ import numpy as np
 
 from ....runtime.bundle import Bundle, open_bundle
 from ....runtime.errors import EdgesegError
-from ....runtime.image import read_image
+from ....runtime.pgm import grey_from_pgm
 from ....runtime.predict import find_images, predict_files
 from ....runtime.session import session_of
 from .agent import clocks_locked, power_mode, temperatures
@@ -96,9 +96,9 @@ def benchmark(options: argparse.Namespace) -> None:
 
 def _frames_of(bundle: Bundle) -> Tuple[List[str], List[np.ndarray]]:
     """Return the golden frames of a bundle with their names, or one frame of noise."""
-    golden: List[str] = list(getattr(bundle.manifest, "vectors", {}).get("frames", ()))
+    golden = list(bundle.manifest.vectors.frames)
     if golden:
-        return golden, [read_image(bundle.path / name) for name in golden]
+        return golden, [grey_from_pgm(bundle.read(name), name) for name in golden]
     noise = np.random.default_rng(0).integers(0, 256, _NOISE, np.uint8)
     return [f"noise {_NOISE[1]}x{_NOISE[0]}"], [noise]
 
