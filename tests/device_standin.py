@@ -170,6 +170,7 @@ def start_sshd(
         f"HostKey {folder}/host_key",
         f"AuthorizedKeysFile {folder}/authorized_keys",
         f"PidFile {folder}/pid",
+        "KexAlgorithms curve25519-sha256",  # half the time of a connection otherwise
         "UsePAM no",
         "StrictModes no",
         "PasswordAuthentication no",

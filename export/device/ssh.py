@@ -33,6 +33,7 @@ _BOOTSTRAP = (
     "import sys; n = int(sys.stdin.buffer.readline()); "
     "exec(compile(sys.stdin.buffer.read(n), 'agent.py', 'exec'), {'__name__': 'edgeseg-agent'})"
 )
+_ISOLATED = ("-I", "-S", "-B")  # nothing that lies about on the device gets into the agent
 _MAX_NOISE = 1 << 16  # bytes that a login shell may print before the agent speaks
 _OPTIONS = {
     "BatchMode": "yes",  # no password, no question
@@ -129,7 +130,7 @@ class Connection:
         self.device = device
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the connection
         words = _command(device.address, device.alias, registry.known_hosts, device.identity)
-        remote = shlex.join([device.python, "-B", "-c", _BOOTSTRAP])
+        remote = shlex.join([device.python, *_ISOLATED, "-c", _BOOTSTRAP])
         self._process = subprocess.Popen(
             [*words, remote],
             stdin=subprocess.PIPE,
