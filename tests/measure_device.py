@@ -5,7 +5,7 @@
 
 ``cuts`` builds a kit over a line that is cut at a random moment of the upload or the build, lets
 the command resume, and looks at both sides after each. ``aarch64`` runs doctor, benchmark and
-predict in a chroot under qemu behind sshd (root only; ROOT as in CONTRIBUTING.md) and compares the
+predict in a chroot under qemu behind sshd (root only; ROOT as in docs/devices.md) and compares the
 masks with this machine's. TensorRT is played; nothing here is a Jetson.
 """
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -83,6 +85,20 @@ def code_of(call, *arguments):
 def engine_bytes(folder):
     assert {path.name for path in folder.iterdir()} == ENGINE_FILES
     return (folder / jobs.PLAN).read_bytes(), standin.facts_of(folder / jobs.SIDE_CAR)
+
+
+@contextlib.contextmanager
+def edgeseg_process(*words):
+    """Run a command of `edgeseg device` in a process of its own, ended when left."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgeseg", "device", *words],
+        env={**os.environ, "PYTHONPATH": str(Path(jobs.__file__).parents[3])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    with standin.killed_with(process):
+        yield process
 
 
 # --- addresses and the registry -------------------------------------------------------------------
@@ -461,22 +477,31 @@ def test_a_job_ends_when_the_line_falls_silent(device, line, kit, tmp_path, monk
 def test_a_killed_command_leaves_neither_side_half_done(device, kit, tmp_path):
     device.set_build_s(60)
     device.registry(tmp_path / "registry", "probe")
-    command = [sys.executable, "-m", "edgeseg", "device", "build", "probe", str(kit)]
-    command += ["--registry", str(tmp_path / "registry"), "--out", str(tmp_path / "engine")]
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, "PYTHONPATH": str(Path(jobs.__file__).parents[3])},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    with standin.killed_with(process):
+    with edgeseg_process(
+        *("build", "probe", str(kit), "--registry", str(tmp_path / "registry")),
+        *("--out", str(tmp_path / "engine")),
+    ) as process:
         processes = device.build_processes(30)
         process.terminate()
         process.wait()
     standin.wait_for(lambda: not any(map(standin.runs, processes)))
     standin.wait_for(lambda: device.leftovers() == [])
     assert {path.name for path in tmp_path.iterdir()} == {"registry"}
+
+
+@needs_sshd
+def test_an_interrupted_benchmark_ends_at_once_and_leaves_the_device_clean(
+    device, bundle, tmp_path
+):
+    device.registry(tmp_path / "registry", "probe")
+    with edgeseg_process(
+        *("benchmark", "probe", str(bundle), "--rounds", "10000000"),
+        *("--registry", str(tmp_path / "registry")),
+    ) as process:
+        standin.wait_for(lambda: bool(list(device.cache.glob("*/run-*"))), 30)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(15) == 130
+    standin.wait_for(lambda: device.leftovers() == [])
 
 
 @needs_sshd

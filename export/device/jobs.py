@@ -54,7 +54,13 @@ def on_each(links: Sequence[Link], work: Callable[[Link], T]) -> tuple[Outcome[T
             return Outcome(link.device.name, None, error)
 
     with ThreadPoolExecutor(max_workers=max(1, len(links))) as pool:
-        return tuple(pool.map(one, links))
+        waiting = [pool.submit(one, link) for link in links]
+        try:
+            return tuple(each.result() for each in waiting)
+        except BaseException:  # Ctrl-C above all: the threads end as their connections do
+            for link in links:
+                link.give_up()
+            raise
 
 
 def build(link: Link, kit: Path, precision: str | None, out: Path) -> Built:

@@ -24,7 +24,7 @@ from ...runtime.files import write_bytes
 SCHEMA = "edgeseg.devices/1"
 VARIABLE = "EDGESEG_DEVICES"  # folder of the registry, where not the user's own
 MAX_BYTES = 1 << 20  # compared with the file size before anything is read
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")  # ssh compares aliases in lower case
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}|[0-9A-Fa-f:]{2,45}")
 
@@ -94,7 +94,7 @@ def require_name(name: str) -> str:
     """Return a name that a device may have. Raises InputError (E-DEVICE-NAME)."""
     if not _NAME.fullmatch(name):
         raise InputError(
-            "E-DEVICE-NAME", f"{name!r} is no name; take letters, digits and any of _ . -"
+            "E-DEVICE-NAME", f"{name!r} is no name; take a to z, digits and any of _ . -"
         )
     return name
 

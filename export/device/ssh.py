@@ -173,6 +173,10 @@ class Connection:
             self._process.wait()
         self._errors.close()
 
+    def kill(self) -> None:
+        """Break the connection, from another thread; whoever uses it sees it lost."""
+        self._process.kill()
+
     def request(self, verb: str, **content: Any) -> None:
         """Send the one request of this connection."""
         line = json.dumps({"verb": verb, "silence_s": SILENCE_S, **content})

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import time
+import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,10 +30,20 @@ class Link:
     registry: Registry
     say: Say
     retries: int = RETRIES  # >= 0
+    _given_up: threading.Event = field(default_factory=threading.Event)
+    _connections: list[Connection] = field(default_factory=list)
 
     def connect(self) -> Connection:
         """Return a connection; errors as there."""
-        return Connection(self.device, self.registry)
+        connection = Connection(self.device, self.registry)
+        self._connections.append(connection)
+        return connection
+
+    def give_up(self) -> None:
+        """Break what runs on the device, from another thread, and do not try again."""
+        self._given_up.set()
+        for connection in self._connections:
+            connection.kill()
 
     def persist(self, work: Callable[[], T]) -> T:
         """Do work that resumes by itself; do it again where the connection breaks.
@@ -47,11 +57,12 @@ class Link:
             except EngineError as error:
                 lost = lost or isinstance(error, DeviceLost)
                 again = error.code in ("E-DEVICE-LOST", "E-DEVICE-UNREACHABLE", "E-DEVICE-BUSY")
-                if not (lost and again) or attempt == self.retries:
+                if not (lost and again) or attempt == self.retries or self._given_up.is_set():
                     raise
                 wait_s = _WAIT_S * 2**attempt
                 self.say(f"{error.code}: trying again in {wait_s:.0f} s")
-                time.sleep(wait_s)
+                if self._given_up.wait(wait_s):
+                    raise
         raise AssertionError("the loop returns or raises")
 
 
