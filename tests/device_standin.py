@@ -24,8 +24,12 @@ from pathlib import Path
 import numpy as np
 
 from edgeseg.export.device.registry import Address, Device, HostKey, Registry
-from edgeseg.runtime.bundle import seal_bundle
+from edgeseg.runtime.bundle import GoldenVectors, seal_bundle
 from edgeseg.runtime.contract import InputContract
+from edgeseg.runtime.engines import open_engine
+from edgeseg.runtime.image import read_image
+from edgeseg.runtime.pgm import pgm_from_grey
+from edgeseg.runtime.session import Session
 
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin")
 STANDIN = Path(__file__).with_name("tensorrt_standin.py")
@@ -309,8 +313,11 @@ def write_kit_bundle(folder: Path, version: str = "10.3") -> Path:
     return folder
 
 
-def write_onnx_bundle(folder: Path, size: int = 64) -> Path:
-    """Write a bundle for ONNX Runtime: a blur whose logits are above 0 where a frame is bright."""
+def write_onnx_bundle(folder: Path, size: int = 64, *, wrong: bool = False) -> Path:
+    """Write a bundle for ONNX Runtime: a blur whose logits are above 0 where a frame is bright.
+
+    wrong: its golden masks are those of another network.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
     weights = numpy_helper.from_array(np.full((1, 1, 5, 5), 1 / 25, np.float32), "weights")
@@ -328,9 +335,20 @@ def write_onnx_bundle(folder: Path, size: int = 64) -> Path:
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     contract = InputContract(height=size, width=size)
-    seal_bundle(
-        folder, bundle_fields("arm-cpu", "fp32", contract, {"onnxruntime": ("model.onnx",)})
+    session = Session.over(
+        open_engine("onnxruntime", {"model.onnx": model.SerializeToString()}, 1), contract
     )
+    (folder / "vectors").mkdir()
+    frames, masks = [], []
+    for index, file in enumerate(write_frames(folder.parent / f"{folder.name}-golden", 4)):
+        frame = read_image(file)
+        mask = session.predict(frame)
+        for names, content in ((frames, frame), (masks, (mask ^ wrong) * np.uint8(255))):
+            names.append(f"vectors/{'frame' if names is frames else 'onnxruntime'}-{index}.pgm")
+            (folder / names[-1]).write_bytes(pgm_from_grey(content))
+    vectors = GoldenVectors(tuple(frames), {"onnxruntime": tuple(masks)}, {"onnxruntime": 0.02})
+    fields = bundle_fields("arm-cpu", "fp32", contract, {"onnxruntime": ("model.onnx",)})
+    seal_bundle(folder, {**fields, "vectors": vectors})
     return folder
 
 

@@ -20,6 +20,7 @@ from edgeseg.export.device import adding, doctor, jobs, ssh, transfer
 from edgeseg.export.device.onboard import agent
 from edgeseg.export.device.registry import Address, HostKey, Registry
 from edgeseg.export.device.transfer import Link
+from edgeseg.runtime.bundle import open_bundle, pack_bundle
 from edgeseg.runtime.errors import EdgesegError, EngineError, InputError, Refused
 from edgeseg.runtime.predict import predict_files
 from edgeseg.runtime.session import open_session
@@ -331,6 +332,28 @@ def test_an_error_of_the_runtime_there_comes_back_with_its_exit_code(device, bun
     link = link_to(device, tmp_path)
     with pytest.raises(InputError, match=r"E-DEVICE-BENCHMARK.*E-ENGINE-NOT-IN-BUNDLE"):
         jobs.benchmark(link, bundle, "openvino", 5)
+
+
+@needs_sshd
+def test_a_bundle_that_answers_wrong_on_a_device_is_refused_there(device, tmp_path):
+    wrong = standin.write_onnx_bundle(tmp_path / "wrong", wrong=True)
+    link = link_to(device, tmp_path)
+    frames = standin.write_frames(tmp_path / "frames", 1)
+    with pytest.raises(Refused, match=r"E-DEVICE-PREDICT.*E-SELFTEST"):
+        jobs.predict(link, wrong, None, frames, tmp_path / "masks")
+    assert not (tmp_path / "masks").exists()
+    assert not list(device.cache.rglob("*.png"))
+
+
+@needs_sshd
+def test_a_packed_bundle_is_measured_as_its_folder(device, bundle, tmp_path):
+    packed = tmp_path / "blur.edgeseg"
+    pack_bundle(bundle, packed)
+    report = jobs.benchmark(link_to(device, tmp_path), packed, None, 3)
+    assert report["bundle_sha256"] == open_bundle(bundle).sha256
+    assert len(report["samples_ms"]) == 3
+    assert report["golden"]["passed"]
+    assert report["frames"] == [f"vectors/frame-{index}.pgm" for index in range(4)]
 
 
 @needs_sshd

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -18,7 +19,12 @@ from edgeseg.export.device import recipes
 from edgeseg.runtime.bundle import open_bundle, seal_bundle
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import EdgesegError
-from edgeseg.tests.device_standin import bundle_fields
+from edgeseg.tests.device_standin import (
+    bundle_fields,
+    write_kit_bundle,
+    write_onnx_bundle,
+    write_played_packages,
+)
 
 BOARD, L4T = "orin-nano-8", "36.4.3"
 COMPATIBLE = "orin-nano-8-l4t-36.4.3"
@@ -364,6 +370,49 @@ def test_a_switch_that_a_power_cut_interrupted_is_taken_back_at_boot(shipped, fl
     assert (fleet.root / "current").readlink() == good
     assert fleet.sh(out / "device" / "edgeseg-recover.sh").returncode == 0  # again: nothing to do
     assert fleet.current() == "good"
+
+
+def test_the_health_check_can_be_edgeseg_selftest(fleet, tmp_path):
+    place = str(Path(recipes.__file__).parents[3])
+    health = tmp_path / "health"
+    health.write_text(
+        f'#!/bin/sh\nPYTHONPATH={place} exec {sys.executable} -m edgeseg selftest "$@"\n'
+    )
+    health.chmod(0o755)
+    fleet.environment |= {"EDGESEG_SELFTEST": str(health), "EDGESEG_RESTART": "true"}
+    for name, wrong, code in (("good", False, 0), ("bad", True, 1)):
+        bundle = write_onnx_bundle(tmp_path / name, wrong=wrong)
+        out = write_recipe(bundle, "rauc", tmp_path / f"out-{name}")
+        place = {"RAUC_BUNDLE_MOUNT_POINT": str(out / "content")}
+        assert fleet.sh(out / "content" / "handler.sh", **place).returncode == code, fleet.said
+    assert "E-SELFTEST" in fleet.said
+    found = open_bundle((fleet.root / "current" / "bundle").resolve())
+    assert found.sha256 == open_bundle(tmp_path / "good").sha256
+
+
+def test_a_kit_is_built_and_replayed_on_the_device_before_the_switch(fleet, tmp_path):
+    (tmp_path / "site" / "cuda" / "bindings").mkdir(parents=True)
+    write_played_packages(tmp_path / "site", "10.3")
+    (tmp_path / "bin").mkdir()
+    shim = tmp_path / "bin" / "python3"
+    shim.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    shim.chmod(0o755)
+    fleet.environment |= {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(tmp_path / "site"),
+        "EDGESEG_SELFTEST": "true",
+        "EDGESEG_RESTART": "true",
+    }
+    for version, code in (("10.3", 0), ("10.13", 1)):
+        kit = write_kit_bundle(tmp_path / f"kit-{version}", version)
+        out = write_recipe(kit, "rauc", tmp_path / f"out-{version}")
+        place = {"RAUC_BUNDLE_MOUNT_POINT": str(out / "content")}
+        assert fleet.sh(out / "content" / "handler.sh", **place).returncode == code, fleet.said
+    assert "E-KIT-TENSORRT" in fleet.said
+    assert "E-UPDATE-BUILD" in fleet.said
+    release = (fleet.root / "current").resolve()
+    assert (release / "bundle-fp16.plan").read_bytes() == b"plan" * 50000
+    assert release.name == open_bundle(tmp_path / "kit-10.3").sha256
 
 
 # --- the updaters' own tools, where they are ------------------------------------------------------

@@ -233,12 +233,18 @@ def render_benchmark(outcomes: Sequence[Outcome[dict[str, Any]]]) -> str:
     """Return one table of all devices; p99 and p90 only where the samples carry them."""
     heads = (
         *("device", "engine", "precision", "p50 ms", "p90 ms", "p99 ms", "n", "open ms"),
-        *("first ms", "peak MiB", "power mode", "clocks"),
+        *("first ms", "peak MiB", "golden", "power mode", "clocks"),
     )
     rows = [(each.name, *_cells(each.result)) for each in outcomes if each.result is not None]
     text = render_table(heads, rows) if rows else ""
     errors = [f"{each.name}: {each.error}" for each in outcomes if each.error is not None]
     return "\n".join(filter(None, [text, *errors]))
+
+
+def _golden(result: dict[str, Any] | None) -> str:
+    if result is None:
+        return "none"
+    return "bit-equal" if result["bit_equal"] else f"{result['worst_flipped']:.2%} differ"
 
 
 def _cells(report: dict[str, Any]) -> tuple[str, ...]:
@@ -258,6 +264,7 @@ def _cells(report: dict[str, Any]) -> tuple[str, ...]:
         shown(report["open_ms"]),
         shown(report["first_ms"]),
         f"{report['peak_mib']:.0f}",
+        _golden(report["golden"]),
         report["power_mode"] or "unknown",
         locked,
     )

@@ -15,11 +15,12 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
-from ....runtime.bundle import Bundle, open_bundle
-from ....runtime.errors import EdgesegError
+from ....runtime.bundle import open_bundle
+from ....runtime.engines import files_of
+from ....runtime.errors import EdgesegError, Refused
 from ....runtime.pgm import grey_from_pgm
 from ....runtime.predict import find_images, predict_files
-from ....runtime.session import session_of
+from ....runtime.session import Session, session_of
 from .agent import clocks_locked, power_mode, temperatures
 
 SCHEMA = "edgeseg.device-benchmark/1"
@@ -50,6 +51,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
 def predict(options: argparse.Namespace) -> None:
     """Segment images into OUT/predictions."""
     session = session_of(open_bundle(options.bundle), engine=options.engine)
+    _replay(session)
     predict_files(session, find_images(options.images), options.out / PREDICTIONS)
     print(f"{len(options.images)} images in {session.engine.name}")
 
@@ -60,7 +62,8 @@ def benchmark(options: argparse.Namespace) -> None:
     bundle = open_bundle(options.bundle)
     session = session_of(bundle, engine=options.engine)
     open_ms = _ms_since(started)
-    names, frames = _frames_of(bundle)
+    golden = _replay(session)
+    names, frames = _frames_of(session)
     started = time.perf_counter()
     session.predict(frames[0])
     first_ms = _ms_since(started)
@@ -80,6 +83,7 @@ def benchmark(options: argparse.Namespace) -> None:
         "precision": bundle.manifest.precision,
         "engine": session.engine.name,
         "facts": dict(session.engine.facts),
+        "golden": golden,
         "frames": names,
         "open_ms": open_ms,  # integrity checks and engine, without starting Python
         "first_ms": first_ms,
@@ -94,13 +98,31 @@ def benchmark(options: argparse.Namespace) -> None:
     print(f"{options.rounds} frames in {session.engine.name}")
 
 
-def _frames_of(bundle: Bundle) -> Tuple[List[str], List[np.ndarray]]:
-    """Return the golden frames of a bundle with their names, or one frame of noise."""
-    golden = list(bundle.manifest.vectors.frames)
-    if golden:
-        return golden, [grey_from_pgm(bundle.read(name), name) for name in golden]
-    noise = np.random.default_rng(0).integers(0, 256, _NOISE, np.uint8)
-    return [f"noise {_NOISE[1]}x{_NOISE[0]}"], [noise]
+def _replay(session: Session) -> Optional[Dict[str, Any]]:
+    """Replay the golden frames; return the result, or None where the bundle has none.
+
+    Raises Refused: E-SELFTEST.
+    """
+    masks = session.bundle.manifest.vectors.masks if session.bundle else {}
+    if files_of(session.engine.name) not in masks:
+        print(f"no golden frames for {session.engine.name} in the bundle: none replayed")
+        return None
+    result = session.selftest()
+    if not result.passed:
+        raise Refused("E-SELFTEST", f"wrong on this device: {result.to_text()}; export it again")
+    return result.to_dict()
+
+
+def _frames_of(session: Session) -> Tuple[List[str], List[np.ndarray]]:
+    """Return the golden frames with their names, or noise: of the layout's size if there is one."""
+    golden = session.bundle.manifest.vectors.frames if session.bundle else ()
+    if session.bundle and golden and session.layout is None:
+        frames = [grey_from_pgm(session.bundle.read(name), name) for name in golden]
+        return list(golden), frames
+    layout = session.layout
+    height, width = (layout.height, layout.width) if layout else _NOISE
+    noise = np.random.default_rng(0).integers(0, 256, (height, width), np.uint8)
+    return [f"noise {width}x{height}"], [noise]
 
 
 def _ms_since(started: float) -> float:

@@ -39,8 +39,8 @@ stage() {
         (cd "$release.part/bundle" && sha256sum -c SHA256SUMS >/dev/null 2>&1) ||
             fail "E-UPDATE-HASH: the bundle is damaged; ship it again" || return 1
         if [ -f "$release.part/bundle/kit.json" ]; then  # builds and replays its vectors
-            precision=$(sed -n 's/^ "default": "\([a-z0-9]*\)",*$/\1/p' \
-                "$release.part/bundle/kit.json")
+            precision=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["default"])' \
+                "$release.part/bundle/kit.json") || return 1
             python3 -B "$release.part/bundle/build_engine.py" --precision "$precision" \
                 --out "$release.part/bundle-$precision.plan" >&2 ||
                 fail "E-UPDATE-BUILD: the engine could not be built" || return 1
