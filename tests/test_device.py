@@ -256,6 +256,24 @@ def test_an_interpreter_that_is_not_there_is_named(device, tmp_path):
     assert code_of(doctor.examine, Link(other, link.registry, print, 0)) == "E-DEVICE-AGENT"
 
 
+@needs_sshd
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("", "no JSON", "[]", "1", '{"facts": 1}', '{"facts": {}}', '{"facts": {"l4t": 1}}'),
+        *('{"error": 1}', '{"error": ["E-X"]}', "[" * 100_000),
+    ],
+)
+def test_a_device_that_answers_nonsense_is_an_error_of_one_line(device, tmp_path, answer):
+    liar = tmp_path / "liar"
+    (tmp_path / "answer").write_text(f'{{"hello": 1}}\n{answer}\n')
+    liar.write_text(f"#!/bin/sh\ncat {tmp_path}/answer\ncat >/dev/null\n")
+    liar.chmod(0o755)
+    link = link_to(device, tmp_path)
+    lying = adding.Device(**{**vars(link.device), "python": str(liar)})
+    assert code_of(doctor.examine, Link(lying, link.registry, print, 0)) == "E-DEVICE-AGENT"
+
+
 # --- the verbs ------------------------------------------------------------------------------------
 
 

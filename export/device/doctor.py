@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from .. import target as table_of_targets
 from .jobs import Outcome
+from .ssh import not_understood
 from .table import render_table
 from .transfer import Link
 
@@ -54,7 +55,11 @@ def examine(link: Link) -> Examined:
     """Ask a device and judge what it answers; errors as `Connection`."""
     with link.connect() as connection:
         connection.request("doctor")
-        return judge(connection.read_answer()["facts"], link.device.name)
+        facts = connection.read_answer(facts=dict)["facts"]
+    try:
+        return judge(facts, link.device.name)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise not_understood(link.device, error) from error
 
 
 def judge(facts: dict[str, Any], name: str) -> Examined:

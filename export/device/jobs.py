@@ -15,7 +15,7 @@ from ...runtime.bundle import open_bundle
 from ...runtime.errors import EdgesegError, InputError, Refused
 from ...runtime.files import atomic_folder, require_new, sha256_of_file
 from ...runtime.predict import find_images
-from .ssh import Job, error_of_exit
+from .ssh import Job, error_of_exit, not_understood
 from .table import render_table
 from .transfer import Link, bundle_payload, folder_payload, images_payload, runtime_payload, send
 
@@ -108,6 +108,8 @@ def build(link: Link, kit: Path, precision: str | None, out: Path) -> Built:
         try:
             facts = json.loads((folder / SIDE_CAR).read_bytes())
             sums = facts["plan_sha256"], facts["kit_sha256"], facts["precision"]
+            float(facts["vectors"]["flipped_share"])
+            str(facts["tensorrt"])
         except (ValueError, KeyError, TypeError) as error:
             raise Refused("E-DEVICE-ENGINE", f"the side-car is malformed ({error})") from error
         if sums != (sha256_of_file(folder / PLAN), bundle.sha256, chosen):
@@ -133,7 +135,11 @@ def benchmark(link: Link, bundle: Path, engine: str | None, rounds: int) -> dict
     def once() -> None:
         with tempfile.TemporaryDirectory(prefix="edgeseg-") as folder:
             _run(link, job, Path(folder), "E-DEVICE-BENCHMARK", {})
-            report.update(json.loads((Path(folder) / REPORT).read_bytes()))
+            try:
+                report.update(json.loads((Path(folder) / REPORT).read_bytes()))
+                _cells(report)
+            except (OSError, KeyError, TypeError, ValueError) as error:
+                raise not_understood(link.device, error) from error
 
     link.persist(once)
     return report
@@ -169,7 +175,7 @@ def clean_device(link: Link) -> int:
     """Remove all that edgeseg left on a device; return the bytes. Raises E-DEVICE-BUSY."""
     with link.connect() as connection:
         connection.request("clean")
-        return int(connection.read_answer()["bytes"])
+        return int(connection.read_answer(bytes=int)["bytes"])
 
 
 def _work(
@@ -209,9 +215,16 @@ def _run(link: Link, job: Job, folder: Path, code: str, saved: dict[str, str]) -
 
     with link.connect() as connection:
         answer = connection.run(job, say)
-        if answer["exit"]:
-            raise error_of_exit(code, f"{link.device.name}: {last}", answer["exit"])
-        for name, sha256, size in answer["files"]:
+        try:
+            exit_code = int(answer["exit"])
+            files = [(str(name), str(sha256), int(size)) for name, sha256, size in answer["files"]]
+            if any(size < 0 for _, _, size in files):
+                raise ValueError("a file of less than no bytes")
+        except (KeyError, TypeError, ValueError) as error:
+            raise not_understood(link.device, error) from error
+        if exit_code:
+            raise error_of_exit(code, f"{link.device.name}: {last}", exit_code)
+        for name, sha256, size in files:
             target = _inside(folder, saved.get(name, name))
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as stream:

@@ -34,6 +34,7 @@ _BOOTSTRAP = (
     "exec(compile(sys.stdin.buffer.read(n), 'agent.py', 'exec'), {'__name__': 'edgeseg-agent'})"
 )
 _ISOLATED = ("-I", "-S", "-B")  # nothing that lies about on the device gets into the agent
+_MAX_LINE = 1 << 24  # bytes of an answer
 _MAX_NOISE = 1 << 16  # bytes that a login shell may print before the agent speaks
 _OPTIONS = {
     "BatchMode": "yes",  # no password, no question
@@ -192,19 +193,25 @@ class Connection:
             while True:  # it may have said why before it left; raises in any case
                 self.read_answer()
 
-    def read_answer(self) -> dict[str, Any]:
-        """Return the next answer of the agent. Raises what the agent says is wrong."""
-        line = _of(self._process.stdout).readline()
-        try:
-            content: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
-        except ValueError:
-            content = {}
-        if not content:
+    def read_answer(self, **kinds: type) -> dict[str, Any]:
+        """Return the next answer of the agent, with at least these fields of these types.
+
+        Raises what the agent says is wrong; E-DEVICE-AGENT for what no agent of ours says.
+        """
+        line = _of(self._process.stdout).readline(_MAX_LINE)
+        if not line:
             self._raise_lost()
-        if "error" in content:
-            code, text = content["error"]
-            kind = OutputError if code in ("E-DEVICE-DISK", "E-DEVICE-UPLOAD") else EngineError
-            raise kind(code, f"{self.device.name}: {text}")
+        try:
+            content: dict[str, Any] = json.loads(line)
+            if "error" in content:
+                code, text = map(str, content["error"])
+                raise _said_by_agent(code, f"{self.device.name}: {text}")
+            if any(type(content[name]) is not kind for name, kind in kinds.items()):
+                raise TypeError("a field is of another type")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if not line.endswith(b"\n") and len(line) < _MAX_LINE:
+                self._raise_lost()  # cut in the middle of it
+            raise not_understood(self.device, error) from error
         return content
 
     def read_into(self, stream: IO[bytes], size: int) -> None:
@@ -224,7 +231,7 @@ class Connection:
                 content = self.read_answer()
                 if "log" not in content:
                     return content
-                say(content["log"])
+                say(str(content["log"]))
 
     @contextlib.contextmanager
     def _heartbeats(self) -> Iterator[None]:
@@ -317,6 +324,20 @@ def _unreachable(name: str, said: str) -> EngineError:
         f"{name} does not answer ({_last_line(said)}); see that it is on, its address right and "
         "its sshd running",
     )
+
+
+def not_understood(device: Device, error: Exception) -> EngineError:
+    """Return the error (E-DEVICE-AGENT) for an answer that no agent of ours gives."""
+    return EngineError(
+        "E-DEVICE-AGENT",
+        f"{device.name} answered what we do not understand ({error!r:.80}); see what "
+        f"{device.python} is there",
+    )
+
+
+def _said_by_agent(code: str, text: str) -> EdgesegError:
+    kind = OutputError if code in ("E-DEVICE-DISK", "E-DEVICE-UPLOAD") else EngineError
+    return kind(code, " ".join(text.split()))
 
 
 def _last_line(said: str) -> str:

@@ -13,7 +13,7 @@ from ...runtime.bundle import open_bundle
 from ...runtime.errors import EngineError, InputError
 from ...runtime.files import sha256_of_file
 from .registry import Device, Registry
-from .ssh import Connection, DeviceLost
+from .ssh import Connection, DeviceLost, not_understood
 
 _BLOCK = 1 << 20
 RETRIES = 3  # after a broken connection, unless told otherwise
@@ -136,14 +136,19 @@ def _send(
     sizes = {name: size for name, _, size in rows}
     with link.connect() as connection:
         connection.request("put", key=key, files=rows)
-        need = connection.read_answer()["need"]
-        size = sum(sizes[name] - offset for name, offset in need)
+        need = connection.read_answer(need=list)["need"]
+        try:
+            left_of = [(str(name), offset, sizes[name] - offset) for name, offset in need]
+            if any(type(offset) is not int or min(offset, left) < 0 for _, offset, left in left_of):
+                raise ValueError("an offset outside of a file")
+        except (KeyError, TypeError, ValueError) as error:
+            raise not_understood(link.device, error) from error
+        size = sum(left for _, _, left in left_of)
         if size:
             link.say(f"sending {what}: {size} of {sum(sizes.values())} bytes")
-        for name, offset in need:
+        for name, offset, left in left_of:
             with payload.files[name].open("rb") as stream:
                 stream.seek(offset)
-                left = sizes[name] - offset
                 while left:
                     block = stream.read(min(left, _BLOCK))
                     if not block:
