@@ -3,10 +3,10 @@
     python tests/measure_device.py cuts [--times 20]
     python tests/measure_device.py aarch64 ROOT [--python /v/bin/python]
 
-``cuts`` builds a kit over a line that is cut at a random moment of the upload or the build, lets
-the command resume, and looks at both sides after each. ``aarch64`` runs doctor, benchmark and
-predict in a chroot under qemu behind sshd (root only; ROOT as in docs/devices.md) and compares the
-masks with this machine's. TensorRT is played; nothing here is a Jetson.
+``cuts`` builds a kit over a line that is cut at a random moment of the build, lets the command
+resume, and looks at both sides after each. ``aarch64`` runs doctor, benchmark and predict in a
+chroot under qemu behind sshd (root only; ROOT as in docs/devices.md) and compares the masks with
+this machine's. TensorRT is played; nothing here is a Jetson.
 """
 
 from __future__ import annotations
