@@ -31,7 +31,7 @@ test: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/ruff check --target-version py38 --select E9,F runtime export/kit
+	$(BIN)/ruff check --target-version py38 --select E9,F runtime export/kit export/device/onboard
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
 

@@ -17,6 +17,7 @@ import click
 from . import __version__
 from .cli_benchmark import benchmark, card, probe
 from .cli_bundle import bundle
+from .cli_device import device
 from .cli_stream import stream
 from .console import (
     F,
@@ -575,6 +576,7 @@ cli.add_command(benchmark)
 cli.add_command(bundle)
 cli.add_command(card)
 cli.add_command(probe)
+cli.add_command(device)
 cli.add_command(stream)
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ PACKAGES = {
     "edgeseg.benchmarks.roofline": {"numpy", "onnx", "openvino"},
     "edgeseg.benchmarks": {"numpy", "PIL"},
     "edgeseg.export.kit": {"numpy", *KIT_MODULES},
+    "edgeseg.export.device.onboard.work": {"numpy"},
+    "edgeseg.export.device": set(),
     "edgeseg.export": {"numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt_rtx"},
     "edgeseg.cli": {"click"},
     "edgeseg.cli_benchmark": {"click", "numpy"},
@@ -54,6 +56,8 @@ LAYERS = {
     "edgeseg.kd": ("edgeseg.kd", "edgeseg.runtime", "edgeseg.__version__"),
     "edgeseg.benchmarks": ("edgeseg.benchmarks", "edgeseg.runtime", "edgeseg.__version__"),
     "edgeseg.export.kit": ("edgeseg.export.kit",),
+    "edgeseg.export.device.onboard.agent": (),
+    "edgeseg.export.device.onboard": ("edgeseg.export.device.onboard", "edgeseg.runtime"),
     "edgeseg.export": (
         *("edgeseg.export", "edgeseg.runtime", "edgeseg.__version__"),
         *("edgeseg.benchmarks.complexity", "edgeseg.benchmarks.latency", "edgeseg.kd.checkpoint"),
@@ -166,7 +170,10 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 MODULES = dict(modules())
 DEVICE_FILES = [file for name, file in MODULES.items() if below(name, "edgeseg.runtime")]
-DEVICE_FILES += [file for name, file in MODULES.items() if below(name, "edgeseg.export.kit")]
+for folder in ("kit", "device.onboard"):
+    DEVICE_FILES += [
+        file for name, file in MODULES.items() if below(name, f"edgeseg.export.{folder}")
+    ]
 
 
 def test_every_folder_of_the_package_is_walked():
@@ -232,6 +239,10 @@ def test_onnx_and_torch_are_not_imported_to_open_the_export_table():
         ("edgeseg.export.kit.build_engine", "import onnx"),
         ("edgeseg.export.kit.build_engine", "from ..target import TARGETS"),
         ("edgeseg.export.kit.build_engine", "from ...runtime import bundle"),
+        ("edgeseg.export.device.onboard.agent", "import numpy"),
+        ("edgeseg.export.device.onboard.agent", "from ....runtime.files import sha256_of_file"),
+        ("edgeseg.export.device.onboard.work", "from ..ssh import Connection"),
+        ("edgeseg.export.device.ssh", "import paramiko"),
         ("edgeseg.export.pipeline", "from ..sources import find_source"),
         ("edgeseg.kd.train", "def f():\n    from ..cli import cli"),
         ("edgeseg.sources", "from .cli import cli"),

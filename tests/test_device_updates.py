@@ -1,0 +1,541 @@
+"""Recipes for updaters: read back as the updaters read them, and their scripts run under sh."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from edgeseg.cli import cli
+from edgeseg.export.device import recipes
+from edgeseg.runtime.bundle import open_bundle, seal_bundle
+from edgeseg.runtime.contract import InputContract
+from edgeseg.runtime.errors import EdgesegError
+from edgeseg.tests.device_standin import (
+    bundle_fields,
+    write_kit_bundle,
+    write_onnx_bundle,
+    write_played_packages,
+)
+
+BOARD, L4T = "orin-nano-8", "36.4.3"
+COMPATIBLE = "orin-nano-8-l4t-36.4.3"
+
+
+def write_bundle(folder, content="good"):
+    folder.mkdir()
+    (folder / "model.onnx").write_text(content)
+    contract = InputContract(height=64, width=64)
+    seal_bundle(folder, bundle_fields("jetson", "fp16", contract, {"onnxruntime": ("model.onnx",)}))
+    return folder
+
+
+def write_recipe(bundle, updater, out, **changes):
+    settings = {"board": BOARD, "l4t": L4T, "version": "1.0", "selftest": "edgeseg selftest"}
+    recipe = recipes.recipe_of(bundle, **{**settings, **changes})
+    recipes.write_recipe(recipe, updater, out)
+    return out
+
+
+def files_below(folder):
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+# --- what the updaters read -----------------------------------------------------------------------
+
+
+def test_the_manifest_for_rauc_names_board_l4t_and_the_handler(tmp_path):
+    bundle = write_bundle(tmp_path / "bundle")
+    out = write_recipe(bundle, "rauc", tmp_path / "out")
+    manifest = configparser.ConfigParser()
+    manifest.read(out / "content" / "manifest.raucm")
+    assert manifest["update"]["compatible"] == COMPATIBLE
+    assert manifest["update"]["version"] == "1.0"
+    assert manifest["bundle"]["format"] == "verity"
+    handler = out / "content" / manifest["handler"]["filename"]
+    assert os.access(handler, os.X_OK)
+    system = configparser.ConfigParser()
+    system.read(out / "device" / "system.conf")
+    assert system["system"]["compatible"] == COMPATIBLE
+    assert files_below(out / "content" / "bundle") == files_below(bundle)
+
+
+def read_libconfig(text):
+    """Read the part of libconfig's grammar that sw-description uses."""
+    tokens = re.findall(r'"[^"]*"|[\w.*-]+|[={}()\[\],:;]', text)
+
+    def settings(end):
+        found = {}
+        while tokens and tokens[0] != end:
+            name, sign = tokens.pop(0), tokens.pop(0)
+            assert sign in "=:", (name, sign)
+            assert re.fullmatch(r"[A-Za-z*][-A-Za-z0-9_*]*", name), name
+            found[name] = value()
+            if tokens and tokens[0] in ";,":
+                tokens.pop(0)
+        if end:
+            assert tokens.pop(0) == end
+        return found
+
+    def value():
+        token = tokens.pop(0)
+        if token == "{":
+            return settings("}")
+        if token in "([":
+            rows, end = [], {"(": ")", "[": "]"}[token]
+            while tokens[0] != end:
+                rows.append(value())
+                if tokens[0] == ",":
+                    tokens.pop(0)
+            tokens.pop(0)
+            return rows
+        assert token.startswith('"'), token
+        return token[1:-1]
+
+    return settings("")
+
+
+def test_the_description_for_swupdate_names_board_l4t_and_hashes(tmp_path):
+    bundle = write_bundle(tmp_path / "bundle")
+    out = write_recipe(bundle, "swupdate", tmp_path / "out")
+    software = read_libconfig((out / "sw-description").read_text())["software"]
+    assert software["version"] == "1.0"
+    assert (out / "device" / "hwrevision").read_text().split() == [BOARD, L4T]
+    board = software[BOARD]
+    assert board["hardware-compatibility"] == [L4T]
+    (archive,), (script,) = board["files"], board["scripts"]
+    assert (archive["type"], script["type"]) == ("archive", "shellscript")
+    for row in (archive, script):
+        sums = subprocess.run(
+            ["sha256sum", str(out / row["filename"])], check=True, capture_output=True, text=True
+        )
+        assert sums.stdout.split()[0] == row["sha256"]
+    assert archive["path"] in (out / "switch.sh").read_text()
+
+
+def test_the_archive_is_the_bundle_and_the_same_bytes_each_time(tmp_path):
+    bundle = write_bundle(tmp_path / "bundle")
+    first = write_recipe(bundle, "mender", tmp_path / "first") / "bundle.tar"
+    os.utime(bundle / "model.onnx", (0, 0))
+    second = write_recipe(bundle, "swupdate", tmp_path / "second") / "bundle.tar"
+    assert first.read_bytes() == second.read_bytes()
+    with tarfile.open(first) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    assert files_below(tmp_path / "unpacked" / "bundle") == files_below(bundle)
+
+
+def test_the_command_for_mender_names_the_device_type_and_the_module(tmp_path):
+    out = write_recipe(write_bundle(tmp_path / "bundle"), "mender", tmp_path / "out")
+    command = (out / "make.sh").read_text()
+    assert "--type edgeseg-bundle" in command
+    assert f"--device-type {COMPATIBLE} " in command
+    assert (out / "device" / "device_type").read_text() == f"device_type={COMPATIBLE}\n"
+    assert os.access(out / "device" / "edgeseg-bundle", os.X_OK)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"board": 'x"; y = "'},
+        {"board": "8-orin"},
+        {"l4t": "36"},
+        {"l4t": "36.4.3\ncompatible=other"},
+        {"version": "1.0]"},
+        {"selftest": "edgeseg; reboot"},
+        {"selftest": 'edgeseg "$(reboot)"'},
+    ],
+)
+def test_a_text_that_a_format_could_misread_is_refused(tmp_path, change):
+    bundle = write_bundle(tmp_path / "bundle")
+    with pytest.raises(EdgesegError, match="E-RECIPE-FIELD"):
+        write_recipe(bundle, "rauc", tmp_path / "out", **change)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_bundle_gets_no_recipe(tmp_path):
+    bundle = write_bundle(tmp_path / "bundle")
+    (bundle / "model.onnx").write_text("changed")
+    arguments = ["device", "recipe", str(bundle), "--for", "rauc", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli, [*arguments, "--board", BOARD, "--l4t", L4T])
+    assert done.exit_code == 3
+    assert "E-BUNDLE-HASH" in done.output
+    assert not (tmp_path / "out").exists()
+
+
+# --- the scripts, on a played device --------------------------------------------------------------
+
+
+class Fleet:
+    """One played device: its root, and a self-test that fails on a bundle that says so."""
+
+    def __init__(self, folder):
+        self.root = folder / "data"
+        self.root.mkdir(parents=True)
+        self.log = folder / "log"
+        test = folder / "selftest"
+        test.write_text(
+            '#!/bin/sh\necho "test $(cat "$1/model.onnx")" >>"$LOG"\n'
+            'test "$(cat "$1/model.onnx")" != bad\n'
+        )
+        test.chmod(0o755)
+        restart = folder / "restart"
+        restart.write_text(
+            '#!/bin/sh\necho "open $(cat "$EDGESEG_ROOT/current/bundle/model.onnx")" >>"$LOG"\n'
+        )
+        restart.chmod(0o755)
+        release = folder / "nv_tegra_release"
+        release.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic\n")
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "LOG": str(self.log),
+            "EDGESEG_CONF": str(folder / "none"),
+            "EDGESEG_ROOT": str(self.root),
+            "EDGESEG_SELFTEST": str(test),
+            "EDGESEG_RESTART": str(restart),
+            "EDGESEG_RELEASE_FILE": str(release),
+        }
+
+    def sh(self, script, *arguments, **more):
+        done = subprocess.run(
+            ["sh", str(script), *arguments],
+            env={**self.environment, **more},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        self.said = done.stderr
+        return done
+
+    def current(self):
+        link = self.root / "current"
+        return (link / "bundle" / "model.onnx").read_text() if link.exists() else None
+
+    def history(self):
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    return Fleet(tmp_path / "device")
+
+
+class Shipped:
+    """Ships bundles with one updater, as it calls the scripts of a recipe."""
+
+    def __init__(self, updater, fleet, folder):
+        self.updater, self.fleet, self.folder = updater, fleet, folder
+
+    def ship(self, content):
+        """Ship a bundle; return whether the updater would call the update done."""
+        self.folder.mkdir(exist_ok=True)
+        count = len(list(self.folder.iterdir()))
+        bundle = write_bundle(self.folder / f"bundle-{count}", content)
+        out = write_recipe(bundle, self.updater, self.folder / f"out-{count}")
+        return getattr(self, self.updater)(out)
+
+    def rauc(self, out):
+        place = {"RAUC_BUNDLE_MOUNT_POINT": str(out / "content")}
+        return self.fleet.sh(out / "content" / "handler.sh", **place).returncode == 0
+
+    def swupdate(self, out):
+        incoming = self.folder / "incoming"
+        script = out / "switch.sh"
+        script.write_text(script.read_text().replace(recipes.INCOMING, str(incoming)))
+        if self.fleet.sh(script, "preinst").returncode:
+            return False
+        with tarfile.open(out / "bundle.tar") as archive:
+            archive.extractall(incoming, filter="data")
+        done = self.fleet.sh(script, "postinst").returncode == 0
+        if not done:
+            said = self.fleet.said
+            assert self.fleet.sh(script, "postfailure").returncode == 0
+            self.fleet.said = said
+        assert not incoming.exists()
+        return done
+
+    def mender(self, out, commit=True):
+        tree = out / "tree"
+        (tree / "files").mkdir(parents=True)
+        (tree / "tmp").mkdir()
+        shutil.copy(out / "bundle.tar", tree / "files")
+        module = out / "device" / "edgeseg-bundle"
+
+        def state(name):
+            return self.fleet.sh(module, name, str(tree))
+
+        assert state("SupportsRollback").stdout == "Yes\n"
+        assert state("NeedsArtifactReboot").stdout == "No\n"
+        done = state("ArtifactInstall").returncode == 0
+        said = self.fleet.said
+        if done:
+            done = state("ArtifactCommit").returncode == 0 and commit
+        if not done:
+            assert state("ArtifactRollback").returncode == 0
+            assert state("ArtifactFailure").returncode == 0
+        assert state("Cleanup").returncode == 0
+        self.fleet.said = said
+        return done
+
+
+@pytest.fixture(params=sorted(recipes.UPDATERS))
+def shipped(request, fleet, tmp_path):
+    return Shipped(request.param, fleet, tmp_path / "shipped")
+
+
+def test_a_bundle_that_passes_its_self_test_becomes_the_current_one(shipped, fleet):
+    assert shipped.ship("one")
+    assert fleet.current() == "one"
+    assert shipped.ship("two")
+    assert fleet.current() == "two"
+    assert (fleet.root / "previous" / "bundle" / "model.onnx").read_text() == "one"
+    assert shipped.ship("three")
+    assert len(list((fleet.root / "releases").iterdir())) == 2  # "one" was pruned
+    assert not (fleet.root / "pending").exists()
+
+
+def test_a_bundle_that_fails_its_self_test_is_taken_back(shipped, fleet):
+    assert shipped.ship("good")
+    assert not shipped.ship("bad")
+    assert "E-UPDATE-SELFTEST" in fleet.said
+    assert fleet.current() == "good"
+    assert fleet.history()[-1] == "open good"
+    assert "test bad" in fleet.history()
+    assert "open bad" not in fleet.history()
+    assert not (fleet.root / "pending").exists()
+    open_bundle((fleet.root / "current" / "bundle").resolve())
+
+
+def test_a_first_bundle_that_fails_leaves_no_current_one(shipped, fleet):
+    assert not shipped.ship("bad")
+    assert fleet.current() is None
+    assert not (fleet.root / "current").is_symlink()
+
+
+def test_an_update_for_another_l4t_is_refused_before_anything_is_written(shipped, fleet):
+    assert shipped.ship("good")
+    release = Path(fleet.environment["EDGESEG_RELEASE_FILE"])
+    release.write_text("# R35 (release), REVISION: 6.0, GCID: 1, BOARD: generic\n")
+    assert not shipped.ship("new")
+    assert "E-UPDATE-L4T: made for L4T 36.4.3, here is 35.6.0" in fleet.said
+    assert fleet.current() == "good"
+    assert len(list((fleet.root / "releases").iterdir())) == 1
+
+
+def test_a_bundle_that_was_damaged_on_its_way_is_refused(fleet, tmp_path):
+    assert Shipped("rauc", fleet, tmp_path / "shipped").ship("good")
+    out = write_recipe(write_bundle(tmp_path / "bundle", "new"), "rauc", tmp_path / "out")
+    (out / "content" / "bundle" / "model.onnx").write_text("forged")
+    place = {"RAUC_BUNDLE_MOUNT_POINT": str(out / "content")}
+    assert fleet.sh(out / "content" / "handler.sh", **place).returncode == 1
+    assert "E-UPDATE-HASH" in fleet.said
+    assert fleet.current() == "good"
+
+
+def test_a_commit_that_mender_refuses_goes_back(fleet, tmp_path):
+    shipped = Shipped("mender", fleet, tmp_path / "shipped")
+    assert shipped.ship("one")
+    out = write_recipe(write_bundle(tmp_path / "bundle", "two"), "mender", tmp_path / "out")
+    assert not shipped.mender(out, commit=False)
+    assert fleet.current() == "one"
+
+
+def test_a_switch_that_a_power_cut_interrupted_is_taken_back_at_boot(shipped, fleet, tmp_path):
+    assert shipped.ship("good")
+    good = (fleet.root / "current").readlink()
+    kill = tmp_path / "kill"
+    kill.write_text("#!/bin/sh\nkill -9 $PPID\n")
+    kill.chmod(0o755)
+    test = fleet.environment["EDGESEG_SELFTEST"]
+    fleet.environment["EDGESEG_SELFTEST"] = str(kill)
+    count = len(list(shipped.folder.iterdir()))
+    bundle = write_bundle(shipped.folder / f"bundle-{count}", "new")
+    out = write_recipe(bundle, "rauc", shipped.folder / "cut")
+    place = {"RAUC_BUNDLE_MOUNT_POINT": str(out / "content")}
+    assert fleet.sh(out / "content" / "handler.sh", **place).returncode == -9
+    assert fleet.current() == "new"
+    fleet.environment["EDGESEG_SELFTEST"] = test
+    assert fleet.sh(out / "device" / "edgeseg-recover.sh").returncode == 0
+    assert (fleet.root / "current").readlink() == good
+    assert fleet.sh(out / "device" / "edgeseg-recover.sh").returncode == 0  # again: nothing to do
+    assert fleet.current() == "good"
+
+
+def test_the_health_check_can_be_edgeseg_selftest(fleet, tmp_path):
+    place = str(Path(recipes.__file__).parents[3])
+    health = tmp_path / "health"
+    health.write_text(
+        f'#!/bin/sh\nPYTHONPATH={place} exec {sys.executable} -m edgeseg selftest "$@"\n'
+    )
+    health.chmod(0o755)
+    fleet.environment |= {"EDGESEG_SELFTEST": str(health), "EDGESEG_RESTART": "true"}
+    for name, wrong, code in (("good", False, 0), ("bad", True, 1)):
+        bundle = write_onnx_bundle(tmp_path / name, wrong=wrong)
+        out = write_recipe(bundle, "rauc", tmp_path / f"out-{name}")
+        place = {"RAUC_BUNDLE_MOUNT_POINT": str(out / "content")}
+        assert fleet.sh(out / "content" / "handler.sh", **place).returncode == code, fleet.said
+    assert "E-SELFTEST" in fleet.said
+    found = open_bundle((fleet.root / "current" / "bundle").resolve())
+    assert found.sha256 == open_bundle(tmp_path / "good").sha256
+
+
+def test_a_kit_is_built_and_replayed_on_the_device_before_the_switch(fleet, tmp_path):
+    (tmp_path / "site" / "cuda" / "bindings").mkdir(parents=True)
+    write_played_packages(tmp_path / "site", "10.3")
+    (tmp_path / "bin").mkdir()
+    shim = tmp_path / "bin" / "python3"
+    shim.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    shim.chmod(0o755)
+    fleet.environment |= {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(tmp_path / "site"),
+        "EDGESEG_SELFTEST": "true",
+        "EDGESEG_RESTART": "true",
+    }
+    for version, code in (("10.3", 0), ("10.13", 1)):
+        kit = write_kit_bundle(tmp_path / f"kit-{version}", version)
+        out = write_recipe(kit, "rauc", tmp_path / f"out-{version}")
+        place = {"RAUC_BUNDLE_MOUNT_POINT": str(out / "content")}
+        assert fleet.sh(out / "content" / "handler.sh", **place).returncode == code, fleet.said
+    assert "E-KIT-TENSORRT" in fleet.said
+    assert "E-UPDATE-BUILD" in fleet.said
+    release = (fleet.root / "current").resolve()
+    assert (release / "bundle-fp16.plan").read_bytes() == b"plan" * 50000
+    assert release.name == open_bundle(tmp_path / "kit-10.3").sha256
+
+
+# --- the updaters' own tools, where they are ------------------------------------------------------
+
+
+def certificate(folder):
+    """Make a key and a certificate of its own."""
+    key, cert = folder / "key.pem", folder / "cert.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/O=test/CN=test"),
+            *("-keyout", str(key), "-out", str(cert)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return {**os.environ, "KEY": str(key), "CERT": str(cert)}
+
+
+def pack(out, environment):
+    done = subprocess.run(
+        ["sh", str(out / "make.sh")], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def require_tools(*tools):
+    for tool, package in tools:
+        if shutil.which(tool) is None:
+            pytest.skip(f"no {tool} here; apt install {package}")
+
+
+def test_rauc_reads_the_bundle_that_it_makes_of_the_recipe(tmp_path):
+    require_tools(("rauc", "rauc"), ("mksquashfs", "squashfs-tools"), ("openssl", "openssl"))
+    # RAUC refuses one that squashfs makes smaller than a page.
+    bundle = write_bundle(tmp_path / "bundle", os.urandom(1 << 14).hex())
+    environment = certificate(tmp_path)
+    out = pack(write_recipe(bundle, "rauc", tmp_path / "out"), environment)
+    shown = subprocess.run(
+        [
+            *("rauc", "info", "--keyring", environment["CERT"], "--output-format=shell"),
+            str(out / "edgeseg-1.0.raucb"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert COMPATIBLE in shown.stdout
+    assert open_bundle(bundle).sha256 in shown.stdout
+
+
+def test_swupdate_takes_the_image_on_its_board_and_l4t_only(tmp_path):
+    require_tools(("swupdate", "swupdate"), ("cpio", "cpio"))
+    bundle = write_bundle(tmp_path / "bundle")
+    environment = certificate(tmp_path)  # Debian's swupdate takes nothing that is not signed
+    out = pack(write_recipe(bundle, "swupdate", tmp_path / "out"), environment)
+
+    def check(hardware):
+        return subprocess.run(
+            [
+                *("swupdate", "-c", "-v", "-H", hardware, "-k", environment["CERT"]),
+                *("-i", str(out / "edgeseg-1.0.swu")),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = check(f"{BOARD}:{L4T}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for hardware in (f"{BOARD}:35.6.0", f"orin-nx-16:{L4T}"):
+        other = check(hardware)
+        assert other.returncode != 0
+        assert re.search("compatib", other.stderr, re.IGNORECASE), other.stderr
+
+
+def test_swupdate_itself_installs_a_good_bundle_and_takes_a_bad_one_back(
+    fleet, tmp_path, monkeypatch
+):
+    require_tools(("swupdate", "swupdate"), ("cpio", "cpio"), ("openssl", "openssl"))
+    if os.getuid() != 0:
+        pytest.skip("swupdate installs as root only")
+    monkeypatch.setattr(recipes, "INCOMING", str(tmp_path / "incoming"))
+    environment = certificate(tmp_path)
+
+    def install(content):
+        bundle = write_bundle(tmp_path / content, content)
+        out = pack(write_recipe(bundle, "swupdate", tmp_path / f"out-{content}"), environment)
+        return subprocess.run(
+            [
+                *("swupdate", "-v", "-H", f"{BOARD}:{L4T}", "-k", environment["CERT"]),
+                *("-i", str(out / "edgeseg-1.0.swu")),
+            ],
+            env={**environment, **fleet.environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = install("good")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert fleet.current() == "good"
+    assert install("bad").returncode != 0
+    assert fleet.current() == "good"
+    assert [line for line in fleet.history() if line.startswith("test")] == [
+        "test good",
+        "test bad",
+    ]
+
+
+def test_mender_artifact_reads_the_artifact_that_it_makes_of_the_recipe(tmp_path):
+    require_tools(("mender-artifact", "mender-artifact"))
+    bundle = write_bundle(tmp_path / "bundle")
+    out = pack(write_recipe(bundle, "mender", tmp_path / "out"), dict(os.environ))
+    shown = subprocess.run(
+        ["mender-artifact", "read", str(out / "edgeseg-1.0.mender")],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert COMPATIBLE in shown
+    assert "edgeseg-bundle" in shown
+    assert open_bundle(bundle).sha256 in shown
