@@ -18,8 +18,9 @@ extern "C" {
 int es_fail(char *message, int status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* Allocates count * size zeroed bytes, 64-byte aligned as the engines like it, and adds them to
- * *total. NULL on overflow or where there is no memory. Freed by free. */
+/* Allocates count * size bytes, 64-byte aligned as the engines like it, and adds them to *total.
+ * Not zeroed, so that a page that is never used costs nothing. NULL on overflow or where there is no
+ * memory. Freed by free. */
 void *es_allocate(size_t count, size_t size, size_t *total);
 
 /* --- SHA-256, FIPS 180-4 (sha256.c) ----------------------------------------------------------- */
@@ -224,13 +225,15 @@ typedef struct es_engine_kind {
     int (*run)(es_engine *engine, char *message);
     void (*close)(es_engine *engine);
     const char *(*version)(const es_engine *engine);
+    bool copies_files; /* so that the files may be freed after open */
 } es_engine_kind;
 
 /* NULL if it is not compiled in. */
 const es_engine_kind *es_engine_find(const char *name);
+extern const es_engine_kind es_engine_openvino, es_engine_onnxruntime, es_engine_tensorrt, es_engine_stub;
 
-/* The one file that ends in suffix, or NULL. */
-const es_blob *es_file_with_suffix(const es_engine_job *job, const char *suffix);
+/* The one file that ends in suffix, or NULL and a message. */
+const es_blob *es_file_with_suffix(const es_engine_job *job, const char *suffix, char *message);
 
 #ifdef __cplusplus
 }

@@ -3,7 +3,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "internal.h"
 
@@ -61,7 +60,6 @@ void *es_allocate(size_t count, size_t size, size_t *total) {
     if (size != 0 && count > (SIZE_MAX - 64) / size) return NULL;
     size_t bytes = count * size;
     if (posix_memalign(&memory, 64, bytes + (bytes == 0)) != 0) return NULL;
-    memset(memory, 0, bytes);
     *total += bytes;
     return memory;
 }
