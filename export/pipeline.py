@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import __version__
 from ..benchmarks.complexity import count_complexity, macs_of_nodes
-from ..runtime.bundle import SPLIT_FILE, open_bundle, seal_bundle
+from ..runtime.bundle import SPLIT_FILE, hashes_of, open_bundle, seal_bundle
 from ..runtime.contract import InputContract
 from ..runtime.engines import available_threads, open_engine
 from ..runtime.errors import InputError, Refused
@@ -24,6 +24,8 @@ from ..runtime.image import input_from_frame
 from ..runtime.progress import Progress, quiet
 from .audit import least_share, require_share
 from .batch import require_rows
+from .bom import FILE as BOM_FILE
+from .bom import bom_of
 from .calibration import FILE as CALIBRATION_FILE
 from .calibration import (
     METHOD,
@@ -255,6 +257,7 @@ def export_bundle(
     *,
     split: Path | None,
     trained_on: Collection[str] = (),
+    data: Mapping[str, str] = MappingProxyType({}),
     layout: Mapping[str, Any] = MappingProxyType({}),
     limits: Limits = Limits(),
     retrain: Retrain | None = None,
@@ -273,6 +276,7 @@ def export_bundle(
         split: the split file of the training run; it goes into the bundle. None for a shipped
             student, which has none.
         trained_on: SHA-256 of every image that a shipped student has seen; goes into the manifest.
+        data: what is known of the training images: `name`, `licence` (SPDX), `citation`.
         layout: where the image is in the maker's frames; empty: the whole frame is the image.
         limits: the gates.
         retrain: what INT8 is trained with if it fails its gate with layers kept in float; takes
@@ -350,6 +354,7 @@ def export_bundle(
                 "training": dict(trained.provenance),
                 **({"split_sha256": sha256_of_file(split)} if split is not None else {}),
                 **({"trained_on": sorted(trained_on)} if trained_on else {}),
+                **({"data": dict(data)} if data else {}),
                 "calibration": _calibration_facts(calibration, shipped, limits.method, plan),
                 "tools": {"edgeseg": __version__, **_versions()},
             },
@@ -367,6 +372,7 @@ def export_bundle(
                 "qat": None if qat is None else dict(qat),
             },
         }
+        (folder / BOM_FILE).write_text(bom_of(manifest, hashes_of(folder)), encoding="utf-8")
         seal_bundle(folder, manifest)
         open_bundle(folder)  # what is kept can be opened
     return Exported(

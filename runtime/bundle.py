@@ -1,6 +1,6 @@
-"""The bundle: a folder with models, a manifest and their hashes; nothing is loaded unverified.
+"""The bundle: models, a manifest and their hashes; nothing is loaded unverified.
 
-Layout, version 2::
+A folder, or the same files packed into one (see `store`)::
 
     manifest.json     what it is: contract, target, precision, models, provenance, evidence
     SHA256SUMS        SHA-256 of every file but itself and the signature (`sha256sum -c` reads it)
@@ -17,20 +17,29 @@ import math
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from .contract import InputContract
 from .errors import InputError, Refused
-from .files import sha256_of_file
+from .files import require_new
+from .store import (
+    MANIFEST,
+    SIGNATURE,
+    SUMS,
+    Archive,
+    Folder,
+    Store,
+    extract_archive,
+    open_archive,
+    require_name,
+    write_archive,
+)
 
 MAJOR, MINOR = 2, 0  # of the manifest's schema; another minor of this major is read
 SCHEMA = f"edgeseg.bundle/{MAJOR}.{MINOR}"
 SPLIT_FILE = "split.json"  # of the training, beside a checkpoint and in its bundles
 MAX_MANIFEST_BYTES = 1 << 20  # compared with the file size before anything is read
 MAX_SUMS_BYTES = 1 << 20
-_MANIFEST = "manifest.json"
-_SUMS = "SHA256SUMS"
-SIGNATURE = "model.sig"  # of everything else; in no list, as it comes last
 _SCHEMA = re.compile(r"edgeseg\.bundle/(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})")
 
 
@@ -177,9 +186,19 @@ def _names(value: Any, what: str) -> Tuple[str, ...]:
 class Bundle:
     """A verified bundle on disk."""
 
-    path: Path
+    store: Store
     manifest: Manifest
-    sha256: str  # of SHA256SUMS, hence of everything in the bundle
+    sha256: str  # of SHA256SUMS, hence of everything in the bundle but the signature
+
+    @property
+    def path(self) -> Path:
+        """The folder, or the file that it is packed into."""
+        return self.store.path
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether there is a signature; that it holds is known if a key was given to open it."""
+        return SIGNATURE in self.store.names()
 
     def model_files(self, engine: str) -> Dict[str, bytes]:
         """Return the verified files of one engine, by name.
@@ -195,6 +214,10 @@ class Bundle:
             )
         return {name: self.read(name) for name in self.manifest.models[engine]}
 
+    def size(self, name: str) -> int:
+        """Return the bytes of one file."""
+        return self.store.size(name)
+
     def read(self, name: str) -> bytes:
         """Return one verified file.
 
@@ -203,10 +226,22 @@ class Bundle:
 
         Raises Refused (E-BUNDLE-HASH) if it changed since the bundle was opened.
         """
-        content = (self.path / name).read_bytes()
+        content = self.store.read(name)
         if hashlib.sha256(content).hexdigest() != self.manifest.files[name]:
             raise _changed(self.path / name)
         return content
+
+
+def hashes_of(folder: Path) -> Dict[str, str]:
+    """Return path -> SHA-256 of every file in a folder but manifest, sums and signature, sorted.
+
+    Raises Refused: E-BUNDLE-LINK, E-BUNDLE-NAME.
+    """
+    store = Folder(folder)
+    files = {name: store.digest(name) for name in _hashed_names(store) if name != MANIFEST}
+    for name in files:
+        require_name(name, folder)
+    return files
 
 
 def seal_bundle(folder: Path, manifest_fields: Mapping[str, Any]) -> Manifest:
@@ -216,70 +251,99 @@ def seal_bundle(folder: Path, manifest_fields: Mapping[str, Any]) -> Manifest:
         folder: holds the model files; usually the temporary folder of `atomic_folder`.
         manifest_fields: every field of `Manifest` but `files`.
     """
-    files = {name: sha256_of_file(folder / name) for name in _names_in(folder)}
-    manifest = Manifest(files=files, **manifest_fields)
-    (folder / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    (folder / _SUMS).write_text(_sums_text(folder), encoding="utf-8")
+    manifest = Manifest(files=hashes_of(folder), **manifest_fields)
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    (folder / SUMS).write_text(_sums_text(Folder(folder)), encoding="utf-8")
     return manifest
 
 
-def open_bundle(path: Path) -> Bundle:
+def open_bundle(path: Path, *, key: Optional[Path] = None) -> Bundle:
     """Verify a bundle, byte for byte, and return it.
 
+    Args:
+        path: folder, or file written by `edgeseg bundle pack`.
+        key: PEM file with a public key: the bundle must be signed with its private key, which is
+            verified before the manifest is parsed. None asks for no signature and reads none.
+
     Raises:
-        InputError: E-BUNDLE-MISSING (no bundle there).
-        Refused: E-BUNDLE-HASH (a file was changed, added or removed), E-MANIFEST-SIZE,
-            E-MANIFEST-NEWER, E-MANIFEST-FIELD.
+        InputError: E-BUNDLE-MISSING (no bundle there), E-KEY-READ.
+        Refused: E-BUNDLE-HASH (a file was changed, added or removed), E-BUNDLE-LINK, E-BUNDLE-NAME,
+            E-ARCHIVE-FORM, E-ARCHIVE-SIZE, E-MANIFEST-SIZE, E-MANIFEST-NEWER, E-MANIFEST-FIELD,
+            E-SIGNATURE-MISSING, E-SIGNATURE.
+        EngineError: E-EXTRA-MISSING (a key was given without what verifies signatures).
     """
-    if not (path / _MANIFEST).is_file() or not (path / _SUMS).is_file():
+    store: Store = open_archive(path) if path.is_file() else Folder(path)
+    names = store.names()
+    if MANIFEST not in names or SUMS not in names:
         raise InputError(
             "E-BUNDLE-MISSING",
-            f"{path} is no bundle (no {_MANIFEST} and {_SUMS}); make one with `edgeseg export`",
+            f"{path} is no bundle (no {MANIFEST} and {SUMS}); make one with `edgeseg export`",
         )
-    for name, limit in ((_MANIFEST, MAX_MANIFEST_BYTES), (_SUMS, MAX_SUMS_BYTES)):
-        if (path / name).stat().st_size > limit:
+    for name, limit in ((MANIFEST, MAX_MANIFEST_BYTES), (SUMS, MAX_SUMS_BYTES)):
+        if store.size(name) > limit:
             raise Refused("E-MANIFEST-SIZE", f"{path / name} is over {limit} bytes")
-    listed = (path / _SUMS).read_bytes()
-    if listed != _sums_text(path).encode("utf-8", "surrogateescape"):  # names may be any bytes
-        raise _changed(_first_difference(path, listed))
-    manifest = Manifest.from_json((path / _MANIFEST).read_bytes())
+    listed = store.read(SUMS)
+    if key is not None:
+        from .signature import require_signature  # the only use of what may not be installed
+
+        require_signature(store, key, listed)
+    if listed != _sums_text(store).encode("utf-8", "surrogateescape"):  # names may be any bytes
+        raise _changed(_first_difference(store, listed))
+    for name in names:
+        require_name(name, path)
+    sums = dict(_parse_sums(listed.decode("utf-8")))
+    content = store.read(MANIFEST)
+    if hashlib.sha256(content).hexdigest() != sums.pop(MANIFEST):
+        raise _changed(path / MANIFEST)
+    manifest = Manifest.from_json(content)
     named = {name for names in manifest.models.values() for name in names}
     named.update(manifest.vectors.files)
-    if set(manifest.files) != set(_names_in(path)) or not named <= set(manifest.files):
-        raise Refused("E-MANIFEST-FIELD", f"{path / _MANIFEST} does not list the bundle's files")
-    for name, digest in _parse_sums(listed.decode("utf-8", "replace")):
-        if name != _MANIFEST and manifest.files[name] != digest:
+    if set(manifest.files) != set(sums) or not named <= set(sums):
+        raise Refused("E-MANIFEST-FIELD", f"{path / MANIFEST} does not list the bundle's files")
+    for name, digest in manifest.files.items():
+        if digest != sums[name]:
             raise _changed(path / name)
-    return Bundle(path, manifest, sha256_of_file(path / _SUMS))
+    return Bundle(store, manifest, hashlib.sha256(listed).hexdigest())
 
 
-def _names_in(folder: Path) -> Tuple[str, ...]:
-    """Every file below `folder` but manifest, sums and signature, sorted; a link is refused."""
-    names = []
-    for path in folder.rglob("*"):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise Refused(
-                "E-BUNDLE-LINK", f"{path} is no plain file; a bundle holds no links and no devices"
-            )
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in (_MANIFEST, _SUMS, SIGNATURE):
-            names.append(name)
-    return tuple(sorted(names))
+def pack_bundle(bundle: Path, out: Path) -> None:
+    """Verify a bundle and write it as one file: same bundle, same bytes.
+
+    Raises InputError (E-OUT-EXISTS), OutputError (E-OUT-WRITE), and as `open_bundle`.
+    """
+    require_new(out)
+    write_archive(open_bundle(bundle).store, out)
 
 
-def _sums_text(folder: Path) -> str:
-    names = sorted((_MANIFEST, *_names_in(folder)))
-    return "".join(f"{sha256_of_file(folder / name)}  {name}\n" for name in names)
+def unpack_bundle(bundle: Path, out: Path) -> None:
+    """Verify a packed bundle and write it as a folder.
+
+    Raises InputError (E-OUT-EXISTS; E-BUNDLE-MISSING for a folder), OutputError (E-OUT-WRITE), and
+    as `open_bundle`.
+    """
+    store = open_bundle(bundle).store
+    if not isinstance(store, Archive):
+        raise InputError("E-BUNDLE-MISSING", f"{bundle} is a folder already; name a packed bundle")
+    extract_archive(store, out)
 
 
-def _first_difference(path: Path, listed: bytes) -> Path:
-    """Name the file to blame for a mismatch between SHA256SUMS and the folder."""
-    actual = dict(_parse_sums(_sums_text(path)))
+def _hashed_names(store: Store) -> Tuple[str, ...]:
+    """Every file that SHA256SUMS lists, sorted."""
+    return tuple(name for name in store.names() if name not in (SUMS, SIGNATURE))
+
+
+def _sums_text(store: Store) -> str:
+    return "".join(f"{store.digest(name)}  {name}\n" for name in _hashed_names(store))
+
+
+def _first_difference(store: Store, listed: bytes) -> Path:
+    """Name the file to blame for a mismatch between SHA256SUMS and the bundle."""
+    actual = dict(_parse_sums(_sums_text(store)))
     expected = dict(_parse_sums(listed.decode("utf-8", "replace")))
     for name in sorted(set(actual) | set(expected)):
         if actual.get(name) != expected.get(name):
-            return path / name
-    return path / _SUMS
+            return store.path / name
+    return store.path / SUMS
 
 
 def _parse_sums(text: str) -> Tuple[Tuple[str, str], ...]:
