@@ -35,6 +35,7 @@ extern "C" {
 #define ES_SCHEMA_MAJOR 2      /* of the bundles that it opens: edgeseg.bundle/2.x */
 #define ES_MESSAGE_BYTES 256   /* of a message with its terminating zero */
 #define ES_MAX_SIDE 16384      /* px, of a frame */
+#define ES_MAX_PIXELS 67108864 /* of a frame */
 
 /* What a function returns: ES_OK or one of these. Values never change; es_code gives the name that
  * the Python runtime uses for the same thing. */

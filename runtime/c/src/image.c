@@ -260,7 +260,8 @@ static bool in_fan(const es_layout *layout, int x, int y) {
     return inside;
 }
 
-void es_layout_keep(const es_layout *layout, uint8_t *keep) {
+bool es_layout_keep(const es_layout *layout, uint8_t *keep) {
+    bool any = false;
     const es_box *crop = &layout->crop;
     for (int y = crop->top; y < crop->bottom; y++)
         for (int x = crop->left; x < crop->right; x++) {
@@ -269,6 +270,8 @@ void es_layout_keep(const es_layout *layout, uint8_t *keep) {
                 const es_box *blank = &layout->blank[i];
                 kept = x < blank->left || x >= blank->right || y < blank->top || y >= blank->bottom;
             }
+            any = any || kept;
             *keep++ = kept;
         }
+    return any;
 }

@@ -189,8 +189,8 @@ void es_normalise(const es_canvas *canvas, const es_contract *contract, float *i
 /* Writes the mask of a region, rows mask_stride bytes apart. */
 void es_mask_from_logits(es_canvas *canvas, const float *logits, double threshold, int width,
                          int height, uint8_t *mask, size_t mask_stride);
-/* Which pixels of the crop count: 1 inside the fan and outside the blanked boxes. */
-void es_layout_keep(const es_layout *layout, uint8_t *keep);
+/* Which pixels of the crop count: 1 inside the fan and outside the blanked boxes. Whether any. */
+bool es_layout_keep(const es_layout *layout, uint8_t *keep);
 
 /* --- components (lesion.c) -------------------------------------------------------------------- */
 

@@ -95,8 +95,11 @@ static bool read_layout(const es_json *json, es_layout *layout) {
         if (!read_box(json, each, layout, &layout->blank[i])) return false;
     each = fan + 1;
     for (int i = 0; i < layout->corners; i++, each = json->nodes[each].next)
-        if (!read_integers(json, each, layout->fan[i], 2)) return false;
-    return true;
+        if (!read_integers(json, each, layout->fan[i], 2) ||
+            layout->fan[i][0] > layout->width || layout->fan[i][1] > layout->height)
+            return false;
+    uint32_t known = 6u + (blank != ES_JSON_NONE ? 2u : 0u) + (fan != ES_JSON_NONE ? 2u : 0u);
+    return json->nodes[object].children == known;
 }
 
 static bool read_names(const es_json *json, uint32_t array, int max, es_names *names) {

@@ -40,14 +40,12 @@ static int no_memory(char *message) {
 /* Takes the options over, or refuses one that is out of range. */
 static int set_options(es_session *s, const es_options *options, char *message) {
     s->threads = options->threads > 0 ? options->threads : available_threads();
-    s->max_width = options->max_width > 0 ? options->max_width : 1920;
-    s->max_height = options->max_height > 0 ? options->max_height : 1200;
     s->largest_only = options->largest_only == 1;
     s->fill_holes = options->fill_holes == 1;
     if (options->threads < 0 || options->threads > 1024)
         return es_fail(message, ES_ERR_ARGUMENT, "threads %d is not in 0..1024", options->threads);
-    if (options->max_width < 0 || options->max_height < 0 || s->max_width > ES_MAX_SIDE ||
-        s->max_height > ES_MAX_SIDE)
+    if (options->max_width < 0 || options->max_height < 0 || options->max_width > ES_MAX_SIDE ||
+        options->max_height > ES_MAX_SIDE)
         return es_fail(message, ES_ERR_ARGUMENT, "max_width %d or max_height %d is not in 0..%d",
                        options->max_width, options->max_height, ES_MAX_SIDE);
     if ((options->largest_only | options->fill_holes) & ~1)
@@ -71,13 +69,21 @@ static int read_golden(es_session *s, es_picture *max, char *message) {
     return ES_OK;
 }
 
+/* Sets the largest frame, and refuses one beyond reason. */
+static int set_size(es_session *s, const es_options *options, char *message) {
+    const es_layout *layout = &s->bundle.manifest.layout;
+    s->max_width = layout->width > 0 ? layout->width : options->max_width;
+    s->max_height = layout->width > 0 ? layout->height : options->max_height;
+    if (s->max_width == 0) s->max_width = 1920;
+    if (s->max_height == 0) s->max_height = 1200;
+    if (s->max_width <= ES_MAX_PIXELS / s->max_height) return ES_OK;
+    return es_fail(message, ES_ERR_ARGUMENT, "frames of %dx%d px are over %d in all; crop them",
+                   s->max_width, s->max_height, ES_MAX_PIXELS);
+}
+
 static int allocate_buffers(es_session *s, const es_picture *golden) {
     const es_contract *contract = &s->bundle.manifest.contract;
     const es_layout *layout = &s->bundle.manifest.layout;
-    if (layout->width > 0) {
-        s->max_width = layout->width;
-        s->max_height = layout->height;
-    }
     int width = s->max_width > golden->width ? s->max_width : golden->width;
     int height = s->max_height > golden->height ? s->max_height : golden->height;
     size_t network = (size_t)contract->width * (size_t)contract->height;
@@ -93,7 +99,7 @@ static int allocate_buffers(es_session *s, const es_picture *golden) {
     if (layout->width > 0) {
         s->keep = es_allocate(frame, 1, &s->total);
         if (s->keep == NULL) return ES_ERR_MEMORY;
-        es_layout_keep(layout, s->keep);
+        if (!es_layout_keep(layout, s->keep)) return ES_ERR_MANIFEST_FIELD;
     }
     if (s->largest_only || s->fill_holes) {
         s->runs = es_allocate(es_max_runs(s->max_width, s->max_height), sizeof *s->runs, &s->total);
@@ -121,9 +127,12 @@ static int open_session(es_session *s, const char *folder, const es_options *opt
                                                                               : options->engine;
     status = es_bundle_open(folder, engine, &s->bundle, message);
     if (status != ES_OK) return status;
-    status = read_golden(s, &golden, message);
+    status = set_size(s, options, message);
+    if (status == ES_OK) status = read_golden(s, &golden, message);
     if (status != ES_OK) return status;
-    if (allocate_buffers(s, &golden) != ES_OK) return no_memory(message);
+    status = allocate_buffers(s, &golden);
+    if (status == ES_ERR_MEMORY) return no_memory(message);
+    if (status != ES_OK) return es_fail(message, status, "layout keeps no pixel of its crop");
     const es_contract *contract = &s->bundle.manifest.contract;
     es_engine_job job = {&s->bundle.manifest.models, s->bundle.models, s->image, s->logits,
                          contract->width,            contract->height, s->threads};
