@@ -254,7 +254,9 @@ static bool lists_the_same(const es_json *json, const walk *w) {
                                &w->bundle->manifest.masks};
     for (size_t kind = 0; kind < 3; kind++)
         for (int i = 0; i < named[kind]->count; i++)
-            if (find_sum(w, named[kind]->name[i]) == NULL) return false;
+            if (strcmp(named[kind]->name[i], manifest_name) == 0 ||
+                find_sum(w, named[kind]->name[i]) == NULL)
+                return false;
     return true;
 }
 
