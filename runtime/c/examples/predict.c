@@ -1,0 +1,118 @@
+/* Segments a PGM frame with a bundle: edgeseg-predict BUNDLE < frame.pgm > mask.pgm
+ *
+ * The usage below lists the options. Exit code: 0, 2 for the usage, or the positive value of the
+ * status (11 for ES_ERR_BUNDLE_HASH).
+ */
+#define _POSIX_C_SOURCE 200809L
+#include <edgeseg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static double now_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
+}
+
+static int complain(int status, const char *message) {
+    fprintf(stderr, "%s: %s\n", es_code(status), *message != '\0' ? message : es_strerror(status));
+    return -status;
+}
+
+/* Reads a binary PGM of maxval 255 from stdin; NULL if there is none. */
+static uint8_t *read_frame(int *width, int *height) {
+    if (scanf("P5 %d %d 255", width, height) != 2 || getchar() == EOF) return NULL;
+    if (*width < 1 || *height < 1 || *width > ES_MAX_SIDE || *height > ES_MAX_SIDE) return NULL;
+    size_t count = (size_t)*width * (size_t)*height;
+    uint8_t *frame = malloc(count);
+    if (frame != NULL && fread(frame, 1, count, stdin) == count) return frame;
+    free(frame);
+    return NULL;
+}
+
+static int print_info(const es_session *session) {
+    es_facts facts;
+    int status = es_info(session, &facts);
+    if (status != ES_OK) return complain(status, "");
+    printf("%s %s for %s, sha256 %s\n%s %s, %d threads\nnetwork %dx%d, frames up to %dx%d px\n"
+           "%d golden frames, %zu bytes\n",
+           facts.name, facts.precision, facts.target, facts.bundle_sha256, facts.engine,
+           facts.engine_version, facts.threads, facts.network_width, facts.network_height,
+           facts.max_width, facts.max_height, facts.golden_frames, facts.bytes);
+    return 0;
+}
+
+static int print_selftest(es_session *session) {
+    es_selftest_result result;
+    int status = es_selftest(session, &result);
+    if (status != ES_OK) return complain(status, es_last_message(session));
+    printf("%d of %d golden frames bit-equal, worst flipped share %g of %g\n", result.bit_equal,
+           result.frames, result.worst_flipped, result.max_flipped);
+    return 0;
+}
+
+static int predict(es_session *session, uint8_t *frame, int width, int height, double opened_ms) {
+    size_t count = (size_t)width * (size_t)height;
+    uint8_t *mask = malloc(count);
+    if (mask == NULL) return complain(ES_ERR_MEMORY, "");
+    double begin = now_ms();
+    int status = es_infer(session, frame, width, height, width, mask);
+    double first_ms = now_ms() - begin;
+    if (status == ES_OK) {
+        begin = now_ms();
+        status = es_infer(session, frame, width, height, width, mask);
+    }
+    if (status == ES_OK) {
+        fprintf(stderr, "open %.1f ms, first frame %.2f ms, second %.2f ms\n", opened_ms, first_ms,
+                now_ms() - begin);
+        for (size_t i = 0; i < count; i++) mask[i] = mask[i] ? 255 : 0; /* any viewer shows it */
+        printf("P5\n%d %d\n255\n", width, height);
+        fwrite(mask, 1, count, stdout);
+    }
+    free(mask);
+    return status == ES_OK ? 0 : complain(status, es_last_message(session));
+}
+
+int main(int count, char **arguments) {
+    const char *folder = NULL, *mode = "";
+    es_options options = {0};
+    char message[ES_MESSAGE_BYTES];
+    for (int i = 1; i < count; i++) {
+        if (strcmp(arguments[i], "--engine") == 0 && i + 1 < count) options.engine = arguments[++i];
+        else if (strcmp(arguments[i], "--threads") == 0 && i + 1 < count)
+            options.threads = atoi(arguments[++i]);
+        else if (strcmp(arguments[i], "--largest-only") == 0) options.largest_only = 1;
+        else if (strcmp(arguments[i], "--fill-holes") == 0) options.fill_holes = 1;
+        else if (strncmp(arguments[i], "--", 2) == 0) mode = arguments[i];
+        else folder = arguments[i];
+    }
+    if (folder == NULL) {
+        fputs("usage: edgeseg-predict BUNDLE [--engine NAME] [--threads N] [--largest-only]\n"
+              "       [--fill-holes] [--info | --verify | --selftest] < frame.pgm > mask.pgm\n",
+              stderr);
+        return 2;
+    }
+    if (strcmp(mode, "--verify") == 0) {
+        int status = es_verify(folder, message);
+        return status == ES_OK ? 0 : complain(status, message);
+    }
+    int width = 0, height = 0;
+    uint8_t *frame = *mode == '\0' ? read_frame(&width, &height) : NULL;
+    if (*mode == '\0' && frame == NULL) return complain(ES_ERR_ARGUMENT, "stdin holds no PGM");
+    options.max_width = width;
+    options.max_height = height;
+    es_session *session = NULL;
+    double begin = now_ms();
+    int status = es_open(folder, &options, &session, message);
+    double opened_ms = now_ms() - begin;
+    int result = 0;
+    if (status != ES_OK) result = complain(status, message);
+    else if (strcmp(mode, "--info") == 0) result = print_info(session);
+    else if (strcmp(mode, "--selftest") == 0) result = print_selftest(session);
+    else result = predict(session, frame, width, height, opened_ms);
+    es_close(session);
+    free(frame);
+    return result;
+}

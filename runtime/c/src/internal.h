@@ -1,0 +1,241 @@
+/* What the files of the library share; nothing here is public. */
+#ifndef ES_INTERNAL_H
+#define ES_INTERNAL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "edgeseg.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* --- messages and memory (status.c) ----------------------------------------------------------- */
+
+/* Writes a line to message (ES_MESSAGE_BYTES or NULL) and returns status. */
+int es_fail(char *message, int status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* Allocates count * size bytes, 64-byte aligned as the engines like it, and adds them to *total.
+ * Not zeroed, so that a page that is never used costs nothing. NULL on overflow or where there is no
+ * memory. Freed by free. */
+void *es_allocate(size_t count, size_t size, size_t *total);
+
+/* --- SHA-256, FIPS 180-4 (sha256.c) ----------------------------------------------------------- */
+
+typedef struct es_sha256 {
+    uint32_t state[8];
+    uint64_t length; /* bytes so far */
+    uint8_t block[64];
+} es_sha256;
+
+void es_sha256_begin(es_sha256 *hash);
+void es_sha256_add(es_sha256 *hash, const uint8_t *bytes, size_t count);
+void es_sha256_end(es_sha256 *hash, char hex[65]);
+
+/* --- JSON (json.c) ---------------------------------------------------------------------------- */
+
+enum es_json_kind { ES_JSON_NULL, ES_JSON_BOOL, ES_JSON_NUMBER, ES_JSON_STRING, ES_JSON_ARRAY,
+                    ES_JSON_OBJECT };
+
+/* One value. An object's children alternate: key, value, key, value. Children follow their parent
+ * directly; `next` is the index of what follows a value and everything below it. */
+typedef struct es_json_node {
+    uint8_t kind;
+    uint32_t begin, end; /* in the text; of a string without its quotes */
+    uint32_t next;
+    uint32_t children; /* keys and values both counted */
+} es_json_node;
+
+typedef struct es_json {
+    const char *text;
+    const es_json_node *nodes; /* the root is the first */
+} es_json;
+
+#define ES_JSON_DEPTH 32
+#define ES_JSON_NONE UINT32_MAX
+
+/* Parses RFC 8259 JSON, strictly: valid UTF-8, nothing behind the value, at most ES_JSON_DEPTH deep,
+ * no recursion. Returns the number of nodes, 0 for malformed text; fills nodes as far as capacity
+ * goes, so that a first call with capacity 0 counts. */
+size_t es_json_parse(const char *text, size_t length, es_json_node *nodes, size_t capacity);
+
+/* Index of the value of a key in an object; ES_JSON_NONE if missing, there twice or no object. */
+uint32_t es_json_get(const es_json *json, uint32_t object, const char *key);
+/* Whether a string node says the same as a C string. */
+bool es_json_is(const es_json *json, uint32_t node, const char *string);
+/* Decodes a string node; false if it is no string, does not fit or holds a zero. */
+bool es_json_string(const es_json *json, uint32_t node, char *out, size_t capacity);
+/* Reads a number node, rounded as Python does, whatever the locale; false if none or not finite. */
+bool es_json_number(const es_json *json, uint32_t node, double *out);
+/* Reads a number without fraction and exponent in min..max. */
+bool es_json_integer(const es_json *json, uint32_t node, int min, int max, int *out);
+
+/* --- PGM (pgm.c) ------------------------------------------------------------------------------ */
+
+typedef struct es_picture {
+    const uint8_t *pixels;
+    int width, height;
+} es_picture;
+
+#define ES_PGM_MAX_WIDTH 800
+#define ES_PGM_MAX_HEIGHT 600
+
+/* Reads the one canonical form of edgeseg.runtime.pgm; pixels point into bytes. */
+bool es_pgm_read(const uint8_t *bytes, size_t count, es_picture *picture);
+
+/* --- manifest (manifest.c) -------------------------------------------------------------------- */
+
+#define ES_MAX_NAME 256      /* bytes of a path in a bundle, with its zero */
+#define ES_MAX_BOXES 64      /* blanked boxes, corners of a fan */
+#define ES_MAX_MODEL_FILES 4 /* of one engine */
+#define ES_MAX_VECTORS 64    /* golden frames */
+
+typedef struct es_contract {
+    int width, height; /* px, multiples of 16 */
+    double mean, std, threshold;
+} es_contract;
+
+typedef struct es_box {
+    int left, top, right, bottom; /* px, right and bottom exclusive */
+} es_box;
+
+typedef struct es_layout {
+    int width, height; /* 0: the bundle has none */
+    es_box crop;
+    int blanks, corners;
+    es_box blank[ES_MAX_BOXES];
+    int fan[ES_MAX_BOXES][2]; /* x, y in px */
+} es_layout;
+
+typedef struct es_names {
+    int count;
+    char name[ES_MAX_VECTORS][ES_MAX_NAME];
+} es_names;
+
+typedef struct es_manifest {
+    char name[64], target[64], precision[16];
+    es_contract contract;
+    es_layout layout;
+    char engine[32]; /* chosen; "" where none was to be */
+    es_names models, frames, masks; /* of the chosen engine */
+    double max_flipped;
+} es_manifest;
+
+/* Reads the manifest. engine: a name, NULL for the first one that is compiled in, or "" for none
+ * (es_verify). Any well-formed minor of our major is read. */
+int es_manifest_read(const es_json *json, const char *engine, es_manifest *manifest, char *message);
+
+/* --- bundle (bundle.c) ------------------------------------------------------------------------ */
+
+#define ES_MAX_MANIFEST (1u << 20)
+
+typedef struct es_blob {
+    uint8_t *bytes; /* allocated, one zero behind the last */
+    size_t count;
+} es_blob;
+
+typedef struct es_bundle {
+    es_manifest manifest;
+    char sha256[65];
+    es_blob models[ES_MAX_MODEL_FILES];
+    es_blob frames[ES_MAX_VECTORS], masks[ES_MAX_VECTORS];
+    size_t total; /* bytes allocated */
+} es_bundle;
+
+/* One line of SHA256SUMS; points into its text. */
+typedef struct es_sum {
+    char digest[65];
+    const char *name;
+    bool seen;
+} es_sum;
+
+/* Splits SHA256SUMS, strictly: names ascend, none is absolute or climbs. Line ends become zeros.
+ * Returns the number of lines or -1; fills sums as far as capacity goes. */
+int es_sums_parse(char *text, size_t length, es_sum *sums, size_t capacity);
+
+int es_bundle_open(const char *folder, const char *engine, es_bundle *bundle, char *message);
+void es_bundle_close(es_bundle *bundle);
+
+/* --- pictures (image.c), bit for bit as edgeseg.runtime.image with Pillow 13 ------------------- */
+
+typedef struct es_taps { /* along one axis of Pillow's 8-bit resize */
+    int32_t *first, *count, *weights; /* ES_TAPS weights for each output pixel, times 2**22 */
+} es_taps;
+
+#define ES_TAPS 5 /* a box reduction comes first, so that the ratio is below 2 */
+
+typedef struct es_canvas {
+    int network_width, network_height;
+    int max_width, max_height;
+    es_taps across, down;
+    uint8_t *reduced, *between, *small; /* 4 *, 2 * and 1 * the network's area */
+    int32_t *x_low, *x_up, *y_low, *y_up;
+    float *x_weight, *y_weight;
+    float *line[2]; /* interpolated rows of logits */
+    int taps_width, taps_height; /* the frame that the interpolation taps are of */
+} es_canvas;
+
+bool es_canvas_open(es_canvas *canvas, int network_width, int network_height, int max_width,
+                    int max_height, size_t *total);
+void es_canvas_close(es_canvas *canvas);
+
+void es_grey_from_rgb(const uint8_t *rgb, int width, int height, size_t stride, uint8_t *grey);
+/* Resizes grey to the network's size: result in canvas->small, or grey itself copied there. */
+void es_resize_grey(es_canvas *canvas, const uint8_t *grey, int width, int height, size_t stride);
+void es_normalise(const es_canvas *canvas, const es_contract *contract, float *image);
+/* Writes the mask of a region, rows mask_stride bytes apart. */
+void es_mask_from_logits(es_canvas *canvas, const float *logits, double threshold, int width,
+                         int height, uint8_t *mask, size_t mask_stride);
+/* Which pixels of the crop count: 1 inside the fan and outside the blanked boxes. Whether any. */
+bool es_layout_keep(const es_layout *layout, uint8_t *keep);
+
+/* --- components (lesion.c) -------------------------------------------------------------------- */
+
+typedef struct es_run {
+    uint32_t parent, area;
+    uint16_t row, start, end; /* px, end exclusive */
+    uint16_t left, right, bottom; /* of the component, valid at its root; row is its top */
+    bool border;              /* the component touches the mask's border */
+} es_run;
+
+/* Runs that the worst mask of this size has. */
+size_t es_max_runs(int width, int height);
+void es_fill_holes(uint8_t *mask, int width, int height, es_run *runs);
+void es_keep_largest(uint8_t *mask, int width, int height, es_run *runs);
+
+/* --- engines (engine_*.c) --------------------------------------------------------------------- */
+
+typedef struct es_engine es_engine; /* each engine's own */
+
+/* What an engine is given to open. */
+typedef struct es_engine_job {
+    const es_names *names; /* of its files, as in the bundle */
+    const es_blob *files;  /* verified; live as long as the engine */
+    float *image, *logits; /* [1, 1, height, width] each: bound once, read and written by run */
+    int width, height;     /* px */
+    int threads;           /* >= 1 */
+} es_engine_job;
+
+typedef struct es_engine_kind {
+    const char *name;
+    int (*open)(const es_engine_job *job, es_engine **engine, char *message);
+    int (*run)(es_engine *engine, char *message);
+    void (*close)(es_engine *engine);
+    const char *(*version)(const es_engine *engine);
+    bool copies_files; /* so that the files may be freed after open */
+} es_engine_kind;
+
+/* NULL if it is not compiled in. */
+const es_engine_kind *es_engine_find(const char *name);
+extern const es_engine_kind es_engine_openvino, es_engine_onnxruntime, es_engine_tensorrt, es_engine_stub;
+
+/* The one file that ends in suffix, or NULL and a message. */
+const es_blob *es_file_with_suffix(const es_engine_job *job, const char *suffix, char *message);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
