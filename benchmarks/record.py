@@ -59,7 +59,7 @@ from .process import ProcessFacts, probe_process
 from .profile import PROFILERS
 from .roofline import Peaks, measure_peaks
 
-SCHEMA = "edgeseg.benchmark/4"
+SCHEMA = "edgeseg.benchmark/5"
 MAX_FRAMES = 16  # held in memory for the latency measurement
 _FEW_LESIONS = 30
 _IDLE_S, _ENERGY_S = 30.0, 60.0  # at rest, then under load

@@ -639,7 +639,7 @@ def test_budget_that_is_not_kept_ends_with_3_after_the_comparison(reports):
 def test_report_of_another_schema_and_a_budget_that_is_none_are_refused(reports, tmp_path):
     new = reports / "new.json"
     old = tmp_path / "old.json"
-    old.write_text(new.read_text().replace("edgeseg.benchmark/4", "edgeseg.benchmark/3"))
+    old.write_text(new.read_text().replace("edgeseg.benchmark/5", "edgeseg.benchmark/4"))
     refused("E-REPORT-SCHEMA", INPUT, "benchmark", "--compare", old, new)
     refused("E-BUDGET", INPUT, "benchmark", "--compare", new, new, "--budget", "p99=33")
 
