@@ -37,6 +37,7 @@ from .tables import (
     peaks_table,
     predictions_table,
     proofs_table,
+    rails_table,
     results_table,
     soak_table,
 )
@@ -97,7 +98,9 @@ def sections(record: BenchmarkRecord) -> tuple[Section, ...]:
         _section(
             "Memory and energy",
             memory_table(record),
-            energy_table(record) or f"Energy: {record.no_energy or 'not measured'}.",
+            energy_table(record),
+            rails_table(record),
+            f"Energy: {record.no_energy}." if record.no_energy else None,
         ),
         _section(
             "Parity and gates",

@@ -32,8 +32,15 @@ from .accuracy import (
     score_images,
     summarise,
 )
-from .conditions import CHANGES, Change, Conditions, compare_conditions, read_conditions
-from .energy import Counter, Energy, explain_no_counter, find_counter, measure_energy
+from .conditions import (
+    CHANGES,
+    Change,
+    Conditions,
+    compare_conditions,
+    gpus_in_use,
+    read_conditions,
+)
+from .energy import Energy, explain_no_counter, find_counter, measure_energy
 from .environment import Environment, describe_environment
 from .jsonform import json_from_value, value_from_json
 from .latency import (
@@ -54,6 +61,7 @@ from .modes import (
     measure_paced,
     measure_soak,
 )
+from .nvml import computes_on_nvidia
 from .prediction import DevicePeaks
 from .process import ProcessFacts, probe_process
 from .profile import PROFILERS
@@ -229,7 +237,7 @@ class BenchmarkRecord:
     part: str  # of the split they are, "unseen" by any network here, or "all"
     split_sha256: str | None  # of that split; None for "unseen" and "all"
     peaks: tuple[Peaks, ...]  # of this machine, by engine; empty without layers
-    no_energy: str | None  # why there is no energy; None where there is a counter
+    no_energy: str | None  # why a row has no energy; None where each has a counter
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...]  # one for each row but the first, in their order
     notes: tuple[Note, ...]
@@ -312,12 +320,16 @@ def run_benchmark(
     offline = loads.each(candidates, "offline", _measure_offline)
     paced = loads.each(candidates, "paced", _measure_paced)
     soaks = loads.each(candidates, "soak", _measure_soak)
-    counter = find_counter() if settings.energy else None
     energies: dict[str, Energy] = {}
-    if counter is not None:
-        for candidate in progress(candidates, "energy", len(candidates)):
-            work = partial(_work, candidate.session, frames, _ENERGY_S)
-            energies[candidate.name] = measure_energy(counter, work, idle_s=_IDLE_S)
+    no_energy = [] if settings.energy else ["not asked for"]
+    for candidate in progress(candidates if settings.energy else (), "energy", len(candidates)):
+        gpus = [gpu.index for gpu in gpus_in_use(before)] if _on_gpu(candidate) else None
+        counter = find_counter(gpus=gpus)
+        if counter is None:
+            no_energy.append(explain_no_counter(gpus=gpus))
+            continue
+        work = partial(_work, candidate.session, frames, _ENERGY_S)
+        energies[candidate.name] = measure_energy(counter, work, idle_s=_IDLE_S)
     peaks: tuple[Peaks, ...] = ()
     layers: dict[str, LayerReport] = {}
     if settings.layers:
@@ -354,14 +366,14 @@ def run_benchmark(
         environment=environment,
         before=before,
         after=after,
-        changes=compare_conditions(before, after),
+        changes=compare_conditions(before, after, on_gpu=any(map(_on_gpu, candidates))),
         settings=settings,
         frames=len(frames),
         images=len(cases),
         part=part,
         split_sha256=split_sha256,
         peaks=peaks,
-        no_energy=_why_no_energy(settings, counter),
+        no_energy="; ".join(dict.fromkeys(no_energy)) or None,
         rows=tuple(rows),
         comparisons=tuple(_compare(row, rows[0]) for row in rows[1:]),
         notes=_notes_on(rows, environment, settings),
@@ -432,10 +444,8 @@ def _conditions_at_work(candidate: Candidate, frames: Sequence[Frame]) -> Condit
     return read_conditions()
 
 
-def _why_no_energy(settings: Settings, counter: Counter | None) -> str | None:
-    if not settings.energy:
-        return "not asked for"
-    return explain_no_counter() if counter is None else None
+def _on_gpu(candidate: Candidate) -> bool:
+    return computes_on_nvidia(candidate.kind, candidate.session.engine.facts)
 
 
 def _work(session: Session, frames: Sequence[Frame], seconds: float) -> int:

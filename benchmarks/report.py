@@ -107,6 +107,7 @@ def _csv_fields(record: BenchmarkRecord, row: Row) -> dict[str, Any]:
         "file_bytes": row.file_bytes,
         "peak_rss_mib": process.peak_rss_mib,
         "pss_mib": process.pss_mib,
+        "gpu_memory_mib": process.device_mib,
         "start_ms": process.start_ms,
         "first_mask_ms": process.first_mask_ms,
         "rounds": record.rounds,

@@ -13,6 +13,7 @@ from .latency import percentile
 from .layers import LayerReport
 from .modes import MODES, PacedRun, Slope, SoakRun
 from .prediction import Prediction
+from .process import ON_CPU
 from .record import BenchmarkRecord, Proof, ProofStep, Row
 from .text import MISSING, fixed, percent, signed, signed_significant, significant
 from .wording import (
@@ -328,11 +329,20 @@ def _prediction_text(prediction: Prediction | None) -> str:
 
 # --- memory and energy ---------------------------------------------------------------------------
 
+
+def _device_memory(record: BenchmarkRecord, row: Row) -> str:
+    process = row.process
+    if process.device_mib is None:
+        return MISSING if process.device_memory == ON_CPU else process.device_memory
+    return f"{significant(max(0.0, process.device_mib))} ({process.device_memory})"
+
+
 _MEMORY: tuple[Column, ...] = (
     NAME,
     *NETWORK,
     Column("Peak RSS", PEAK_MEMORY.unit, PEAK_MEMORY.cell),
     Column("PSS", "MiB", lambda record, row: significant(row.process.pss_mib)),
+    Column("GPU memory", "MiB", _device_memory),
     Column("Start", "ms", lambda record, row: significant(row.process.start_ms)),
     FIRST_MASK,
     Column("Weights", "MiB", lambda record, row: significant(mib(row.weights_bytes))),
@@ -367,6 +377,23 @@ def energy_table(record: BenchmarkRecord) -> Table | None:
         *(("At rest", "W"), ("Under load", "W"), "Frames", "Rails", ("Readings", "Hz")),
     )
     return Table("Energy", header, lines) if lines else None
+
+
+def rails_table(record: BenchmarkRecord) -> Table | None:
+    """Return the energy of a frame by rail; None where no row has more than one."""
+    lines = tuple(
+        (
+            row.name,
+            name,
+            signed_significant(net_mj, 3).removeprefix("+"),
+            "yes" if name in row.energy.total_rails else "no: part of another rail",
+        )
+        for row in record.rows
+        if row.energy and len(row.energy.rails_net_mj_per_frame) > 1
+        for name, net_mj in row.energy.rails_net_mj_per_frame.items()
+    )
+    header = _heads("Candidate", "Rail", ("Net", "mJ a frame"), "In the total")
+    return Table("Energy by rail", header, lines) if lines else None
 
 
 # --- parity and gate -----------------------------------------------------------------------------
@@ -493,6 +520,9 @@ def environment_terms(record: BenchmarkRecord) -> dict[str, str]:
         + (f" (number {where})" if where else ""),
         "Instructions": ", ".join(place.isa) or "none of interest",
         "Memory": f"{place.memory_mib} MiB" if place.memory_mib else "not readable",
+        "NVIDIA GPUs": f"{', '.join(place.gpus)}, driver {place.gpu_driver}"
+        if place.gpus
+        else "none",
         "System": place.system + (f", in {place.container}" if place.container else ""),
         "Software": f"Python {place.python}, {', '.join(packages)}"
         + (f", commit {place.commit[:12]}" if place.commit else ""),

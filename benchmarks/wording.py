@@ -54,9 +54,11 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "windows with their 95 % interval; “drifts” means the interval leaves out 0.",
         "First mask": "from the start of a fresh process, so it includes imports and loading.",
         "Peak memory": "high-water mark of that process (RSS), interpreter and libraries included. "
-        "PSS counts what is shared with other processes in part, after its last mask.",
+        "PSS counts what is shared with other processes in part, after its last mask. GPU memory: "
+        "the most that the driver counted after any mask, the CUDA context included.",
         "Energy": "net: (power under load − power at rest) × time / frames; gross: power under "
-        "load × time / frames. Of the rails named only: no carrier board, no power supply.",
+        "load × time / frames. Of the rails named only: no carrier or main board, no power supply. "
+        "A GPU's rail is its whole board.",
         "Roofline": "a layer takes at least its operations over the compute peak or its bytes "
         "(weights and activations, each once) over the memory bandwidth, whichever is longer; the "
         "share is that least time over the measured one. Both peaks are measured here, compute "

@@ -79,7 +79,9 @@ def conditions(*, mhz=2596.0, ticks=0):
         power_mode="MAXN",
         jetson_gpu_mhz={},
         fan_pwm=80,
-        gpus=(Gpu(0, 1300.0, 6000.0, 45.0, 70.0, False, ("software power cap",)),),
+        gpus=(
+            Gpu(0, "RTX A2000", 1300.0, 6000.0, 45.0, 70.0, False, ("software power cap",), True),
+        ),
     )
 
 

@@ -88,7 +88,8 @@ def candidate(name, *, size=32, probe=PROBE, trained=True, **engine):
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
-    monkeypatch.setattr(record_module, "find_counter", lambda: None)  # it would rest for 30 s
+    # It would rest for 30 s.
+    monkeypatch.setattr(record_module, "find_counter", lambda **gpus: None)
     monkeypatch.setattr(latency, "SETTLE_S", 0.0)
     monkeypatch.setattr(latency, "WARMUP_TOLERANCE", np.inf)
 
