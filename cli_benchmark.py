@@ -64,6 +64,13 @@ from .runtime.errors import InputError
 @click.option(
     "--energy", is_flag=True, help="Also mJ a frame, 90 s a row, where there is a counter."
 )
+@click.option(
+    "--passes",
+    type=click.IntRange(0, 1000),
+    default=10,
+    show_default=True,
+    help="Of each row beside a fixed network, for --compare with other runs.",
+)
 @click.option("--out", type=path_type(), help="The HTML report; .json, .md, .csv go beside.")
 @click.option(
     "--compare",
@@ -75,7 +82,8 @@ from .runtime.errors import InputError
     "--budget",
     "budgets",
     multiple=True,
-    help="With --compare: a limit that NEW must keep, such as p99=33ms or dice_drop=0.005.",
+    help="With --compare: a limit that NEW must keep, such as p99=33ms or dice_drop=0.005; of one "
+    "row: ROW:p99=33ms.",
 )
 @json_option
 @quiet_option
@@ -96,6 +104,7 @@ def benchmark(
     minutes: float,
     layers: bool,
     energy: bool,
+    passes: int,
     out: Path | None,
     compare: tuple[Path, Path] | None,
     budgets: tuple[str, ...],
@@ -151,6 +160,7 @@ def benchmark(
         soak_s=60 * minutes,
         layers=layers,
         energy=energy,
+        passes=passes,
     )
     found = [find_source(path) for path in sources]
     part = part or default_part(found)

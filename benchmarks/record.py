@@ -5,10 +5,11 @@ A row holds latency and accuracy of the same artifact, every sample of both, and
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.contract import InputContract
+from ..runtime.engines import available_threads
 from ..runtime.errors import InputError
 from ..runtime.progress import Progress, quiet
 from ..runtime.session import Session
@@ -66,6 +68,7 @@ from .prediction import DevicePeaks
 from .process import ProcessFacts, probe_process
 from .profile import PROFILERS
 from .roofline import Peaks, measure_peaks
+from .yardstick import Pass, Yardstick, open_yardstick, time_pass, yardstick_engine
 
 SCHEMA = "edgeseg.benchmark/5"
 MAX_FRAMES = 16  # held in memory for the latency measurement
@@ -74,6 +77,7 @@ _IDLE_S, _ENERGY_S = 30.0, 60.0  # at rest, then under load
 _BURST_S = 0.5
 _SOAK_WINDOW_S = 10.0  # at most
 _SOAK_WINDOWS = 20  # at least
+_REOPEN_MAX_MS = 10_000  # start of a process; what takes longer is opened once
 T = TypeVar("T")
 Frame = npt.NDArray[np.uint8]
 
@@ -91,6 +95,7 @@ class Settings:
     soak_s: float = 600.0
     layers: bool = False  # time by layer, roofline, predictions
     energy: bool = False  # a minute and a half for each candidate
+    passes: int = 0  # of each row beside its yardstick, for comparisons with other runs
 
     def __post_init__(self) -> None:
         """Raise InputError: E-BENCHMARK-EMPTY (no round), E-BENCHMARK-MODE (unknown, no ticks)."""
@@ -178,6 +183,8 @@ class Row:
     accuracy: Accuracy | None  # None: not trained, so its masks mean nothing
     scores: tuple[ImageScore, ...]  # what `accuracy` summarises
     calibration_error: float  # of the pixels' lesion probability, see `calibration_error`; or NaN
+    yardstick: Yardstick | None = None  # None: not asked for, or there is none for the engine
+    passes: tuple[Pass, ...] = ()  # of the row beside its yardstick
 
 
 @dataclass(frozen=True)
@@ -313,6 +320,8 @@ def run_benchmark(
         for candidate in progress(candidates, "memory and start", len(candidates))
     }
     before = _conditions_at_work(candidates[0], frames)
+    measured = _Passes(candidates, processes, frames, progress)
+    measured.add(settings.passes - settings.passes // 2)
     sessions = {candidate.name: candidate.session for candidate in candidates}
     latencies = measure_interleaved(sessions, frames, rounds=settings.rounds, progress=progress)
     alone_ms = measure_alone(sessions, frames, rounds=settings.rounds, progress=progress)
@@ -334,6 +343,7 @@ def run_benchmark(
     layers: dict[str, LayerReport] = {}
     if settings.layers:
         peaks, layers = _measure_layers(candidates, devices, progress)
+    measured.add(settings.passes // 2)  # as far from the others as a run is long
     after = _conditions_at_work(candidates[0], frames)
     rows = [
         Row(
@@ -358,6 +368,8 @@ def run_benchmark(
             accuracy=summarise(scores[candidate.name]) if candidate.trained else None,
             scores=scores.get(candidate.name, ()),
             calibration_error=gaps.get(candidate.name, math.nan),
+            yardstick=measured.yardsticks.get(candidate.name),
+            passes=tuple(measured.passes[candidate.name]),
         )
         for candidate in candidates
     ]
@@ -398,6 +410,46 @@ class _Loads:
         return {candidate.name: measure(self, candidate) for candidate in turns}
 
 
+class _Passes:
+    """Passes of every candidate beside its yardstick."""
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        processes: Mapping[str, ProcessFacts],
+        frames: Sequence[Frame],
+        progress: Progress,
+    ) -> None:
+        self._candidates = candidates
+        self._processes = processes
+        self._frames = frames
+        self._progress = progress
+        self.yardsticks: dict[str, Yardstick] = {}
+        self.passes: dict[str, list[Pass]] = {candidate.name: [] for candidate in candidates}
+
+    def add(self, count: int) -> None:
+        """Measure so many passes more, all candidates in turn."""
+        turns = [candidate for _ in range(count) for candidate in self._candidates]
+        for candidate in self._progress(turns, "yardstick", len(turns)):
+            kind = yardstick_engine(candidate.kind, candidate.precision)
+            if kind is None:
+                continue
+            threads = candidate.session.engine.facts.get("threads", "")
+            self.yardsticks[candidate.name], yardstick = open_yardstick(
+                *kind, int(threads) if threads.isdecimal() else available_threads()
+            )
+            session, turn = self._session(candidate), itertools.cycle(self._frames)
+            found = time_pass(partial(_next_frame, session, turn), yardstick)
+            self.passes[candidate.name].append(found)
+
+    def _session(self, candidate: Candidate) -> Session:
+        """Return the candidate opened anew, or as it is where that takes too long."""
+        is_quick = self._processes[candidate.name].start_ms <= _REOPEN_MAX_MS
+        if candidate.open_another is None or not is_quick:
+            return candidate.session
+        return candidate.open_another()
+
+
 def _measure_offline(loads: _Loads, candidate: Candidate) -> OfflineRun:
     settings = loads.settings
     open_session = candidate.open_another
@@ -432,6 +484,10 @@ def _warmth() -> dict[str, float]:
     if now.core_mhz:
         warmth["mean MHz"] = sum(now.core_mhz) / len(now.core_mhz)
     return warmth
+
+
+def _next_frame(session: Session, turn: Iterator[Frame]) -> None:
+    session.predict(next(turn))
 
 
 def _same(session: Session) -> Session:
@@ -564,6 +620,8 @@ def _contradiction(record: BenchmarkRecord) -> str | None:
             return f"{row.name} has no accuracy"
         if row.layers and (fault := _layers_fault(row.layers)):
             return f"{row.name} {fault}"
+        if not all(map(_is_measured, row.passes)) or bool(row.passes) != bool(row.yardstick):
+            return f"{row.name} has passes without their yardstick, or one without its times"
     if any(not (peaks.fp32_gflops > 0 and peaks.bandwidth_gb_s > 0) for peaks in record.peaks):
         return "record.peaks has one that is not above 0"
     if unknown := [note.code for note in record.notes if note.code not in NOTES]:
@@ -583,6 +641,15 @@ def _latency_fault(run: LatencyRun, rounds: int) -> str | None:
     if not all(time >= 0 and math.isfinite(time) for time in (*run.pre_ms, *run.post_ms)):
         return "has a sample that is no time"
     return None
+
+
+def _is_measured(found: Pass) -> bool:
+    blocks = (*found.row, *found.yardstick)
+    return len(found.row) == len(found.yardstick) > 0 and all(
+        0 < len(block.ms) == len(block.waited_ms)
+        and all(time_ms > 0 and math.isfinite(time_ms) for time_ms in block.ms)
+        for block in blocks
+    )
 
 
 def _load_fault(row: Row) -> str | None:
