@@ -3,9 +3,9 @@
 python tests/measure_comparison.py rows BUNDLE [REPETITIONS] [ROUNDS]
 python tests/measure_comparison.py runs BUNDLE [REPETITIONS] [PASSES] [THREADS] [LOAD]
 
-`rows` is of rows in one run (`median_ratio`): each repetition opens three sessions of BUNDLE in ONNX
-Runtime on one thread, the third slowed by a busy wait of 10 % of what its engine took, and measures
-them interleaved.
+`rows` is of rows in one run (`median_ratio`): each repetition opens three sessions of BUNDLE in
+ONNX Runtime on one thread, the third slowed by a busy wait of 10 % of what its engine took, and
+measures them interleaved.
 
 `runs` is of two records (`compare_records`): `edgeseg benchmark` is run anew, in a process of its
 own, once more than REPETITIONS and as often with the slowed engine. Neighbours are compared, and
@@ -146,7 +146,9 @@ def one_run(kind: str, words: list[str]) -> None:
     """Run `edgeseg` with these words; the sessions of "slowed" are slowed, their yardsticks not."""
     from edgeseg import sources
     from edgeseg.__main__ import main
+    from edgeseg.benchmarks import latency
 
+    latency.WARMUP_CAP_S = 5.0  # of what is not compared here
     if kind == "slowed":
         opened = sources.session_of
 
