@@ -261,3 +261,36 @@ def test_affinity_lists_the_cores_and_is_left_alone():
         assert os.sched_getaffinity(0) == {min(before)}
     finally:
         os.sched_setaffinity(0, before)
+
+
+# --- the buffers of OpenVINO's CPU plugin --------------------------------------------------------
+
+
+def test_openvino_answers_each_call_into_one_buffer_of_its_own(fp32):
+    engine = session_of(open_bundle(fp32), engine="openvino", threads=2).engine
+    size = engine._image.shape
+    first, second = (np.random.default_rng(seed).random(size).astype(np.float32) for seed in (0, 1))
+    compiled = engine._compiled
+    expected = [compiled({0: image})[0].copy() for image in (first, second, first)]
+    answers = []
+    for image in (first, second, first):
+        answer = engine.run(image)
+        answers.append((answer, answer.copy()))
+    assert all(answer is answers[0][0] for answer, _ in answers)
+    for (_, copied), wanted in zip(answers, expected, strict=True):
+        np.testing.assert_array_equal(copied, wanted)
+    assert not np.array_equal(expected[0], expected[1])
+
+
+def test_buffer_of_openvino_outlives_many_calls_and_other_sessions(fp32):
+    engine = session_of(open_bundle(fp32), engine="openvino", threads=1).engine
+    image = np.random.default_rng(0).random(engine._image.shape).astype(np.float32)
+    wanted = engine.run(image).copy()
+    for seed in range(20):
+        other = (
+            session_of(open_bundle(fp32), engine="openvino", threads=1).engine
+            if seed % 10 == 0
+            else engine
+        )
+        other.run(np.full_like(image, seed))
+    np.testing.assert_array_equal(engine.run(image), wanted)
