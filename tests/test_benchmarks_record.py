@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeseg.benchmarks import latency
+from edgeseg.benchmarks import latency, yardstick
 from edgeseg.benchmarks import record as record_module
 from edgeseg.benchmarks.environment import describe_environment
 from edgeseg.benchmarks.jsonform import json_from_value
@@ -147,6 +147,60 @@ def test_every_mode_asked_for_is_measured_on_every_row():
         assert row.offline.streams == 1
         assert (row.paced.hz, row.paced.due) == (50, 5)
         assert len(row.soak.windows) == 20
+
+
+@pytest.fixture
+def short_passes(monkeypatch):
+    monkeypatch.setattr(yardstick, "REST_S", 0.0)
+    monkeypatch.setattr(yardstick, "PAIRS", 1)
+    monkeypatch.setattr(yardstick, "MAX_WAIT", np.inf)
+
+
+def test_every_pass_opens_the_row_anew_and_times_it_beside_its_yardstick(short_passes):
+    opened = []
+
+    def open_another():
+        opened.append(candidate("a").session)
+        return opened[-1]
+
+    row = dataclasses.replace(candidate("a"), kind="onnxruntime", open_another=open_another)
+    once = dataclasses.replace(candidate("b"), kind="torch", precision="fp32")
+    record = benchmark(row, once, passes=3)
+    assert len(opened) == 3
+    for measured in record.rows:
+        assert len(measured.passes) == 3
+        assert all(len(each.row) == len(each.yardstick) == 1 for each in measured.passes)
+    about = [measured.yardstick for measured in record.rows]
+    assert [(each.engine, each.precision, each.threads) for each in about] == [
+        ("onnxruntime", "int8", "1"),
+        ("onnxruntime", "fp32", "1"),
+    ]
+    assert from_json(to_json(record)) == record
+
+
+def test_what_takes_long_to_open_is_opened_once(short_passes, monkeypatch):
+    monkeypatch.setattr(record_module, "_REOPEN_MAX_MS", -(10**9))
+
+    def open_another():
+        pytest.fail("opened")
+
+    slow = dataclasses.replace(candidate("a"), kind="onnxruntime", open_another=open_another)
+    assert len(benchmark(slow, passes=1).rows[0].passes) == 1
+
+
+def test_engine_without_a_yardstick_has_no_passes(short_passes):
+    record = benchmark(dataclasses.replace(candidate("a"), kind="tensorrt"), passes=1)
+    assert (record.rows[0].yardstick, record.rows[0].passes) == (None, ())
+
+
+def test_passes_without_their_yardstick_are_refused(short_passes):
+    content = json.loads(
+        to_json(benchmark(dataclasses.replace(candidate("a"), kind="onnxruntime"), passes=1))
+    )
+    content["rows"][0]["yardstick"] = None
+    with pytest.raises(InputError) as caught:
+        from_json(json.dumps(content))
+    assert caught.value.code == "E-REPORT-SCHEMA"
 
 
 def test_streams_are_sessions_of_their_own():

@@ -29,6 +29,7 @@ PACKAGES = {
     "edgeseg.benchmarks.baselines": {"torch"},  # networks, and nothing else may reach them
     "edgeseg.benchmarks.profile": {"numpy", "onnxruntime", "openvino"},
     "edgeseg.benchmarks.roofline": {"numpy", "onnx", "openvino"},
+    "edgeseg.benchmarks.yardstick": {"numpy", "onnx"},
     "edgeseg.benchmarks": {"numpy", "PIL"},
     "edgeseg.export.kit": {"numpy", *KIT_MODULES},
     "edgeseg.export": {"numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt_rtx"},
