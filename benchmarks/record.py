@@ -68,7 +68,14 @@ from .prediction import DevicePeaks
 from .process import ProcessFacts, probe_process
 from .profile import PROFILERS
 from .roofline import Peaks, measure_peaks
-from .yardstick import Pass, Yardstick, open_yardstick, time_pass, yardstick_engine
+from .yardstick import (
+    Pass,
+    Yardstick,
+    open_yardstick,
+    time_pass,
+    waits_are_told,
+    yardstick_engine,
+)
 
 SCHEMA = "edgeseg.benchmark/5"
 MAX_FRAMES = 16  # held in memory for the latency measurement
@@ -225,6 +232,11 @@ NOTES: Mapping[str, str] = MappingProxyType(
         "nothing and are not scored.",
         "no-layers": "{names}: no times by layer, as the engine has no profiler known here or the "
         "bundle no ONNX; measure one that ONNX Runtime takes too.",
+        "no-yardstick": "{names}: there is no yardstick for the engine here (of GPUs only ONNX "
+        "Runtime and OpenVINO have one, and it needs the package onnx), so --compare cannot tell "
+        "the machine from the row; measure both in one run.",
+        "no-waits": "The system does not tell how long a thread waited for a core, so passes take "
+        "every call; compare runs of a quiet machine only.",
     }
 )
 
@@ -574,6 +586,10 @@ def _notes_on(
         add("not-trained", names=", ".join(untrained))
     if settings.layers and (unknown := [row.name for row in rows if row.layers is None]):
         add("no-layers", names=", ".join(unknown))
+    if settings.passes and (unknown := [row.name for row in rows if row.yardstick is None]):
+        add("no-yardstick", names=", ".join(unknown))
+    if settings.passes and not waits_are_told():
+        add("no-waits")
     return tuple(notes)
 
 

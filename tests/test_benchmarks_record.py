@@ -191,6 +191,14 @@ def test_what_takes_long_to_open_is_opened_once(short_passes, monkeypatch):
 def test_engine_without_a_yardstick_has_no_passes(short_passes):
     record = benchmark(dataclasses.replace(candidate("a"), kind="tensorrt"), passes=1)
     assert (record.rows[0].yardstick, record.rows[0].passes) == (None, ())
+    assert "no-yardstick" in codes(record)
+
+
+def test_system_that_tells_no_waits_is_noted(short_passes, monkeypatch):
+    row = dataclasses.replace(candidate("a"), kind="onnxruntime")
+    assert "no-waits" not in codes(benchmark(row, passes=0))
+    monkeypatch.setattr(record_module, "waits_are_told", lambda: False)
+    assert "no-waits" in codes(benchmark(row, passes=1))
 
 
 def test_passes_without_their_yardstick_are_refused(short_passes):
