@@ -17,6 +17,8 @@ import openvino as ov
 import pytest
 from onnx import TensorProto, helper
 
+from edgeseg.benchmarks.roofline import files_for
+from edgeseg.benchmarks.yardstick import yardstick_graph
 from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.engines import ENGINES, affinity, files_of, open_engine
 from edgeseg.runtime.engines.ort import OnnxRuntimeEngine
@@ -266,14 +268,23 @@ def test_affinity_lists_the_cores_and_is_left_alone():
 # --- the buffers of OpenVINO's CPU plugin --------------------------------------------------------
 
 
-def test_openvino_answers_each_call_into_one_buffer_of_its_own(fp32):
-    engine = session_of(open_bundle(fp32), engine="openvino", threads=2).engine
-    size = engine._image.shape
-    first, second = (np.random.default_rng(seed).random(size).astype(np.float32) for seed in (0, 1))
-    compiled = engine._compiled
-    expected = [compiled({0: image})[0].copy() for image in (first, second, first)]
+@pytest.fixture(scope="module")
+def network():
+    """The files of a network of fixed size: image [1, 1, 128, 128] to the same shape."""
+    return files_for("openvino", yardstick_graph("fp32"))
+
+
+def images(*seeds):
+    shape = (1, 1, 128, 128)
+    return [np.random.default_rng(seed).random(shape, dtype=np.float32) for seed in seeds]
+
+
+def test_openvino_answers_each_call_into_one_buffer_of_its_own(network):
+    engine = open_engine("openvino", network, 2)
+    turns = images(0, 1, 0)
+    expected = [engine._compiled({0: image})[0].copy() for image in turns]
     answers = []
-    for image in (first, second, first):
+    for image in turns:
         answer = engine.run(image)
         answers.append((answer, answer.copy()))
     assert all(answer is answers[0][0] for answer, _ in answers)
@@ -282,15 +293,12 @@ def test_openvino_answers_each_call_into_one_buffer_of_its_own(fp32):
     assert not np.array_equal(expected[0], expected[1])
 
 
-def test_buffer_of_openvino_outlives_many_calls_and_other_sessions(fp32):
-    engine = session_of(open_bundle(fp32), engine="openvino", threads=1).engine
-    image = np.random.default_rng(0).random(engine._image.shape).astype(np.float32)
+def test_buffer_of_openvino_outlives_many_calls_and_other_engines(network):
+    engine = open_engine("openvino", network, 1)
+    (image,) = images(0)
     wanted = engine.run(image).copy()
-    for seed in range(20):
-        other = (
-            session_of(open_bundle(fp32), engine="openvino", threads=1).engine
-            if seed % 10 == 0
-            else engine
-        )
-        other.run(np.full_like(image, seed))
+    for turn, other in enumerate(images(*range(1, 11))):
+        engine.run(other)
+        if turn % 5 == 0:
+            open_engine("openvino", network, 1).run(other)
     np.testing.assert_array_equal(engine.run(image), wanted)
