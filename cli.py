@@ -16,6 +16,7 @@ import click
 
 from . import __version__
 from .cli_benchmark import benchmark, card, probe
+from .cli_bundle import bundle
 from .console import (
     F,
     Group,
@@ -423,6 +424,7 @@ def export(
         frames,
         split=found.split_file() if trained_on is None and not found.is_onnx else None,
         trained_on=trained_on or (),
+        data=found.training_data(),
         limits=Limits(max_drop, max_hd95_rise, method),
         retrain=retrain,
         progress=progress_of(quiet),
@@ -437,10 +439,24 @@ def export(
     click.echo(f"target: {plan.target.name}\n{note}\n{render_export(exported, plan)}")
 
 
+_key_option = click.option(
+    "--key", type=path_type(), help="PEM file of the public key that must have signed BUNDLE."
+)
+
+
 @cli.command()
 @click.argument("bundle", type=path_type())
 @click.argument("images", type=path_type(), nargs=-1, required=True)
 @click.option("--out", type=path_type(), required=True, help="Folder of the results; must be new.")
+@click.option("--largest-only", is_flag=True, help="Keep only the largest lesion of an image.")
+@click.option("--fill-holes", is_flag=True, help="Fill what a lesion encloses, before that.")
+@click.option(
+    "--spacing-mm",
+    type=(float, float),
+    metavar="ROW COLUMN",
+    help="Distance from a row and from a column of pixels to the next: measures in mm too.",
+)
+@_key_option
 @engine_option
 @threads_option
 @json_option
@@ -449,22 +465,74 @@ def predict(
     bundle: Path,
     images: tuple[Path, ...],
     out: Path,
+    largest_only: bool,
+    fill_holes: bool,
+    spacing_mm: tuple[float, float] | None,
+    key: Path | None,
     engine: str | None,
     threads: int | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Segment IMAGES (files or folders) with BUNDLE: masks, overlays, area and box as JSON."""
+    """Segment IMAGES (files or folders) with BUNDLE: masks, overlays, lesions measured as JSON."""
+    from .runtime.lesion import Spacing
     from .runtime.predict import find_images, predict_files
     from .runtime.session import open_session
 
+    spacing = Spacing(*spacing_mm) if spacing_mm else None
     found = find_images(images)
-    session = open_session(bundle, engine=engine, threads=threads or 0)
-    records = predict_files(session, found, out, progress=progress_of(quiet))
+    session = open_session(
+        bundle,
+        engine=engine,
+        threads=threads or 0,
+        largest_only=largest_only,
+        fill_holes=fill_holes,
+        key=key,
+    )
+    records = predict_files(session, found, out, spacing=spacing, progress=progress_of(quiet))
     if as_json:
         click.echo(json.dumps(records, indent=1, ensure_ascii=False))
     else:
         click.echo(f"{len(records)} images by {session.engine.name}, results in {out}")
+
+
+@cli.command()
+@click.argument("bundle", type=path_type())
+@click.option(
+    "--repeats",
+    type=click.IntRange(0, 10_000),
+    default=0,
+    show_default=True,
+    help="Times more that each frame is predicted; every mask must equal its first.",
+)
+@_key_option
+@engine_option
+@threads_option
+@json_option
+def selftest(
+    bundle: Path,
+    repeats: int,
+    key: Path | None,
+    engine: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Replay the golden frames of BUNDLE on this machine; exit code 3 where masks differ."""
+    from .runtime.errors import Refused
+    from .runtime.session import open_session
+
+    result = open_session(bundle, engine=engine, threads=threads or 0, key=key).selftest(
+        repeats=repeats
+    )
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=1))
+    if not result.passed:
+        raise Refused(
+            "E-SELFTEST",
+            f"{bundle} failed: {result.to_text()}; do not use it here, choose another --engine",
+        )
+    if not as_json:
+        click.echo(result.to_text())
 
 
 @cli.command()
@@ -509,6 +577,7 @@ def evaluate(
 
 
 cli.add_command(benchmark)
+cli.add_command(bundle)
 cli.add_command(card)
 cli.add_command(probe)
 

@@ -21,6 +21,7 @@ from .runtime.files import sha256_of_file
 from .runtime.image import read_image
 from .runtime.progress import Progress, quiet
 from .runtime.session import Session, first_installed, session_of
+from .runtime.store import SUFFIX
 
 if TYPE_CHECKING:
     from .benchmarks.evidence import Evidence
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 PHANTOMS = 160
 PHANTOM_SEED = 0
 PHANTOM_SOURCE = "phantoms"  # as the record of a calibration names them
-_VECTORS = ("benign", "malignant", "normal")  # phantoms that are a kit's golden inputs
+_VECTORS = ("benign", "malignant", "normal")  # phantoms that are golden inputs
 # Of a manifest's evidence, as `benchmarks.record` names the fields
 _PROOF = ("part", "frames", "trained_dice", "max_drop", "achieved", "kept_float")
 _PROOF_STEP = (
@@ -111,6 +112,10 @@ class Source:
 
         return frozenset(read_evidence(zoo.evidence_file(self.path), self.path).trained_on)
 
+    def training_data(self) -> Mapping[str, str]:
+        """Return name, licence and citation of the training images; empty where not known."""
+        return zoo.DATA if self.folder == zoo.FOLDER.resolve() and not self.is_onnx else {}
+
     def open(self, engine: str | None, threads: int) -> Session:
         """Open a session; a checkpoint runs in PyTorch and takes no other engine."""
         if self.is_bundle:
@@ -135,6 +140,12 @@ def find_source(path: Path) -> Source:
     """
     if str(path) in zoo.SHIPPED and not path.exists():
         return Source(zoo.find_weights(str(path)), is_bundle=False)
+    if path.suffix == SUFFIX and path.is_file():
+        raise InputError(
+            "E-SOURCE",
+            f"{path} is a packed bundle, which only `edgeseg predict` and `edgeseg bundle` take; "
+            "unpack it with `edgeseg bundle unpack`",
+        )
     if (path / "manifest.json").is_file() or (path / "SHA256SUMS").is_file():
         return Source(path, is_bundle=True)
     if path.suffix == ".onnx" and path.is_file():
@@ -282,7 +293,7 @@ def frames_for_export(
     The train part of the data calibrates and the val part checks. A run comes with its split and
     needs its own data. For a shipped student any data are split leak-safe with seed 0; without
     data the ranges that ship with it calibrate and phantoms check. Golden vectors are phantoms
-    always: no patient's image travels in a kit.
+    always: no patient's image travels in a bundle.
 
     Args:
         source: a checkpoint.

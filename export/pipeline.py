@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import __version__
 from ..benchmarks.complexity import count_complexity, macs_of_nodes
-from ..runtime.bundle import SPLIT_FILE, open_bundle, seal_bundle
+from ..runtime.bundle import SPLIT_FILE, hashes_of, open_bundle, seal_bundle
 from ..runtime.contract import InputContract
 from ..runtime.engines import available_threads, open_engine
 from ..runtime.errors import InputError, Refused
@@ -24,6 +24,8 @@ from ..runtime.image import input_from_frame
 from ..runtime.progress import Progress, quiet
 from .audit import least_share, require_share
 from .batch import require_rows
+from .bom import FILE as BOM_FILE
+from .bom import bom_of
 from .calibration import FILE as CALIBRATION_FILE
 from .calibration import (
     METHOD,
@@ -35,6 +37,7 @@ from .calibration import (
 )
 from .forms import Form, Recipe, make_forms, rounding_for
 from .frame_gate import FrameGraph, frame_facts, prove_frame_graphs
+from .golden import golden_frames, write_vectors
 from .parity import (
     CheckFrame,
     Hop,
@@ -140,7 +143,7 @@ class Frames:
     calibration: CalibrationSet | Path | None  # frames, the record of an earlier calibration
     checks: tuple[CheckFrame, ...]
     checks_are: str = "val"  # for the manifest; "val" is that part of the run's split
-    vectors: tuple[np.ndarray, ...] = ()  # uint8 [H, W]: golden inputs that travel in a kit
+    vectors: tuple[np.ndarray, ...] = ()  # uint8 [H, W]: golden inputs that travel in the bundle
 
 
 @dataclass(frozen=True)
@@ -254,6 +257,8 @@ def export_bundle(
     *,
     split: Path | None,
     trained_on: Collection[str] = (),
+    data: Mapping[str, str] = MappingProxyType({}),
+    layout: Mapping[str, Any] = MappingProxyType({}),
     limits: Limits = Limits(),
     retrain: Retrain | None = None,
     progress: Progress = quiet,
@@ -267,10 +272,12 @@ def export_bundle(
         trained: what to export.
         plan: of `make_plan`.
         out: folder of the bundle; must not exist.
-        frames: a calibration where `Plan.needs_ranges`; golden vectors for a kit.
+        frames: a calibration where `Plan.needs_ranges`; golden inputs, which a kit needs.
         split: the split file of the training run; it goes into the bundle. None for a shipped
             student, which has none.
         trained_on: SHA-256 of every image that a shipped student has seen; goes into the manifest.
+        data: what is known of the training images: `name`, `licence` (SPDX), `citation`.
+        layout: where the image is in the maker's frames; empty: the whole frame is the image.
         limits: the gates.
         retrain: what INT8 is trained with if it fails its gate with layers kept in float; takes
             frames that calibrate, not a record. The other precisions stay those of `trained`.
@@ -324,6 +331,8 @@ def export_bundle(
             forms = {name: each.forms[0] for name, each in shipped.items()}
             cache = all(each.qat is None for each in shipped.values())
             write_kit(folder, recipe, forms, frames.vectors, trained.contract, chosen, cache=cache)
+        golden = golden_frames(frames.vectors, trained.contract)
+        vectors = write_vectors(folder, golden, shipped[chosen].forms, trained.contract)
         if calibration is not None and any(name != "fp32" for name in shipped):
             (folder / CALIBRATION_FILE).write_text(calibration.to_json(), encoding="utf-8")
         kept_float = shipped["int8"].forms[0].kept_float if "int8" in shipped else ()
@@ -337,12 +346,15 @@ def export_bundle(
             "models": models,
             "batch": {"min": 1, "max": plan.max_batch},
             "frame_graphs": frame_facts(whole),
+            "vectors": vectors,
+            "layout": dict(layout),
             "complexity": _complexity_facts(master, shipped, chosen),
             "provenance": {
                 "checkpoint_sha256": trained.sha256,
                 "training": dict(trained.provenance),
                 **({"split_sha256": sha256_of_file(split)} if split is not None else {}),
                 **({"trained_on": sorted(trained_on)} if trained_on else {}),
+                **({"data": dict(data)} if data else {}),
                 "calibration": _calibration_facts(calibration, shipped, limits.method, plan),
                 "tools": {"edgeseg": __version__, **_versions()},
             },
@@ -360,6 +372,7 @@ def export_bundle(
                 "qat": None if qat is None else dict(qat),
             },
         }
+        (folder / BOM_FILE).write_text(bom_of(manifest, hashes_of(folder)), encoding="utf-8")
         seal_bundle(folder, manifest)
         open_bundle(folder)  # what is kept can be opened
     return Exported(

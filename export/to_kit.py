@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 
@@ -16,14 +15,11 @@ from ..runtime.image import input_from_frame
 from . import kit
 from .audit import least_share
 from .forms import Form, Recipe
+from .golden import FOLDER, MAX_FLIPPED
 from .qdq import calibration_cache
 
 _KIT = Path(__file__).parent / "kit"
 _WORKSPACE_MIB = 256  # of the device's memory while TensorRT builds
-_VECTORS = "vectors"
-# Largest share of a golden frame's lesion that may differ from the host's answer. Q/DQ in
-# float and in INT8 round differently. Not yet measured on a device.
-MAX_FLIPPED: Mapping[str, float] = MappingProxyType({"fp32": 0.01, "fp16": 0.02, "int8": 0.1})
 
 
 def write_kit(
@@ -56,12 +52,12 @@ def write_kit(
         amax = recipe.calibration.amax[recipe.method]
         content = calibration_cache(recipe.master, amax, str(target.tensorrt))
         (folder / "calib.cache").write_text(content, encoding="utf-8")
-    (folder / _VECTORS).mkdir()
+    (folder / FOLDER).mkdir(exist_ok=True)
     inputs = np.concatenate([input_from_frame(frame, contract) for frame in vectors])
-    _write_array(folder / _VECTORS / "input.npy", inputs)
+    _write_array(folder / FOLDER / "input.npy", inputs)
     for name, form in forms.items():
         logits = [form.run(image[None]) for image in inputs]
-        _write_array(folder / _VECTORS / f"{name}.npy", np.concatenate(logits))
+        _write_array(folder / FOLDER / f"{name}.npy", np.concatenate(logits))
     shape = [1, 1, contract.height, contract.width]
     most = recipe.plan.max_batch
     full = [most, *shape[1:]]
@@ -89,8 +85,8 @@ def write_kit(
             for name, form in forms.items()
         },
         "vectors": {
-            "input": f"{_VECTORS}/input.npy",
-            "expected": {name: f"{_VECTORS}/{name}.npy" for name in forms},
+            "input": f"{FOLDER}/input.npy",
+            "expected": {name: f"{FOLDER}/{name}.npy" for name in forms},
             "max_flipped": {name: MAX_FLIPPED[name] for name in forms},
         },
     }

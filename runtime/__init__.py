@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from .contract import InputContract
     from .errors import EdgesegError, EngineError, InputError, OutputError, Refused
     from .image import read_image
-    from .session import Session, open_session
+    from .layout import Layout
+    from .lesion import Lesion, Spacing, lesions_of
+    from .session import SelfTest, Session, open_session
 
 __all__ = [
     "Bundle",
@@ -24,10 +26,15 @@ __all__ = [
     "EngineError",
     "InputContract",
     "InputError",
+    "Layout",
+    "Lesion",
     "Manifest",
     "OutputError",
     "Refused",
+    "SelfTest",
     "Session",
+    "Spacing",
+    "lesions_of",
     "open_bundle",
     "open_session",
     "read_image",
@@ -44,6 +51,11 @@ _MODULE_OF = {
     "OutputError": "errors",
     "Refused": "errors",
     "read_image": "image",
+    "Layout": "layout",
+    "Lesion": "lesion",
+    "Spacing": "lesion",
+    "lesions_of": "lesion",
+    "SelfTest": "session",
     "Session": "session",
     "open_session": "session",
 }

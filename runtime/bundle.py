@@ -1,32 +1,94 @@
-"""The bundle: a folder with models, a manifest and their hashes; nothing is loaded unverified.
+"""The bundle: models, a manifest and their hashes; nothing is loaded unverified.
 
-Layout, version 1::
+A folder, or the same files packed into one (see `store`)::
 
     manifest.json     what it is: contract, target, precision, models, provenance, evidence
-    SHA256SUMS        SHA-256 of every other file (`sha256sum -c SHA256SUMS` reads it)
+    SHA256SUMS        SHA-256 of every file but itself and the signature (`sha256sum -c` reads it)
+    model.sig         optional: who made it
     <model files>     named in the manifest's `models`
+    vectors/          golden frames and what each engine answered to them
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Dict, Mapping, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from .contract import InputContract
 from .errors import InputError, Refused
-from .files import sha256_of_file
+from .files import require_new
+from .store import (
+    MANIFEST,
+    SIGNATURE,
+    SUMS,
+    Archive,
+    Folder,
+    Store,
+    extract_archive,
+    open_archive,
+    require_name,
+    write_archive,
+)
 
-SCHEMA = "edgeseg.bundle/1"
+MAJOR, MINOR = 2, 0  # of the manifest's schema; another minor of this major is read
+SCHEMA = f"edgeseg.bundle/{MAJOR}.{MINOR}"
 SPLIT_FILE = "split.json"  # of the training, beside a checkpoint and in its bundles
 MAX_MANIFEST_BYTES = 1 << 20  # compared with the file size before anything is read
 MAX_SUMS_BYTES = 1 << 20
-_MANIFEST = "manifest.json"
-_SUMS = "SHA256SUMS"
+_SCHEMA = re.compile(r"edgeseg\.bundle/(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})")
+
+
+@dataclass(frozen=True)
+class GoldenVectors:
+    """Frames and what each engine answered to them at export, without any layout or option.
+
+    Frames and masks are files of the bundle, see `pgm`; a mask is 255 where lesion. On another
+    machine an engine passes while, for every frame, the pixels that differ are at most
+    `max_flipped` of the lesion's (of 1 px where there is none).
+    """
+
+    frames: Tuple[str, ...] = ()  # phantoms: no image of a patient travels
+    masks: Mapping[str, Tuple[str, ...]] = field(default_factory=dict)  # engine -> one a frame
+    max_flipped: Mapping[str, float] = field(default_factory=dict)  # engine -> share, 0 to 1
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> GoldenVectors:
+        """Read them from JSON. Raises ValueError, TypeError or KeyError for anything malformed."""
+        unknown = set(content) - {"frames", "masks", "max_flipped"}
+        if unknown:
+            raise ValueError(f"vectors has unknown fields {sorted(unknown)}")
+        frames = _names(content["frames"], "vectors.frames")
+        masks = {
+            engine: _names(names, f"vectors.masks.{engine}")
+            for engine, names in content["masks"].items()
+        }
+        largest = dict(content["max_flipped"].items())
+        if set(largest) != set(masks):
+            raise ValueError("vectors has masks and max_flipped of different engines")
+        for engine, share in largest.items():
+            if len(masks[engine]) != len(frames):
+                raise ValueError(f"vectors has not one mask a frame of {engine}")
+            if type(share) not in (int, float) or not (math.isfinite(share) and 0 <= share <= 1):
+                raise ValueError(f"vectors.max_flipped of {engine} is not in 0..1")
+        return cls(frames, masks, largest)
+
+    @property
+    def files(self) -> Tuple[str, ...]:
+        """Every file that is named."""
+        return (*self.frames, *(name for names in self.masks.values() for name in names))
+
+
 # Of the manifest's fields; the others are JSON objects.
-_KINDS = {"name": str, "target": str, "precision": str, "contract": InputContract}
+_KINDS = {
+    **dict.fromkeys(("name", "target", "precision"), str),
+    "contract": InputContract,
+    "vectors": GoldenVectors,
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +100,7 @@ class Manifest:
     precision: str  # "fp32", "fp16" or "int8"
     contract: InputContract
     models: Mapping[str, Tuple[str, ...]]  # engine -> its files, preferred engine first
-    files: Mapping[str, str]  # path in the bundle -> SHA-256, all but manifest and sums
+    files: Mapping[str, str]  # path in the bundle -> SHA-256, all but manifest, sums, signature
     complexity: Mapping[str, Any] = field(default_factory=dict)  # parameters, macs, ...
     provenance: Mapping[str, Any] = field(default_factory=dict)  # checkpoint, data, tool versions
     evidence: Mapping[str, Any] = field(default_factory=dict)  # parity hops, accuracy
@@ -46,31 +108,36 @@ class Manifest:
     batch: Mapping[str, Any] = field(default_factory=lambda: {"min": 1, "max": 1})
     # Precision -> file, width and height in px: ONNX with pre- and post-processing inside.
     frame_graphs: Mapping[str, Any] = field(default_factory=dict)
+    vectors: GoldenVectors = field(default_factory=GoldenVectors)
+    # Where the image is in a maker's frames; empty: the whole frame is the image.
+    layout: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the manifest as canonical JSON text: same content, same bytes."""
         content = {"schema": SCHEMA, **asdict(self)}
-        content["models"] = {engine: list(paths) for engine, paths in self.models.items()}
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: Union[str, bytes]) -> Manifest:
         """Read the result of `to_json`, as text or UTF-8.
 
+        Fields that this version does not know are refused in a manifest of its own minor version
+        or an older one, and left out of a newer one.
+
         Raises Refused: E-MANIFEST-NEWER (other major version), E-MANIFEST-FIELD (malformed).
         """
         try:
-            content = json.loads(text)
-            schema = content.pop("schema")
-            if schema != SCHEMA:
-                raise Refused(
-                    "E-MANIFEST-NEWER", f"bundle schema is {schema!r}, this tool reads {SCHEMA!r}"
-                )
+            content = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
+            if _minor_of(content.pop("schema")) > MINOR:
+                known = {each.name for each in fields(cls)}
+                content = {key: value for key, value in content.items() if key in known}
             content["contract"] = InputContract.from_dict(content["contract"])
             content["models"] = {
-                str(engine): tuple(str(path) for path in paths)
-                for engine, paths in content["models"].items()
+                engine: _names(names, f"models.{engine}")
+                for engine, names in content["models"].items()
             }
+            if "vectors" in content:
+                content["vectors"] = GoldenVectors.from_dict(content["vectors"])
             manifest = cls(**content)
             for each in fields(cls):
                 if not isinstance(getattr(manifest, each.name), _KINDS.get(each.name, dict)):
@@ -85,13 +152,53 @@ class Manifest:
             ) from error
 
 
+def _minor_of(schema: Any) -> int:
+    """Return the minor version of a schema of our major. Raises Refused (E-MANIFEST-NEWER)."""
+    found = _SCHEMA.fullmatch(schema) if isinstance(schema, str) else None
+    if found is None or int(found[1]) != MAJOR:
+        mend = "update edgeseg" if found and int(found[1]) > MAJOR else "export the bundle again"
+        raise Refused(
+            "E-MANIFEST-NEWER", f"bundle schema is {schema!r}, this tool reads {SCHEMA!r}; {mend}"
+        )
+    return int(found[2])
+
+
+def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    """Refuse an object with a key twice: two readers would differ on what it says."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("an object has a key twice")
+    return content
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _names(value: Any, what: str) -> Tuple[str, ...]:
+    """Return a JSON list of strings as a tuple. Raises TypeError."""
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise TypeError(f"{what} is no list of names")
+    return tuple(value)
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A verified bundle on disk."""
 
-    path: Path
+    store: Store
     manifest: Manifest
-    sha256: str  # of SHA256SUMS, hence of everything in the bundle
+    sha256: str  # of SHA256SUMS, hence of everything in the bundle but the signature
+
+    @property
+    def path(self) -> Path:
+        """The folder, or the file that it is packed into."""
+        return self.store.path
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether there is a signature; that it holds is known if a key was given to open it."""
+        return SIGNATURE in self.store.names()
 
     def model_files(self, engine: str) -> Dict[str, bytes]:
         """Return the verified files of one engine, by name.
@@ -105,13 +212,36 @@ class Bundle:
                 f"{self.path} has no model for {engine!r}; "
                 f"it has {', '.join(self.manifest.models)}",
             )
-        files = {}
-        for name in self.manifest.models[engine]:
-            content = (self.path / name).read_bytes()
-            if hashlib.sha256(content).hexdigest() != self.manifest.files[name]:
-                raise _changed(self.path / name)
-            files[name] = content
-        return files
+        return {name: self.read(name) for name in self.manifest.models[engine]}
+
+    def size(self, name: str) -> int:
+        """Return the bytes of one file."""
+        return self.store.size(name)
+
+    def read(self, name: str) -> bytes:
+        """Return one verified file.
+
+        Args:
+            name: in the manifest's `files`.
+
+        Raises Refused (E-BUNDLE-HASH) if it changed since the bundle was opened.
+        """
+        content = self.store.read(name)
+        if hashlib.sha256(content).hexdigest() != self.manifest.files[name]:
+            raise _changed(self.path / name)
+        return content
+
+
+def hashes_of(folder: Path) -> Dict[str, str]:
+    """Return path -> SHA-256 of every file in a folder but manifest, sums and signature, sorted.
+
+    Raises Refused: E-BUNDLE-LINK, E-BUNDLE-NAME.
+    """
+    store = Folder(folder)
+    files = {name: store.digest(name) for name in _hashed_names(store) if name != MANIFEST}
+    for name in files:
+        require_name(name, folder)
+    return files
 
 
 def seal_bundle(folder: Path, manifest_fields: Mapping[str, Any]) -> Manifest:
@@ -121,64 +251,99 @@ def seal_bundle(folder: Path, manifest_fields: Mapping[str, Any]) -> Manifest:
         folder: holds the model files; usually the temporary folder of `atomic_folder`.
         manifest_fields: every field of `Manifest` but `files`.
     """
-    files = {name: sha256_of_file(folder / name) for name in _names_in(folder)}
-    manifest = Manifest(files=files, **manifest_fields)
-    (folder / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    (folder / _SUMS).write_text(_sums_text(folder), encoding="utf-8")
+    manifest = Manifest(files=hashes_of(folder), **manifest_fields)
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    (folder / SUMS).write_text(_sums_text(Folder(folder)), encoding="utf-8")
     return manifest
 
 
-def open_bundle(path: Path) -> Bundle:
+def open_bundle(path: Path, *, key: Optional[Path] = None) -> Bundle:
     """Verify a bundle, byte for byte, and return it.
 
+    Args:
+        path: folder, or file written by `edgeseg bundle pack`.
+        key: PEM file with a public key: the bundle must be signed with its private key, which is
+            verified before the manifest is parsed. None asks for no signature and reads none.
+
     Raises:
-        InputError: E-BUNDLE-MISSING (no bundle there).
-        Refused: E-BUNDLE-HASH (a file was changed, added or removed), E-MANIFEST-SIZE,
-            E-MANIFEST-NEWER, E-MANIFEST-FIELD.
+        InputError: E-BUNDLE-MISSING (no bundle there), E-KEY-READ.
+        Refused: E-BUNDLE-HASH (a file was changed, added or removed), E-BUNDLE-LINK, E-BUNDLE-NAME,
+            E-ARCHIVE-FORM, E-ARCHIVE-SIZE, E-MANIFEST-SIZE, E-MANIFEST-NEWER, E-MANIFEST-FIELD,
+            E-SIGNATURE-MISSING, E-SIGNATURE.
+        EngineError: E-EXTRA-MISSING (a key was given without what verifies signatures).
     """
-    if not (path / _MANIFEST).is_file() or not (path / _SUMS).is_file():
+    store: Store = open_archive(path) if path.is_file() else Folder(path)
+    names = store.names()
+    if MANIFEST not in names or SUMS not in names:
         raise InputError(
             "E-BUNDLE-MISSING",
-            f"{path} is no bundle (no {_MANIFEST} and {_SUMS}); make one with `edgeseg export`",
+            f"{path} is no bundle (no {MANIFEST} and {SUMS}); make one with `edgeseg export`",
         )
-    for name, limit in ((_MANIFEST, MAX_MANIFEST_BYTES), (_SUMS, MAX_SUMS_BYTES)):
-        if (path / name).stat().st_size > limit:
+    for name, limit in ((MANIFEST, MAX_MANIFEST_BYTES), (SUMS, MAX_SUMS_BYTES)):
+        if store.size(name) > limit:
             raise Refused("E-MANIFEST-SIZE", f"{path / name} is over {limit} bytes")
-    listed = (path / _SUMS).read_bytes()
-    if listed != _sums_text(path).encode("utf-8", "surrogateescape"):  # names may be any bytes
-        raise _changed(_first_difference(path, listed))
-    manifest = Manifest.from_json((path / _MANIFEST).read_bytes())
-    model_files = {name for names in manifest.models.values() for name in names}
-    if set(manifest.files) != set(_names_in(path)) or not model_files <= set(manifest.files):
-        raise Refused("E-MANIFEST-FIELD", f"{path / _MANIFEST} does not list the bundle's files")
-    return Bundle(path, manifest, sha256_of_file(path / _SUMS))
+    listed = store.read(SUMS)
+    if key is not None:
+        from .signature import require_signature  # the only use of what may not be installed
+
+        require_signature(store, key, listed)
+    if listed != _sums_text(store).encode("utf-8", "surrogateescape"):  # names may be any bytes
+        raise _changed(_first_difference(store, listed))
+    for name in names:
+        require_name(name, path)
+    sums = dict(_parse_sums(listed.decode("utf-8")))
+    content = store.read(MANIFEST)
+    if hashlib.sha256(content).hexdigest() != sums.pop(MANIFEST):
+        raise _changed(path / MANIFEST)
+    manifest = Manifest.from_json(content)
+    named = {name for names in manifest.models.values() for name in names}
+    named.update(manifest.vectors.files)
+    if set(manifest.files) != set(sums) or not named <= set(sums):
+        raise Refused("E-MANIFEST-FIELD", f"{path / MANIFEST} does not list the bundle's files")
+    for name, digest in manifest.files.items():
+        if digest != sums[name]:
+            raise _changed(path / name)
+    return Bundle(store, manifest, hashlib.sha256(listed).hexdigest())
 
 
-def _names_in(folder: Path) -> Tuple[str, ...]:
-    """Every file below `folder` but manifest and sums, sorted; a link is refused."""
-    names = []
-    for path in folder.rglob("*"):
-        if path.is_symlink():
-            raise Refused("E-BUNDLE-LINK", f"{path} is a link; a bundle holds plain files only")
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in (_MANIFEST, _SUMS):
-            names.append(name)
-    return tuple(sorted(names))
+def pack_bundle(bundle: Path, out: Path) -> None:
+    """Verify a bundle and write it as one file: same bundle, same bytes.
+
+    Raises InputError (E-OUT-EXISTS), OutputError (E-OUT-WRITE), and as `open_bundle`.
+    """
+    require_new(out)
+    write_archive(open_bundle(bundle).store, out)
 
 
-def _sums_text(folder: Path) -> str:
-    names = sorted((_MANIFEST, *_names_in(folder)))
-    return "".join(f"{sha256_of_file(folder / name)}  {name}\n" for name in names)
+def unpack_bundle(bundle: Path, out: Path) -> None:
+    """Verify a packed bundle and write it as a folder.
+
+    Raises InputError (E-OUT-EXISTS; E-BUNDLE-MISSING for a folder), OutputError (E-OUT-WRITE), and
+    as `open_bundle`.
+    """
+    store = open_bundle(bundle).store
+    if not isinstance(store, Archive):
+        raise InputError("E-BUNDLE-MISSING", f"{bundle} is a folder already; name a packed bundle")
+    extract_archive(store, out)
 
 
-def _first_difference(path: Path, listed: bytes) -> Path:
-    """Name the file to blame for a mismatch between SHA256SUMS and the folder."""
-    actual = dict(_parse_sums(_sums_text(path)))
+def _hashed_names(store: Store) -> Tuple[str, ...]:
+    """Every file that SHA256SUMS lists, sorted."""
+    return tuple(name for name in store.names() if name not in (SUMS, SIGNATURE))
+
+
+def _sums_text(store: Store) -> str:
+    return "".join(f"{store.digest(name)}  {name}\n" for name in _hashed_names(store))
+
+
+def _first_difference(store: Store, listed: bytes) -> Path:
+    """Name the file to blame for a mismatch between SHA256SUMS and the bundle."""
+    actual = dict(_parse_sums(_sums_text(store)))
     expected = dict(_parse_sums(listed.decode("utf-8", "replace")))
     for name in sorted(set(actual) | set(expected)):
         if actual.get(name) != expected.get(name):
-            return path / name
-    return path / _SUMS
+            return store.path / name
+    return store.path / SUMS
 
 
 def _parse_sums(text: str) -> Tuple[Tuple[str, str], ...]:

@@ -15,6 +15,7 @@ from .errors import InputError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MAX_IMAGE_PIXELS = 64 * 1024 * 1024  # refused before decoding; the largest BUSI frame has 0.8 M
+MAX_FRAME_SIDE = 16384  # px; the C runtime has the same limit
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -66,20 +67,37 @@ def read_mask(path: Path) -> np.ndarray:
     return grey > (127 if grey.max() > 1 else 0)
 
 
+def require_frame(frame: np.ndarray) -> None:
+    """Raise InputError (E-FRAME) unless a frame is uint8 [H, W] or RGB [H, W, 3].
+
+    No side may be 0 or over `MAX_FRAME_SIDE`, and no frame over `MAX_IMAGE_PIXELS`.
+    """
+    if not isinstance(frame, np.ndarray) or isinstance(frame, np.ma.MaskedArray):
+        raise InputError("E-FRAME", f"frame is a {type(frame).__name__}; expected a numpy array")
+    shape = frame.shape
+    if frame.dtype != np.uint8 or len(shape) not in (2, 3) or 0 in shape:
+        raise InputError(
+            "E-FRAME",
+            f"frame is {frame.dtype} {list(shape)}; expected uint8 [H, W] or [H, W, 3]",
+        )
+    if len(shape) == 3 and shape[2] != 3:
+        raise InputError("E-FRAME", f"frame has {shape[2]} channels; expected [H, W] or [H, W, 3]")
+    if max(shape) > MAX_FRAME_SIDE or shape[0] * shape[1] > MAX_IMAGE_PIXELS:
+        raise InputError(
+            "E-FRAME",
+            f"frame is {shape[1]}x{shape[0]} px, over {MAX_FRAME_SIDE} px a side or "
+            f"{MAX_IMAGE_PIXELS} in all; crop or shrink it",
+        )
+
+
 def grey_from_frame(frame: np.ndarray) -> np.ndarray:
     """Return a frame as uint8 [H, W]. Takes uint8 [H, W] or RGB [H, W, 3], any strides.
 
-    Raises InputError (E-FRAME) for another dtype or shape.
+    Raises as `require_frame`.
     """
-    if frame.dtype != np.uint8 or frame.ndim not in (2, 3) or 0 in frame.shape:
-        raise InputError(
-            "E-FRAME",
-            f"frame is {frame.dtype} {list(frame.shape)}; expected uint8 [H, W] or [H, W, 3]",
-        )
+    require_frame(frame)
     if frame.ndim == 2:
         return frame
-    if frame.shape[2] != 3:
-        raise InputError("E-FRAME", f"frame has {frame.shape[2]} channels; expected 1 or 3")
     return np.asarray(Image.fromarray(np.ascontiguousarray(frame)).convert("L"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Dict, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
@@ -12,7 +12,7 @@ from PIL import Image
 from .errors import InputError
 from .files import atomic_folder
 from .image import IMAGE_SUFFIXES, read_image
-from .lesion import draw_overlay, lesions_of
+from .lesion import Spacing, draw_overlay, lesions_of
 from .progress import Progress, quiet
 from .session import Session
 
@@ -43,19 +43,23 @@ def find_images(paths: Sequence[Path]) -> Tuple[Path, ...]:
 
 
 def predict_files(
-    session: Session, images: Sequence[Path], out: Path, *, progress: Progress = quiet
+    session: Session,
+    images: Sequence[Path],
+    out: Path,
+    *,
+    spacing: Optional[Spacing] = None,
+    progress: Progress = quiet,
 ) -> Tuple[Dict[str, Any], ...]:
     """Segment image files and write the folder `out`, whole or not at all.
 
     For ``x.png`` it holds ``x_mask.png`` (0 and 255, the image's own size) and ``x_overlay.png``;
-    ``predictions.json`` has a record for each image: size, lesion area in px, and area and box of
-    each lesion.
+    ``predictions.json`` has a record for each image, see `record_of`.
 
     Returns:
         The records.
 
     Raises:
-        InputError: E-IMAGE-READ and its kin, E-OUT-EXISTS.
+        InputError: E-IMAGE-READ and its kin, E-FRAME, E-OUT-EXISTS.
         OutputError: E-OUT-WRITE.
     """
     records = []
@@ -63,18 +67,28 @@ def predict_files(
         for path in progress(images, "predicting"):
             grey = read_image(path)
             mask = session.predict(grey)
-            lesions = lesions_of(mask)
             Image.fromarray(mask * np.uint8(255)).save(folder / f"{path.stem}_mask.png")
             Image.fromarray(draw_overlay(grey, mask)).save(folder / f"{path.stem}_overlay.png")
-            records.append(
-                {
-                    "image": path.name,
-                    "width_px": grey.shape[1],
-                    "height_px": grey.shape[0],
-                    "lesion_area_px": sum(lesion.area_px for lesion in lesions),
-                    "lesions": [lesion.to_dict() for lesion in lesions],
-                }
-            )
+            records.append(record_of(path.name, mask, spacing))
         text = json.dumps(records, indent=1, ensure_ascii=False) + "\n"
         (folder / "predictions.json").write_text(text, encoding="utf-8")
     return tuple(records)
+
+
+def record_of(image: str, mask: np.ndarray, spacing: Optional[Spacing] = None) -> Dict[str, Any]:
+    """Return size, lesion area and every lesion of a mask [H, W] as JSON-ready values.
+
+    With a spacing also what they are in mm, and the spacing itself.
+    """
+    lesions = lesions_of(mask, spacing)
+    area_px = sum(lesion.area_px for lesion in lesions)
+    record: Dict[str, Any] = {
+        "image": image,
+        "width_px": mask.shape[1],
+        "height_px": mask.shape[0],
+        "lesion_area_px": area_px,
+    }
+    if spacing is not None:
+        record["spacing_mm"] = {"row": spacing.row_mm, "column": spacing.column_mm}
+        record["lesion_area_mm2"] = area_px * spacing.row_mm * spacing.column_mm
+    return {**record, "lesions": [lesion.to_dict() for lesion in lesions]}

@@ -2,62 +2,158 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 import numpy as np
 
+from . import lesion
 from .bundle import Bundle, open_bundle
 from .contract import InputContract
 from .engines import ENGINES, Engine, available_threads, files_of, is_installed, open_engine
-from .errors import EngineError
-from .image import input_from_frame, mask_from_logits
+from .errors import EngineError, Refused
+from .image import grey_from_frame, input_from_frame, mask_from_logits, require_frame
+from .layout import Layout
+from .pgm import grey_from_pgm
+
+
+class _OneAtATime:
+    """Lets one thread in and refuses the next, which would find another's frame in the buffers."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise EngineError(
+                "E-SESSION-BUSY",
+                "another thread is inside this session; open one session a thread, or take turns",
+            )
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+class _Crop:
+    """The part of a maker's frames that is segmented, with its buffer."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.keep = layout.keep
+        self._grey = np.empty_like(self.keep)
+
+    def grey_of(self, frame: np.ndarray) -> np.ndarray:
+        """Return the crop, uint8, 0 where it is no image; valid until the next frame."""
+        np.multiply(grey_from_frame(self.layout.crop_of(frame)), self.keep, out=self._grey)
+        return self._grey
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What an engine answered here to the golden frames of its bundle."""
+
+    engine: str
+    frames: int
+    worst_flipped: float  # share of a frame's lesion (of 1 px where there is none) that differs
+    max_flipped: float  # largest share that the bundle accepts
+    bit_equal: bool  # whether every mask is that of the export to the last bit
+    repeats: int  # of every frame, after the first time
+    repeats_equal: bool  # whether every repeat is its first mask to the last bit
+
+    @property
+    def passed(self) -> bool:
+        """Whether the bundle may be used here; false for no frame and for NaN."""
+        return self.frames > 0 and self.worst_flipped <= self.max_flipped and self.repeats_equal
+
+    def to_text(self) -> str:
+        """Return the result as one line."""
+        equal = "equal to the bit" if self.bit_equal else "not equal to the bit"
+        again = "equal" if self.repeats_equal else "not equal"
+        return (
+            f"{self.frames} golden frames by {self.engine} are {equal}; at most "
+            f"{self.worst_flipped:.2%} of a lesion differs, {self.max_flipped:.2%} may"
+            + (f"; {self.repeats} repeats of each are {again}" if self.repeats else "")
+        )
+
+    def to_dict(self) -> Dict[str, Any]:
+        """Return the fields and `passed` as JSON-ready values."""
+        return {**asdict(self), "passed": self.passed}
 
 
 @dataclass(frozen=True)
 class Session:
     """A contract and an engine, ready to predict.
 
-    One session serves one thread at a time: the input buffer is allocated once and reused.
+    The network's input and the crop of a layout are allocated once; a mask is a new array each
+    time and the caller's own. What Pillow resizes and what the mask is interpolated in are
+    temporary. One thread at a time: a second one is refused (E-SESSION-BUSY) and never gets a
+    wrong mask.
     """
 
     contract: InputContract
     engine: Engine
     _input: np.ndarray
+    largest_only: bool = False  # only the largest lesion is kept
+    fill_holes: bool = False  # before that
+    bundle: Optional[Bundle] = None  # whose golden frames `selftest` replays
+    _crop: Optional[_Crop] = None
+    _turn: _OneAtATime = field(default_factory=_OneAtATime)
 
     @classmethod
-    def over(cls, engine: Engine, contract: InputContract) -> Session:
+    def over(
+        cls,
+        engine: Engine,
+        contract: InputContract,
+        *,
+        layout: Optional[Layout] = None,
+        largest_only: bool = False,
+        fill_holes: bool = False,
+        bundle: Optional[Bundle] = None,
+    ) -> Session:
         """Return a session over an engine that is open already."""
         buffer = np.zeros((1, 1, contract.height, contract.width), np.float32)
-        return cls(contract, engine, buffer)
+        crop = _Crop(layout) if layout else None
+        return cls(contract, engine, buffer, largest_only, fill_holes, bundle, crop)
+
+    @property
+    def layout(self) -> Optional[Layout]:
+        """Where the image is in the frames; None: the whole frame is the image."""
+        return self._crop.layout if self._crop else None
 
     def predict(self, frame: np.ndarray) -> np.ndarray:
         """Segment one frame.
 
         Args:
-            frame: uint8 [H, W] or RGB [H, W, 3], any size and strides.
+            frame: uint8 [H, W] or RGB [H, W, 3], any size (with a layout: its own) and strides.
 
         Returns:
             Mask, uint8 [H, W], 1 where lesion.
 
         Raises:
-            InputError: E-FRAME for another dtype or shape.
-            EngineError: E-ENGINE-RESULT for logits that are not finite.
+            InputError: E-FRAME for another dtype or shape, see `require_frame`.
+            EngineError: E-ENGINE-RESULT for logits that are not finite, E-SESSION-BUSY.
         """
-        return self.read_out(self.infer(self.prepare(frame)), frame.shape)
+        with self._turn:
+            return self.read_out(self.infer(self.prepare(frame)), frame.shape)
 
     def logits(self, frame: np.ndarray) -> np.ndarray:
-        """Return the logits, float32 [height, width] of the contract; see `predict`."""
-        return self.infer(self.prepare(frame))
+        """Return the logits, float32 [height, width] of the contract, a copy; see `predict`."""
+        with self._turn:
+            return np.array(self.infer(self.prepare(frame)))
 
-    # The three steps of `predict`, apart so that a benchmark can time each within one call.
+    # The three steps of `predict`, apart so that a benchmark can time each within one call. They
+    # do not keep a second thread out.
 
     def prepare(self, frame: np.ndarray) -> np.ndarray:
         """Return the network's input, float32 [1, 1, height, width], valid until the next frame.
 
         Raises InputError: E-FRAME for another dtype or shape than `predict` takes.
         """
+        if self._crop:
+            require_frame(frame)
+            frame = self._crop.grey_of(frame)
         return input_from_frame(frame, self.contract, self._input)
 
     def infer(self, image: np.ndarray) -> np.ndarray:
@@ -76,34 +172,137 @@ class Session:
 
     def read_out(self, logits: np.ndarray, frame_shape: Tuple[int, ...]) -> np.ndarray:
         """Return the mask, uint8 [H, W], of a frame of shape [H, W] or [H, W, 3]."""
-        return mask_from_logits(logits, self.contract, frame_shape[0], frame_shape[1])
+        height, width = self._crop.keep.shape if self._crop else frame_shape[:2]
+        mask = mask_from_logits(logits, self.contract, height, width)
+        if self._crop:
+            mask &= self._crop.keep
+        if self.fill_holes:  # those of the crop are those of the frame: around it is background
+            mask = lesion.fill_holes(mask)
+            if self._crop:  # a blanked box inside a lesion is no hole of it
+                mask &= self._crop.keep
+        if self.largest_only:
+            mask = lesion.keep_largest(mask)
+        return self._crop.layout.paste(mask) if self._crop else mask
+
+    def selftest(self, *, repeats: int = 0) -> SelfTest:
+        """Replay the golden frames of the bundle, without layout and options.
+
+        Args:
+            repeats: how many times more each frame is predicted, in turns with the others, to see
+                whether the engine answers the same each time.
+
+        Raises:
+            Refused: E-SELFTEST (no golden frames for this engine), E-PGM, E-BUNDLE-HASH.
+            EngineError: E-ENGINE-RESULT, E-SESSION-BUSY.
+        """
+        engine = files_of(self.engine.name)
+        golden = tuple(self._golden(engine))
+        with self._turn:
+            first = [self._whole_mask(frame) for frame, _ in golden]
+            repeats_equal = all(
+                np.array_equal(self._whole_mask(frame), mask)
+                for _ in range(repeats)
+                for (frame, _), mask in zip(golden, first)  # noqa: B905 - strict is of 3.10
+            )
+        shares = [_flipped_share(mask, golden[index][1]) for index, mask in enumerate(first)]
+        return SelfTest(
+            engine=self.engine.name,
+            frames=len(golden),
+            worst_flipped=max(shares),
+            max_flipped=self.bundle.manifest.vectors.max_flipped[engine] if self.bundle else 0.0,
+            bit_equal=not any(shares),
+            repeats=repeats,
+            repeats_equal=repeats_equal,
+        )
+
+    def _golden(self, engine: str) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+        """Yield golden frames and the masks of an engine, uint8 [H, W] each."""
+        if self.bundle is None or not self.bundle.manifest.vectors.masks.get(engine):
+            where = self.bundle.path if self.bundle else "what this session was opened over"
+            raise Refused(
+                "E-SELFTEST",
+                f"{where} has no golden frames for {self.engine.name}; export the bundle again",
+            )
+        vectors = self.bundle.manifest.vectors
+        for names in zip(vectors.frames, vectors.masks[engine]):  # noqa: B905
+            frame, mask = (grey_from_pgm(self.bundle.read(name), name) for name in names)
+            if frame.shape != mask.shape:
+                raise Refused(
+                    "E-SELFTEST",
+                    f"{names[1]} is of another size than {names[0]}; export the bundle again",
+                )
+            yield frame, mask
+
+    def _whole_mask(self, frame: np.ndarray) -> np.ndarray:
+        logits = self.infer(input_from_frame(frame, self.contract, self._input))
+        return mask_from_logits(logits, self.contract, *frame.shape)
 
 
-def open_session(bundle: Path, *, engine: Optional[str] = None, threads: int = 0) -> Session:
+def _flipped_share(mask: np.ndarray, golden: np.ndarray) -> float:
+    """Return the pixels that differ as a share of the golden lesion, or of 1 px if it is empty."""
+    expected = golden != 0
+    flipped, marked = (int(np.count_nonzero(each)) for each in (expected != (mask != 0), expected))
+    return flipped / max(1, marked)
+
+
+def open_session(
+    bundle: Path,
+    *,
+    engine: Optional[str] = None,
+    threads: int = 0,
+    largest_only: bool = False,
+    fill_holes: bool = False,
+    key: Optional[Path] = None,
+) -> Session:
     """Verify a bundle and open it.
 
     Args:
-        bundle: folder written by `edgeseg export`.
+        bundle: folder written by `edgeseg export`, or the file that it is packed into.
         engine: one of the bundle's engines, or of those that run another device with the files
-            of one; None takes the first of the bundle's that is installed.
+            of one; None takes the first of the bundle's that is installed: `session.engine` says
+            which, and its facts.
         threads: for the engine; 0 takes every core this process may use.
+        largest_only: keep only the largest 8-connected lesion.
+        fill_holes: make background that a lesion encloses lesion, before the largest is chosen.
+        key: PEM file of a public key that must have signed the bundle.
 
     Raises:
-        InputError: E-BUNDLE-MISSING, E-ENGINE-NOT-IN-BUNDLE.
+        InputError: E-BUNDLE-MISSING, E-ENGINE-NOT-IN-BUNDLE, E-LAYOUT, E-KEY-READ.
         Refused: the bundle's integrity checks, see `open_bundle`.
         EngineError: E-EXTRA-MISSING, E-ENGINE-LOAD, E-ENGINE-DEVICE.
     """
-    return session_of(open_bundle(bundle), engine=engine, threads=threads)
+    return session_of(
+        open_bundle(bundle, key=key),
+        engine=engine,
+        threads=threads,
+        largest_only=largest_only,
+        fill_holes=fill_holes,
+    )
 
 
-def session_of(bundle: Bundle, *, engine: Optional[str] = None, threads: int = 0) -> Session:
+def session_of(
+    bundle: Bundle,
+    *,
+    engine: Optional[str] = None,
+    threads: int = 0,
+    largest_only: bool = False,
+    fill_holes: bool = False,
+) -> Session:
     """Open a verified bundle; arguments and errors as `open_session`."""
     name = engine or first_installed(bundle)
     if name in bundle.manifest.models and name not in ENGINES:
         raise _only_on_device(bundle)
+    manifest = bundle.manifest
+    layout = Layout.from_dict(manifest.layout) if manifest.layout else None
     files = bundle.model_files(files_of(name))
-    opened = open_engine(name, files, threads or available_threads())
-    return Session.over(opened, bundle.manifest.contract)
+    return Session.over(
+        open_engine(name, files, threads or available_threads()),
+        manifest.contract,
+        layout=layout,
+        largest_only=largest_only,
+        fill_holes=fill_holes,
+        bundle=bundle,
+    )
 
 
 def first_installed(bundle: Bundle) -> str:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnx import numpy_helper
 
 from edgeseg.export import forms, kit
 from edgeseg.export.calibration import read_calibration
+from edgeseg.export.golden import MAX_FLIPPED as KIT_MAX_FLIPPED
 from edgeseg.export.kit.kit_files import read_kit
 from edgeseg.export.parity import (
     MAX_FLIPPED,
@@ -36,16 +38,16 @@ from edgeseg.export.pipeline import (
 )
 from edgeseg.export.plan import make_plan
 from edgeseg.export.target import PRECISIONS, find_target, targets
-from edgeseg.export.to_kit import MAX_FLIPPED as KIT_MAX_FLIPPED
 from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.kd.data.split import read_split
 from edgeseg.kd.models import count_macs, count_parameters
-from edgeseg.runtime.bundle import open_bundle
+from edgeseg.runtime.bundle import GoldenVectors, open_bundle
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.files import sha256_of_file
 from edgeseg.runtime.image import input_from_frame, read_image
+from edgeseg.runtime.pgm import grey_from_pgm
 from edgeseg.runtime.session import open_session
 
 KIT = Path(__file__).parent.parent / "export" / "kit"
@@ -169,7 +171,46 @@ def test_kit_goes_along_where_the_target_takes_one(bundle_of, target, precision)
     own = {path.name for path in bundle.iterdir() if path.suffix == ".py"}
     assert own == (set(kit.FILES) if target in KITS else set())
     assert all((bundle / name).read_bytes() == (KIT / name).read_bytes() for name in own)
-    assert (bundle / "kit.json").exists() == (bundle / "vectors").exists() == (target in KITS)
+    assert (bundle / "kit.json").exists() == (target in KITS)
+
+
+@pytest.mark.parametrize(("target", "precision"), EVERY)
+def test_golden_vectors_of_every_engine_travel_along(bundle_of, frames_of, target, precision):
+    bundle = open_bundle(bundle_of(target, precision))
+    vectors = bundle.manifest.vectors
+    assert tuple(vectors.masks) == tuple(vectors.max_flipped) == engines_of(target, precision)
+    frames = [grey_from_pgm(bundle.read(name), name) for name in vectors.frames]
+    assert len(frames) == len(frames_of("fp32").vectors) + 3
+    height, width = bundle.manifest.contract.height, bundle.manifest.contract.width
+    assert any(frame.shape[0] < height and frame.shape[1] < width for frame in frames)
+    assert any(frame.shape[0] > 2 * height and frame.shape[1] > 2 * width for frame in frames)
+    assert any(frame.shape[0] % 2 and frame.shape[1] % 2 for frame in frames)
+    for names in vectors.masks.values():
+        masks = [grey_from_pgm(bundle.read(name), name) for name in names]
+        assert [mask.shape for mask in masks] == [frame.shape for frame in frames]
+        assert set(np.unique(np.concatenate([mask.ravel() for mask in masks]))) == {0, 255}
+
+
+@pytest.mark.parametrize(("target", "precision"), [each for each in OF_CPU if each[0] == "x86-cpu"])
+def test_a_session_answers_golden_frames_as_the_export_did(bundle_of, target, precision):
+    bundle = open_bundle(bundle_of(target, precision))
+    for engine, names in bundle.manifest.vectors.masks.items():
+        session = open_session(bundle.path, engine=engine)
+        for frame, name in zip(bundle.manifest.vectors.frames, names, strict=True):
+            mask = session.predict(grey_from_pgm(bundle.read(frame), frame))
+            assert np.array_equal(mask * 255, grey_from_pgm(bundle.read(name), name))
+
+
+def test_export_without_golden_frames_says_so_in_its_manifest(run, frames_of, tmp_path):
+    exported = export_bundle(
+        load_trained(run / "student.safetensors"),
+        make_plan(find_target("x86-cpu"), "fp32"),
+        tmp_path / "out",
+        replace(frames_of("fp32"), vectors=()),
+        split=run / "split.json",
+    )
+    assert open_bundle(exported.path).manifest.vectors == GoldenVectors()
+    assert not (exported.path / "vectors").exists()
 
 
 # --- the table of targets, walked ----------------------------------------------------------------

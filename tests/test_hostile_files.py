@@ -20,7 +20,6 @@ from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.runtime.bundle import MAX_MANIFEST_BYTES, MAX_SUMS_BYTES, Manifest, open_bundle
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import EdgesegError, InputError, Refused
-from edgeseg.runtime.session import open_session
 
 
 def code_of(path):
@@ -61,10 +60,11 @@ def test_resealed_bundle_opens(bundle_copy):
 
 
 def test_one_changed_byte_anywhere_is_refused(bundle_copy):
-    files = sorted(bundle_copy.iterdir())
+    files = sorted(path for path in bundle_copy.rglob("*") if path.is_file())
     models = {"model.onnx", "model.xml", "model.bin"}
     records = {"manifest.json", "SHA256SUMS", "split.json", "calibration.json"}
-    assert {file.name for file in files} == models | records
+    assert {file.name for file in files if file.parent == bundle_copy} == models | records
+    assert {file.parent.name for file in files} == {"bundle", "vectors"}
     for file in files:
         whole = file.read_bytes()
         for position in (0, len(whole) // 3, len(whole) // 2, len(whole) - 1):
@@ -77,7 +77,7 @@ def test_one_changed_byte_anywhere_is_refused(bundle_copy):
 
 
 def test_cut_or_lengthened_file_is_refused(bundle_copy):
-    for file in sorted(bundle_copy.iterdir()):
+    for file in sorted(path for path in bundle_copy.rglob("*") if path.is_file()):
         whole = file.read_bytes()
         for content in (whole[:-1], whole + b"\0", b""):
             file.write_bytes(content)
@@ -141,9 +141,7 @@ def test_huge_manifest_or_sums_is_refused_by_its_size(name, limit, bundle_copy):
 def test_model_of_another_bundle_is_refused(bundle_copy, bundle_of):
     shutil.copy(bundle_of("x86-cpu", "fp32") / "model.onnx", bundle_copy / "model.onnx")
     reseal(bundle_copy)  # but the manifest still has the hash of the model it was measured with
-    with pytest.raises(Refused) as caught:
-        open_session(bundle_copy, engine="onnxruntime")
-    assert caught.value.code == "E-BUNDLE-HASH"
+    assert code_of(bundle_copy) == "E-BUNDLE-HASH"
 
 
 # --- manifests that lie, with the right sums -----------------------------------------------------
@@ -158,11 +156,82 @@ def change_contract(**fields):
 
 
 @pytest.mark.parametrize(
-    "schema", ["edgeseg.bundle/2", "edgeseg.bundle/0", "other", "", None, 1, ["edgeseg.bundle/1"]]
+    "schema",
+    [
+        *("edgeseg.bundle/1", "edgeseg.bundle/3.0", "edgeseg.bundle/2", "edgeseg.bundle/2.0.0"),
+        *("edgeseg.bundle/2.00", "edgeseg.bundle/2.٠", "edgeseg.bundle/2.0\n", "other", ""),
+        *(None, 1, ["edgeseg.bundle/2.0"]),
+    ],
 )
 def test_another_schema_is_refused_by_name(schema, bundle_copy):
     rewrite_manifest(bundle_copy, change(schema=schema))
     assert code_of(bundle_copy) == "E-MANIFEST-NEWER"
+
+
+def test_newer_major_is_told_with_both_versions_and_what_to_do():
+    with pytest.raises(Refused, match=r"'edgeseg\.bundle/3\.1'.*'edgeseg\.bundle/2\.0'; update"):
+        Manifest.from_json(json.dumps({**VALID, "schema": "edgeseg.bundle/3.1"}))
+
+
+def test_newer_minor_is_read_without_what_it_adds():
+    newer = Manifest.from_json(json.dumps({**VALID, "schema": "edgeseg.bundle/2.1", "later": [1]}))
+    assert newer == Manifest.from_json(json.dumps(VALID))
+
+
+def test_newer_minor_is_still_checked_in_what_is_known():
+    with pytest.raises(Refused):
+        Manifest.from_json(json.dumps({**VALID, "schema": "edgeseg.bundle/2.1", "models": []}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"name": "a", "name": "b"}', '{"contract": {"mean": 1, "mean": 2}}', '{"name": NaN}'],
+)
+def test_what_two_json_readers_could_read_differently_is_refused(text):
+    with pytest.raises(Refused) as caught:
+        Manifest.from_json(json.dumps(VALID)[:-1] + ", " + text[1:])
+    assert caught.value.code == "E-MANIFEST-FIELD"
+
+
+GOLDEN = {"frames": ["f.pgm"], "masks": {"a": ["m.pgm"]}, "max_flipped": {"a": 0.1}}
+
+
+def test_golden_vectors_survive_json():
+    manifest = Manifest.from_json(json.dumps({**VALID, "vectors": GOLDEN}))
+    assert manifest.vectors.files == ("f.pgm", "m.pgm")
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"frames": "f.pgm"},
+        {"frames": []},
+        {"frames": ["f.pgm", "g.pgm"]},
+        {"masks": {}},
+        {"masks": {"b": ["m.pgm"]}},
+        {"masks": {"a": [1]}},
+        {"masks": []},
+        {"max_flipped": {"a": 1.1}},
+        {"max_flipped": {"a": -0.1}},
+        {"max_flipped": {"a": True}},
+        {"max_flipped": {"a": "0.1"}},
+        {"max_flipped": {}},
+        {"more": 1},
+    ],
+)
+def test_golden_vectors_that_contradict_themselves_are_refused(damage):
+    with pytest.raises(Refused) as caught:
+        Manifest.from_json(json.dumps({**VALID, "vectors": {**GOLDEN, **damage}}))
+    assert caught.value.code == "E-MANIFEST-FIELD"
+
+
+def test_golden_vector_out_of_the_bundle_is_refused(bundle_copy):
+    def damage(content):
+        content["vectors"]["frames"][0] = "../frame.pgm"
+
+    rewrite_manifest(bundle_copy, damage)
+    assert code_of(bundle_copy) == "E-MANIFEST-FIELD"
 
 
 @pytest.mark.parametrize(
@@ -232,7 +301,7 @@ def test_path_out_of_the_bundle_is_refused_even_where_the_file_exists(bundle_cop
         b'"text"',
         b"{",
         b"\xff\xfe\xff",
-        b'{"schema": "edgeseg.bundle/1"}',
+        b'{"schema": "edgeseg.bundle/2.0"}',
         b"[" * 100_000,
         b'{"schema":' * 100_000,
         b"9" * 10_000,

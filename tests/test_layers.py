@@ -23,6 +23,7 @@ KIT_MODULES = {file.stem for file in (ROOT / "export" / "kit").glob("*.py")} - {
 PACKAGES = {
     "edgeseg.runtime.engines.ort": {"numpy", "onnxruntime"},
     "edgeseg.runtime.engines.ov": {"numpy", "openvino"},
+    "edgeseg.runtime.signature": {"model_signing", "cryptography"},
     "edgeseg.runtime": {"numpy", "PIL"},
     "edgeseg.kd": {"numpy", "PIL", "torch", "safetensors", "openpyxl"},
     "edgeseg.benchmarks.complexity": {"numpy", "onnx", "google"},
@@ -75,6 +76,7 @@ ONLY_INSIDE_FUNCTIONS = {
     "edgeseg.console": {"tqdm"},
     "edgeseg.export": {"tensorrt_rtx"},
     "edgeseg.rivals": {"onnx", "onnxruntime", "openvino"},
+    "edgeseg.runtime.signature": {"model_signing", "cryptography"},
 }
 
 

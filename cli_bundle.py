@@ -1,0 +1,94 @@
+"""The commands of a bundle as a thing that is handed on: inspected, packed, signed, verified."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from .console import json_option, path_type
+
+key_option = click.option(
+    "--key", type=path_type(), help="PEM of the public key that it must be signed for."
+)
+
+
+@click.group()
+def bundle() -> None:
+    """Look into bundles, pack, sign and verify them."""
+
+
+@bundle.command()
+@click.argument("path", metavar="BUNDLE", type=path_type())
+@key_option
+@json_option
+def inspect(path: Path, key: Path | None, as_json: bool) -> None:
+    """Print the data sheet of BUNDLE; no model is loaded."""
+    from .export.datasheet import datasheet_of, render_datasheet
+    from .runtime.bundle import open_bundle
+
+    sheet = datasheet_of(open_bundle(path, key=key), verified=key is not None)
+    click.echo(json.dumps(sheet, indent=1) if as_json else render_datasheet(sheet))
+
+
+@bundle.command()
+@click.argument("path", metavar="BUNDLE", type=path_type())
+@key_option
+@json_option
+def verify(path: Path, key: Path | None, as_json: bool) -> None:
+    """Compare every byte of BUNDLE with its hashes, and these with the signature if a key is given.
+
+    Without --key this tells damage, not intent: who can change a file can change the hashes.
+    """
+    from .runtime.bundle import open_bundle
+
+    found = open_bundle(path, key=key)
+    signature = "verified" if key else "not verified" if found.is_signed else "none"
+    if as_json:
+        result = {"bundle": str(path), "sha256": found.sha256, "signature": signature}
+        click.echo(json.dumps(result, indent=1))
+    else:
+        click.echo(
+            f"{path}: {len(found.manifest.files)} files hold, signature {signature}\n"
+            f"SHA-256 {found.sha256}"
+        )
+
+
+@bundle.command()
+@click.argument("path", metavar="BUNDLE", type=path_type())
+@click.option("--key", type=path_type(), required=True, help="PEM of the private key.")
+def sign(path: Path, key: Path) -> None:
+    """Sign BUNDLE with an elliptic-curve key: OpenSSF Model Signing, `model.sig`."""
+    from .runtime.bundle import open_bundle
+    from .runtime.signature import sign_bundle
+
+    sign_bundle(open_bundle(path).store, key)
+    click.echo(f"{path}: signed")
+
+
+@bundle.command()
+@click.argument("path", metavar="BUNDLE", type=path_type())
+@click.option("--out", type=path_type(), help="The file to write; must be new. [default: by name]")
+def pack(path: Path, out: Path | None) -> None:
+    """Write the folder BUNDLE as one file, NAME.edgeseg: same bundle, same bytes."""
+    from .runtime.bundle import pack_bundle
+    from .runtime.store import SUFFIX
+
+    out = out or Path(path.resolve().name + SUFFIX)
+    pack_bundle(path, out)
+    click.echo(f"packed: {out} ({out.stat().st_size} bytes)")
+
+
+@bundle.command()
+@click.argument("path", metavar="BUNDLE", type=path_type())
+@click.option(
+    "--out", type=path_type(), help="The folder to write; must be new. [default: by name]"
+)
+def unpack(path: Path, out: Path | None) -> None:
+    """Write the packed BUNDLE as a folder, once every byte of it was verified."""
+    from .runtime.bundle import unpack_bundle
+
+    out = out or Path(path.stem)
+    unpack_bundle(path, out)
+    click.echo(f"unpacked: {out}")

@@ -1,0 +1,200 @@
+"""The bill of materials of a bundle: CycloneDX 1.6 with a model card (ML-BOM), as JSON.
+
+Everything in it comes from the manifest's fields and the hashes of the files, so the same bundle
+has the same bill: there is no date, and the serial number is a UUID of the content.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from ..runtime.contract import InputContract
+
+FILE = "bom.cdx.json"
+_NAMESPACE = uuid.UUID("6c1ea0bb-f25b-5f2e-9d8c-5b1d4ff1cdd4")  # of these bills; any constant does
+_OWN_LICENCE = "Apache-2.0"
+_LIMITATIONS = (
+    "For single B-mode frames; other devices, views and populations are for the user to measure.",
+    "A frame without a lesion can get a mask, and a small lesion can be missed.",
+)
+
+
+def bom_of(fields: Mapping[str, Any], files: Mapping[str, str]) -> str:
+    """Return the bill of a bundle as JSON text.
+
+    Args:
+        fields: of the manifest, as `seal_bundle` takes them.
+        files: path in the bundle -> SHA-256, of every file but this, manifest and sums.
+    """
+    provenance = fields["provenance"]
+    data = _dataset_of(provenance)
+    components = [
+        *([data] if data else []),
+        *(_file_component(path, digest, fields["models"]) for path, digest in files.items()),
+        *(_tool_component(name, version) for name, version in provenance["tools"].items()),
+    ]
+    content: dict[str, Any] = {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": {
+            "tools": {
+                "components": [
+                    {
+                        "type": "application",
+                        "name": "edgeseg",
+                        "version": provenance["tools"]["edgeseg"],
+                        "licenses": [{"license": {"id": _OWN_LICENCE}}],
+                    }
+                ]
+            },
+            "component": _model_component(fields, data),
+        },
+        "components": components,
+        "dependencies": [
+            {"ref": "model", "dependsOn": [each["bom-ref"] for each in components]},
+            *({"ref": each["bom-ref"]} for each in components),
+        ],
+    }
+    serial = uuid.uuid5(_NAMESPACE, json.dumps(content, sort_keys=True, allow_nan=False))
+    content = {
+        "bomFormat": content["bomFormat"],
+        "specVersion": content["specVersion"],
+        "serialNumber": f"urn:uuid:{serial}",
+        **content,
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _model_component(fields: Mapping[str, Any], data: Mapping[str, Any] | None) -> dict[str, Any]:
+    provenance, contract = fields["provenance"], fields["contract"]
+    return {
+        "type": "machine-learning-model",
+        "bom-ref": "model",
+        "name": fields["name"],
+        "version": provenance["checkpoint_sha256"][:16],
+        "description": f"Breast-ultrasound segmentation for {fields['target']}, "
+        f"{fields['precision']}",
+        "hashes": _hashes(provenance["checkpoint_sha256"]),
+        "modelCard": {
+            "modelParameters": {
+                "approach": {"type": "supervised"},
+                "task": "image segmentation",
+                "architectureFamily": "convolutional neural network",
+                "modelArchitecture": fields["name"],
+                **({"datasets": [{"ref": data["bom-ref"]}]} if data else {}),
+                "inputs": [{"format": _input_format(contract)}],
+                "outputs": [{"format": "uint8 [H, W] mask of the frame's size, 1 where lesion"}],
+            },
+            "quantitativeAnalysis": {"performanceMetrics": _metrics(fields["evidence"])},
+            "considerations": {"technicalLimitations": list(_LIMITATIONS)},
+        },
+        "properties": _properties(
+            {
+                "target": fields["target"],
+                "precision": fields["precision"],
+                **{name: fields["complexity"].get(name) for name in ("parameters", "macs")},
+                "calibration": _calibration_text(provenance.get("calibration")),
+            }
+        ),
+    }
+
+
+def _input_format(contract: InputContract) -> str:
+    return (
+        f"uint8 [H, W] grey or [H, W, 3] RGB of any size, resized to "
+        f"{contract.width}x{contract.height} px, normalised (grey / 255 - {contract.mean}) / "
+        f"{contract.std}"
+    )
+
+
+def _metrics(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return Dice of the trained network and the drop of every exported form."""
+    part = f"{evidence['part']}, {evidence['frames']} frames"
+    metrics: list[dict[str, Any]] = [
+        {"type": "Dice", "value": _number(evidence["trained_dice"]), "slice": part}
+    ]
+    for hop in evidence["parity"]:
+        interval = {
+            bound: _number(hop[f"dice_drop_{end}"])
+            for bound, end in (("lowerBound", "low"), ("upperBound", "high"))
+            if hop[f"dice_drop_{end}"] is not None
+        }
+        for kind, name in (("Dice", "dice"), ("Dice drop to the trained network", "dice_drop")):
+            if hop[name] is None:
+                continue
+            metrics.append(
+                {
+                    "type": f"{kind}, {hop['name']}",
+                    "value": _number(hop[name]),
+                    "slice": part,
+                    **({"confidenceInterval": interval} if name == "dice_drop" else {}),
+                }
+            )
+    return metrics
+
+
+def _number(value: float) -> str:
+    return f"{value:.6f}"
+
+
+def _dataset_of(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what the network was trained on, where the provenance tells; no image is named."""
+    known = provenance.get("data")
+    training = provenance.get("training", {})
+    if known is None and "train_images" not in training:
+        return None
+    known = known or {}
+    licence = known.get("licence")
+    return {
+        "type": "data",
+        "bom-ref": "training-data",
+        "name": known.get("name", "training images of the maker"),
+        **({"licenses": [{"license": {"id": licence}}]} if licence else {}),
+        **({"copyright": known["citation"]} if "citation" in known else {}),
+        "properties": _properties(
+            {
+                "images": training.get("train_images"),
+                "split_sha256": training.get("split_sha256") or provenance.get("split_sha256"),
+            }
+        ),
+    }
+
+
+def _file_component(
+    path: str, digest: str, models: Mapping[str, tuple[str, ...]]
+) -> dict[str, Any]:
+    engines = [engine for engine, names in models.items() if path in names]
+    return {
+        "type": "file",
+        "bom-ref": f"file:{path}",
+        "name": path,
+        "hashes": _hashes(digest),
+        **({"properties": _properties({"engine": ", ".join(engines)})} if engines else {}),
+    }
+
+
+def _tool_component(name: str, version: str) -> dict[str, Any]:
+    return {"type": "library", "bom-ref": f"tool:{name}", "name": name, "version": version}
+
+
+def _calibration_text(facts: Mapping[str, Any] | None) -> str | None:
+    if facts is None:
+        return None
+    frames = len(facts["frames_sha256"])
+    return f"{facts['source']}, {frames} frames, {facts['method']}"
+
+
+def _properties(values: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [
+        {"name": f"edgeseg:{name}", "value": str(value)}
+        for name, value in values.items()
+        if value is not None
+    ]
+
+
+def _hashes(sha256: str) -> list[dict[str, str]]:
+    return [{"alg": "SHA-256", "content": sha256}]

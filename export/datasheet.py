@@ -1,0 +1,248 @@
+"""The data sheet of a bundle: what it is and what is known of it, without loading a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..runtime.bundle import SCHEMA, Bundle
+from ..runtime.errors import Refused
+from ..runtime.store import MANIFEST, SUMS
+
+_WIDTH = 13  # of the first column
+_PARITY = (
+    *("dice", "dice_drop", "dice_drop_low", "dice_drop_high"),
+    *("hd95_rise_px", "hd95_rise_low_px", "hd95_rise_high_px", "flipped_share"),
+)
+_LATENCY = ("p50_ms", "ratio", "ratio_low", "ratio_high")
+
+
+def datasheet_of(bundle: Bundle, *, verified: bool) -> dict[str, Any]:
+    """Return the facts of a data sheet as JSON takes them.
+
+    Args:
+        bundle: a verified bundle.
+        verified: whether its signature was verified too.
+
+    Raises Refused: E-MANIFEST-FIELD where evidence or provenance are not as an export writes them.
+    """
+    manifest = bundle.manifest
+    signature = "none"
+    if bundle.is_signed:
+        signature = "verified" if verified else "there, not verified (no key was given)"
+    try:
+        return {
+            "bundle": str(bundle.path),
+            "schema": SCHEMA,
+            "sha256": bundle.sha256,
+            "signature": signature,
+            "name": manifest.name,
+            "target": manifest.target,
+            "precision": manifest.precision,
+            "contract": manifest.contract.to_dict(),
+            "layout": dict(manifest.layout),
+            "batch": dict(manifest.batch),
+            "engines": {
+                engine: {name: bundle.size(name) for name in names}
+                for engine, names in manifest.models.items()
+            },
+            "frame_graphs": dict(manifest.frame_graphs),
+            "complexity": {
+                **{name: int(manifest.complexity[name]) for name in ("parameters", "macs")},
+                "weights_bytes": {
+                    engine: int(size)
+                    for engine, size in manifest.complexity["weights_bytes"].items()
+                },
+            },
+            "evidence": _evidence_of(manifest.evidence),
+            "calibration": _calibration_of(manifest.provenance.get("calibration")),
+            "training": _training_of(manifest.provenance),
+            "tools": dict(manifest.provenance.get("tools", {})),
+            "vectors": {
+                "frames": len(manifest.vectors.frames),
+                "max_flipped": dict(manifest.vectors.max_flipped),
+            },
+            "files": {name: [bundle.size(name), sha] for name, sha in manifest.files.items()},
+            "bytes": sum(bundle.size(name) for name in (*manifest.files, MANIFEST, SUMS)),
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Refused(
+            "E-MANIFEST-FIELD",
+            f"{bundle.path} does not state what an export does ({type(error).__name__}: {error}); "
+            "export it again",
+        ) from error
+
+
+def render_datasheet(sheet: Mapping[str, Any]) -> str:
+    """Return the data sheet as text."""
+    contract, evidence = sheet["contract"], sheet["evidence"]
+    lines = [
+        *_section("bundle for", [f"{sheet['target']}: {sheet['name']}, {sheet['precision']}"]),
+        *_section("", [sheet["bundle"], f"{sheet['bytes']} bytes, {sheet['schema']}"]),
+        *_section("signature", [sheet["signature"]]),
+        *_section(
+            "input",
+            [
+                f"uint8 grey or RGB frame of any size, resized to {contract['width']}x"
+                f"{contract['height']} px",
+                f"x = (grey / 255 - {contract['mean']}) / {contract['std']}, lesion where "
+                f"probability > {contract['threshold']}",
+                f"batch {sheet['batch'].get('min', 1)} to {sheet['batch'].get('max', 1)}",
+            ],
+        ),
+        *_section("layout", [_layout_text(sheet["layout"])]),
+        *_section(
+            "engines",
+            [
+                f"{engine}: {', '.join(f'{name} ({size} bytes)' for name, size in files.items())}"
+                for engine, files in sheet["engines"].items()
+            ],
+        ),
+        *_section("complexity", _complexity_lines(sheet["complexity"])),
+        *_section("accuracy", _accuracy_lines(evidence)),
+        *_section("latency", _latency_lines(evidence)),
+        *_section("calibration", _fact_lines(sheet["calibration"], "none: no precision needs it")),
+        *_section("training", _fact_lines(sheet["training"], "not told")),
+        *_section("vectors", _vector_lines(sheet["vectors"])),
+        *_section("made with", [f"{name} {value}" for name, value in sheet["tools"].items()]),
+        *_section("SHA-256", [f"{sheet['sha256']}  {SUMS}"]),
+        *_section("", [f"{sha}  {name}" for name, (_, sha) in sheet["files"].items()]),
+    ]
+    return "\n".join(lines)
+
+
+def _evidence_of(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "part": str(evidence["part"]),
+        "frames": int(evidence["frames"]),
+        "trained_dice": float(evidence["trained_dice"]),
+        "max_drop": float(evidence["max_drop"]),
+        "parity": [
+            {
+                "name": str(hop["name"]),
+                **{name: _float(hop[name]) for name in _PARITY},
+            }
+            for hop in evidence["parity"]
+        ],
+        "achieved": {name: dict(shares) for name, shares in evidence["achieved"].items()},
+        "latency": [
+            {
+                **{name: str(verdict[name]) for name in ("engine", "precision")},
+                **{name: float(verdict[name]) for name in _LATENCY},
+                "shipped": bool(verdict["shipped"]),
+            }
+            for verdict in evidence["verdicts"]
+        ],
+        "refused": dict(evidence["refused"].items()),
+        "kept_float": [str(name) for name in evidence["kept_float"]],
+        "retrained": evidence["qat"] is not None,
+    }
+
+
+def _calibration_of(facts: Mapping[str, Any] | None) -> dict[str, Any]:
+    if facts is None:
+        return {}
+    return {
+        "source": str(facts["source"]),
+        "frames": len(facts["frames_sha256"]),
+        "classes": dict(facts.get("classes", {})),
+        "method": str(facts["method"]),
+        "weight_bits": int(facts["weight_bits"]),
+    }
+
+
+def _training_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    training = provenance.get("training", {})
+    return {
+        "checkpoint_sha256": str(provenance["checkpoint_sha256"]),
+        **({"data": dict(provenance["data"])} if "data" in provenance else {}),
+        **{name: training[name] for name in ("train_images", "split_sha256") if name in training},
+    }
+
+
+def _float(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _section(title: str, lines: Sequence[str]) -> list[str]:
+    """Return lines behind a title, which stands on the first only.
+
+    What a terminal would obey and not show is replaced: the manifest is someone else's text.
+    """
+    clean = ["".join(each if each.isprintable() else "?" for each in line) for line in lines]
+    return [f"{'' if index else title:{_WIDTH}}{line}" for index, line in enumerate(clean)]
+
+
+def _layout_text(layout: Mapping[str, Any]) -> str:
+    if not layout:
+        return "none: the whole frame is the image"
+    blank = len(layout.get("blank", ()))
+    return (
+        f"frames of exactly {layout['width']}x{layout['height']} px, crop {layout['crop']}, "
+        f"{blank} blank boxes, fan of {len(layout.get('fan', ()))} corners"
+    )
+
+
+def _complexity_lines(complexity: Mapping[str, Any]) -> list[str]:
+    weights = [f"{size} bytes in {name}" for name, size in complexity["weights_bytes"].items()]
+    return [
+        f"{complexity['parameters']} parameters, {complexity['macs']} multiply-accumulates a frame",
+        f"weights: {', '.join(weights)}",
+    ]
+
+
+def _accuracy_lines(evidence: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"on {evidence['part']} ({evidence['frames']} frames); trained network: Dice "
+        f"{evidence['trained_dice']:.4f}"
+    ]
+    for hop in evidence["parity"]:
+        interval = f"[{_signed(hop['dice_drop_low'])}, {_signed(hop['dice_drop_high'])}]"
+        lines.append(
+            f"{hop['name']}: Dice {_fixed(hop['dice'])}, drop {_signed(hop['dice_drop'])} "
+            f"95 % {interval}, HD95 rise {_signed(hop['hd95_rise_px'])} px 95 % "
+            f"[{_signed(hop['hd95_rise_low_px'])}, {_signed(hop['hd95_rise_high_px'])}]"
+        )
+    if evidence["kept_float"]:
+        lines.append(f"kept in float: {', '.join(evidence['kept_float'])}")
+    return lines
+
+
+def _latency_lines(evidence: Mapping[str, Any]) -> list[str]:
+    """Say what was measured on the exporting machine, with the interval of the ratio."""
+    if not evidence["latency"]:
+        return ["not measured by the export; see `edgeseg benchmark`"]
+    return [
+        f"{each['engine']} {each['precision']}: {each['p50_ms']:.2f} ms a frame where it was "
+        f"exported, {each['ratio']:.2f} of FP32's time [{each['ratio_low']:.2f}, "
+        f"{each['ratio_high']:.2f}]"
+        for each in evidence["latency"]
+    ]
+
+
+def _fact_lines(facts: Mapping[str, Any], otherwise: str) -> list[str]:
+    lines = []
+    for name, value in facts.items():
+        text = ", ".join(map(str, value.values())) if name == "data" else str(value)
+        if name == "classes":
+            text = ", ".join(f"{count} {label}" for label, count in value.items()) or "not told"
+        lines.append(f"{name}: {text}")
+    return lines or [otherwise]
+
+
+def _vector_lines(vectors: Mapping[str, Any]) -> list[str]:
+    if not vectors["frames"]:
+        return ["none"]
+    limits = [f"{engine} {share:g}" for engine, share in vectors["max_flipped"].items()]
+    return [
+        f"{vectors['frames']} golden frames; largest share of a lesion that may differ: "
+        f"{', '.join(limits)}"
+    ]
+
+
+def _fixed(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def _signed(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:+.4f}"
