@@ -6,8 +6,10 @@ in size and time alone.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -376,10 +378,29 @@ def _statically_quantised(model: bytes, inputs: Iterator[np.ndarray], folder: Pa
             return None if image is None else {name: image}
 
     file = folder / "quantised.onnx"
-    quantize_static(source, file, Reader())
+    with _advice_left_out():
+        quantize_static(source, file, Reader())
     made = file.read_bytes()
     file.unlink()
     return made
+
+
+@contextlib.contextmanager
+def _advice_left_out() -> Iterator[None]:
+    """Keep quantize_static's advice to pre-process off stderr; whatever else it logs is shown.
+
+    Its defaults are what is compared here, so the advice is not taken.
+    """
+
+    def is_no_advice(record: logging.LogRecord) -> bool:
+        return "pre-processing before quantization" not in record.getMessage()
+
+    logger = logging.getLogger()  # it has none of its own
+    logger.addFilter(is_no_advice)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_no_advice)
 
 
 def _int8_share(engine: str, model: bytes, folder: Path, threads: int) -> float:

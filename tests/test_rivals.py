@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,14 @@ from edgeseg.benchmarks.baselines import BASELINES
 from edgeseg.benchmarks.process import report_probe
 from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.kd.engine import TorchEngine
-from edgeseg.rivals import _NETWORKS, RIVALS, open_rival, rival_candidates, rivals_named
+from edgeseg.rivals import (
+    _NETWORKS,
+    RIVALS,
+    _advice_left_out,
+    open_rival,
+    rival_candidates,
+    rivals_named,
+)
 from edgeseg.runtime.errors import EngineError, InputError
 from edgeseg.runtime.session import Session
 
@@ -112,6 +122,27 @@ def test_engines_of_one_network_of_the_literature_agree(candidates):
     first, *others = (each.session.logits(FRAME).copy() for each in candidates[len(OWN) :])
     for logits in others:
         np.testing.assert_allclose(logits, first, atol=0.2 * np.ptp(first))
+
+
+def test_static_quantiser_keeps_its_advice_to_itself_and_nothing_else(caplog):
+    logger = logging.getLogger()
+    with _advice_left_out():
+        logger.warning("Please consider to run pre-processing before quantization. Refer to: x")
+        logger.warning("Quantized bias `b` exceeds the range of a int32.")
+    logger.warning("Please consider pre-processing before quantization.")
+    assert [record.getMessage()[:9] for record in caplog.records] == ["Quantized", "Please co"]
+
+
+def test_making_the_rivals_says_nothing_on_stderr(checkpoint, tmp_path):
+    code = (
+        "import sys\nfrom pathlib import Path\nimport numpy as np\n"
+        "from edgeseg.rivals import rival_candidates\n"
+        "rival_candidates(Path(sys.argv[1]), ['onnxruntime-quantize-static'], 1, "
+        "Path(sys.argv[2]), frames=[np.full((64, 64), 90, np.uint8)] * 2)"
+    )
+    command = [sys.executable, "-c", code, str(checkpoint), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_default_session_leaves_its_options_to_the_engine(candidates):
