@@ -42,7 +42,20 @@ from .runtime.errors import InputError
     help="single is always measured; offline: throughput; paced: a frame clock; soak: drift.",
 )
 @click.option("--rounds", type=click.IntRange(1), default=400, show_default=True, help="Of single.")
-@click.option("--streams", type=click.IntRange(1), default=1, show_default=True, help="Of offline.")
+@click.option(
+    "--streams",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Of offline: sessions at once, which share the threads.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="Of offline: frames a call; above 1 needs checkpoints or bundles made with --dynamic.",
+)
 @click.option(
     "--rate", type=click.FloatRange(0.1, 1000), default=30, show_default=True, help="Of paced, Hz."
 )
@@ -99,6 +112,7 @@ def benchmark(
     modes: tuple[str, ...],
     rounds: int,
     streams: int,
+    batch: int,
     rate: float,
     seconds: float,
     minutes: float,
@@ -126,7 +140,10 @@ def benchmark(
         return
     if not (sources and dataset and out):
         raise InputError("E-BENCHMARK-CALL", "name at least one SOURCE, --data and --out")
-    for mode, option in (("offline", "streams"), ("paced", "rate"), ("soak", "minutes")):
+    for mode, option in (
+        *(("offline", "streams"), ("offline", "batch")),
+        *(("paced", "rate"), ("soak", "minutes")),
+    ):
         if mode not in modes and given(context, {option: None}):
             raise InputError(
                 "E-BENCHMARK-CALL",
@@ -154,6 +171,7 @@ def benchmark(
         modes=modes,
         rounds=rounds,
         streams=streams,
+        batch=batch,
         offline_s=seconds,
         paced_s=seconds,
         hz=rate,

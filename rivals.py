@@ -307,10 +307,16 @@ def _candidate(name: str, user: _User, folder: Path, threads: int) -> Candidate:
             *("--rival", name, "--folder", str(folder.resolve()), "--threads", str(threads)),
         ),
         trained=rival.trained,
-        open_another=partial(open_rival, name, user.file, folder, threads),
+        open_another=partial(_another, name, user.file, folder, threads),
         files=files,
         onnx=model,
     )
+
+
+def _another(name: str, checkpoint: Path, folder: Path, threads: int, each: int) -> Session:
+    """Open a rival on so many threads each; PyTorch has only those of the process."""
+    own = RIVALS[name].engine == "torch-compile"
+    return open_rival(name, checkpoint, folder, threads if own else each)
 
 
 def _write_model(rival: Rival, user: _User, folder: Path, threads: int) -> bytes:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from .charts import (
     LABELLED_LAYERS,
+    PARTS,
     accuracy_against_latency,
     bars,
     latency_parts,
     latency_strips,
+    part_medians,
     roofline,
     soak_lines,
 )
@@ -138,9 +140,10 @@ def _section(title: str, *parts: Part | None) -> Section:
 
 
 def _results_caption(record: BenchmarkRecord) -> str:
-    streams = record.settings.streams
+    settings = record.settings
     offline = (
-        f"Frames/s: mode {mode_name('offline')}, streams: {streams}."
+        f"Frames/s: mode {mode_name('offline')}, streams × batch: {settings.streams} × "
+        f"{settings.batch}."
         if "offline" in record.settings.modes
         else "Frames/s were not measured."
     )
@@ -152,6 +155,7 @@ def _results_caption(record: BenchmarkRecord) -> str:
 
 def _plots(record: BenchmarkRecord) -> Figures:
     rows = record.rows
+    told = {part for row in rows for part in part_medians(row)}
     memory = bars(rows, [row.process.peak_rss_mib for row in rows], "Peak memory", "MiB", "memory")
     size = bars(rows, [mib(row.file_bytes) for row in rows], "Model file", "MiB", "size")
     return Figures(
@@ -173,7 +177,7 @@ def _plots(record: BenchmarkRecord) -> Figures:
                 "Latency in parts, ms",
                 latency_parts(rows),
                 "Medians of each part.",
-                (("pre", "preparing"), ("engine", "engine"), ("post", "reading out")),
+                tuple((part, PARTS[part]) for part in PARTS if part in told),
             ),
             Figure(
                 "Peak memory, MiB",

@@ -34,6 +34,7 @@ from .accuracy import (
     score_images,
     summarise,
 )
+from .batches import require_same_answers
 from .conditions import (
     CHANGES,
     Change,
@@ -68,6 +69,7 @@ from .prediction import DevicePeaks
 from .process import ProcessFacts, probe_process
 from .profile import PROFILERS
 from .roofline import Peaks, measure_peaks
+from .seconds import by_the_second
 from .yardstick import (
     Pass,
     Yardstick,
@@ -78,6 +80,7 @@ from .yardstick import (
 )
 
 SCHEMA = "edgeseg.benchmark/5"
+ANY_BATCH = 1 << 30  # of a candidate whose engine takes as many frames a call as fit
 MAX_FRAMES = 16  # held in memory for the latency measurement
 _FEW_LESIONS = 30
 _IDLE_S, _ENERGY_S = 30.0, 60.0  # at rest, then under load
@@ -96,7 +99,8 @@ class Settings:
     modes: tuple[str, ...] = ("offline",)  # keys in MODES; "single" is always measured
     rounds: int = 400  # of single frames: timed calls per candidate, >= 1; a p99 needs 368
     offline_s: float = 3.0
-    streams: int = 1  # of "offline"
+    streams: int = 1  # of "offline"; they share the threads of a row
+    batch: int = 1  # of "offline": frames a call, >= 1
     paced_s: float = 10.0
     hz: float = 30.0  # of "paced"
     soak_s: float = 600.0
@@ -159,7 +163,8 @@ class Candidate:
     complexity: Mapping[str, int]  # "parameters", "macs", "weights_bytes"
     probe: tuple[str, ...]  # command whose child calls `process.report_probe`
     trained: bool = True  # False: its masks mean nothing and are not scored
-    open_another: Callable[[], Session] | None = None  # for streams; None: one at a time
+    open_another: Callable[[int], Session] | None = None  # for streams, on so many threads
+    max_batch: int = 1  # frames that a call of the engine takes
     files: Mapping[str, bytes] = field(default_factory=dict)  # the engine's, for its profiler
     onnx: bytes | None = None  # that the files were made from; None: layers are not known
     proof: Proof | None = None
@@ -296,8 +301,9 @@ def run_benchmark(
 
     Raises:
         InputError: E-BENCHMARK-EMPTY (no candidate or case), E-BENCHMARK-NAMES (one name twice),
-            E-BENCHMARK-STREAMS (streams of what opens once), and what reading the cases raises.
-        EngineError: E-PROBE-FAILED.
+            E-BENCHMARK-STREAMS (streams of what opens once), E-BENCHMARK-BATCH (a batch for what
+            takes single frames), and what reading the cases raises.
+        EngineError: E-PROBE-FAILED, those of `require_same_answers`.
     """
     names = [candidate.name for candidate in candidates]
     if not candidates or not cases:
@@ -315,6 +321,13 @@ def run_benchmark(
             "E-BENCHMARK-STREAMS",
             f"{', '.join(single)} can be opened only once; measure one stream",
         )
+    batch = settings.batch if "offline" in settings.modes else 1
+    if small := [each.name for each in candidates if each.max_batch < batch]:
+        raise InputError(
+            "E-BENCHMARK-BATCH",
+            f"{', '.join(small)} cannot take {batch} frames a call; export with --dynamic {batch}, "
+            "or measure without --batch",
+        )
     environment = describe_environment(command)
     # Accuracy first: it reads every file, so bad input is met before anything is timed.
     trained = [candidate for candidate in candidates if candidate.trained]
@@ -327,6 +340,9 @@ def run_benchmark(
         for candidate in trained
     }
     frames = [case.read_image() for case in cases[:MAX_FRAMES]]
+    if batch > 1:
+        for candidate in progress(candidates, "batches", len(candidates)):
+            require_same_answers(candidate.session, frames, batch, candidate.precision)
     processes = {
         candidate.name: probe_process(candidate.probe)
         for candidate in progress(candidates, "memory and start", len(candidates))
@@ -338,12 +354,13 @@ def run_benchmark(
     latencies = measure_interleaved(sessions, frames, rounds=settings.rounds, progress=progress)
     alone_ms = measure_alone(sessions, frames, rounds=settings.rounds, progress=progress)
     loads = _Loads(settings, frames, progress)
-    offline = loads.each(candidates, "offline", _measure_offline)
-    paced = loads.each(candidates, "paced", _measure_paced)
-    soaks = loads.each(candidates, "soak", _measure_soak)
+    offline = loads.each(candidates, "offline", settings.offline_s, _measure_offline)
+    paced = loads.each(candidates, "paced", settings.paced_s, _measure_paced)
+    soaks = loads.each(candidates, "soak", settings.soak_s, _measure_soak)
     energies: dict[str, Energy] = {}
     no_energy = [] if settings.energy else ["not asked for"]
-    for candidate in progress(candidates if settings.energy else (), "energy", len(candidates)):
+    metered = candidates if settings.energy else ()
+    for candidate in by_the_second(metered, "energy", _IDLE_S + _ENERGY_S, progress):
         gpus = [gpu.index for gpu in gpus_in_use(before)] if _on_gpu(candidate) else None
         counter = find_counter(gpus=gpus)
         if counter is None:
@@ -413,12 +430,16 @@ class _Loads:
     progress: Progress
 
     def each(
-        self, candidates: Sequence[Candidate], mode: str, measure: Callable[[_Loads, Candidate], T]
+        self,
+        candidates: Sequence[Candidate],
+        mode: str,
+        seconds: float,
+        measure: Callable[[_Loads, Candidate], T],
     ) -> dict[str, T]:
-        """Measure every candidate in a mode, one after the other; nothing if it was not asked."""
+        """Measure every candidate in a mode for so long; nothing if it was not asked."""
         if mode not in self.settings.modes:
             return {}
-        turns = self.progress(candidates, mode, len(candidates))
+        turns = by_the_second(candidates, mode, seconds, self.progress)
         return {candidate.name: measure(self, candidate) for candidate in turns}
 
 
@@ -446,9 +467,8 @@ class _Passes:
             kind = yardstick_engine(candidate.kind, candidate.precision)
             if kind is None:
                 continue
-            threads = candidate.session.engine.facts.get("threads", "")
             self.yardsticks[candidate.name], yardstick = open_yardstick(
-                *kind, int(threads) if threads.isdecimal() else available_threads()
+                *kind, _threads_of(candidate)
             )
             session, turn = self._session(candidate), itertools.cycle(self._frames)
             found = time_pass(partial(_next_frame, session, turn), yardstick)
@@ -459,16 +479,29 @@ class _Passes:
         is_quick = self._processes[candidate.name].start_ms <= _REOPEN_MAX_MS
         if candidate.open_another is None or not is_quick:
             return candidate.session
-        return candidate.open_another()
+        return candidate.open_another(_threads_of(candidate))
+
+
+def _threads_of(candidate: Candidate) -> int:
+    """Return the threads of a candidate's engine; all there are where it has none, or its own."""
+    threads = candidate.session.engine.facts.get("threads", "")
+    return int(threads) if threads.isdecimal() else available_threads()
 
 
 def _measure_offline(loads: _Loads, candidate: Candidate) -> OfflineRun:
-    settings = loads.settings
-    open_session = candidate.open_another
-    if settings.streams == 1 or open_session is None:
-        open_session = partial(_same, candidate.session)
+    """Measure with the session that is open, or with several streams that share its threads."""
+    settings, session, another = loads.settings, candidate.session, candidate.open_another
+    each = max(1, _threads_of(candidate) // settings.streams)
+
+    def open_session() -> Session:
+        return session if settings.streams == 1 or another is None else another(each)
+
     return measure_offline(
-        open_session, loads.frames, streams=settings.streams, seconds=settings.offline_s
+        open_session,
+        loads.frames,
+        streams=settings.streams,
+        seconds=settings.offline_s,
+        batch=settings.batch,
     )
 
 
@@ -485,7 +518,6 @@ def _measure_soak(loads: _Loads, candidate: Candidate) -> SoakRun:
         seconds=seconds,
         window_s=min(_SOAK_WINDOW_S, seconds / _SOAK_WINDOWS),
         sample=_warmth,
-        progress=loads.progress,
     )
 
 
@@ -500,10 +532,6 @@ def _warmth() -> dict[str, float]:
 
 def _next_frame(session: Session, turn: Iterator[Frame]) -> None:
     session.predict(next(turn))
-
-
-def _same(session: Session) -> Session:
-    return session
 
 
 def _conditions_at_work(candidate: Candidate, frames: Sequence[Frame]) -> Conditions:
@@ -651,10 +679,13 @@ def _latency_fault(run: LatencyRun, rounds: int) -> str | None:
     parts = (run.e2e_ms, run.pre_ms, run.engine_ms, run.post_ms)
     if {len(part) for part in parts} != {rounds} or sum(run.block_calls) != rounds:
         return f"has not {rounds} samples of each part of a call"
+    if len(run.transfer_ms) not in (0, rounds):
+        return "has copies of some calls only"
     whole = (*run.e2e_ms, *run.engine_ms)
     if not whole or not all(time > 0 and math.isfinite(time) for time in whole):
         return "has no samples, or one that is no time above 0"
-    if not all(time >= 0 and math.isfinite(time) for time in (*run.pre_ms, *run.post_ms)):
+    others = (*run.pre_ms, *run.post_ms, *run.transfer_ms)
+    if not all(time >= 0 and math.isfinite(time) for time in others):
         return "has a sample that is no time"
     return None
 
@@ -669,8 +700,8 @@ def _is_measured(found: Pass) -> bool:
 
 
 def _load_fault(row: Row) -> str | None:
-    if row.offline and len(row.offline.window_fps) < 2:
-        return "has fewer than two windows offline"
+    if row.offline and (len(row.offline.window_fps) < 2 or row.offline.batch < 1):
+        return "has fewer than two windows offline, or no frame a call"
     if row.paced and not (
         row.paced.hz > 0 and 0 < len(row.paced.answered) == len(row.paced.latency_ms)
     ):

@@ -134,6 +134,7 @@ def _csv_latency(row: Row) -> dict[str, Any]:
         **percentiles,
         "pre_p50_ms": percentile(latency.pre_ms, 0.5),
         "engine_p50_ms": percentile(latency.engine_ms, 0.5),
+        "transfer_p50_ms": percentile(latency.transfer_ms, 0.5) if latency.transfer_ms else None,
         "post_p50_ms": percentile(latency.post_ms, 0.5),
         "overhead": latency.overhead,
         "engine_alone_p50_ms": latency.alone_p50_ms,
@@ -146,6 +147,10 @@ def _csv_modes(row: Row) -> dict[str, Any]:
     growth = soak and soak.memory_mib
     return {
         "offline_streams": offline and offline.streams,
+        "offline_batch": offline and offline.batch,
+        "offline_threads_each": offline and offline.threads_each,
+        "offline_call_p50_ms": offline and offline.call_p50_ms,
+        "offline_call_p99_ms": offline and offline.call_p99_ms,
         "offline_fps": offline and offline.fps,
         "offline_fps_low": offline and offline.fps_low,
         "offline_fps_high": offline and offline.fps_high,

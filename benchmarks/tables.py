@@ -11,7 +11,7 @@ from .complexity import LayerCost
 from .conditions import Conditions, CpuTicks, Gpu
 from .latency import percentile
 from .layers import LayerReport
-from .modes import MODES, PacedRun, Slope, SoakRun
+from .modes import MODES, OfflineRun, PacedRun, Slope, SoakRun
 from .prediction import Prediction
 from .process import ON_CPU
 from .record import BenchmarkRecord, Proof, ProofStep, Row
@@ -80,6 +80,8 @@ _LATENCY: tuple[Column, ...] = (
     Column("p99", "ms, 95 %", lambda record, row: bounded_text(row.latency.e2e_ms, 0.99)),
     Column("Preparing", "ms, median", lambda record, row: median_text(row.latency.pre_ms)),
     Column("Engine", "ms, median", lambda record, row: median_text(row.latency.engine_ms)),
+    Column("of it: copies", "ms, median", lambda record, row: median_text(row.latency.transfer_ms)),
+    Column("of it: compute", "ms, median", lambda record, row: median_text(row.latency.compute_ms)),
     Column("Reading out", "ms, median", lambda record, row: median_text(row.latency.post_ms)),
     Column("Overhead", "", lambda record, row: percent(row.latency.overhead)),
     Column("Engine alone", "ms, median", lambda record, row: median_text(row.latency.alone_ms)),
@@ -89,8 +91,10 @@ _LATENCY: tuple[Column, ...] = (
 
 
 def latency_table(record: BenchmarkRecord) -> Table:
-    """Return percentiles with their bounds and the parts of a call."""
-    return _table_of("Latency in detail", _LATENCY, record, record.rows)
+    """Return percentiles with their bounds and the parts of a call; copies where one tells them."""
+    told = any(row.latency.transfer_ms for row in record.rows)
+    columns = [each for each in _LATENCY if told or not each.title.startswith("of it")]
+    return _table_of("Latency in detail", columns, record, record.rows)
 
 
 # --- modes ---------------------------------------------------------------------------------------
@@ -102,7 +106,8 @@ def modes_table(record: BenchmarkRecord) -> Table:
     asked = {
         "single": f"{settings.rounds} calls",
         "paced": f"{settings.paced_s:g} s at {settings.hz:g} Hz",
-        "offline": f"{settings.offline_s:g} s, streams: {settings.streams}",
+        "offline": f"{settings.offline_s:g} s, streams × batch: "
+        f"{settings.streams} × {settings.batch}",
         "soak": f"{settings.soak_s / 60:.3g} min",
     }
     measured = {"single", *settings.modes}
@@ -125,10 +130,23 @@ def modes_table(record: BenchmarkRecord) -> Table:
 
 def offline_table(record: BenchmarkRecord) -> Table | None:
     """Return the throughput; None where no row has it."""
-    runs = [(row.name, row.offline) for row in record.rows if row.offline]
-    lines = tuple((name, str(run.streams), f"{run.seconds:g}", fps_text(run)) for name, run in runs)
-    header = _heads("Candidate", "Streams", ("Time", "s"), ("Frames/s", "95 %"))
+    lines = tuple((row.name, *_offline_cells(row.offline)) for row in record.rows if row.offline)
+    header = _heads(
+        *("Candidate", "Streams × batch", "Threads of a stream", ("Time", "s")),
+        *(("Frames/s", "95 %"), ("A call p50", "ms"), ("A call p99", "ms")),
+    )
     return Table(f"Mode {mode_name('offline')}", header, lines) if lines else None
+
+
+def _offline_cells(run: OfflineRun) -> tuple[str, ...]:
+    p50, p99 = run.call_p50_ms, run.call_p99_ms
+    return (
+        f"{run.streams} × {run.batch}",
+        run.threads_each or "not told",
+        *(f"{run.seconds:g}", fps_text(run)),
+        MISSING if p50 is None else significant(p50),
+        TOO_FEW if p99 is None else significant(p99),
+    )
 
 
 def paced_table(record: BenchmarkRecord) -> Table | None:

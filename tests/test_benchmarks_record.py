@@ -159,7 +159,7 @@ def short_passes(monkeypatch):
 def test_every_pass_opens_the_row_anew_and_times_it_beside_its_yardstick(short_passes):
     opened = []
 
-    def open_another():
+    def open_another(threads):
         opened.append(candidate("a").session)
         return opened[-1]
 
@@ -181,7 +181,7 @@ def test_every_pass_opens_the_row_anew_and_times_it_beside_its_yardstick(short_p
 def test_what_takes_long_to_open_is_opened_once(short_passes, monkeypatch):
     monkeypatch.setattr(record_module, "_REOPEN_MAX_MS", -(10**9))
 
-    def open_another():
+    def open_another(threads):
         pytest.fail("opened")
 
     slow = dataclasses.replace(candidate("a"), kind="onnxruntime", open_another=open_another)
@@ -214,12 +214,54 @@ def test_passes_without_their_yardstick_are_refused(short_passes):
 def test_streams_are_sessions_of_their_own():
     opened = []
 
-    def open_another():
-        opened.append(candidate("a").session)
-        return opened[-1]
+    def open_another(threads):
+        opened.append(threads)
+        return candidate("a").session
 
     several = dataclasses.replace(candidate("a"), open_another=open_another)
     assert benchmark(several, streams=2).rows[0].offline.streams == len(opened) == 2
+
+
+@pytest.mark.parametrize(
+    ("threads", "streams", "each"), [("8", 3, 2), ("2", 4, 1), ("none", 2, 1), ("8", 1, None)]
+)
+def test_streams_share_the_threads_of_their_row(threads, streams, each):
+    opened = []
+
+    def open_another(count):
+        opened.append(count)
+        one = candidate("a").session
+        one.engine.facts = {"threads": str(count)}
+        return one
+
+    several = dataclasses.replace(candidate("a"), open_another=open_another)
+    several.session.engine.facts = {"threads": threads}
+    offline = benchmark(several, streams=streams).rows[0].offline
+    assert opened == ([] if each is None else [each] * streams)
+    assert offline.threads_each == (threads if each is None else str(each))
+
+
+# --- batches -------------------------------------------------------------------------------------
+
+
+def test_batch_is_measured_after_its_answers_were_compared(monkeypatch):
+    compared = []
+    monkeypatch.setattr(
+        *(record_module, "require_same_answers"),
+        lambda session, frames, batch, precision: compared.append((len(frames), batch, precision)),
+    )
+    several = dataclasses.replace(candidate("a"), max_batch=4)
+    assert benchmark(several, batch=4).rows[0].offline.batch == 4
+    assert benchmark(several).rows[0].offline.batch == 1
+    assert benchmark(several, batch=4, modes=()).rows[0].offline is None
+    assert compared == [(16, 4, "int8")]
+
+
+def test_batch_for_a_bundle_of_single_frames_is_refused_with_what_to_export():
+    some = [dataclasses.replace(candidate("takes 4"), max_batch=4), candidate("takes 1")]
+    with pytest.raises(InputError, match=r"takes 1 cannot .* --dynamic 4") as e:
+        benchmark(*some, batch=4)
+    assert e.value.code == "E-BENCHMARK-BATCH"
 
 
 def test_network_that_is_not_trained_is_timed_and_not_scored():

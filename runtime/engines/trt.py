@@ -135,9 +135,9 @@ class TensorRtEngine:
         self._events = tuple(gpu.create_event() for _ in range(4))
         self._memory: List[int] = []  # addresses on the GPU of the image and the logits
         self._bind((1, *shape[1:]))
-        weakref.finalize(self, _release, gpu, self._stream, self._events, self._memory).atexit = (
-            False  # the driver frees what a process leaves behind
-        )
+        weakref.finalize(
+            self, _release, gpu, self._stream, self._events, self._memory
+        ).atexit = False  # the driver frees what a process leaves behind
         self.facts: Mapping[str, str] = MappingProxyType(
             {
                 "version": str(trt.__version__),
