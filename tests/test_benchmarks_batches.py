@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from edgeseg.benchmarks import batches
 from edgeseg.benchmarks.batches import BatchSession, require_same_answers
 from edgeseg.export import parity
 from edgeseg.runtime.contract import InputContract
+from edgeseg.runtime.engines import open_engine
 from edgeseg.runtime.errors import EngineError
 from edgeseg.runtime.session import Session
 
@@ -66,6 +68,34 @@ def test_answer_of_another_shape_or_not_finite_is_refused(spoils):
     with pytest.raises(EngineError) as caught:
         BatchSession(session(spoils), 3).predict(FRAMES)
     assert caught.value.code == "E-ENGINE-RESULT"
+
+
+def convolution_onnx() -> bytes:
+    """A 3 × 3 convolution of images of 16 × 32 px, as many as there are."""
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1, 16, 32])
+        for name in ("image", "logits")
+    ]
+    weights = np.random.default_rng(0).normal(size=(1, 1, 3, 3)).astype(np.float32)
+    node = helper.make_node("Conv", ["image", "w"], ["logits"], pads=[1, 1, 1, 1])
+    initialisers = [numpy_helper.from_array(weights, "w")]
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:], initialisers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_engines_of_a_cpu_answer_a_batch_as_its_frames_alone(name, tmp_path):
+    files = {"model.onnx": convolution_onnx()}
+    if name == "openvino":
+        import openvino as ov
+
+        ov.save_model(ov.Core().read_model(files["model.onnx"]), tmp_path / "model.xml")
+        files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    contract = InputContract(height=16, width=32)
+    one = Session.over(open_engine(name, files, 1), contract)
+    require_same_answers(one, FRAMES, 4, "fp32")
+    assert any(one.predict(frame).any() for frame in FRAMES)
 
 
 def test_what_a_batch_may_change_is_what_the_exporter_allows():

@@ -693,11 +693,18 @@ def test_report_of_another_schema_and_a_budget_that_is_none_are_refused(reports,
     refused("E-BUDGET", INPUT, "benchmark", "--compare", new, new, "--budget", "torch:p99=33ms")
 
 
+def test_batch_of_a_bundle_made_for_single_frames_is_refused(int8, phantoms, tmp_path):
+    words = ("benchmark", int8, "--data", phantoms, "--out", tmp_path / "r.html", "--batch", "2")
+    refused("E-BENCHMARK-BATCH", INPUT, *words, "-q")
+    assert names_in(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     "words",
     [
         *((), ("BUNDLE",), ("BUNDLE", "--data", "DATA"), ("--compare", "NEW", "NEW", "BUNDLE")),
         ("BUNDLE", "--data", "DATA", "--out", "OUT", "--budget", "p99=33ms"),
+        ("BUNDLE", "--data", "DATA", "--out", "OUT", "--mode", "single", "--batch", "2"),
     ],
 )
 def test_benchmark_that_lacks_or_mixes_its_words_is_refused(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,10 +16,13 @@ import onnx
 import onnxruntime as ort
 import openvino as ov
 import pytest
+import torch
 from onnx import TensorProto, helper
 
+from edgeseg.benchmarks.record import ANY_BATCH
 from edgeseg.benchmarks.roofline import files_for
 from edgeseg.benchmarks.yardstick import yardstick_graph
+from edgeseg.kd import zoo
 from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.engines import ENGINES, affinity, files_of, open_engine
 from edgeseg.runtime.engines.ort import OnnxRuntimeEngine
@@ -231,7 +235,8 @@ def test_benchmark_takes_a_device_engine_by_name_only(fp32, library):
     (candidate,) = candidates_of([source], ["onnxruntime-cuda"], 1)
     assert candidate.kind == candidate.session.engine.name == "onnxruntime-cuda"
     assert candidate.file_bytes == (source.path / "model.onnx").stat().st_size
-    assert [each.kind for each in candidates_of([source], [], 1)] == ["openvino", "onnxruntime"]
+    others = candidates_of([source], [], 1)
+    assert [(each.kind, each.max_batch) for each in others] == [("openvino", 1), ("onnxruntime", 1)]
     with pytest.raises(InputError) as caught:
         candidates_of([source], ["onnxruntime-tpu"], 1)
     assert caught.value.code == "E-ENGINE-NONE"
@@ -302,3 +307,26 @@ def test_buffer_of_openvino_outlives_many_calls_and_other_engines(network):
         if turn % 5 == 0:
             open_engine("openvino", network, 1).run(other)
     np.testing.assert_array_equal(engine.run(image), wanted)
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+def shipped():
+    if "t2kd-edge" not in zoo.available_names():
+        pytest.skip("this installation has no shipped student")
+    return find_source(Path("t2kd-edge"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_checkpoint_on_a_gpu_that_is_not_there_is_refused():
+    assert code_of(candidates_of, [shipped()], ["torch-cuda"], 1) == "E-ENGINE-DEVICE"
+
+
+def test_checkpoint_runs_on_the_cpu_unless_asked_otherwise_and_takes_any_batch():
+    (candidate,) = candidates_of([shipped()], [], 1)
+    assert candidate.kind == "torch"
+    assert candidate.max_batch == ANY_BATCH
+    with pytest.raises(InputError, match="torch and torch-cuda") as caught:
+        shipped().open("onnxruntime", 1)
+    assert caught.value.code == "E-ENGINE-NOT-IN-BUNDLE"
