@@ -20,7 +20,7 @@ int cuDriverGetVersion(int *version) { return *version = 12060, 0; }
 static int allocate(void **address, size_t size)
 {
     if (!in_context) return 201; /* CUDA_ERROR_INVALID_CONTEXT */
-    if (size > 1u << 30) return 2;
+    if (size > (size_t)(getenv("FAKE_LARGEST") ? atoi(getenv("FAKE_LARGEST")) : 1 << 30)) return 2;
     live++;
     return *address = malloc(size), 0;
 }

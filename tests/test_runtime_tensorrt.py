@@ -115,6 +115,18 @@ def test_plan_with_a_dynamic_batch_takes_one_frame_or_several(version, driver, m
     for count in (1, 4, 2, 1):
         np.testing.assert_array_equal(engine.run(images(count)), network(images(count)))
     assert error_of(engine.run, images(5)).code == "E-ENGINE-LOAD"
+    np.testing.assert_array_equal(engine.run(images(1)), network(images(1)))
+
+
+def test_engine_whose_memory_ran_out_answers_again_when_less_is_asked(driver, monkeypatch):
+    standin.install(monkeypatch, "10.3", world((-1, *SHAPE[1:]), most_frames=9))
+    engine = open_engine("tensorrt", files("10.3"), 1)
+    with monkeypatch.context() as full:
+        full.setenv("FAKE_LARGEST", "4096")
+        for _ in range(2):
+            assert "out of memory" in str(error_of(engine.run, images(9)))
+    for count in (1, 9):
+        np.testing.assert_array_equal(engine.run(images(count)), network(images(count)))
 
 
 def test_batch_for_a_plan_of_one_frame_is_refused_with_the_option_that_mends_it(
@@ -189,9 +201,39 @@ def test_driver_without_a_gpu_is_told_before_tensorrt_is_touched(driver, monkeyp
     assert played.calls == []
 
 
-@pytest.mark.skipif(
+has_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed"
 )
+
+
+@has_rtx
+def test_real_tensorrt_rtx_has_every_name_that_the_engine_uses():
+    module = importlib.import_module("tensorrt_rtx")
+    used = {
+        "Runtime": ("deserialize_cuda_engine",),
+        "ICudaEngine": (
+            *("num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_shape"),
+            *("get_tensor_dtype", "create_execution_context"),
+        ),
+        "IExecutionContext": ("set_input_shape", "set_tensor_address", "execute_async_v3"),
+        "TensorIOMode": ("INPUT",),
+        "DataType": ("FLOAT",),
+        "ILogger": ("Severity",),
+    }
+    lacking = [
+        f"{owner}.{name}"
+        for owner, names in used.items()
+        for name in names
+        if not hasattr(getattr(module, owner), name)
+    ]
+    assert lacking == []
+    said, logger = trt._logger_of(module)
+    logger.log(module.ILogger.Severity.ERROR, "wrong")
+    logger.log(module.ILogger.Severity.INFO, "right")
+    assert said == ["wrong"]
+
+
+@has_rtx
 def test_real_tensorrt_rtx_without_a_driver_is_an_error_and_no_crash():
     try:
         ctypes.CDLL(cuda.LIBRARY)

@@ -134,6 +134,7 @@ class TensorRtEngine:
         self._stream = gpu.create_stream()
         self._events = tuple(gpu.create_event() for _ in range(4))
         self._memory: List[int] = []  # addresses on the GPU of the image and the logits
+        self._image = self._logits = np.empty(0, np.float32)  # pinned, from `_bind` on
         self._bind((1, *shape[1:]))
         weakref.finalize(
             self, _release, gpu, self._stream, self._events, self._memory
@@ -187,14 +188,16 @@ class TensorRtEngine:
                 "E-ENGINE-LOAD",
                 f"the plan takes one frame a call, not {shape[0]}; export with --dynamic",
             )
+        self._image = self._logits = np.empty(0, np.float32)  # what fails below is tried again
         if self._is_dynamic and not self._context.set_input_shape(self._source, shape):
             raise EngineError("E-ENGINE-LOAD", f"the plan takes no batch of {shape[0]} frames")
         while self._memory:
             self._gpu.free(self._memory.pop())
-        self._image, self._logits = self._gpu.pinned(shape), self._gpu.pinned(shape)
-        for name, array in ((self._source, self._image), (self._target, self._logits)):
+        image, logits = self._gpu.pinned(shape), self._gpu.pinned(shape)
+        for name, array in ((self._source, image), (self._target, logits)):
             self._memory.append(self._gpu.allocate(array.nbytes))
             self._context.set_tensor_address(name, self._memory[-1])
+        self._image, self._logits = image, logits
 
 
 def _release(gpu: Gpu, stream: int, events: Tuple[int, ...], memory: List[int]) -> None:
