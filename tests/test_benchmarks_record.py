@@ -252,8 +252,6 @@ def test_batch_is_measured_after_its_answers_were_compared(monkeypatch):
     )
     several = dataclasses.replace(candidate("a"), max_batch=4)
     assert benchmark(several, batch=4).rows[0].offline.batch == 4
-    assert benchmark(several).rows[0].offline.batch == 1
-    assert benchmark(several, batch=4, modes=()).rows[0].offline is None
     assert compared == [(16, 4, "int8")]
 
 
