@@ -8,7 +8,6 @@ from types import MappingProxyType
 import numpy as np
 
 from ..runtime.errors import EngineError
-from ..runtime.image import input_from_frame
 from ..runtime.session import Session
 from .latency import Frame
 
@@ -40,7 +39,7 @@ class BatchSession:
                 engine raises for a batch.
         """
         for frame, row in zip(frames, self._input, strict=True):
-            input_from_frame(frame, self.session.contract, row[None])
+            row[...] = self.session.prepare(frame)[0]
         logits = self.session.engine.run(self._input)
         if logits.shape != self._input.shape or not np.isfinite(logits.sum()):
             raise EngineError(

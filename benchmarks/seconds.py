@@ -25,7 +25,7 @@ def by_the_second(
         seconds: for each item, above 0.
         progress: shows the seconds of all items.
     """
-    if progress is quiet:
+    if progress is quiet or not items:
         yield from items
         return
     each = max(1, round(seconds))

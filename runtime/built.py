@@ -35,7 +35,7 @@ def engine_files(bundle: Bundle, engine: str) -> Dict[str, bytes]:
     bundle.model_files(engine)  # says so where it is no kit
     plan = built_plan(bundle)
     side_car = plan.with_name(plan.name + ".json")
-    again = f"run python3 {bundle.path / 'build_engine.py'} on this device"
+    again = f"run python3 {_folder_of(bundle) / 'build_engine.py'} on this device"
     if not plan.is_file() or not side_car.is_file():
         raise EngineError(
             "E-ENGINE-NOT-BUILT", f"{plan} and {side_car.name} are not there; {again}"
@@ -59,5 +59,11 @@ def engine_files(bundle: Bundle, engine: str) -> Dict[str, bytes]:
 
 def built_plan(bundle: Bundle) -> Path:
     """Return where the plan of a kit lies: beside it, under its name and precision."""
-    folder = bundle.path.resolve()
+    folder = _folder_of(bundle)
     return folder.with_name(f"{folder.name}-{bundle.manifest.precision}.plan")
+
+
+def _folder_of(bundle: Bundle) -> Path:
+    """Return the kit's folder; of one in a single file, where `edgeseg bundle unpack` puts it."""
+    path = bundle.path.resolve()
+    return path.with_suffix("") if path.is_file() else path

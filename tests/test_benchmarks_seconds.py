@@ -48,6 +48,12 @@ def test_nothing_to_show_needs_no_thread():
         assert threading.active_count() == before
 
 
+def test_no_items_show_no_bar():
+    shown = Shown()
+    assert list(by_the_second((), "energy", 90.0, shown)) == []
+    assert not hasattr(shown, "label")
+
+
 def test_item_shorter_than_a_second_still_has_a_step():
     shown = Shown()
     assert list(by_the_second("a", "offline", 0.02, shown)) == ["a"]

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from edgeseg.runtime import built
-from edgeseg.runtime.bundle import open_bundle, seal_bundle
+from edgeseg.runtime.bundle import open_bundle, pack_bundle, seal_bundle
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.engines import cuda, open_engine, trt
 from edgeseg.runtime.errors import EngineError, Refused
@@ -361,6 +361,21 @@ def test_session_runs_what_build_engine_built_beside_the_kit(built_kit):
     np.testing.assert_array_equal(session.logits(FRAME), expected)
     assert session.predict(FRAME).shape == FRAME.shape
     assert open_bundle(built_kit).sha256  # the kit itself is as it was exported
+
+
+def test_packed_kit_finds_the_plan_that_its_folder_built(built_kit, tmp_path):
+    packed = tmp_path / "kit.edgeseg"
+    pack_bundle(built_kit, packed)
+    session = open_session(packed)
+    np.testing.assert_array_equal(session.logits(FRAME), open_session(built_kit).logits(FRAME))
+
+
+def test_signature_of_a_kit_is_no_file_too_many(kit, monkeypatch):
+    (kit / "model.sig").write_bytes(b"{}")
+    monkeypatch.syspath_prepend(test_kit.KIT)
+    kit_files = importlib.import_module("kit_files")
+    assert kit_files.read_kit(kit).sha256 == open_bundle(kit).sha256
+    monkeypatch.delitem(sys.modules, "kit_files")
 
 
 def test_kit_that_nothing_was_built_from_says_how(kit):
