@@ -42,7 +42,20 @@ from .runtime.errors import InputError
     help="single is always measured; offline: throughput; paced: a frame clock; soak: drift.",
 )
 @click.option("--rounds", type=click.IntRange(1), default=400, show_default=True, help="Of single.")
-@click.option("--streams", type=click.IntRange(1), default=1, show_default=True, help="Of offline.")
+@click.option(
+    "--streams",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Of offline: sessions at once, which share the threads.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="Of offline: frames a call; above 1 needs checkpoints or bundles made with --dynamic.",
+)
 @click.option(
     "--rate", type=click.FloatRange(0.1, 1000), default=30, show_default=True, help="Of paced, Hz."
 )
@@ -64,6 +77,13 @@ from .runtime.errors import InputError
 @click.option(
     "--energy", is_flag=True, help="Also mJ a frame, 90 s a row, where there is a counter."
 )
+@click.option(
+    "--passes",
+    type=click.IntRange(0, 1000),
+    default=10,
+    show_default=True,
+    help="Of each row beside a fixed network, for --compare with other runs.",
+)
 @click.option("--out", type=path_type(), help="The HTML report; .json, .md, .csv go beside.")
 @click.option(
     "--compare",
@@ -75,7 +95,8 @@ from .runtime.errors import InputError
     "--budget",
     "budgets",
     multiple=True,
-    help="With --compare: a limit that NEW must keep, such as p99=33ms or dice_drop=0.005.",
+    help="With --compare: a limit that NEW must keep, such as p99=33ms or dice_drop=0.005; of one "
+    "row: ROW:p99=33ms.",
 )
 @json_option
 @quiet_option
@@ -91,11 +112,13 @@ def benchmark(
     modes: tuple[str, ...],
     rounds: int,
     streams: int,
+    batch: int,
     rate: float,
     seconds: float,
     minutes: float,
     layers: bool,
     energy: bool,
+    passes: int,
     out: Path | None,
     compare: tuple[Path, Path] | None,
     budgets: tuple[str, ...],
@@ -117,7 +140,10 @@ def benchmark(
         return
     if not (sources and dataset and out):
         raise InputError("E-BENCHMARK-CALL", "name at least one SOURCE, --data and --out")
-    for mode, option in (("offline", "streams"), ("paced", "rate"), ("soak", "minutes")):
+    for mode, option in (
+        *(("offline", "streams"), ("offline", "batch")),
+        *(("paced", "rate"), ("soak", "minutes")),
+    ):
         if mode not in modes and given(context, {option: None}):
             raise InputError(
                 "E-BENCHMARK-CALL",
@@ -145,12 +171,14 @@ def benchmark(
         modes=modes,
         rounds=rounds,
         streams=streams,
+        batch=batch,
         offline_s=seconds,
         paced_s=seconds,
         hz=rate,
         soak_s=60 * minutes,
         layers=layers,
         energy=energy,
+        passes=passes,
     )
     found = [find_source(path) for path in sources]
     part = part or default_part(found)

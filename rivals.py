@@ -6,8 +6,10 @@ in size and time alone.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -305,10 +307,16 @@ def _candidate(name: str, user: _User, folder: Path, threads: int) -> Candidate:
             *("--rival", name, "--folder", str(folder.resolve()), "--threads", str(threads)),
         ),
         trained=rival.trained,
-        open_another=partial(open_rival, name, user.file, folder, threads),
+        open_another=partial(_another, name, user.file, folder, threads),
         files=files,
         onnx=model,
     )
+
+
+def _another(name: str, checkpoint: Path, folder: Path, threads: int, each: int) -> Session:
+    """Open a rival on so many threads each; PyTorch has only those of the process."""
+    own = RIVALS[name].engine == "torch-compile"
+    return open_rival(name, checkpoint, folder, threads if own else each)
 
 
 def _write_model(rival: Rival, user: _User, folder: Path, threads: int) -> bytes:
@@ -376,10 +384,29 @@ def _statically_quantised(model: bytes, inputs: Iterator[np.ndarray], folder: Pa
             return None if image is None else {name: image}
 
     file = folder / "quantised.onnx"
-    quantize_static(source, file, Reader())
+    with _advice_left_out():
+        quantize_static(source, file, Reader())
     made = file.read_bytes()
     file.unlink()
     return made
+
+
+@contextlib.contextmanager
+def _advice_left_out() -> Iterator[None]:
+    """Keep quantize_static's advice to pre-process off stderr; whatever else it logs is shown.
+
+    Its defaults are what is compared here, so the advice is not taken.
+    """
+
+    def is_no_advice(record: logging.LogRecord) -> bool:
+        return "pre-processing before quantization" not in record.getMessage()
+
+    logger = logging.getLogger()  # it has none of its own
+    logger.addFilter(is_no_advice)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_no_advice)
 
 
 def _int8_share(engine: str, model: bytes, folder: Path, threads: int) -> float:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .kd import zoo
 from .kd.config import STUDENT_FILE
+from .runtime.built import engine_files
 from .runtime.bundle import SPLIT_FILE, Bundle, open_bundle
 from .runtime.engines import ENGINES, available_threads, files_of, is_installed
 from .runtime.errors import InputError, Refused
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 # What stands in for images where the user has none: drawn anew each time, always the same.
 PHANTOMS = 160
 PHANTOM_SEED = 0
+TORCH_ENGINES = ("torch", "torch-cuda")  # of checkpoints; the second only if asked for by name
 PHANTOM_SOURCE = "phantoms"  # as the record of a calibration names them
 _VECTORS = ("benign", "malignant", "normal")  # phantoms that are golden inputs
 # Of a manifest's evidence, as `benchmarks.record` names the fields
@@ -117,19 +119,21 @@ class Source:
         return zoo.DATA if self.folder == zoo.FOLDER.resolve() and not self.is_onnx else {}
 
     def open(self, engine: str | None, threads: int) -> Session:
-        """Open a session; a checkpoint runs in PyTorch and takes no other engine."""
+        """Open a session; a checkpoint runs in PyTorch (`TORCH_ENGINES`) and in no other engine."""
         if self.is_bundle:
             return session_of(open_bundle(self.path), engine=engine, threads=threads)
-        if engine not in (None, "torch"):
+        if engine not in (None, *TORCH_ENGINES):
             raise InputError(
                 "E-ENGINE-NOT-IN-BUNDLE",
-                f"{self.path} is a checkpoint and runs in torch, not in {engine!r}; "
-                "export it first",
+                f"{self.path} is a checkpoint and runs in {' and '.join(TORCH_ENGINES)}, not in "
+                f"{engine!r}; export it first",
             )
         from .kd.checkpoint import load_checkpoint
-        from .kd.engine import TorchEngine
+        from .kd.engine import TorchCudaEngine, TorchEngine
 
         loaded = load_checkpoint(self.path)
+        if engine == "torch-cuda":
+            return Session.over(TorchCudaEngine(loaded), loaded.contract)
         return Session.over(TorchEngine(loaded, threads or available_threads()), loaded.contract)
 
 
@@ -692,25 +696,31 @@ def _of_bundle(source: Source, engines: Sequence[str], threads: int) -> list[Can
         first_installed(bundle)  # says what to install where none is
         wanted = [name for name in manifest.models if name in ENGINES and is_installed(name)]
     onnx, proof = _onnx_of(bundle), _proof_of(bundle)
+    # A session first: it says what to install or to build where its files are not there.
+    sessions = {engine: session_of(bundle, engine=engine, threads=threads) for engine in wanted}
+    files = {engine: engine_files(bundle, engine) for engine in wanted}
     return [
         Candidate(
             name=f"{source.folder.name} · {engine}",
             kind=engine,
             precision=manifest.precision,
-            session=session_of(bundle, engine=engine, threads=threads),
+            session=sessions[engine],
             artifact_sha256=bundle.sha256,
-            file_bytes=sum(
-                (source.path / file).stat().st_size for file in manifest.models[files_of(engine)]
-            ),
+            file_bytes=sum(map(len, files[engine].values())),
             complexity=_complexity_of(bundle, files_of(engine)),
             probe=_probe_command(source, engine, threads),
-            open_another=partial(session_of, bundle, engine=engine, threads=threads),
-            files=bundle.model_files(files_of(engine)),
+            open_another=partial(_another, bundle, engine),
+            files=files[engine],
+            max_batch=int(manifest.batch["max"]),
             onnx=onnx,
             proof=proof,
         )
         for engine in wanted
     ]
+
+
+def _another(bundle: Bundle, engine: str, threads: int) -> Session:
+    return session_of(bundle, engine=engine, threads=threads)
 
 
 def train_frames(source: Source, data: Path, count: int) -> tuple[Frame, ...]:
@@ -781,27 +791,35 @@ def _complexity_of(bundle: Bundle, engine: str) -> dict[str, int]:
 
 
 def _of_checkpoint(source: Source, engines: Sequence[str], threads: int) -> list[Candidate]:
-    if engines and "torch" not in engines:
+    wanted = [name for name in TORCH_ENGINES if name in (engines or TORCH_ENGINES[:1])]
+    if not wanted:
         return []
     threads = threads or available_threads()
-    from .benchmarks.record import Candidate
+    from .benchmarks.record import ANY_BATCH, Candidate
     from .kd.checkpoint import load_checkpoint
     from .kd.models import complexity_of
 
     loaded = load_checkpoint(source.path)
     return [
         Candidate(
-            name=f"{source.folder.name}/{source.path.stem} · torch",
-            kind="torch",
+            name=f"{source.folder.name}/{source.path.stem} · {engine}",
+            kind=engine,
             precision="fp32",
-            session=source.open("torch", threads),
+            session=source.open(engine, threads),
             artifact_sha256=loaded.sha256,
             file_bytes=source.path.stat().st_size,
             complexity=complexity_of(loaded.network, loaded.contract),
-            probe=_probe_command(source, "torch", threads),
-            open_another=partial(source.open, "torch", threads),
+            probe=_probe_command(source, engine, threads),
+            open_another=partial(_another_torch, source, engine, threads),
+            max_batch=ANY_BATCH,
         )
+        for engine in wanted
     ]
+
+
+def _another_torch(source: Source, engine: str, threads: int, each: int) -> Session:
+    """Open it with the threads of the process, which PyTorch has no others than."""
+    return source.open(engine, threads)
 
 
 def _probe_command(source: Source, engine: str, threads: int) -> tuple[str, ...]:

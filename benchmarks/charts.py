@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
+from types import MappingProxyType
 
 from .complexity import LayerCost
 from .latency import percentile
@@ -34,6 +35,10 @@ from .svg import (
 from .text import fixed, percent, significant
 from .wording import dice_of
 
+# Parts of a call, as the style sheet colours them and as people read them.
+PARTS = MappingProxyType(
+    {"pre": "preparing", "transfer": "copies", "engine": "engine", "post": "reading out"}
+)
 LABELLED_LAYERS = 5  # have their rank beside their dot
 
 
@@ -177,23 +182,22 @@ def bars(rows: Sequence[Row], values: Sequence[float], title: str, unit: str, ke
 
 
 def latency_parts(rows: Sequence[Row]) -> str:
-    """Plot the medians of preparing, engine and reading out, one behind the other, per row."""
+    """Plot the medians of preparing, engine and reading out, one behind the other, per row.
+
+    Where the engine tells its copies they stand before what is left of it.
+    """
     bar_px = 38
-    medians = [
-        [percentile(part, 0.5) for part in (row.latency.pre_ms, row.latency.engine_ms)]
-        + [percentile(row.latency.post_ms, 0.5)]
-        for row in rows
-    ]
-    px_per_ms = (RIGHT - 14) / max(map(sum, medians))
+    medians = [part_medians(row) for row in rows]
+    px_per_ms = (RIGHT - 14) / max(sum(times.values()) for times in medians)
     parts = []
     for index, (row, times) in enumerate(zip(rows, medians, strict=True)):
         top, x = bar_px * index, 14.0
-        values = " + ".join(significant(time) for time in times)
+        values = " + ".join(significant(time) for time in times.values())
         parts.append(
             f'<text class="label halo" x="14" y="{top + 15}">{escape(short(row.name))}</text>'
             f'<text class="value halo" x="{RIGHT}" y="{top + 15}" text-anchor="end">{values}</text>'
         )
-        for part, time in zip(("pre", "engine", "post"), times, strict=True):
+        for part, time in times.items():
             length = px_per_ms * time
             parts.append(
                 f'<rect class="bar {part}" x="{x:.1f}" y="{top + 20}" '
@@ -201,11 +205,21 @@ def latency_parts(rows: Sequence[Row]) -> str:
             )
             x += length
     facts = "; ".join(
-        f"{row.name}: preparing {significant(pre)} ms, engine {significant(engine)} ms, reading "
-        f"out {significant(post)} ms"
-        for row, (pre, engine, post) in zip(rows, medians, strict=True)
+        f"{row.name}: "
+        + ", ".join(f"{PARTS[part]} {significant(time)} ms" for part, time in times.items())
+        for row, times in zip(rows, medians, strict=True)
     )
     return svg("latency-parts", "Latency in parts", facts, bar_px * len(rows) + 4, parts)
+
+
+def part_medians(row: Row) -> dict[str, float]:
+    """Return the median of each part of a call in ms, by key of `PARTS`, in the order they run."""
+    run = row.latency
+    samples = {"pre": run.pre_ms, "engine": run.engine_ms, "post": run.post_ms}
+    if run.transfer_ms:
+        copies = {"transfer": run.transfer_ms, "engine": run.compute_ms}
+        samples = {"pre": run.pre_ms, **copies, "post": run.post_ms}
+    return {part: percentile(times, 0.5) for part, times in samples.items()}
 
 
 def soak_lines(row: Row, soak: SoakRun, key: str) -> str:

@@ -1,8 +1,9 @@
 """Two benchmark records side by side, and whether the new one keeps its budgets.
 
-The records are of two runs at different times, so only the images are paired: the interval of a
-latency ratio draws blocks of calls from each run on its own. What the machine did differently
-between the runs is in no interval; only rows of one run, which take turns, exclude it.
+The records are of two runs at different times, between which the machine changed. So a row's time
+is compared as a ratio to that of its yardstick (`yardstick.py`), pass by pass, and the interval is
+Welch's of the passes' means, widened by what two runs on one machine differ by beyond their passes.
+A verdict is given only where a difference that matters would have been found.
 """
 
 from __future__ import annotations
@@ -12,32 +13,53 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ..runtime.errors import InputError, Refused
 from .accuracy import PairedDifference, paired_difference
 from .jsonform import json_from_value
-from .latency import P99_MIN_N, LatencyRatio, LatencyRun
+from .latency import P99_MIN_N, RATIO_CONFIDENCE
+from .nvml import computes_on_nvidia
 from .record import BenchmarkRecord, Row
 from .text import MISSING, fixed, signed, significant, text_table
+from .yardstick import log_ratio, yardstick_log_ms
 
-SCHEMA = "edgeseg.comparison/1"
-BLOCKS = 8  # equal stretches of a run: long, because disturbances last for many calls
-MIN_CALLS = 40  # of a run; the median of a shorter stretch says little
-# A bootstrap over so few blocks is too narrow: by this much for their variance (k / (k - 1)) and
-# for its own uncertainty (Student's t at 0.975 with 2 · (8 - 1) degrees of freedom over 1.960).
-_WIDER = math.sqrt(BLOCKS / (BLOCKS - 1)) * 2.145 / 1.960
-TWO_RUNS = (
-    "These are two runs at different times: what the machine did differently between them is in "
-    "no interval. Where a small difference matters, measure both in one run."
-)
-_RESAMPLES = 2000
-_SEED = 0
+SCHEMA = "edgeseg.comparison/2"
+MIN_PASSES = 5  # of each run, with an undisturbed call of row and yardstick
+# An allowance for what two runs on one machine differ by beyond what their passes say, as a
+# standard deviation of each run's log; tests/measure_comparison.py counts how often verdicts are
+# right with it.
+BETWEEN_RUNS = 0.005
+MATTERS = 1.10  # a ratio; "no difference" is said only where one as large would have been found
+_POWER_Z = 1.645  # a difference that large is found 95 times in 100
 _MACHINE = ("cpu", "cores", "isa", "governor")  # fields of the environment
+_MACHINE_OF_GPUS = ("gpus", "gpu_driver")
+
+
+@dataclass(frozen=True)
+class RecordRatio:
+    """The time of a row in the new record over that in the old, the machine's part taken out."""
+
+    ratio: float  # NaN where it could not be told at all
+    low: float  # 99 % interval
+    high: float
+    smallest: float  # ratio above 1 that would have been found 19 times in 20
+    machine: float  # time of the yardstick in the new record over that in the old one
+    passes: tuple[int, int]  # that count, of the old and of the new record
+    reason: str  # why there is no interval; empty where there is one
+
+    @property
+    def verdict(self) -> str:
+        """One of "slower", "faster", "no difference" and "cannot tell"."""
+        if self.low > 1:
+            return "slower"
+        if self.high < 1:
+            return "faster"
+        return "no difference" if self.smallest <= MATTERS else "cannot tell"
 
 
 @dataclass(frozen=True)
@@ -49,18 +71,25 @@ class RowComparison:
     same_artifact: bool  # whether both ran the same files
     old_p50_ms: float
     new_p50_ms: float
-    latency: LatencyRatio  # median of the new over that of the old
+    latency: RecordRatio
     dice: PairedDifference | None  # new minus old, image by image
     no_dice: str  # why there is no `dice`; empty where there is
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A limit that every row of the new record must keep."""
+    """A limit that rows of the new record must keep."""
 
     name: str  # key in BUDGETS
     limit: float  # in ms, bytes, Dice or as a ratio
     text: str  # as it was written
+    rows: str = ""  # name, engine, precision, or engine and precision of those judged; all if empty
+
+    def judges(self, row: Row) -> bool:
+        """Say whether the budget is one of this row."""
+        if not self.rows:
+            return True
+        return self.rows in (row.name, row.kind, row.precision, f"{row.kind} {row.precision}")
 
 
 @dataclass(frozen=True)
@@ -174,15 +203,15 @@ def _dice_drop(row: Row, found: RowComparison | None) -> float | str:
 
 
 def _slowdown(row: Row, found: RowComparison | None) -> float | str:
-    """Return the lower end of the ratio's interval: the least that the row is shown to be slower.
-
-    What disturbs the machine within a run widens the interval and so hides a slowdown; what
-    differs between the runs can feign one, see `TWO_RUNS`.
-    """
+    """Return the lower end of the ratio's interval: the slowdown that is shown at least."""
     if found is None:
         return "the old record has no such row"
-    low = found.latency.low
-    return "too few calls for an interval" if math.isnan(low) else low
+    latency = found.latency
+    if latency.reason:
+        return f"cannot tell: {latency.reason}"
+    if latency.verdict == "cannot tell":
+        return f"cannot tell: only {_smallest(latency)} or more would have been found"
+    return latency.low
 
 
 def _write_ms(value: float) -> str:
@@ -221,19 +250,22 @@ BUDGETS: Mapping[str, BudgetKind] = MappingProxyType(
 
 
 def parse_budget(text: str) -> Budget:
-    """Read a budget such as ``p99=33ms``.
+    """Read a budget such as ``p99=33ms`` or, of some rows only, ``openvino int8:p99=33ms``.
 
     Times take us, ms or s and sizes B, kB, MB, KiB, MiB or GiB, never no unit; `dice` (a minimum)
     and `dice_drop` are plain numbers; `slowdown` is a percentage or a ratio from 1 on.
 
     Raises InputError: E-BUDGET with the known names and forms.
     """
-    written = re.fullmatch(r"(\w+)=(\d+\.?\d*|\.\d+) ?([A-Za-z%]*)", text.strip(), re.ASCII)
+    rows, _, limits = text.strip().rpartition(":")
+    written = re.fullmatch(r"(\w+)=(\d+\.?\d*|\.\d+) ?([A-Za-z%]*)", limits, re.ASCII)
     name, number, unit = written.groups() if written else ("", "", "")
     kind = BUDGETS.get(name)
     if kind is None or unit not in kind.units:
         forms = ", ".join(each.example for each in BUDGETS.values())
-        raise InputError("E-BUDGET", f"{text!r:.60} is no budget; give one like {forms}")
+        raise InputError(
+            "E-BUDGET", f"{text!r:.60} is no budget; give one like {forms}, or ROW:p99=33ms"
+        )
     limit = kind.units[unit](float(number))
     least, most = kind.limits
     if not (least <= limit <= most and math.isfinite(limit)):
@@ -242,7 +274,18 @@ def parse_budget(text: str) -> Budget:
             f"{text!r:.60} asks for {limit:g}, outside {least:g}..{most:g}; "
             f"give one like {kind.example}",
         )
-    return Budget(name, limit, text.strip())
+    return Budget(name, limit, text.strip(), rows.strip())
+
+
+def _require_rows(budgets: Sequence[Budget], rows: Sequence[Row]) -> None:
+    """Raise InputError (E-BUDGET) for a budget of rows that are not there."""
+    for budget in budgets:
+        if not any(budget.judges(row) for row in rows):
+            names = ", ".join(f"{row.name!r} ({row.kind} {row.precision})" for row in rows)
+            raise InputError(
+                "E-BUDGET",
+                f"{budget.text!r:.60} is of no row; name one of {names}, its engine or precision",
+            )
 
 
 def _judge(budget: Budget, row: Row, found: RowComparison | None) -> Verdict:
@@ -282,11 +325,14 @@ def compare_records(
         budgets: from `parse_budget`; those of Dice pass over networks that are not trained.
 
     Raises:
-        Refused: E-COMPARE-MACHINE for records of different CPUs, cores, instructions or governors.
-        InputError: E-COMPARE-ROWS where no row has a counterpart.
+        Refused: E-COMPARE-MACHINE for records of different CPUs, cores, instructions or governors,
+            and of different GPUs or drivers where a row ran on a GPU.
+        InputError: E-COMPARE-ROWS where no row has a counterpart, E-BUDGET for a budget of a row
+            that the new record lacks.
     """
-    _require_same_machine(old, new)
+    _require_rows(budgets, new.rows)
     pairs = _pairs(old, new)
+    _require_same_machine(old, new, pairs)
     compared = {row.name: _compare(before, row) for before, row in pairs}
     return RecordComparison(
         schema=SCHEMA,
@@ -305,13 +351,17 @@ def compare_records(
             _judge(budget, row, compared.get(row.name))
             for budget in budgets
             for row in new.rows
-            if row.accuracy is not None or not budget.name.startswith("dice")
+            if budget.judges(row)
+            and (row.accuracy is not None or not budget.name.startswith("dice"))
         ),
     )
 
 
-def _require_same_machine(old: BenchmarkRecord, new: BenchmarkRecord) -> None:
-    for name in _MACHINE:
+def _require_same_machine(
+    old: BenchmarkRecord, new: BenchmarkRecord, pairs: Sequence[tuple[Row, Row]]
+) -> None:
+    on_gpu = any(computes_on_nvidia(row.kind, row.engine_facts) for pair in pairs for row in pair)
+    for name in _MACHINE + (_MACHINE_OF_GPUS if on_gpu else ()):
         before, after = getattr(old.environment, name), getattr(new.environment, name)
         if before != after:
             raise Refused(
@@ -360,7 +410,7 @@ def _compare(old: Row, new: Row) -> RowComparison:
         same_artifact=old.artifact_sha256 == new.artifact_sha256,
         old_p50_ms=old.latency.p50_ms,
         new_p50_ms=new.latency.p50_ms,
-        latency=block_ratio(new.latency, old.latency),
+        latency=record_ratio(new, old),
         dice=None if no_dice else paired_difference(new.scores, old.scores),
         no_dice=no_dice,
     )
@@ -379,34 +429,81 @@ def _why_no_dice(old: Row, new: Row) -> str:
     return "" if any(score.lesion_px for score in old.scores) else "no image has a lesion"
 
 
-def block_ratio(a: LatencyRun, b: LatencyRun) -> LatencyRatio:
-    """Return the median end-to-end time of `a` over that of `b`, of two runs that took no turns.
+def _smallest(latency: RecordRatio) -> str:
+    return f"{100 * (latency.smallest - 1):.1f} %"
 
-    Block bootstrap (Carlstein 1986, doi 10.1214/aos/1176350057): each run is cut into 8 stretches
-    of consecutive calls, and whole stretches are drawn from each run on its own, so that drift
-    within a run widens the interval. It is NaN where a run has fewer than 40 calls.
+
+def record_ratio(new: Row, old: Row) -> RecordRatio:
+    """Return the time of `new` over that of `old`, of two runs, each relative to its yardstick.
+
+    Welch's interval of the difference of the passes' means, in logs, with `BETWEEN_RUNS` added to
+    the variance of each mean.
     """
-    ratio = a.p50_ms / b.p50_ms
-    if min(len(a.e2e_ms), len(b.e2e_ms)) < MIN_CALLS:
-        return LatencyRatio(ratio, math.nan, math.nan)
-    generator = np.random.default_rng(_SEED)
-    logs = np.log(_drawn_medians(a, generator)) - np.log(_drawn_medians(b, generator))
-    low, high = np.quantile(logs, [0.025, 0.975])
-    middle = (low + high) / 2
-    return LatencyRatio(
-        ratio,
-        float(np.exp(middle + _WIDER * (low - middle))),
-        float(np.exp(middle + _WIDER * (high - middle))),
+    if reason := _why_no_ratio(new, old):
+        return RecordRatio(*(math.nan,) * 5, passes=(0, 0), reason=reason)
+    logs = [
+        [log for each in row.passes if math.isfinite(log := log_ratio(each))] for row in (old, new)
+    ]
+    speeds = [
+        [log for each in row.passes if math.isfinite(log := yardstick_log_ms(each))]
+        for row in (old, new)
+    ]
+    machine = math.exp(np.mean(speeds[1]) - np.mean(speeds[0])) if all(speeds) else math.nan
+    counts = len(logs[0]), len(logs[1])
+    if min(counts) < MIN_PASSES:
+        return RecordRatio(
+            *(math.nan,) * 4,
+            machine=machine,
+            passes=counts,
+            reason=f"{counts[0]} and {counts[1]} passes had calls that did not wait for a core, "
+            f"{MIN_PASSES} of each are needed; measure on a quieter machine or with more passes",
+        )
+    variances = [float(np.var(each, ddof=1)) / len(each) for each in logs]
+    variance = sum(variances) + 2 * BETWEEN_RUNS**2
+    freedom = variance**2 / max(
+        sum(each**2 / (count - 1) for each, count in zip(variances, counts, strict=True)), 1e-30
+    )
+    middle = float(np.mean(logs[1]) - np.mean(logs[0]))
+    quantile, error = students_t(1 - (1 - RATIO_CONFIDENCE) / 2, freedom), math.sqrt(variance)
+    return RecordRatio(
+        ratio=math.exp(middle),
+        low=math.exp(middle - quantile * error),
+        high=math.exp(middle + quantile * error),
+        smallest=math.exp((quantile + _POWER_Z) * error),
+        machine=machine,
+        passes=counts,
+        reason="",
     )
 
 
-def _drawn_medians(run: LatencyRun, generator: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Return the median of each resample; a rest of the run that fills no block is left out."""
-    calls = len(run.e2e_ms) // BLOCKS
-    blocks = np.asarray(run.e2e_ms[: BLOCKS * calls]).reshape(BLOCKS, calls)
-    middle = (blocks.size - 1) // 2  # the order statistic that `percentile` takes
-    draws = generator.integers(0, BLOCKS, (_RESAMPLES, BLOCKS))
-    return np.array([np.partition(blocks[draw].ravel(), middle)[middle] for draw in draws])
+def _why_no_ratio(new: Row, old: Row) -> str:
+    """Return why the yardsticks of two rows cannot be compared; empty where they can."""
+    for which, row in (("old", old), ("new", new)):
+        if row.yardstick is None:
+            return f"the {which} record has no yardstick beside the row; measure it with --passes"
+    if new.yardstick != old.yardstick:
+        before, after = json_from_value(old.yardstick), json_from_value(new.yardstick)
+        name = next(name for name in before if before[name] != after[name])
+        return (
+            f"the {name} of the yardstick was {before[name]:.40} and is {after[name]:.40}, which "
+            "moves it too; measure both in one run, or with the same"
+        )
+    return ""
+
+
+def students_t(confidence: float, freedom: float) -> float:
+    """Return the quantile of Student's t: the Cornish-Fisher series, within 3 % from 4 degrees on.
+
+    Abramowitz and Stegun 1972, 26.7.5.
+    """
+    z = NormalDist().inv_cdf(confidence)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
 def _changes(
@@ -419,7 +516,7 @@ def _changes(
         if before != after:
             lines.append(f"{name}: {before} → {after}")
 
-    for name in ("system", "python", "commit"):
+    for name in ("system", "python", "commit", *_MACHINE_OF_GPUS):
         add(name, getattr(old.environment, name), getattr(new.environment, name))
     packages = old.environment.packages, new.environment.packages
     for name in sorted({*packages[0], *packages[1]}):
@@ -442,12 +539,14 @@ def _changes(
 def comparison_to_json(comparison: RecordComparison) -> str:
     """Return the comparison as JSON text; an undefined number is null."""
     content = {**json_from_value(comparison), "passed": comparison.passed}
+    for row, found in zip(content["rows"], comparison.rows, strict=True):
+        row["latency"]["verdict"] = found.latency.verdict
     return json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def render_comparison(comparison: RecordComparison) -> str:
     """Return the comparison for a terminal: the verdict first, then rows and what else changed."""
-    header = ["row", "old p50 ms", "new p50 ms", "new / old (95 %)", "Dice, new - old (95 %)"]
+    header = ["row", "old p50 ms", "new p50 ms", "new / old (99 %)", "Dice, new - old (95 %)"]
     rows = [
         [
             row.name if row.name == row.old_name else f"{row.name} (was {row.old_name})",
@@ -467,12 +566,12 @@ def render_comparison(comparison: RecordComparison) -> str:
         "",
         text_table(header, rows),
         "",
-        TWO_RUNS,
+        *(line for row in comparison.rows if (line := _about_latency(row))),
         *(f"note: {warning}" for warning in comparison.warnings),
         *(
-            f"{row.name}: both runs had the same files, so software or machine made the difference."
+            f"{row.name}: both runs had the same files, so software or settings differ."
             for row in comparison.rows
-            if row.same_artifact and row.latency.differs
+            if row.same_artifact and row.latency.verdict in ("slower", "faster")
         ),
         *(f"{row.name}: no Dice: {row.no_dice}." for row in comparison.rows if row.no_dice),
         *(f"Only in the old record: {name}." for name in comparison.only_old),
@@ -482,14 +581,26 @@ def render_comparison(comparison: RecordComparison) -> str:
     return "\n".join(lines)
 
 
-def _latency_cell(latency: LatencyRatio) -> str:
-    if math.isnan(latency.low):
-        return f"{significant(latency.ratio)}×, too few calls"
+def _latency_cell(latency: RecordRatio) -> str:
+    verdict = latency.verdict
+    if latency.reason:
+        return verdict
     interval = f"({significant(latency.low)}–{significant(latency.high)})"
-    if not latency.differs:
-        return f"no difference {interval}"
-    word = "slower" if latency.low > 1 else "faster"
-    return f"{word}: {significant(latency.ratio)}× {interval}"
+    if verdict in ("slower", "faster"):
+        return f"{verdict}: {significant(latency.ratio)}× {interval}"
+    return f"{verdict} {interval}"
+
+
+def _about_latency(row: RowComparison) -> str:
+    """Return what a verdict rests on: what could have been found, and what the machine did."""
+    latency = row.latency
+    if latency.reason:
+        return f"{row.name}: latency: cannot tell: {latency.reason}."
+    return (
+        f"{row.name}: the machine took {significant(latency.machine)}× the time for its yardstick, "
+        f"which is taken out; a difference of {_smallest(latency)} would have been found "
+        f"19 times in 20 ({latency.passes[0]} and {latency.passes[1]} passes)."
+    )
 
 
 def _dice_cell(dice: PairedDifference | None) -> str:

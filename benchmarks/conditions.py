@@ -1,19 +1,19 @@
 """What the machine did around a measurement: clocks, throttling, and time taken by others.
 
 Two snapshots are compared, and what changed says whether the numbers between them can be used.
-Nothing is set and nothing needs root; only `nvidia-smi` is run, where it is installed.
+Nothing is set, nothing is run and nothing needs root; GPUs are asked through NVML.
 """
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from . import nvml
 from .sysfs import read_fields, read_number, read_text
 
 MAX_CLOCK_CHANGE = 0.02  # relative
@@ -23,7 +23,6 @@ MAX_OTHERS = 0.05  # of all CPU time
 _CPU = "sys/devices/system/cpu"
 # How the names of an integrated GPU begin: TX2, Xavier and Orin, then all since JetPack 6.
 _JETSON_GPUS = ("gp10b", "gv11b", "ga10b", "gpu")
-_NVIDIA_QUERY = "index,clocks.sm,clocks.mem,temperature.gpu,power.limit"
 # Bits of NVML's clocks event reasons that mean slower than asked for.
 _THROTTLES: Mapping[int, str] = MappingProxyType(
     {
@@ -74,15 +73,17 @@ class CpuTicks:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU, as `nvidia-smi` tells it."""
+    """One NVIDIA GPU, as NVML tells it."""
 
     index: int
+    name: str | None
     clock_mhz: float | None  # of the multiprocessors
     memory_clock_mhz: float | None
     temperature_c: float | None
     power_limit_w: float | None
     is_idle: bool  # then its clocks are low and say nothing
     throttled_by: tuple[str, ...]  # why it runs slower than asked for
+    ours: bool  # whether this process computes on it; inside a container that cannot be told
 
 
 @dataclass(frozen=True)
@@ -150,15 +151,29 @@ def read_conditions(root: Path = Path("/")) -> Conditions:
     )
 
 
-def compare_conditions(before: Conditions, after: Conditions) -> tuple[Change, ...]:
+def compare_conditions(
+    before: Conditions, after: Conditions, *, on_gpu: bool
+) -> tuple[Change, ...]:
     """Return what moved between two snapshots, in the order of `CHANGES`.
 
     Only what both snapshots tell is compared, and a GPU's clock only where it worked in both.
+
+    Args:
+        before: first snapshot.
+        after: second one.
+        on_gpu: whether anything that was measured ran on a GPU; if not, GPUs do not matter.
     """
+    if not on_gpu:
+        before, after = (replace(each, gpus=(), jetson_gpu_mhz={}) for each in (before, after))
     return tuple(
         Change(code, CHANGES[code].format(**facts), invalidates=code != "others")
         for code, facts in _changes(before, after)
     )
+
+
+def gpus_in_use(moment: Conditions) -> tuple[Gpu, ...]:
+    """Return the GPUs that this process computes on; all where that cannot be told."""
+    return tuple(gpu for gpu in moment.gpus if gpu.ours) or moment.gpus
 
 
 def _changes(before: Conditions, after: Conditions) -> Iterator[tuple[str, Mapping[str, object]]]:
@@ -173,7 +188,7 @@ def _changes(before: Conditions, after: Conditions) -> Iterator[tuple[str, Mappi
     if events := _rise(before.throttle_events, after.throttle_events):
         yield "throttled", {"count": events}
     reasons: dict[int, set[str]] = {}
-    for each in (*before.gpus, *after.gpus):
+    for each in (*gpus_in_use(before), *gpus_in_use(after)):
         reasons.setdefault(each.index, set()).update(each.throttled_by)
     for index in sorted(index for index, found in reasons.items() if found):
         yield "gpu-throttled", {"gpu": index, "reasons": ", ".join(sorted(reasons[index]))}
@@ -212,7 +227,7 @@ def _working_gpus(conditions: Conditions) -> dict[str, float]:
     """Return the clock of every GPU that does not rest, by name."""
     discrete = {
         str(gpu.index): gpu.clock_mhz
-        for gpu in conditions.gpus
+        for gpu in gpus_in_use(conditions)
         if gpu.clock_mhz is not None and not gpu.is_idle
     }
     return {**conditions.jetson_gpu_mhz, **discrete}
@@ -337,38 +352,19 @@ def _fan_pwm(root: Path) -> int | None:
 
 
 def _nvidia_gpus() -> tuple[Gpu, ...]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
-    for reasons in ("clocks_event_reasons.active", "clocks_throttle_reasons.active"):  # new, old
-        query = [f"--query-gpu={_NVIDIA_QUERY},{reasons}", "--format=csv,noheader,nounits"]
-        try:
-            done = subprocess.run([program, *query], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return ()
-        if done.returncode == 0:
-            lines = [line.split(",") for line in done.stdout.splitlines()]
-            return tuple(_gpu([cell.strip() for cell in line]) for line in lines if len(line) == 6)
-    return ()
+    return tuple(map(_gpu, nvml.devices()))
 
 
-def _gpu(cells: list[str]) -> Gpu:
-    index, clock, memory_clock, temperature, limit, reasons = cells
-    bits = int(reasons, 16) if reasons.startswith("0x") else 0
+def _gpu(device: nvml.Device) -> Gpu:
+    bits = device.slowdown_bits()
     return Gpu(
-        index=int(index),
-        clock_mhz=_number(clock),
-        memory_clock_mhz=_number(memory_clock),
-        temperature_c=_number(temperature),
-        power_limit_w=_number(limit),
+        index=device.index,
+        name=device.name(),
+        clock_mhz=device.clock_mhz(),
+        memory_clock_mhz=device.memory_clock_mhz(),
+        temperature_c=device.temperature_c(),
+        power_limit_w=device.power_limit_w(),
         is_idle=bool(bits & _GPU_IDLE),
         throttled_by=tuple(name for bit, name in _THROTTLES.items() if bits & bit),
+        ours=os.getpid() in (device.bytes_by_process() or {}),
     )
-
-
-def _number(cell: str) -> float | None:
-    """Return a cell of nvidia-smi; what a GPU does not tell is a word, such as ``[N/A]``."""
-    try:
-        return float(cell)
-    except ValueError:
-        return None

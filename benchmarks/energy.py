@@ -1,35 +1,38 @@
-"""Energy of a frame, from the counters that x86 CPUs and Jetson modules have.
+"""Energy of a frame, from the counters that x86 CPUs, NVIDIA's GPUs and Jetson modules have.
 
-RAPL counts the energy of CPU packages and memory; the INA3221 of a Jetson measures voltage and
-current of its rails, which are sampled here. Neither sees the carrier board or the power supply.
-Discrete GPUs are not read.
+RAPL counts the energy of CPU packages and memory, NVML that of a GPU's whole board; the INA3221 of
+a Jetson measures voltage and current of its rails, which are sampled here, as is the power of a GPU
+without a counter (before Volta). None sees the carrier or main board or the power supply.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from ..runtime.errors import EngineError
+from . import nvml
 from .sysfs import read_number, read_text
 
 SAMPLE_S = 0.05  # between two readings; RAPL wraps after minutes, rails change at once
 IDLE_S = 30.0  # as long as the power at rest needs to settle
 
+_NVML_RANGE_UJ = 2.0**64 * 1e3  # NVML counts mJ in 64 bits
 _WHOLE_MODULE = "VDD_IN"  # rail of Orin NX and Nano that feeds all the others
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Rail:
-    """One supply that is measured: by its energy, or by its voltage and current."""
+    """One supply that is measured, by its energy or by its power."""
 
     name: str
-    files: tuple[Path, ...]  # energy in µJ, or voltage in mV and current in mA
+    read: Callable[[], float | None]  # energy in µJ or power in W; None where it cannot be read
     range_uj: float | None  # where an energy counter starts again from 0; None for a power rail
     in_total: bool  # False for a part of another rail
 
@@ -38,7 +41,7 @@ class Rail:
 class Counter:
     """The energy counter of a machine."""
 
-    name: str  # "RAPL" or "INA3221"
+    name: str  # of "RAPL", "NVML", both with a plus, or "INA3221"
     rails: tuple[Rail, ...]
 
 
@@ -60,21 +63,29 @@ class Energy:
     rails_net_mj_per_frame: Mapping[str, float]  # of every rail, parts of others included
 
 
-def find_counter(root: Path = Path("/")) -> Counter | None:
+def find_counter(root: Path = Path("/"), *, gpus: Collection[int] | None = None) -> Counter | None:
     """Return the energy counter that this process can read, or None.
 
     Args:
         root: where ``sys`` is.
+        gpus: indices of the NVIDIA GPUs that the work runs on, none of them where NVML does not
+            know it; None for work on the CPU. Without a board's rail there is no counter for work
+            on it, since most of its energy would be missing.
     """
-    if rails := _ina3221_rails(root):
+    if rails := _ina3221_rails(root):  # a Jetson's GPU is on its rails
         return Counter("INA3221", rails)
-    if rails := _rapl_rails(root):
-        return Counter("RAPL", rails)
-    return None
+    host = _rapl_rails(root)
+    boards = _nvml_rails(gpus or ())
+    if not host if gpus is None else len(boards) < max(1, len(gpus)):
+        return None
+    names = [name for name, rails in (("RAPL", host), ("NVML", boards)) if rails]
+    return Counter(" + ".join(names), host + boards)
 
 
-def explain_no_counter(root: Path = Path("/")) -> str:
+def explain_no_counter(root: Path = Path("/"), *, gpus: Collection[int] | None = None) -> str:
     """Say why `find_counter` returned None."""
+    if gpus is not None:
+        return "no counter: NVML tells neither energy nor power of the GPU"
     if any(_rapl_zones(root)):
         return "no counter: RAPL is there, but only root may read its energy_uj"
     return "no counter: neither RAPL nor an INA3221 is there (virtual machines hide them)"
@@ -157,14 +168,13 @@ class _Meter:
 
 def _reading(rail: Rail) -> float:
     """Return µJ of an energy counter, or W."""
-    values = [read_number(file) for file in rail.files]
-    numbers = [value for value in values if value is not None]
-    if len(numbers) < len(values):
+    value = rail.read()
+    if value is None:
         raise EngineError(
             "E-ENERGY-READ",
             f"energy counter {rail.name} cannot be read any more; measure without energy",
         )
-    return numbers[0] if rail.range_uj is not None else numbers[0] * numbers[1] / 1e6
+    return value
 
 
 def _joules(rail: Rail, last: float, value: float, seconds: float) -> float:
@@ -221,7 +231,7 @@ def _rapl_rails(root: Path) -> tuple[Rail, ...]:
             return ()  # a sum without one of its rails would be too small
         if name in (rail.name for rail in rails):  # each package has a "dram"
             name = f"{name} ({zone.name})"
-        rails.append(Rail(name, (energy,), range_uj, in_total=True))
+        rails.append(Rail(name, partial(read_number, energy), range_uj, in_total=True))
     return tuple(rails)
 
 
@@ -237,6 +247,29 @@ def _ina3221_rails(root: Path) -> tuple[Rail, ...]:
             if label and label != "NC" and None not in map(read_number, files):
                 named[label] = files
     return tuple(
-        Rail(name, files, None, in_total=_WHOLE_MODULE not in named or name == _WHOLE_MODULE)
+        Rail(
+            name,
+            partial(_watt, *files),
+            None,
+            in_total=_WHOLE_MODULE not in named or name == _WHOLE_MODULE,
+        )
         for name, files in named.items()
     )
+
+
+def _watt(millivolt: Path, milliampere: Path) -> float | None:
+    values = read_number(millivolt), read_number(milliampere)
+    return None if values[0] is None or values[1] is None else values[0] * values[1] / 1e6
+
+
+def _nvml_rails(gpus: Collection[int]) -> tuple[Rail, ...]:
+    """Return the boards of these GPUs: by energy where they count it, else by power."""
+    rails = []
+    for device in nvml.devices() if gpus else ():
+        if device.index not in gpus:
+            continue
+        if device.energy_uj() is not None:
+            rails.append(Rail(f"GPU {device.index}", device.energy_uj, _NVML_RANGE_UJ, True))
+        elif device.power_w() is not None:
+            rails.append(Rail(f"GPU {device.index} (power)", device.power_w, None, True))
+    return tuple(rails)

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path, PurePath
 
 from ..runtime.engines import available_threads
+from . import nvml
 from .sysfs import read_fields, read_text
 
 _PACKAGES = ("edgeseg", "numpy", "pillow", "onnxruntime", "openvino", "torch", "onnx")
@@ -42,6 +43,8 @@ class Environment:
     commit: str | None = None  # of edgeseg, where it runs from a git checkout; edits are not seen
     affinity: tuple[int, ...] = ()  # the cores this process may run on; none where not told
     container: str | None = None  # what it is run by, such as "docker", where it can be told
+    gpus: tuple[str, ...] = ()  # NVIDIA's, by name, in the order of nvidia-smi
+    gpu_driver: str | None = None  # NVIDIA's
 
 
 def describe_environment(command: Sequence[str]) -> Environment:
@@ -70,6 +73,8 @@ def describe_environment(command: Sequence[str]) -> Environment:
         commit=_commit(Path(__file__).parents[1]),
         affinity=tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else (),
         container=_container(Path("/")),
+        gpus=tuple(device.name() or "unknown" for device in nvml.devices()),
+        gpu_driver=nvml.driver(),
     )
 
 

@@ -50,6 +50,7 @@ class LatencyRun:
     steady: bool  # whether two warm-up windows agreed before the cap
     block_calls: tuple[int, ...]  # calls of each block in order; blocks 2i and 2i + 1 are a pair
     alone_ms: tuple[float, ...] = ()  # the engine back to back: `measure_alone`, if it was called
+    transfer_ms: tuple[float, ...] = ()  # copies to and from the device in it; () if not told
 
     @property
     def p50_ms(self) -> float:
@@ -70,6 +71,12 @@ class LatencyRun:
     def alone_p50_ms(self) -> float | None:
         """Median of the engine back to back; None where it was not measured."""
         return percentile(self.alone_ms, 0.5) if self.alone_ms else None
+
+    @property
+    def compute_ms(self) -> tuple[float, ...]:
+        """What of `engine_ms` is no copy; () where the engine does not tell its copies."""
+        pairs = zip(self.engine_ms, self.transfer_ms, strict=True)
+        return tuple(engine - copies for engine, copies in pairs) if self.transfer_ms else ()
 
     @property
     def overhead(self) -> float:
@@ -191,6 +198,9 @@ def measure_interleaved(
             warmup_calls=warmup.calls,
             steady=warmup.steady,
             block_calls=blocks,
+            transfer_ms=tuple(
+                call.transfer_ms for call in calls[name] if call.transfer_ms is not None
+            ),
         )
         for name, warmup in warmups.items()
     }
@@ -246,6 +256,7 @@ class _Call(NamedTuple):
     pre_ms: float
     engine_ms: float
     post_ms: float
+    transfer_ms: float | None = None  # part of engine_ms, by the device's clock; None: not told
 
 
 def _time_call(session: Session, frame: Frame) -> _Call:
@@ -261,6 +272,7 @@ def _time_call(session: Session, frame: Frame) -> _Call:
         pre_ms=(prepared_ns - start_ns) / 1e6,
         engine_ms=(inferred_ns - prepared_ns) / 1e6,
         post_ms=(end_ns - inferred_ns) / 1e6,
+        transfer_ms=getattr(session.engine, "transfer_ms", None),
     )
 
 

@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.errors import InputError
-from ..runtime.progress import Progress, quiet
 from ..runtime.session import Session
+from .batches import BatchSession
 from .latency import Frame, garbage_collection_off, percentile, supported_percentile
 
 UNTIMED_CALLS = 20  # of each session before it is measured
@@ -58,10 +58,10 @@ MODES: Mapping[str, Mode] = MappingProxyType(
             "neither drops any",
         ),
         "offline": Mode(
-            "in each stream the next frame when the mask is there, all streams at once",
+            "in each stream the next frame or batch when its masks are there, all streams at once",
             "Offline",
-            "MLPerf sends at least 24,576 samples in one query, to be batched at will; here every "
-            "stream has batches of 1",
+            "MLPerf sends at least 24,576 samples in one query, to be batched at will; here the "
+            "calls of every stream have a fixed number of frames, 1 unless asked for more",
         ),
         "soak": Mode(
             "as single, for minutes",
@@ -196,6 +196,10 @@ class OfflineRun:
     streams: int
     seconds: float
     window_fps: tuple[float, ...]  # all streams together; a frame between two windows is shared
+    batch: int = 1  # frames a call; each counts as one frame
+    threads_each: str | None = None  # of each stream's engine, as it states them
+    call_p50_ms: float | None = None  # of one call, from its frames to their masks, all streams
+    call_p99_ms: float | None = None  # None for too few calls, below `latency.P99_MIN_N`
 
     @property
     def fps(self) -> float:
@@ -218,9 +222,14 @@ class OfflineRun:
 
 
 def measure_offline(
-    open_session: Callable[[], Session], frames: Sequence[Frame], *, streams: int, seconds: float
+    open_session: Callable[[], Session],
+    frames: Sequence[Frame],
+    *,
+    streams: int,
+    seconds: float,
+    batch: int = 1,
 ) -> OfflineRun:
-    """Keep several sessions busy at once, each in a thread: its next frame when the mask is there.
+    """Keep several sessions busy at once, each in a thread: its next frames when masks are there.
 
     Preparing and reading out hold Python's interpreter lock in part, as they do for a user of
     threads.
@@ -230,20 +239,23 @@ def measure_offline(
         frames: uint8 [H, W] or [H, W, 3], at least one; each stream takes them in turn.
         streams: >= 1. How many threads each session has is the opener's matter.
         seconds: how long, above 0; calls that run at the end are finished and counted in part.
+        batch: frames a call, >= 1; above 1 for engines that take so many, see `batches`.
 
     Raises:
-        InputError: E-BENCHMARK-MODE for no frame, stream or time.
+        InputError: E-BENCHMARK-MODE for no frame, stream, batch or time.
         Whatever a session raises, once the other streams have stopped.
     """
-    if not frames or streams < 1 or not 0 < seconds < math.inf:
+    if not frames or min(streams, batch) < 1 or not 0 < seconds < math.inf:
         raise InputError(
             "E-BENCHMARK-MODE",
-            f"{len(frames)} frames, {streams} streams, {seconds:g} s; give at least one frame, one "
-            "stream and some time",
+            f"{len(frames)} frames, {streams} streams of {batch}, {seconds:g} s; give at least one "
+            "frame, one stream, one frame a call and some time",
         )
     sessions = [open_session() for _ in range(streams)]
-    for session in sessions:
-        _call_untimed(session, frames)
+    answers = [_answer_of(session, frames, batch) for session in sessions]
+    for answer in answers:
+        for call in range(UNTIMED_CALLS):
+            answer(call)
     together = threading.Barrier(streams)
     failed = threading.Event()
 
@@ -254,7 +266,7 @@ def measure_offline(
         start = time.perf_counter()
         try:
             while ends_s[-1] < seconds and not failed.is_set():
-                sessions[stream].predict(frames[(stream + len(ends_s)) % len(frames)])
+                answers[stream](stream + len(ends_s))
                 ends_s.append(time.perf_counter() - start)
         except BaseException:
             failed.set()
@@ -265,8 +277,29 @@ def measure_offline(
         streams_ends_s = list(pool.map(keep_busy, range(streams)))
     edges_s = np.linspace(0, seconds, OFFLINE_WINDOWS + 1)
     done = sum(np.interp(edges_s, ends_s, range(len(ends_s))) for ends_s in streams_ends_s)
-    fps = np.diff(done) * OFFLINE_WINDOWS / seconds
-    return OfflineRun(streams, seconds, tuple(fps.tolist()))
+    fps = batch * np.diff(done) * OFFLINE_WINDOWS / seconds
+    calls_ms = [1000 * s for ends_s in streams_ends_s for s in np.diff(ends_s).tolist()]
+    return OfflineRun(
+        streams=streams,
+        seconds=seconds,
+        window_fps=tuple(fps.tolist()),
+        batch=batch,
+        threads_each=", ".join(
+            sorted({s.engine.facts.get("threads", "unknown") for s in sessions})
+        ),
+        call_p50_ms=percentile(calls_ms, 0.5),
+        call_p99_ms=supported_percentile(calls_ms, 0.99),
+    )
+
+
+def _answer_of(session: Session, frames: Sequence[Frame], batch: int) -> Callable[[int], object]:
+    """Return what answers the n-th call of a stream: its frames follow those of the call before."""
+    if batch == 1:
+        return lambda call: session.predict(frames[call % len(frames)])
+    several = BatchSession(session, batch)
+    return lambda call: several.predict(
+        [frames[(call * batch + row) % len(frames)] for row in range(batch)]
+    )
 
 
 # --- soak ----------------------------------------------------------------------------------------
@@ -324,7 +357,6 @@ def measure_soak(
     seconds: float,
     window_s: float,
     sample: Callable[[], Mapping[str, float]] = dict,
-    progress: Progress = quiet,
 ) -> SoakRun:
     """Send frames one after another for minutes, and keep a summary of each window.
 
@@ -337,7 +369,6 @@ def measure_soak(
         seconds: of the whole soak.
         window_s: of each window, above 0; the number of whole windows must be 2 at least.
         sample: conditions to keep with each window (temperature, clock), read at its end.
-        progress: wraps the windows.
 
     Raises:
         InputError: E-BENCHMARK-MODE for no frame or fewer than two windows.
@@ -353,7 +384,7 @@ def measure_soak(
     windows = []
     done = 0
     start = time.perf_counter()
-    for window in progress(range(1, count + 1), "soak", count):
+    for window in range(1, count + 1):
         times_ms: list[float] = []
         now = time.perf_counter()
         while not times_ms or now < start + window * window_s:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from .charts import (
     LABELLED_LAYERS,
+    PARTS,
     accuracy_against_latency,
     bars,
     latency_parts,
     latency_strips,
+    part_medians,
     roofline,
     soak_lines,
 )
@@ -37,6 +39,7 @@ from .tables import (
     peaks_table,
     predictions_table,
     proofs_table,
+    rails_table,
     results_table,
     soak_table,
 )
@@ -97,7 +100,9 @@ def sections(record: BenchmarkRecord) -> tuple[Section, ...]:
         _section(
             "Memory and energy",
             memory_table(record),
-            energy_table(record) or f"Energy: {record.no_energy or 'not measured'}.",
+            energy_table(record),
+            rails_table(record),
+            f"Energy: {record.no_energy}." if record.no_energy else None,
         ),
         _section(
             "Parity and gates",
@@ -135,9 +140,10 @@ def _section(title: str, *parts: Part | None) -> Section:
 
 
 def _results_caption(record: BenchmarkRecord) -> str:
-    streams = record.settings.streams
+    settings = record.settings
     offline = (
-        f"Frames/s: mode {mode_name('offline')}, streams: {streams}."
+        f"Frames/s: mode {mode_name('offline')}, streams × batch: {settings.streams} × "
+        f"{settings.batch}."
         if "offline" in record.settings.modes
         else "Frames/s were not measured."
     )
@@ -149,6 +155,7 @@ def _results_caption(record: BenchmarkRecord) -> str:
 
 def _plots(record: BenchmarkRecord) -> Figures:
     rows = record.rows
+    told = {part for row in rows for part in part_medians(row)}
     memory = bars(rows, [row.process.peak_rss_mib for row in rows], "Peak memory", "MiB", "memory")
     size = bars(rows, [mib(row.file_bytes) for row in rows], "Model file", "MiB", "size")
     return Figures(
@@ -170,7 +177,7 @@ def _plots(record: BenchmarkRecord) -> Figures:
                 "Latency in parts, ms",
                 latency_parts(rows),
                 "Medians of each part.",
-                (("pre", "preparing"), ("engine", "engine"), ("post", "reading out")),
+                tuple((part, PARTS[part]) for part in PARTS if part in told),
             ),
             Figure(
                 "Peak memory, MiB",

@@ -5,10 +5,11 @@ A row holds latency and accuracy of the same artifact, every sample of both, and
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.contract import InputContract
+from ..runtime.engines import available_threads
 from ..runtime.errors import InputError
 from ..runtime.progress import Progress, quiet
 from ..runtime.session import Session
@@ -32,8 +34,16 @@ from .accuracy import (
     score_images,
     summarise,
 )
-from .conditions import CHANGES, Change, Conditions, compare_conditions, read_conditions
-from .energy import Counter, Energy, explain_no_counter, find_counter, measure_energy
+from .batches import require_same_answers
+from .conditions import (
+    CHANGES,
+    Change,
+    Conditions,
+    compare_conditions,
+    gpus_in_use,
+    read_conditions,
+)
+from .energy import Energy, explain_no_counter, find_counter, measure_energy
 from .environment import Environment, describe_environment
 from .jsonform import json_from_value, value_from_json
 from .latency import (
@@ -54,18 +64,30 @@ from .modes import (
     measure_paced,
     measure_soak,
 )
+from .nvml import computes_on_nvidia
 from .prediction import DevicePeaks
 from .process import ProcessFacts, probe_process
 from .profile import PROFILERS
 from .roofline import Peaks, measure_peaks
+from .seconds import by_the_second
+from .yardstick import (
+    Pass,
+    Yardstick,
+    open_yardstick,
+    time_pass,
+    waits_are_told,
+    yardstick_engine,
+)
 
-SCHEMA = "edgeseg.benchmark/4"
+SCHEMA = "edgeseg.benchmark/5"
+ANY_BATCH = 1 << 30  # of a candidate whose engine takes as many frames a call as fit
 MAX_FRAMES = 16  # held in memory for the latency measurement
 _FEW_LESIONS = 30
 _IDLE_S, _ENERGY_S = 30.0, 60.0  # at rest, then under load
 _BURST_S = 0.5
 _SOAK_WINDOW_S = 10.0  # at most
 _SOAK_WINDOWS = 20  # at least
+_REOPEN_MAX_MS = 10_000  # start of a process; what takes longer is opened once
 T = TypeVar("T")
 Frame = npt.NDArray[np.uint8]
 
@@ -77,12 +99,14 @@ class Settings:
     modes: tuple[str, ...] = ("offline",)  # keys in MODES; "single" is always measured
     rounds: int = 400  # of single frames: timed calls per candidate, >= 1; a p99 needs 368
     offline_s: float = 3.0
-    streams: int = 1  # of "offline"
+    streams: int = 1  # of "offline"; they share the threads of a row
+    batch: int = 1  # of "offline": frames a call, >= 1
     paced_s: float = 10.0
     hz: float = 30.0  # of "paced"
     soak_s: float = 600.0
     layers: bool = False  # time by layer, roofline, predictions
     energy: bool = False  # a minute and a half for each candidate
+    passes: int = 0  # of each row beside its yardstick, for comparisons with other runs
 
     def __post_init__(self) -> None:
         """Raise InputError: E-BENCHMARK-EMPTY (no round), E-BENCHMARK-MODE (unknown, no ticks)."""
@@ -139,7 +163,8 @@ class Candidate:
     complexity: Mapping[str, int]  # "parameters", "macs", "weights_bytes"
     probe: tuple[str, ...]  # command whose child calls `process.report_probe`
     trained: bool = True  # False: its masks mean nothing and are not scored
-    open_another: Callable[[], Session] | None = None  # for streams; None: one at a time
+    open_another: Callable[[int], Session] | None = None  # for streams, on so many threads
+    max_batch: int = 1  # frames that a call of the engine takes
     files: Mapping[str, bytes] = field(default_factory=dict)  # the engine's, for its profiler
     onnx: bytes | None = None  # that the files were made from; None: layers are not known
     proof: Proof | None = None
@@ -170,6 +195,8 @@ class Row:
     accuracy: Accuracy | None  # None: not trained, so its masks mean nothing
     scores: tuple[ImageScore, ...]  # what `accuracy` summarises
     calibration_error: float  # of the pixels' lesion probability, see `calibration_error`; or NaN
+    yardstick: Yardstick | None = None  # None: not asked for, or there is none for the engine
+    passes: tuple[Pass, ...] = ()  # of the row beside its yardstick
 
 
 @dataclass(frozen=True)
@@ -210,6 +237,11 @@ NOTES: Mapping[str, str] = MappingProxyType(
         "nothing and are not scored.",
         "no-layers": "{names}: no times by layer, as the engine has no profiler known here or the "
         "bundle no ONNX; measure one that ONNX Runtime takes too.",
+        "no-yardstick": "{names}: there is no yardstick for the engine here (of GPUs only ONNX "
+        "Runtime and OpenVINO have one, and it needs the package onnx), so --compare cannot tell "
+        "the machine from the row; measure both in one run.",
+        "no-waits": "The system does not tell how long a thread waited for a core, so passes take "
+        "every call; compare runs of a quiet machine only.",
     }
 )
 
@@ -229,7 +261,7 @@ class BenchmarkRecord:
     part: str  # of the split they are, "unseen" by any network here, or "all"
     split_sha256: str | None  # of that split; None for "unseen" and "all"
     peaks: tuple[Peaks, ...]  # of this machine, by engine; empty without layers
-    no_energy: str | None  # why there is no energy; None where there is a counter
+    no_energy: str | None  # why a row has no energy; None where each has a counter
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...]  # one for each row but the first, in their order
     notes: tuple[Note, ...]
@@ -269,8 +301,9 @@ def run_benchmark(
 
     Raises:
         InputError: E-BENCHMARK-EMPTY (no candidate or case), E-BENCHMARK-NAMES (one name twice),
-            E-BENCHMARK-STREAMS (streams of what opens once), and what reading the cases raises.
-        EngineError: E-PROBE-FAILED.
+            E-BENCHMARK-STREAMS (streams of what opens once), E-BENCHMARK-BATCH (a batch for what
+            takes single frames), and what reading the cases raises.
+        EngineError: E-PROBE-FAILED, those of `require_same_answers`.
     """
     names = [candidate.name for candidate in candidates]
     if not candidates or not cases:
@@ -288,6 +321,13 @@ def run_benchmark(
             "E-BENCHMARK-STREAMS",
             f"{', '.join(single)} can be opened only once; measure one stream",
         )
+    batch = settings.batch if "offline" in settings.modes else 1
+    if small := [each.name for each in candidates if each.max_batch < batch]:
+        raise InputError(
+            "E-BENCHMARK-BATCH",
+            f"{', '.join(small)} cannot take {batch} frames a call; export with --dynamic {batch}, "
+            "or measure without --batch",
+        )
     environment = describe_environment(command)
     # Accuracy first: it reads every file, so bad input is met before anything is timed.
     trained = [candidate for candidate in candidates if candidate.trained]
@@ -300,28 +340,39 @@ def run_benchmark(
         for candidate in trained
     }
     frames = [case.read_image() for case in cases[:MAX_FRAMES]]
+    if batch > 1:
+        for candidate in progress(candidates, "batches", len(candidates)):
+            require_same_answers(candidate.session, frames, batch, candidate.precision)
     processes = {
         candidate.name: probe_process(candidate.probe)
         for candidate in progress(candidates, "memory and start", len(candidates))
     }
     before = _conditions_at_work(candidates[0], frames)
+    measured = _Passes(candidates, processes, frames, progress)
+    measured.add(settings.passes - settings.passes // 2)
     sessions = {candidate.name: candidate.session for candidate in candidates}
     latencies = measure_interleaved(sessions, frames, rounds=settings.rounds, progress=progress)
     alone_ms = measure_alone(sessions, frames, rounds=settings.rounds, progress=progress)
     loads = _Loads(settings, frames, progress)
-    offline = loads.each(candidates, "offline", _measure_offline)
-    paced = loads.each(candidates, "paced", _measure_paced)
-    soaks = loads.each(candidates, "soak", _measure_soak)
-    counter = find_counter() if settings.energy else None
+    offline = loads.each(candidates, "offline", settings.offline_s, _measure_offline)
+    paced = loads.each(candidates, "paced", settings.paced_s, _measure_paced)
+    soaks = loads.each(candidates, "soak", settings.soak_s, _measure_soak)
     energies: dict[str, Energy] = {}
-    if counter is not None:
-        for candidate in progress(candidates, "energy", len(candidates)):
-            work = partial(_work, candidate.session, frames, _ENERGY_S)
-            energies[candidate.name] = measure_energy(counter, work, idle_s=_IDLE_S)
+    no_energy = [] if settings.energy else ["not asked for"]
+    metered = candidates if settings.energy else ()
+    for candidate in by_the_second(metered, "energy", _IDLE_S + _ENERGY_S, progress):
+        gpus = [gpu.index for gpu in gpus_in_use(before)] if _on_gpu(candidate) else None
+        counter = find_counter(gpus=gpus)
+        if counter is None:
+            no_energy.append(explain_no_counter(gpus=gpus))
+            continue
+        work = partial(_work, candidate.session, frames, _ENERGY_S)
+        energies[candidate.name] = measure_energy(counter, work, idle_s=_IDLE_S)
     peaks: tuple[Peaks, ...] = ()
     layers: dict[str, LayerReport] = {}
     if settings.layers:
         peaks, layers = _measure_layers(candidates, devices, progress)
+    measured.add(settings.passes // 2)  # as far from the others as a run is long
     after = _conditions_at_work(candidates[0], frames)
     rows = [
         Row(
@@ -346,6 +397,8 @@ def run_benchmark(
             accuracy=summarise(scores[candidate.name]) if candidate.trained else None,
             scores=scores.get(candidate.name, ()),
             calibration_error=gaps.get(candidate.name, math.nan),
+            yardstick=measured.yardsticks.get(candidate.name),
+            passes=tuple(measured.passes[candidate.name]),
         )
         for candidate in candidates
     ]
@@ -354,14 +407,14 @@ def run_benchmark(
         environment=environment,
         before=before,
         after=after,
-        changes=compare_conditions(before, after),
+        changes=compare_conditions(before, after, on_gpu=any(map(_on_gpu, candidates))),
         settings=settings,
         frames=len(frames),
         images=len(cases),
         part=part,
         split_sha256=split_sha256,
         peaks=peaks,
-        no_energy=_why_no_energy(settings, counter),
+        no_energy="; ".join(dict.fromkeys(no_energy)) or None,
         rows=tuple(rows),
         comparisons=tuple(_compare(row, rows[0]) for row in rows[1:]),
         notes=_notes_on(rows, environment, settings),
@@ -377,22 +430,78 @@ class _Loads:
     progress: Progress
 
     def each(
-        self, candidates: Sequence[Candidate], mode: str, measure: Callable[[_Loads, Candidate], T]
+        self,
+        candidates: Sequence[Candidate],
+        mode: str,
+        seconds: float,
+        measure: Callable[[_Loads, Candidate], T],
     ) -> dict[str, T]:
-        """Measure every candidate in a mode, one after the other; nothing if it was not asked."""
+        """Measure every candidate in a mode for so long; nothing if it was not asked."""
         if mode not in self.settings.modes:
             return {}
-        turns = self.progress(candidates, mode, len(candidates))
+        turns = by_the_second(candidates, mode, seconds, self.progress)
         return {candidate.name: measure(self, candidate) for candidate in turns}
 
 
+class _Passes:
+    """Passes of every candidate beside its yardstick."""
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        processes: Mapping[str, ProcessFacts],
+        frames: Sequence[Frame],
+        progress: Progress,
+    ) -> None:
+        self._candidates = candidates
+        self._processes = processes
+        self._frames = frames
+        self._progress = progress
+        self.yardsticks: dict[str, Yardstick] = {}
+        self.passes: dict[str, list[Pass]] = {candidate.name: [] for candidate in candidates}
+
+    def add(self, count: int) -> None:
+        """Measure so many passes more, all candidates in turn."""
+        turns = [candidate for _ in range(count) for candidate in self._candidates]
+        for candidate in self._progress(turns, "yardstick", len(turns)):
+            kind = yardstick_engine(candidate.kind, candidate.precision)
+            if kind is None:
+                continue
+            self.yardsticks[candidate.name], yardstick = open_yardstick(
+                *kind, _threads_of(candidate)
+            )
+            session, turn = self._session(candidate), itertools.cycle(self._frames)
+            found = time_pass(partial(_next_frame, session, turn), yardstick)
+            self.passes[candidate.name].append(found)
+
+    def _session(self, candidate: Candidate) -> Session:
+        """Return the candidate opened anew, or as it is where that takes too long."""
+        is_quick = self._processes[candidate.name].start_ms <= _REOPEN_MAX_MS
+        if candidate.open_another is None or not is_quick:
+            return candidate.session
+        return candidate.open_another(_threads_of(candidate))
+
+
+def _threads_of(candidate: Candidate) -> int:
+    """Return the threads of a candidate's engine; all there are where it has none, or its own."""
+    threads = candidate.session.engine.facts.get("threads", "")
+    return int(threads) if threads.isdecimal() else available_threads()
+
+
 def _measure_offline(loads: _Loads, candidate: Candidate) -> OfflineRun:
-    settings = loads.settings
-    open_session = candidate.open_another
-    if settings.streams == 1 or open_session is None:
-        open_session = partial(_same, candidate.session)
+    """Measure with the session that is open, or with several streams that share its threads."""
+    settings, session, another = loads.settings, candidate.session, candidate.open_another
+    each = max(1, _threads_of(candidate) // settings.streams)
+
+    def open_session() -> Session:
+        return session if settings.streams == 1 or another is None else another(each)
+
     return measure_offline(
-        open_session, loads.frames, streams=settings.streams, seconds=settings.offline_s
+        open_session,
+        loads.frames,
+        streams=settings.streams,
+        seconds=settings.offline_s,
+        batch=settings.batch,
     )
 
 
@@ -409,7 +518,6 @@ def _measure_soak(loads: _Loads, candidate: Candidate) -> SoakRun:
         seconds=seconds,
         window_s=min(_SOAK_WINDOW_S, seconds / _SOAK_WINDOWS),
         sample=_warmth,
-        progress=loads.progress,
     )
 
 
@@ -422,8 +530,8 @@ def _warmth() -> dict[str, float]:
     return warmth
 
 
-def _same(session: Session) -> Session:
-    return session
+def _next_frame(session: Session, turn: Iterator[Frame]) -> None:
+    session.predict(next(turn))
 
 
 def _conditions_at_work(candidate: Candidate, frames: Sequence[Frame]) -> Conditions:
@@ -432,10 +540,8 @@ def _conditions_at_work(candidate: Candidate, frames: Sequence[Frame]) -> Condit
     return read_conditions()
 
 
-def _why_no_energy(settings: Settings, counter: Counter | None) -> str | None:
-    if not settings.energy:
-        return "not asked for"
-    return explain_no_counter() if counter is None else None
+def _on_gpu(candidate: Candidate) -> bool:
+    return computes_on_nvidia(candidate.kind, candidate.session.engine.facts)
 
 
 def _work(session: Session, frames: Sequence[Frame], seconds: float) -> int:
@@ -508,6 +614,10 @@ def _notes_on(
         add("not-trained", names=", ".join(untrained))
     if settings.layers and (unknown := [row.name for row in rows if row.layers is None]):
         add("no-layers", names=", ".join(unknown))
+    if settings.passes and (unknown := [row.name for row in rows if row.yardstick is None]):
+        add("no-yardstick", names=", ".join(unknown))
+    if settings.passes and not waits_are_told():
+        add("no-waits")
     return tuple(notes)
 
 
@@ -554,6 +664,8 @@ def _contradiction(record: BenchmarkRecord) -> str | None:
             return f"{row.name} has no accuracy"
         if row.layers and (fault := _layers_fault(row.layers)):
             return f"{row.name} {fault}"
+        if not all(map(_is_measured, row.passes)) or bool(row.passes) != bool(row.yardstick):
+            return f"{row.name} has passes without their yardstick, or one without its times"
     if any(not (peaks.fp32_gflops > 0 and peaks.bandwidth_gb_s > 0) for peaks in record.peaks):
         return "record.peaks has one that is not above 0"
     if unknown := [note.code for note in record.notes if note.code not in NOTES]:
@@ -567,17 +679,29 @@ def _latency_fault(run: LatencyRun, rounds: int) -> str | None:
     parts = (run.e2e_ms, run.pre_ms, run.engine_ms, run.post_ms)
     if {len(part) for part in parts} != {rounds} or sum(run.block_calls) != rounds:
         return f"has not {rounds} samples of each part of a call"
+    if len(run.transfer_ms) not in (0, rounds):
+        return "has copies of some calls only"
     whole = (*run.e2e_ms, *run.engine_ms)
     if not whole or not all(time > 0 and math.isfinite(time) for time in whole):
         return "has no samples, or one that is no time above 0"
-    if not all(time >= 0 and math.isfinite(time) for time in (*run.pre_ms, *run.post_ms)):
+    others = (*run.pre_ms, *run.post_ms, *run.transfer_ms)
+    if not all(time >= 0 and math.isfinite(time) for time in others):
         return "has a sample that is no time"
     return None
 
 
+def _is_measured(found: Pass) -> bool:
+    blocks = (*found.row, *found.yardstick)
+    return len(found.row) == len(found.yardstick) > 0 and all(
+        0 < len(block.ms) == len(block.waited_ms)
+        and all(time_ms > 0 and math.isfinite(time_ms) for time_ms in block.ms)
+        for block in blocks
+    )
+
+
 def _load_fault(row: Row) -> str | None:
-    if row.offline and len(row.offline.window_fps) < 2:
-        return "has fewer than two windows offline"
+    if row.offline and (len(row.offline.window_fps) < 2 or row.offline.batch < 1):
+        return "has fewer than two windows offline, or no frame a call"
     if row.paced and not (
         row.paced.hz > 0 and 0 < len(row.paced.answered) == len(row.paced.latency_ms)
     ):

@@ -107,6 +107,7 @@ def _csv_fields(record: BenchmarkRecord, row: Row) -> dict[str, Any]:
         "file_bytes": row.file_bytes,
         "peak_rss_mib": process.peak_rss_mib,
         "pss_mib": process.pss_mib,
+        "gpu_memory_mib": process.device_mib,
         "start_ms": process.start_ms,
         "first_mask_ms": process.first_mask_ms,
         "rounds": record.rounds,
@@ -133,6 +134,7 @@ def _csv_latency(row: Row) -> dict[str, Any]:
         **percentiles,
         "pre_p50_ms": percentile(latency.pre_ms, 0.5),
         "engine_p50_ms": percentile(latency.engine_ms, 0.5),
+        "transfer_p50_ms": percentile(latency.transfer_ms, 0.5) if latency.transfer_ms else None,
         "post_p50_ms": percentile(latency.post_ms, 0.5),
         "overhead": latency.overhead,
         "engine_alone_p50_ms": latency.alone_p50_ms,
@@ -145,6 +147,10 @@ def _csv_modes(row: Row) -> dict[str, Any]:
     growth = soak and soak.memory_mib
     return {
         "offline_streams": offline and offline.streams,
+        "offline_batch": offline and offline.batch,
+        "offline_threads_each": offline and offline.threads_each,
+        "offline_call_p50_ms": offline and offline.call_p50_ms,
+        "offline_call_p99_ms": offline and offline.call_p99_ms,
         "offline_fps": offline and offline.fps,
         "offline_fps_low": offline and offline.fps_low,
         "offline_fps_high": offline and offline.fps_high,

@@ -31,7 +31,7 @@ def json_schema_of(kind: type, identity: str) -> dict[str, Any]:
 
     Args:
         kind: dataclass whose field `schema` names the format.
-        identity: value of that field, such as ``edgeseg.benchmark/4``.
+        identity: value of that field, such as ``edgeseg.benchmark/5``.
 
     Raises:
         TypeError: a field has a type that `jsonform` does not read, or two have one name.

@@ -8,11 +8,11 @@ STYLE = """
 :root{color-scheme:light dark;--page:#fff;--box:#f5f6f8;--ink:#1b1f24;--quiet:#545d68;
 --line:#d5dae0;--grid:#e7eaee;--warn:#fff4db;--warn-line:#a86500;--bad:#fde8e6;--bad-line:#b3261e;
 --torch:#5c6773;--onnxruntime:#0069a6;--openvino:#bd4b00;--tensorrt:#007557;--other:#9a3f7c;
---pre:#8a5a00;--engine:#0069a6;--post:#9a3f7c}
+--pre:#8a5a00;--transfer:#007557;--engine:#0069a6;--post:#9a3f7c}
 @media (prefers-color-scheme:dark){:root{--page:#14171a;--box:#1d2226;--ink:#e9ecef;--quiet:#a9b2bb;
 --line:#3a424a;--grid:#2a3036;--warn:#33290f;--warn-line:#d99a2b;--bad:#3c1a18;--bad-line:#f2877e;
 --torch:#a7b1bc;--onnxruntime:#5db4ee;--openvino:#f28b45;--tensorrt:#3fc49b;--other:#df8fc2;
---pre:#e0a83c;--engine:#5db4ee;--post:#df8fc2}}
+--pre:#e0a83c;--transfer:#3fc49b;--engine:#5db4ee;--post:#df8fc2}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",sans-serif}
@@ -69,7 +69,8 @@ figure .grid{stroke:var(--line);stroke-opacity:.6}
 .dots{stroke-width:3.5;stroke-linecap:round;stroke-opacity:.4;fill:none}
 .torch{--mark:var(--torch)}.onnxruntime{--mark:var(--onnxruntime)}.openvino{--mark:var(--openvino)}
 .tensorrt{--mark:var(--tensorrt)}.other{--mark:var(--other)}
-.pre{--mark:var(--pre)}.engine{--mark:var(--engine)}.post{--mark:var(--post)}
+.pre{--mark:var(--pre)}.transfer{--mark:var(--transfer)}.engine{--mark:var(--engine)}
+.post{--mark:var(--post)}
 .mark,.bar,.dot{fill:var(--mark)}
 .mark{stroke:var(--box);stroke-width:1.5}
 .dot{fill-opacity:.55;stroke:var(--mark);stroke-width:1.5}
@@ -92,7 +93,7 @@ th:first-child{max-width:9rem;min-width:8rem}}
 @media print{:root{color-scheme:light;--page:#fff;--box:#fff;--ink:#000;--quiet:#444;--line:#bbb;
 --grid:#ddd;--warn:#fff;--warn-line:#a86500;--bad:#fff;--bad-line:#b3261e;
 --torch:#5c6773;--onnxruntime:#0069a6;--openvino:#bd4b00;--tensorrt:#007557;--other:#9a3f7c;
---pre:#8a5a00;--engine:#0069a6;--post:#9a3f7c}
+--pre:#8a5a00;--transfer:#007557;--engine:#0069a6;--post:#9a3f7c}
 html{font-size:9.5pt}body{font-size:1rem}main,header,footer{max-width:none;padding:0}
 .scroll{overflow:visible;border:0}table{font-size:7pt}th,td{padding:2px 4px;white-space:normal}
 th:first-child{position:static;min-width:6em}table.words td,table.words td.long{min-width:5em}

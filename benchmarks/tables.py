@@ -11,8 +11,9 @@ from .complexity import LayerCost
 from .conditions import Conditions, CpuTicks, Gpu
 from .latency import percentile
 from .layers import LayerReport
-from .modes import MODES, PacedRun, Slope, SoakRun
+from .modes import MODES, OfflineRun, PacedRun, Slope, SoakRun
 from .prediction import Prediction
+from .process import ON_CPU
 from .record import BenchmarkRecord, Proof, ProofStep, Row
 from .text import MISSING, fixed, percent, signed, signed_significant, significant
 from .wording import (
@@ -79,6 +80,8 @@ _LATENCY: tuple[Column, ...] = (
     Column("p99", "ms, 95 %", lambda record, row: bounded_text(row.latency.e2e_ms, 0.99)),
     Column("Preparing", "ms, median", lambda record, row: median_text(row.latency.pre_ms)),
     Column("Engine", "ms, median", lambda record, row: median_text(row.latency.engine_ms)),
+    Column("of it: copies", "ms, median", lambda record, row: median_text(row.latency.transfer_ms)),
+    Column("of it: compute", "ms, median", lambda record, row: median_text(row.latency.compute_ms)),
     Column("Reading out", "ms, median", lambda record, row: median_text(row.latency.post_ms)),
     Column("Overhead", "", lambda record, row: percent(row.latency.overhead)),
     Column("Engine alone", "ms, median", lambda record, row: median_text(row.latency.alone_ms)),
@@ -88,8 +91,10 @@ _LATENCY: tuple[Column, ...] = (
 
 
 def latency_table(record: BenchmarkRecord) -> Table:
-    """Return percentiles with their bounds and the parts of a call."""
-    return _table_of("Latency in detail", _LATENCY, record, record.rows)
+    """Return percentiles with their bounds and the parts of a call; copies where one tells them."""
+    told = any(row.latency.transfer_ms for row in record.rows)
+    columns = [each for each in _LATENCY if told or not each.title.startswith("of it")]
+    return _table_of("Latency in detail", columns, record, record.rows)
 
 
 # --- modes ---------------------------------------------------------------------------------------
@@ -101,7 +106,8 @@ def modes_table(record: BenchmarkRecord) -> Table:
     asked = {
         "single": f"{settings.rounds} calls",
         "paced": f"{settings.paced_s:g} s at {settings.hz:g} Hz",
-        "offline": f"{settings.offline_s:g} s, streams: {settings.streams}",
+        "offline": f"{settings.offline_s:g} s, streams × batch: "
+        f"{settings.streams} × {settings.batch}",
         "soak": f"{settings.soak_s / 60:.3g} min",
     }
     measured = {"single", *settings.modes}
@@ -124,10 +130,23 @@ def modes_table(record: BenchmarkRecord) -> Table:
 
 def offline_table(record: BenchmarkRecord) -> Table | None:
     """Return the throughput; None where no row has it."""
-    runs = [(row.name, row.offline) for row in record.rows if row.offline]
-    lines = tuple((name, str(run.streams), f"{run.seconds:g}", fps_text(run)) for name, run in runs)
-    header = _heads("Candidate", "Streams", ("Time", "s"), ("Frames/s", "95 %"))
+    lines = tuple((row.name, *_offline_cells(row.offline)) for row in record.rows if row.offline)
+    header = _heads(
+        *("Candidate", "Streams × batch", "Threads of a stream", ("Time", "s")),
+        *(("Frames/s", "95 %"), ("A call p50", "ms"), ("A call p99", "ms")),
+    )
     return Table(f"Mode {mode_name('offline')}", header, lines) if lines else None
+
+
+def _offline_cells(run: OfflineRun) -> tuple[str, ...]:
+    p50, p99 = run.call_p50_ms, run.call_p99_ms
+    return (
+        f"{run.streams} × {run.batch}",
+        run.threads_each or "not told",
+        *(f"{run.seconds:g}", fps_text(run)),
+        MISSING if p50 is None else significant(p50),
+        TOO_FEW if p99 is None else significant(p99),
+    )
 
 
 def paced_table(record: BenchmarkRecord) -> Table | None:
@@ -328,11 +347,20 @@ def _prediction_text(prediction: Prediction | None) -> str:
 
 # --- memory and energy ---------------------------------------------------------------------------
 
+
+def _device_memory(record: BenchmarkRecord, row: Row) -> str:
+    process = row.process
+    if process.device_mib is None:
+        return MISSING if process.device_memory == ON_CPU else process.device_memory
+    return f"{significant(max(0.0, process.device_mib))} ({process.device_memory})"
+
+
 _MEMORY: tuple[Column, ...] = (
     NAME,
     *NETWORK,
     Column("Peak RSS", PEAK_MEMORY.unit, PEAK_MEMORY.cell),
     Column("PSS", "MiB", lambda record, row: significant(row.process.pss_mib)),
+    Column("GPU memory", "MiB", _device_memory),
     Column("Start", "ms", lambda record, row: significant(row.process.start_ms)),
     FIRST_MASK,
     Column("Weights", "MiB", lambda record, row: significant(mib(row.weights_bytes))),
@@ -367,6 +395,23 @@ def energy_table(record: BenchmarkRecord) -> Table | None:
         *(("At rest", "W"), ("Under load", "W"), "Frames", "Rails", ("Readings", "Hz")),
     )
     return Table("Energy", header, lines) if lines else None
+
+
+def rails_table(record: BenchmarkRecord) -> Table | None:
+    """Return the energy of a frame by rail; None where no row has more than one."""
+    lines = tuple(
+        (
+            row.name,
+            name,
+            signed_significant(net_mj, 3).removeprefix("+"),
+            "yes" if name in row.energy.total_rails else "no: part of another rail",
+        )
+        for row in record.rows
+        if row.energy and len(row.energy.rails_net_mj_per_frame) > 1
+        for name, net_mj in row.energy.rails_net_mj_per_frame.items()
+    )
+    header = _heads("Candidate", "Rail", ("Net", "mJ a frame"), "In the total")
+    return Table("Energy by rail", header, lines) if lines else None
 
 
 # --- parity and gate -----------------------------------------------------------------------------
@@ -493,6 +538,9 @@ def environment_terms(record: BenchmarkRecord) -> dict[str, str]:
         + (f" (number {where})" if where else ""),
         "Instructions": ", ".join(place.isa) or "none of interest",
         "Memory": f"{place.memory_mib} MiB" if place.memory_mib else "not readable",
+        "NVIDIA GPUs": f"{', '.join(place.gpus)}, driver {place.gpu_driver}"
+        if place.gpus
+        else "none",
         "System": place.system + (f", in {place.container}" if place.container else ""),
         "Software": f"Python {place.python}, {', '.join(packages)}"
         + (f", commit {place.commit[:12]}" if place.commit else ""),

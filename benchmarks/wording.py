@@ -31,6 +31,8 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "Latency": "from a uint8 frame in memory to its mask in the frame's own size, in memory: "
         "preparing (resizing, normalising), the engine with its copies, and reading out the mask. "
         "The three are timed in the same call and add up to it; the medians of each need not. "
+        "Copies to and from a GPU are told apart where the engine has the GPU time them; the rest "
+        "of the engine's part is compute, with its launch and the copy into pinned memory. "
         "Files are not read meanwhile. Mode single: the next frame is sent when the mask is there.",
         "Engine alone": "the engine's calls back to back on prepared input, as its own benchmark "
         "times them. Between the frames of a device its threads rest and its data leave the "
@@ -45,8 +47,9 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "pair of blocks gives one ratio of medians; the result is their median, and the 99 % "
         "interval resamples the pairs. “No difference” means the interval holds 1: not shown to "
         "differ, which is not proof of equality.",
-        "Frames/s": "mode offline: all streams busy back to back with batches of 1; the 95 % "
-        "interval is Student's t over ten windows.",
+        "Frames/s": "mode offline: all streams busy back to back; the streams of a row share its "
+        "threads, and a call of a batch counts as so many frames. The 95 % interval is Student's t "
+        "over ten windows.",
         "Paced": "a frame at each tick of a clock; the newest waits and replaces an older one, "
         "which is dropped. Latency from the tick to the mask; missed: answered after the next "
         "tick. Jitter: time between two masks minus the period, without its sign.",
@@ -54,9 +57,11 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "windows with their 95 % interval; “drifts” means the interval leaves out 0.",
         "First mask": "from the start of a fresh process, so it includes imports and loading.",
         "Peak memory": "high-water mark of that process (RSS), interpreter and libraries included. "
-        "PSS counts what is shared with other processes in part, after its last mask.",
+        "PSS counts what is shared with other processes in part, after its last mask. GPU memory: "
+        "the most that the driver counted after any mask, the CUDA context included.",
         "Energy": "net: (power under load − power at rest) × time / frames; gross: power under "
-        "load × time / frames. Of the rails named only: no carrier board, no power supply.",
+        "load × time / frames. Of the rails named only: no carrier or main board, no power supply. "
+        "A GPU's rail is its whole board.",
         "Roofline": "a layer takes at least its operations over the compute peak or its bytes "
         "(weights and activations, each once) over the memory bandwidth, whichever is longer; the "
         "share is that least time over the measured one. Both peaks are measured here, compute "

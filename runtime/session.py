@@ -10,9 +10,18 @@ from typing import Any, Dict, Iterator, Optional, Tuple
 import numpy as np
 
 from . import lesion
+from .built import engine_files
 from .bundle import Bundle, open_bundle
 from .contract import InputContract
-from .engines import ENGINES, Engine, available_threads, files_of, is_installed, open_engine
+from .engines import (
+    ENGINES,
+    Engine,
+    available_threads,
+    files_of,
+    is_installed,
+    open_engine,
+    require_installed,
+)
 from .errors import EngineError, Refused
 from .image import grey_from_frame, input_from_frame, mask_from_logits, require_frame
 from .layout import Layout
@@ -269,7 +278,7 @@ def open_session(
     Raises:
         InputError: E-BUNDLE-MISSING, E-ENGINE-NOT-IN-BUNDLE, E-LAYOUT, E-KEY-READ.
         Refused: the bundle's integrity checks, see `open_bundle`.
-        EngineError: E-EXTRA-MISSING, E-ENGINE-LOAD, E-ENGINE-DEVICE.
+        EngineError: E-EXTRA-MISSING, E-ENGINE-LOAD, E-ENGINE-DEVICE, E-ENGINE-NOT-BUILT.
     """
     return session_of(
         open_bundle(bundle, key=key),
@@ -294,7 +303,9 @@ def session_of(
         raise _only_on_device(bundle)
     manifest = bundle.manifest
     layout = Layout.from_dict(manifest.layout) if manifest.layout else None
-    files = bundle.model_files(files_of(name))
+    if files_of(name) in manifest.models:
+        require_installed(name)  # before the files: a kit's are not there where nothing built them
+    files = engine_files(bundle, name)
     return Session.over(
         open_engine(name, files, threads or available_threads()),
         manifest.contract,
@@ -312,11 +323,11 @@ def first_installed(bundle: Bundle) -> str:
     for a bundle that only its device can run.
     """
     known = [name for name in bundle.manifest.models if name in ENGINES]
-    if not known:
-        raise _only_on_device(bundle)
     for name in known:
         if is_installed(name):
             return name
+    if not any(ENGINES[name].on_cpu for name in known):
+        raise _only_on_device(bundle)
     mends = " or ".join(ENGINES[name].extra for name in known)
     raise EngineError(
         "E-EXTRA-MISSING", f"no engine of {bundle.path} is installed here; it needs {mends}"

@@ -79,7 +79,9 @@ def conditions(*, mhz=2596.0, ticks=0):
         power_mode="MAXN",
         jetson_gpu_mhz={},
         fan_pwm=80,
-        gpus=(Gpu(0, 1300.0, 6000.0, 45.0, 70.0, False, ("software power cap",)),),
+        gpus=(
+            Gpu(0, "RTX A2000", 1300.0, 6000.0, 45.0, 70.0, False, ("software power cap",), True),
+        ),
     )
 
 
@@ -253,7 +255,7 @@ def full_row(name, **more):
             "e2e_ms": tuple(2.0 + 0.001 * i for i in range(400)),
             "dice": (0.7, 0.75, 0.8, 0.85, 0.9, 0.95),
             "process": ProcessFacts(300.0, 900.0, 1000.0, pss_mib=270.0),
-            "offline": OfflineRun(2, 3.0, (800.0, 820.0) * 5),
+            "offline": OfflineRun(2, 3.0, (800.0, 820.0) * 5, 4, "1", 10.0, 12.0),
             "paced": PacedRun(30.0, 10, (0, 1, 2, 4, 5, 6, 7, 8, 9), (3.0,) * 8 + (40.0,), 0.2),
             "soak": soak(),
             "energy": Energy(

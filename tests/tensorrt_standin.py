@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -71,6 +72,7 @@ def make_tensorrt(surface: dict[str, Any], world: World) -> ModuleType:
     for name, members in surface["classes"].items():
         setattr(module, name, _make_class(name, members, module, enums, world))
     module.__version__ = surface["tensorrt"]
+    module.__spec__ = ModuleSpec("tensorrt", None)  # `importlib.util.find_spec` asks for it
     return module
 
 
@@ -283,6 +285,11 @@ class _Played:
     @staticmethod
     def ICudaEngine_get_tensor_shape(world: World, self: Any, module: Any, name: str) -> Any:
         return next(shape for each, shape, _ in world.tensors if each == name)
+
+    @staticmethod
+    def ICudaEngine_get_tensor_mode(world: World, self: Any, module: Any, name: str) -> Any:
+        first = world.tensors[0][0]
+        return module.TensorIOMode.INPUT if name == first else module.TensorIOMode.OUTPUT
 
     @staticmethod
     def ICudaEngine_get_tensor_dtype(world: World, self: Any, module: Any, name: str) -> Any:

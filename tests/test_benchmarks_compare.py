@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,16 +11,17 @@ from edgeseg.benchmarks import compare
 from edgeseg.benchmarks.accuracy import ImageScore, summarise
 from edgeseg.benchmarks.compare import (
     BUDGETS,
-    TWO_RUNS,
-    block_ratio,
     compare_records,
     comparison_to_json,
     parse_budget,
+    record_ratio,
     render_comparison,
     require_budgets,
+    students_t,
 )
 from edgeseg.benchmarks.latency import LatencyRun
 from edgeseg.benchmarks.record import Note
+from edgeseg.benchmarks.yardstick import Block, Pass, Yardstick
 from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.metrics import PixelCounts
 from edgeseg.tests import fabricated_record
@@ -57,6 +59,24 @@ def times(median_ms=10.0, *, calls=400, spread=0.05, seed=0):
     return tuple((median_ms * np.exp(blocks + spread * generator.normal(size=calls))).tolist())
 
 
+YARDSTICK = Yardstick("openvino", "1.0", "int8", "2", "ab" * 32)
+
+
+def passes(ratio=3.0, *, count=10, spread=0.02, seed=0, machine=1.0, waited_ms=0.0):
+    """Passes of a row that takes so many times its yardstick's 2 ms; `spread` is from pass to pass.
+
+    A ratio near 1 is against the ratio of 3 of the default.
+    """
+    generator = np.random.default_rng(seed)
+    ratio = ratio if ratio >= 2 else 3 * ratio
+
+    def block(ms):
+        return Block((machine * ms,) * 2, (waited_ms,) * 2)
+
+    logs = generator.normal(0, spread, count)
+    return tuple(Pass((block(2 * ratio * math.exp(log)),) * 5, (block(2.0),) * 5) for log in logs)
+
+
 def row(name="a", *, e2e_ms=None, dice=(0.8, 0.7, 0.9), **more):
     e2e_ms = times() if e2e_ms is None else e2e_ms
     scores = tuple(score(f"image {i}", value) for i, value in enumerate(dice))
@@ -66,6 +86,8 @@ def row(name="a", *, e2e_ms=None, dice=(0.8, 0.7, 0.9), **more):
         "precision": "int8",
         "latency": run_of(e2e_ms),
         "scores": scores,
+        "yardstick": YARDSTICK,
+        "passes": passes(),
         **more,
     }
     return make_row(name, **{"accuracy": summarise(fields["scores"]), **fields})
@@ -95,47 +117,99 @@ def judge(budget, new, old=None):
 # --- latency -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def few_resamples(monkeypatch):
-    monkeypatch.setattr(compare, "_RESAMPLES", 400)
-
-
-def test_runs_of_the_same_thing_are_not_shown_to_differ(few_resamples):
-    ratios = [
-        block_ratio(run_of(times(seed=2 * i)), run_of(times(seed=2 * i + 1))) for i in range(40)
-    ]
-    assert sum(not ratio.differs for ratio in ratios) >= 38
-
-
-def test_run_slowed_by_a_tenth_is_found(few_resamples):
-    ratios = [
-        block_ratio(run_of(times(11.0, seed=2 * i)), run_of(times(seed=2 * i + 1)))
+def test_runs_of_the_same_thing_are_not_shown_to_differ():
+    found = [
+        record_ratio(row(passes=passes(seed=2 * i)), row(passes=passes(seed=2 * i + 1)))
         for i in range(40)
     ]
-    assert sum(ratio.low > 1 for ratio in ratios) >= 38
-    assert np.median([ratio.ratio for ratio in ratios]) == pytest.approx(1.1, abs=0.01)
+    assert [ratio.verdict for ratio in found].count("no difference") >= 38
 
 
-def test_drift_within_a_run_widens_the_interval_though_its_times_are_the_same():
-    mixed = times(spread=0.1)
-    drifting = sorted(mixed)
-    narrow, wide = (block_ratio(run_of(each), run_of(mixed)) for each in (mixed, drifting))
-    assert narrow.ratio == wide.ratio == 1
-    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+def test_run_slowed_by_a_tenth_is_found():
+    found = [
+        record_ratio(row(passes=passes(1.1, seed=2 * i)), row(passes=passes(seed=2 * i + 1)))
+        for i in range(40)
+    ]
+    assert [ratio.verdict for ratio in found].count("slower") >= 38
+    assert np.median([ratio.ratio for ratio in found]) == pytest.approx(1.1, abs=0.01)
+
+
+def test_slower_machine_is_taken_out_and_told():
+    found = record_ratio(row(passes=passes(machine=1.5)), row(passes=passes(seed=1)))
+    assert found.verdict == "no difference"
+    assert found.machine == pytest.approx(1.5, rel=0.05)
+    assert found.ratio == pytest.approx(1, abs=0.03)
+
+
+def test_passes_that_scatter_cannot_tell_and_say_what_they_could_have_found():
+    found = record_ratio(row(passes=passes(spread=0.2)), row(passes=passes(spread=0.2, seed=1)))
+    assert found.verdict == "cannot tell"
+    assert found.smallest > 1.1
+    text = render_comparison(
+        compare_records(
+            record(row(passes=passes(spread=0.2))), record(row(passes=passes(spread=0.2, seed=1)))
+        )
+    )
+    assert "cannot tell (" in text
+    assert "no difference (" not in text
+
+
+def test_difference_as_large_as_the_smallest_is_found_19_times_in_20():
+    found = [
+        record_ratio(row(passes=passes(1.08, seed=3 * i)), row(passes=passes(seed=3 * i + 1)))
+        for i in range(200)
+    ]
+    assert np.median([each.smallest for each in found]) == pytest.approx(1.08, abs=0.02)
+    assert np.mean([each.low > 1 for each in found]) > 0.9
+
+
+def test_two_runs_without_any_scatter_may_still_differ_by_what_runs_do():
+    found = record_ratio(row(passes=passes(1.02, spread=0)), row(passes=passes(spread=0)))
+    assert found.verdict == "no difference"
+    assert found.low < 1 < found.ratio == pytest.approx(1.02)
+    low, _, high = (math.log(each) for each in (found.low, found.ratio, found.high))
+    assert (high - low) / 2 == pytest.approx(2.576 * math.sqrt(2) * compare.BETWEEN_RUNS, rel=0.01)
 
 
 def test_ratio_turned_round_is_its_inverse():
-    a, b = run_of(times(12.0, seed=1)), run_of(times(seed=2))
-    forward, back = block_ratio(a, b), block_ratio(b, a)
+    a, b = row(passes=passes(1.2, seed=1)), row(passes=passes(seed=2))
+    forward, back = record_ratio(a, b), record_ratio(b, a)
     assert forward.ratio == pytest.approx(1 / back.ratio)
-    assert forward.low == pytest.approx(1 / back.high, rel=0.02)
+    assert forward.low == pytest.approx(1 / back.high)
+    assert (forward.verdict, back.verdict) == ("slower", "faster")
 
 
-def test_few_calls_give_a_ratio_without_interval():
-    found = block_ratio(run_of([2.0] * 39), run_of([1.0] * 400))
-    assert found.ratio == 2
-    assert np.isnan([found.low, found.high]).all()
-    assert not found.differs
+def test_record_without_a_yardstick_cannot_tell_and_says_how_to_get_one():
+    for new, old in (
+        (row(), row(yardstick=None, passes=())),
+        (row(yardstick=None, passes=()), row()),
+    ):
+        found = record_ratio(new, old)
+        assert found.verdict == "cannot tell"
+        assert "--passes" in found.reason
+        assert math.isnan(found.ratio)
+
+
+def test_yardstick_in_another_version_of_its_engine_is_not_the_same():
+    other = dataclasses.replace(YARDSTICK, version="2026.4")
+    found = record_ratio(row(yardstick=other), row())
+    assert found.verdict == "cannot tell"
+    assert "version of the yardstick was 1.0 and is 2026.4" in found.reason
+
+
+def test_passes_whose_calls_waited_for_a_core_do_not_count():
+    waited = passes(waited_ms=1.0)
+    found = record_ratio(row(passes=waited[:6] + passes()[:4]), row())
+    assert (found.verdict, found.passes) == ("cannot tell", (10, 4))
+    assert "10 and 4 passes" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("confidence", "freedom", "quantile"),
+    [(0.995, 4, 4.604), (0.995, 9, 3.250), (0.995, 18, 2.878), (0.975, 8, 2.306)],
+)
+def test_quantiles_of_students_t_are_those_of_the_tables(confidence, freedom, quantile):
+    assert students_t(confidence, freedom) == pytest.approx(quantile, rel=0.005)
 
 
 # --- rows ----------------------------------------------------------------------------------------
@@ -171,6 +245,20 @@ def test_record_of_another_machine_is_refused_and_both_are_named(other):
     ((name, value),) = other.items()
     assert repr(value) in str(caught.value)
     assert repr(getattr(ENVIRONMENT, name)) in str(caught.value)
+
+
+GPU = {"kind": "onnxruntime-cuda", "engine_facts": {"device": "GPU"}}
+
+
+@pytest.mark.parametrize("other", [{"gpus": ("T400",)}, {"gpu_driver": "575.57"}])
+def test_another_gpu_or_driver_is_another_machine_to_what_runs_there(other):
+    with pytest.raises(Refused) as caught:
+        compare_records(record(row(**GPU)), record(row(**GPU), **other))
+    assert caught.value.code == "E-COMPARE-MACHINE"
+    (name,) = other
+    assert f"{name} is" in str(caught.value)
+    found = compare_records(record(row()), record(row(), **other))
+    assert [change.partition(":")[0] for change in found.changes] == [name]
 
 
 def test_what_may_explain_a_change_is_listed():
@@ -257,6 +345,31 @@ def test_budget_that_does_not_parse_is_refused_with_an_example(text):
     assert "give one like" in str(caught.value)
 
 
+@pytest.mark.parametrize("rows", ["b", "torch", "fp32", "torch fp32"])
+def test_budget_of_a_row_judges_that_row_alone(rows):
+    old = record(row("a"), row("b", kind="torch", precision="fp32"))
+    budget = parse_budget(f"{rows}:p50=1s")
+    assert (budget.name, budget.limit) == ("p50", 1000)
+    found = compare_records(old, old, [budget])
+    assert [(verdict.budget, verdict.row) for verdict in found.verdicts] == [
+        (f"{rows}:p50=1s", "b")
+    ]
+
+
+def test_budget_of_an_engine_judges_all_its_rows_and_a_name_may_have_a_colon():
+    both = record(row("a"), row("x: y"))
+    assert len(compare_records(both, both, [parse_budget("openvino:p50=1s")]).verdicts) == 2
+    (verdict,) = compare_records(both, both, [parse_budget("x: y:p50=1s")]).verdicts
+    assert verdict.row == "x: y"
+
+
+def test_budget_of_a_row_that_is_not_there_names_those_that_are():
+    both = record(row("a"), row("b", kind="torch", precision="fp32"))
+    with pytest.raises(InputError, match=r"'a' \(openvino int8\), 'b' \(torch fp32\)") as caught:
+        compare_records(both, both, [parse_budget("tensorrt:p99=1ms")])
+    assert caught.value.code == "E-BUDGET"
+
+
 def test_every_example_of_a_budget_parses():
     for name, kind in BUDGETS.items():
         assert parse_budget(kind.example).name == name
@@ -292,10 +405,10 @@ def test_dice_drop_is_judged_by_the_upper_end_of_its_interval():
 
 
 def test_slowdown_fails_only_where_it_is_shown():
-    old = row(e2e_ms=times(seed=1))
-    assert judge("slowdown=5%", row(e2e_ms=times(seed=2)), old).passed
-    assert judge("slowdown=15%", row(e2e_ms=times(11.0, seed=2)), old).passed
-    assert not judge("slowdown=5%", row(e2e_ms=times(11.0, seed=2)), old).passed
+    old = row(passes=passes(seed=1))
+    assert judge("slowdown=5%", row(passes=passes(seed=2)), old).passed
+    assert judge("slowdown=20%", row(passes=passes(1.1, seed=2)), old).passed
+    assert not judge("slowdown=5%", row(passes=passes(1.2, seed=2)), old).passed
 
 
 @pytest.mark.parametrize(
@@ -303,7 +416,8 @@ def test_slowdown_fails_only_where_it_is_shown():
     [
         ("p99=1s", row(e2e_ms=times(calls=360)), "n too small for a p99, which needs 368"),
         ("p90=1s", row(e2e_ms=times(calls=30)), "n too small"),
-        ("slowdown=50%", row(e2e_ms=times(calls=30)), "too few calls"),
+        ("slowdown=50%", row(passes=passes(count=4)), "10 and 4 passes"),
+        ("slowdown=50%", row(passes=passes(spread=0.5)), "cannot tell: only"),
         ("dice_drop=1", row(dice=(0.8, 0.7)), "in one record only"),
         ("dice=0", row(scores=(score("n", 0.0, 0),)), "no image has a lesion"),
     ],
@@ -347,27 +461,30 @@ def test_budgets_that_are_kept_are_not_refused():
 # --- what is shown -------------------------------------------------------------------------------
 
 
-def test_text_says_what_moved_and_that_the_runs_took_no_turns():
-    new = row(e2e_ms=times(12.0, seed=2), dice=(0.7, 0.6, 0.8))
+def test_text_says_what_moved_and_what_the_machine_did():
+    new = row(passes=passes(1.2, machine=1.5, seed=2), dice=(0.7, 0.6, 0.8))
     found = compare_records(record(row()), record(new), [parse_budget("p99=1ms")])
     text = render_comparison(found)
     assert "FAILED: p99=1ms, a: " in text
     assert "slower: 1.2" in text
     assert "−0.100" in text
-    assert TWO_RUNS in text
+    assert "the machine took 1.50× the time for its yardstick" in text
+    assert "would have been found 19 times in 20 (10 and 10 passes)" in text
     same = render_comparison(compare_records(record(row()), record(row())))
     assert same.count("no difference") == 2
-    assert "software or machine made the difference" in text
-    assert "software or machine made the difference" not in same
+    assert "software or settings differ" in text
+    assert "software or settings differ" not in same
 
 
 def test_json_has_the_verdict_and_no_undefined_number():
-    few = row(e2e_ms=times(calls=30))
+    few = row(passes=passes(count=3))
     found = compare_records(record(few), record(few), [parse_budget("slowdown=5%")])
     content = json.loads(comparison_to_json(found))
-    assert content["schema"] == "edgeseg.comparison/1"
+    assert content["schema"] == "edgeseg.comparison/2"
     assert content["passed"] is False
-    assert content["rows"][0]["latency"] == {"ratio": 1.0, "low": None, "high": None}
+    latency = content["rows"][0]["latency"]
+    assert latency["verdict"] == "cannot tell"
+    assert (latency["ratio"], latency["low"], latency["passes"]) == (None, None, [3, 3])
     assert content["verdicts"][0]["budget"] == "slowdown=5%"
 
 

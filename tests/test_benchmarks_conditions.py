@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 
 import pytest
 
+from edgeseg.benchmarks import nvml
 from edgeseg.benchmarks.conditions import (
     CHANGES,
     CpuTicks,
@@ -13,6 +15,7 @@ from edgeseg.benchmarks.conditions import (
     read_conditions,
 )
 from edgeseg.benchmarks.jsonform import json_from_value, value_from_json
+from edgeseg.tests.nvml_standin import NOT_TOLD, make_standin
 
 OWN = "1 (my (odd) name) " + " ".join(["S", *"0" * 10, "30", "10", "5", "2", *"0" * 5])
 X86 = {
@@ -58,7 +61,7 @@ JETSON = {
 
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(nvml, "LIBRARY", "libno-such-library.so.1")
 
 
 @pytest.fixture
@@ -136,41 +139,28 @@ def test_snapshot_of_this_machine_is_quick_and_survives_json():
     assert again == found
 
 
-# --- nvidia-smi ----------------------------------------------------------------------------------
+# --- NVIDIA's GPUs -------------------------------------------------------------------------------
 
 
-def smi(folder, body):
-    program = folder / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\n{body}\n")
-    program.chmod(0o755)
-    return str(folder)
-
-
-def test_gpus_are_what_nvidia_smi_tells(tmp_path, monkeypatch):
-    lines = "a warning\n0, 1410, 1593, 45, 350.00, 0x24\n1, 210, 405, 31, [N/A], 0x0000000000000001"
-    monkeypatch.setenv("PATH", smi(tmp_path, f"echo '{lines}'"))
+def test_gpus_are_what_nvml_tells(tmp_path, monkeypatch):
+    library = make_standin(tmp_path, monkeypatch)
+    library.set(0, sm=1410, memory=1593, temperature=45, limit=350_000, reasons=0x24)
+    library.set(0, pid=os.getpid())
+    library.set(1, sm=210, memory=405, temperature=31, limit=NOT_TOLD, reasons=0x1)
     busy, idle = read_conditions(tmp_path).gpus
     assert busy == Gpu(
         index=0,
+        name="NVIDIA RTX A2000",
         clock_mhz=1410,
         memory_clock_mhz=1593,
         temperature_c=45,
         power_limit_w=350,
         is_idle=False,
         throttled_by=("software power cap", "software thermal slowdown"),
+        ours=True,
     )
     assert (idle.is_idle, idle.power_limit_w, idle.throttled_by) == (True, None, ())
-
-
-def test_driver_that_knows_only_the_old_name_of_the_reasons_is_asked_again(tmp_path, monkeypatch):
-    body = 'case "$1" in *event*) exit 2;; esac; echo "0, 1410, 1593, 45, 350.00, 0x0"'
-    monkeypatch.setenv("PATH", smi(tmp_path, body))
-    assert [gpu.clock_mhz for gpu in read_conditions(tmp_path).gpus] == [1410]
-
-
-def test_driver_that_does_not_answer_means_no_gpu(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", smi(tmp_path, "exit 9"))
-    assert read_conditions(tmp_path).gpus == ()
+    assert not idle.ours
 
 
 # --- comparison ----------------------------------------------------------------------------------
@@ -182,18 +172,18 @@ def quiet(system):
     return read_conditions(system(X86))
 
 
-def gpu(clock_mhz=1410.0, *, is_idle=False, throttled_by=()):
-    return Gpu(0, clock_mhz, 1593.0, 45.0, 350.0, is_idle, throttled_by)
+def gpu(clock_mhz=1410.0, *, index=0, is_idle=False, throttled_by=(), ours=False):
+    return Gpu(index, "T400", clock_mhz, 1593.0, 45.0, 350.0, is_idle, throttled_by, ours)
 
 
-def codes(before, **changes):
+def codes(before, *, on_gpu=True, **changes):
     """Return the codes of what is found after some changes."""
-    found = compare_conditions(before, dataclasses.replace(before, **changes))
+    found = compare_conditions(before, dataclasses.replace(before, **changes), on_gpu=on_gpu)
     return [change.code for change in found]
 
 
 def test_machine_that_did_not_move_has_no_finding(quiet):
-    assert compare_conditions(quiet, quiet) == ()
+    assert compare_conditions(quiet, quiet, on_gpu=True) == ()
 
 
 @pytest.mark.parametrize(
@@ -234,6 +224,21 @@ def test_gpu_clock_counts_only_while_the_gpu_works(quiet):
     assert codes(working, gpus=(gpu(210.0, is_idle=True),)) == []
 
 
+def test_gpu_that_nothing_runs_on_invalidates_nothing(quiet):
+    hot = gpu(throttled_by=("hardware slowdown",))
+    assert codes(quiet, gpus=(hot,), on_gpu=False) == []
+    working = dataclasses.replace(quiet, gpus=(gpu(),), jetson_gpu_mhz={"gpu": 1000.0})
+    moved = {"gpus": (gpu(1200.0),), "jetson_gpu_mhz": {"gpu": 500.0}}
+    assert codes(working, **moved, on_gpu=False) == []
+    assert codes(working, **moved) == ["gpu-clock", "gpu-clock"]
+
+
+def test_gpu_of_others_counts_only_where_ours_cannot_be_told(quiet):
+    hot = gpu(index=1, throttled_by=("hardware slowdown",))
+    assert codes(quiet, gpus=(gpu(ours=True), hot)) == []
+    assert codes(quiet, gpus=(gpu(), hot)) == ["gpu-throttled"]
+
+
 def test_power_mode_and_gpu_clock_of_a_jetson_are_compared(system):
     before = read_conditions(system(JETSON))
     after = {"power_mode": "15W", "jetson_gpu_mhz": {"gpu": 612.0}}
@@ -249,7 +254,7 @@ def test_findings_come_in_the_order_of_their_list_and_say_what_to_do(quiet):
         governors=(),
         cpu_ticks=CpuTicks(1120, 226, 40, 60),
     )
-    found = compare_conditions(quiet, after)
+    found = compare_conditions(quiet, after, on_gpu=False)
     assert [change.code for change in found] == [
         code for code in CHANGES if code in {change.code for change in found}
     ]

@@ -8,6 +8,7 @@ from edgeseg.benchmarks import energy
 from edgeseg.benchmarks.energy import explain_no_counter, find_counter, measure_energy
 from edgeseg.benchmarks.jsonform import json_from_value, value_from_json
 from edgeseg.runtime.errors import EngineError
+from edgeseg.tests.nvml_standin import NOT_TOLD, make_standin
 
 RAPL = "sys/class/powercap"
 ORIN_NX = {
@@ -225,3 +226,74 @@ def test_energy_survives_json(system):
     root = system(RAPL, rapl(p0=zone("package-0")))
     found = measure_energy(find_counter(root), burn(root, 5), idle_s=0.02)
     assert value_from_json(type(found), json_from_value(found), "energy") == found
+
+
+# --- NVIDIA's GPUs -------------------------------------------------------------------------------
+
+
+def test_energy_of_a_gpu_is_what_its_board_counts(tmp_path, monkeypatch):
+    library = make_standin(tmp_path, monkeypatch)
+    library.set(1, energy=5_000)
+    counter = find_counter(tmp_path, gpus=[1])
+    assert (counter.name, [rail.name for rail in counter.rails]) == ("NVML", ["GPU 1"])
+
+    def work():
+        time.sleep(0.03)
+        library.set(1, energy=5_400)  # mJ
+        return 10
+
+    found = measure_energy(counter, work, idle_s=0.02)
+    assert found.net_mj_per_frame == found.gross_mj_per_frame == pytest.approx(40)
+
+
+def test_gpu_that_counts_no_energy_is_sampled_by_its_power(tmp_path, monkeypatch):
+    library = make_standin(tmp_path, monkeypatch)
+    library.set(0, energy=NOT_TOLD, power=20_000)
+    counter = find_counter(tmp_path, gpus=[0])
+    assert [rail.name for rail in counter.rails] == ["GPU 0 (power)"]
+
+    def work():
+        library.set(0, power=60_000)
+        time.sleep(0.2)
+        return 4
+
+    found = measure_energy(counter, work, idle_s=0.02)
+    assert found.idle_w == pytest.approx(20)
+    # The first reading under load is still that at rest, so a little is missing.
+    assert found.net_mj_per_frame == pytest.approx(1000 * 40 * found.load_s / 4, rel=0.1)
+
+
+def test_board_and_package_are_added_for_a_gpu_and_not_for_a_cpu(system, tmp_path, monkeypatch):
+    make_standin(tmp_path, monkeypatch)
+    root = system(RAPL, rapl(p0=zone("package-0", 100)))
+    both = find_counter(root, gpus=[0])
+    assert (both.name, [rail.name for rail in both.rails]) == (
+        "RAPL + NVML",
+        ["package-0", "GPU 0"],
+    )
+    assert all(rail.in_total for rail in both.rails)
+    assert [rail.name for rail in find_counter(root).rails] == ["package-0"]
+
+
+def test_gpu_that_tells_nothing_leaves_no_counter_though_the_cpu_has_one(
+    system, tmp_path, monkeypatch
+):
+    library = make_standin(tmp_path, monkeypatch)
+    library.set(0, energy=NOT_TOLD, power=NOT_TOLD)
+    root = system(RAPL, rapl(p0=zone("package-0", 100)))
+    assert find_counter(root, gpus=[0]) is None
+    assert "NVML" in explain_no_counter(root, gpus=[0])
+    assert find_counter(root, gpus=[]) is None  # a GPU that NVML does not know
+
+
+def test_gpu_that_vanishes_meanwhile_is_an_error_and_not_a_number(tmp_path, monkeypatch):
+    library = make_standin(tmp_path, monkeypatch)
+
+    def work():
+        library.set(0, energy=NOT_TOLD)
+        time.sleep(0.03)
+        return 1
+
+    with pytest.raises(EngineError) as caught:
+        measure_energy(find_counter(tmp_path, gpus=[0]), work, idle_s=0.02)
+    assert caught.value.code == "E-ENERGY-READ"

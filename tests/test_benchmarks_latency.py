@@ -298,3 +298,29 @@ def test_drifting_times_are_not_called_steady(monkeypatch):
 def test_windows_that_differ_by_two_percent_do_not_agree():
     assert latency._is_steady([100.0] * 50 + [100.9] * 50)
     assert not latency._is_steady([100.0] * 50 + [102.0] * 50)
+
+
+# --- copies to and from a device -----------------------------------------------------------------
+
+
+class CopyingEngine(FakeEngine):
+    """Tells copies of 1, 2, 3, ... ms."""
+
+    @property
+    def transfer_ms(self):
+        return float(len(self.log))
+
+
+def test_copies_are_told_of_each_timed_call_and_only_where_the_engine_tells_them():
+    copying = Session.over(CopyingEngine(), InputContract(height=16, width=16))
+    runs = measure_interleaved({"a": copying, "b": session()}, FRAMES, rounds=3)
+    told = runs["a"].transfer_ms
+    assert len(told) == 3
+    assert list(told) == sorted(told)
+    assert told[0] > runs["a"].warmup_calls  # those of the warm-up are not among them
+    assert runs["b"].transfer_ms == runs["b"].compute_ms == ()
+
+
+def test_compute_is_what_of_the_engine_is_no_copy():
+    run = replace(run_of([8.0, 16.0]), transfer_ms=(1.0, 3.0))
+    assert run.compute_ms == (3.0, 5.0)

@@ -49,7 +49,7 @@ class FakeEngine:
         time.sleep(self.sleep_ms / 1000)
         self.does(len(self.seen))
         self.seen.append(round(float(image[0, 0, 0, 0]), 3))
-        return np.zeros((1, 1, 16, 16), np.float32)
+        return np.zeros(image.shape, np.float32)
 
 
 def session(sleep_ms=0.0, does=None):
@@ -170,6 +170,23 @@ def test_call_longer_than_a_window_is_shared_between_windows():
     assert run.fps <= 20
 
 
+def test_batch_counts_as_so_many_frames_and_its_own_latency_is_told():
+    run = measure_offline(lambda: session(sleep_ms=10.0), FRAMES, streams=1, seconds=0.3, batch=4)
+    assert 60 < run.fps <= 400  # 100 calls a second of 4 frames
+    assert (run.batch, run.threads_each, run.call_p99_ms) == (4, "1", None)
+    assert run.call_p50_ms >= 10
+
+
+def test_calls_of_a_batch_take_the_frames_in_turn():
+    """Of five frames two at a time, the first of each call is 2, 4, 1, 3, 0, 2, ..."""
+    frames = [np.full((16, 16), 20 * number, np.uint8) for number in range(5)]
+    one = session(does=lambda call: time.sleep(0.001))
+    measure_offline(lambda: one, frames, streams=1, seconds=0.05, batch=2)
+    first = [round(float(one.prepare(frames[k])[0, 0, 0, 0]), 3) for k in (2, 4, 1, 3, 0, 2)]
+    assert len(one.engine.seen) >= 3
+    assert one.engine.seen[:6] == first[: len(one.engine.seen)]
+
+
 def test_interval_of_fps_by_hand():
     # sd of five 9s and five 11s is sqrt(10 / 9); times 2.262 / sqrt(10) is 0.754
     run = OfflineRun(1, 1.0, (9.0, 11.0) * 5)
@@ -184,10 +201,13 @@ def test_failure_of_one_stream_ends_the_others():
     assert time.perf_counter() - start < 30
 
 
-@pytest.mark.parametrize(("streams", "seconds"), [(0, 1), (-1, 1), (1, 0), (1, math.inf)])
-def test_no_stream_or_no_time_is_refused(streams, seconds):
+@pytest.mark.parametrize(
+    ("streams", "seconds", "batch"),
+    [(0, 1, 1), (-1, 1, 1), (1, 0, 1), (1, math.inf, 1), (1, 1, 0)],
+)
+def test_no_stream_no_time_or_no_batch_is_refused(streams, seconds, batch):
     with pytest.raises(InputError) as caught:
-        measure_offline(session, FRAMES, streams=streams, seconds=seconds)
+        measure_offline(session, FRAMES, streams=streams, seconds=seconds, batch=batch)
     assert caught.value.code == "E-BENCHMARK-MODE"
 
 

@@ -156,5 +156,5 @@ def test_too_few_calls_are_our_mistake():
 
 
 def test_every_engine_of_the_cpu_has_a_profiler():
-    on_the_cpu = {name for name, entry in ENGINES.items() if not entry.files_of}
+    on_the_cpu = {name for name, entry in ENGINES.items() if entry.on_cpu}
     assert set(PROFILERS) == on_the_cpu

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeseg.benchmarks import latency
+from edgeseg.benchmarks import latency, yardstick
 from edgeseg.benchmarks import record as record_module
 from edgeseg.benchmarks.environment import describe_environment
 from edgeseg.benchmarks.jsonform import json_from_value
@@ -88,7 +88,8 @@ def candidate(name, *, size=32, probe=PROBE, trained=True, **engine):
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
-    monkeypatch.setattr(record_module, "find_counter", lambda: None)  # it would rest for 30 s
+    # It would rest for 30 s.
+    monkeypatch.setattr(record_module, "find_counter", lambda **gpus: None)
     monkeypatch.setattr(latency, "SETTLE_S", 0.0)
     monkeypatch.setattr(latency, "WARMUP_TOLERANCE", np.inf)
 
@@ -148,15 +149,117 @@ def test_every_mode_asked_for_is_measured_on_every_row():
         assert len(row.soak.windows) == 20
 
 
-def test_streams_are_sessions_of_their_own():
+@pytest.fixture
+def short_passes(monkeypatch):
+    monkeypatch.setattr(yardstick, "REST_S", 0.0)
+    monkeypatch.setattr(yardstick, "PAIRS", 1)
+    monkeypatch.setattr(yardstick, "MAX_WAIT", np.inf)
+
+
+def test_every_pass_opens_the_row_anew_and_times_it_beside_its_yardstick(short_passes):
     opened = []
 
-    def open_another():
+    def open_another(threads):
         opened.append(candidate("a").session)
         return opened[-1]
 
+    row = dataclasses.replace(candidate("a"), kind="onnxruntime", open_another=open_another)
+    once = dataclasses.replace(candidate("b"), kind="torch", precision="fp32")
+    record = benchmark(row, once, passes=3)
+    assert len(opened) == 3
+    for measured in record.rows:
+        assert len(measured.passes) == 3
+        assert all(len(each.row) == len(each.yardstick) == 1 for each in measured.passes)
+    about = [measured.yardstick for measured in record.rows]
+    assert [(each.engine, each.precision, each.threads) for each in about] == [
+        ("onnxruntime", "int8", "1"),
+        ("onnxruntime", "fp32", "1"),
+    ]
+    assert to_json(from_json(to_json(record))) == to_json(record)
+
+
+def test_what_takes_long_to_open_is_opened_once(short_passes, monkeypatch):
+    monkeypatch.setattr(record_module, "_REOPEN_MAX_MS", -(10**9))
+
+    def open_another(threads):
+        pytest.fail("opened")
+
+    slow = dataclasses.replace(candidate("a"), kind="onnxruntime", open_another=open_another)
+    assert len(benchmark(slow, passes=1).rows[0].passes) == 1
+
+
+def test_engine_without_a_yardstick_has_no_passes(short_passes):
+    record = benchmark(dataclasses.replace(candidate("a"), kind="tensorrt"), passes=1)
+    assert (record.rows[0].yardstick, record.rows[0].passes) == (None, ())
+    assert "no-yardstick" in codes(record)
+
+
+def test_system_that_tells_no_waits_is_noted(short_passes, monkeypatch):
+    row = dataclasses.replace(candidate("a"), kind="onnxruntime")
+    assert "no-waits" not in codes(benchmark(row, passes=0))
+    monkeypatch.setattr(record_module, "waits_are_told", lambda: False)
+    assert "no-waits" in codes(benchmark(row, passes=1))
+
+
+def test_passes_without_their_yardstick_are_refused(short_passes):
+    content = json.loads(
+        to_json(benchmark(dataclasses.replace(candidate("a"), kind="onnxruntime"), passes=1))
+    )
+    content["rows"][0]["yardstick"] = None
+    with pytest.raises(InputError) as caught:
+        from_json(json.dumps(content))
+    assert caught.value.code == "E-REPORT-SCHEMA"
+
+
+def test_streams_are_sessions_of_their_own():
+    opened = []
+
+    def open_another(threads):
+        opened.append(threads)
+        return candidate("a").session
+
     several = dataclasses.replace(candidate("a"), open_another=open_another)
     assert benchmark(several, streams=2).rows[0].offline.streams == len(opened) == 2
+
+
+@pytest.mark.parametrize(
+    ("threads", "streams", "each"), [("8", 3, 2), ("2", 4, 1), ("none", 2, 1), ("8", 1, None)]
+)
+def test_streams_share_the_threads_of_their_row(threads, streams, each):
+    opened = []
+
+    def open_another(count):
+        opened.append(count)
+        one = candidate("a").session
+        one.engine.facts = {"threads": str(count)}
+        return one
+
+    several = dataclasses.replace(candidate("a"), open_another=open_another)
+    several.session.engine.facts = {"threads": threads}
+    offline = benchmark(several, streams=streams).rows[0].offline
+    assert opened == ([] if each is None else [each] * streams)
+    assert offline.threads_each == (threads if each is None else str(each))
+
+
+# --- batches -------------------------------------------------------------------------------------
+
+
+def test_batch_is_measured_after_its_answers_were_compared(monkeypatch):
+    compared = []
+    monkeypatch.setattr(
+        *(record_module, "require_same_answers"),
+        lambda session, frames, batch, precision: compared.append((len(frames), batch, precision)),
+    )
+    several = dataclasses.replace(candidate("a"), max_batch=4)
+    assert benchmark(several, batch=4).rows[0].offline.batch == 4
+    assert compared == [(16, 4, "int8")]
+
+
+def test_batch_for_a_bundle_of_single_frames_is_refused_with_what_to_export():
+    some = [dataclasses.replace(candidate("takes 4"), max_batch=4), candidate("takes 1")]
+    with pytest.raises(InputError, match=r"takes 1 cannot .* --dynamic 4") as e:
+        benchmark(*some, batch=4)
+    assert e.value.code == "E-BENCHMARK-BATCH"
 
 
 def test_network_that_is_not_trained_is_timed_and_not_scored():

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from edgeseg.benchmarks.accuracy import summarise
+from edgeseg.benchmarks.charts import PARTS
 from edgeseg.benchmarks.record import Note, Proof, ProofStep, from_json, to_json
 from edgeseg.benchmarks.report import to_csv, to_html, to_markdown, to_table, write_reports
 from edgeseg.benchmarks.style import STYLE
 from edgeseg.benchmarks.svg import FAMILIES, family
+from edgeseg.benchmarks.text import MISSING
 from edgeseg.runtime.errors import InputError
 from edgeseg.tests.fabricated_record import (
     ENVIRONMENT,
@@ -349,7 +351,7 @@ def line_of(record, table, name):
         (
             "Mode offline (MLPerf Offline)",
             "OpenVINO INT8",
-            {"Streams": "2", "Frames/s (95 %)": "810 (802–818)"},
+            {"Streams × batch": "2 × 4", "Frames/s (95 %)": "810 (802–818)"},
         ),
         (
             "Mode paced (not in MLPerf)",
@@ -581,6 +583,10 @@ def test_csv_has_the_numbers_of_every_mode_and_part():
         "p99_ms": 2.395,
         "p99_high_ms": 2.399,
         "offline_streams": 2,
+        "offline_batch": 4,
+        "offline_threads_each": 1,
+        "offline_call_p50_ms": 10,
+        "offline_call_p99_ms": 12,
         "offline_fps": 810,
         "offline_fps_low": 802.459,
         "paced_due": 10,
@@ -661,10 +667,75 @@ def contrast(a, b):
 def test_every_colour_keeps_the_contrast_of_wcag_aa(theme):
     variables = re.findall(r":root\{([^}]*)\}", STYLE)[theme]
     colours = dict(re.findall(r"--([\w-]+):(#\w+)", variables))
-    marks = (*FAMILIES, "other", "pre", "engine", "post")
+    marks = (*FAMILIES, "other", *PARTS)
     for ground in ("page", "box"):
         for colour in ("ink", "quiet", *marks):
             assert contrast(colours[colour], colours[ground]) >= 4.5, (colour, ground)
     for box in ("warn", "bad"):
         assert contrast(colours["ink"], colours[box]) >= 4.5
         assert contrast(colours[f"{box}-line"], colours[box]) >= 3
+
+
+# --- what only some engines tell -----------------------------------------------------------------
+
+
+def copying_record():
+    """A row whose engine tells its copies, a quarter of its 8 ms, and one that does not."""
+    row = make_row("on the GPU", kind="tensorrt")
+    told = dataclasses.replace(row.latency, transfer_ms=(2.0,) * 40)
+    return make_record(make_row("on the CPU"), dataclasses.replace(row, latency=told))
+
+
+def test_copies_are_told_apart_where_an_engine_tells_them():
+    record = copying_record()
+    header, _, cpu, gpu = next(
+        lines for lines in markdown_tables(to_markdown(record)) if "of it: copies" in lines[0]
+    )
+    place = cells(header).index("of it: copies (ms, median)")
+    assert cells(header)[place + 1] == "of it: compute (ms, median)"
+    assert cells(gpu)[place : place + 2] == ["2.00", "6.00"]
+    assert cells(cpu)[place : place + 2] == [MISSING, MISSING]
+    assert "preparing 1.00 ms, copies 2.00 ms, engine 6.00 ms" in to_html(record)
+    assert from_json(to_json(record)).rows[1].latency.transfer_ms == (2.0,) * 40
+    first, second = csv.DictReader(io.StringIO(to_csv(record)))
+    assert (first["transfer_p50_ms"], second["transfer_p50_ms"]) == ("", "2")
+
+
+def test_nothing_is_said_of_copies_where_no_engine_tells_them():
+    for text in (to_markdown(full_record()), to_html(full_record())):
+        assert "of it: copies" not in text
+        assert "copies 2" not in text
+
+
+def test_copies_of_some_calls_only_are_no_record():
+    text = to_json(copying_record()).replace("[2.0, 2.0,", "[2.0,", 1)
+    with pytest.raises(InputError, match="has copies of some calls only"):
+        from_json(text)
+
+
+def test_streams_batch_and_threads_of_a_stream_are_shown_together():
+    header, _, line, *_ = next(
+        lines
+        for lines in markdown_tables(to_markdown(full_record()))
+        if "Streams × batch" in lines[0]
+    )
+    shown = dict(zip(cells(header), cells(line), strict=True))
+    assert shown["Streams × batch"] == "2 × 4"
+    assert shown["Threads of a stream"] == "1"
+    assert (shown["A call p50 (ms)"], shown["A call p99 (ms)"]) == ("10.0", "12.0")
+
+
+def markdown_tables(text):
+    """Return the lines of each table."""
+    tables, last = [], ""
+    for line in text.splitlines():
+        if line.startswith("|"):
+            if not last.startswith("|"):
+                tables.append([])
+            tables[-1].append(line)
+        last = line
+    return tables
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]

@@ -113,7 +113,8 @@ def commands_on(data, out, int8):
         "evaluate": ("evaluate", int8, data, "--part", "all", "--csv", out, "-q"),
         "benchmark": (
             *("benchmark", int8, "--data", data, "--part", "all"),
-            *("--engine", "onnxruntime", "--rounds", 5, "--out", out and f"{out}.html", "-q"),
+            *("--engine", "onnxruntime", "--rounds", 5, "--passes", 0),
+            *("--out", out and f"{out}.html", "-q"),
         ),
     }
 
@@ -633,6 +634,7 @@ def test_benchmark_writes_html_json_markdown_and_csv(int8, run, phantoms, tmp_pa
     out = tmp_path / "report.html"
     done = ok(
         *("benchmark", int8, run, "--data", phantoms, "--rounds", 5, "--threads", 1),
+        *("--passes", 0),
         *("--engine", "onnxruntime", "--engine", "torch", "--out", out, "--json", "-q"),
     )
     assert names_in(tmp_path) == ["report.csv", "report.html", "report.json", "report.md"]
@@ -651,7 +653,7 @@ def reports(tmp_path_factory, int8, phantoms):
     for name in ("old", "new"):
         ok(
             *("benchmark", int8, "--data", phantoms, "--engine", "onnxruntime", "--threads", 1),
-            *("--rounds", 48, "--mode", "paced", "--rate", 100, "--seconds", 1),
+            *("--rounds", 48, "--mode", "paced", "--rate", 100, "--seconds", 1, "--passes", 0),
             *("--out", folder / f"{name}.html", "-q"),
         )
     return folder
@@ -666,8 +668,10 @@ def test_modes_that_were_asked_for_are_in_the_report(reports):
 
 def test_two_reports_are_compared_and_a_kept_budget_passes(reports):
     both = (reports / "old.json", reports / "new.json")
-    done = ok("benchmark", "--compare", *both, "--budget", "p50=60s", "--budget", "dice_drop=0.01")
+    limits = ("--budget", "onnxruntime:p50=60s", "--budget", "dice_drop=0.01")
+    done = ok("benchmark", "--compare", *both, *limits)
     assert done.stdout.count("kept: ") == 2
+    assert "cannot tell: the old record has no yardstick" in done.stdout
     content = json.loads(ok("benchmark", "--compare", *both, "--json").stdout)
     assert content["passed"] is True
 
@@ -683,9 +687,16 @@ def test_budget_that_is_not_kept_ends_with_3_after_the_comparison(reports):
 def test_report_of_another_schema_and_a_budget_that_is_none_are_refused(reports, tmp_path):
     new = reports / "new.json"
     old = tmp_path / "old.json"
-    old.write_text(new.read_text().replace("edgeseg.benchmark/4", "edgeseg.benchmark/3"))
+    old.write_text(new.read_text().replace("edgeseg.benchmark/5", "edgeseg.benchmark/4"))
     refused("E-REPORT-SCHEMA", INPUT, "benchmark", "--compare", old, new)
     refused("E-BUDGET", INPUT, "benchmark", "--compare", new, new, "--budget", "p99=33")
+    refused("E-BUDGET", INPUT, "benchmark", "--compare", new, new, "--budget", "torch:p99=33ms")
+
+
+def test_batch_of_a_bundle_made_for_single_frames_is_refused(int8, phantoms, tmp_path):
+    words = ("benchmark", int8, "--data", phantoms, "--out", tmp_path / "r.html", "--batch", "2")
+    refused("E-BENCHMARK-BATCH", INPUT, *words, "-q")
+    assert names_in(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -693,6 +704,7 @@ def test_report_of_another_schema_and_a_budget_that_is_none_are_refused(reports,
     [
         *((), ("BUNDLE",), ("BUNDLE", "--data", "DATA"), ("--compare", "NEW", "NEW", "BUNDLE")),
         ("BUNDLE", "--data", "DATA", "--out", "OUT", "--budget", "p99=33ms"),
+        ("BUNDLE", "--data", "DATA", "--out", "OUT", "--mode", "single", "--batch", "2"),
     ],
 )
 def test_benchmark_that_lacks_or_mixes_its_words_is_refused(

@@ -33,6 +33,7 @@ PACKAGES = {
     "edgeseg.benchmarks.baselines": {"torch"},  # networks, and nothing else may reach them
     "edgeseg.benchmarks.profile": {"numpy", "onnxruntime", "openvino"},
     "edgeseg.benchmarks.roofline": {"numpy", "onnx", "openvino"},
+    "edgeseg.benchmarks.yardstick": {"numpy", "onnx"},
     "edgeseg.benchmarks": {"numpy", "PIL"},
     "edgeseg.export.kit": {"numpy", *KIT_MODULES},
     "edgeseg.export.device.onboard.work": {"numpy"},

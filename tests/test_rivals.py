@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,14 @@ from edgeseg.benchmarks.baselines import BASELINES
 from edgeseg.benchmarks.process import report_probe
 from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.kd.engine import TorchEngine
-from edgeseg.rivals import _NETWORKS, RIVALS, open_rival, rival_candidates, rivals_named
+from edgeseg.rivals import (
+    _NETWORKS,
+    RIVALS,
+    _advice_left_out,
+    open_rival,
+    rival_candidates,
+    rivals_named,
+)
 from edgeseg.runtime.errors import EngineError, InputError
 from edgeseg.runtime.session import Session
 
@@ -112,6 +122,40 @@ def test_engines_of_one_network_of_the_literature_agree(candidates):
     first, *others = (each.session.logits(FRAME).copy() for each in candidates[len(OWN) :])
     for logits in others:
         np.testing.assert_allclose(logits, first, atol=0.2 * np.ptp(first))
+
+
+def test_static_quantiser_keeps_its_advice_to_itself_and_nothing_else(caplog):
+    logger = logging.getLogger()
+    with _advice_left_out():
+        logger.warning("Please consider to run pre-processing before quantization. Refer to: x")
+        logger.warning("Quantized bias `b` exceeds the range of a int32.")
+    logger.warning("Please consider pre-processing before quantization.")
+    assert [record.getMessage()[:9] for record in caplog.records] == ["Quantized", "Please co"]
+
+
+QUANTISED = """
+import sys
+from pathlib import Path
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+from edgeseg.rivals import _statically_quantised
+
+shape = [1, 1, 16, 16]
+ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy"]
+node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+weights = numpy_helper.from_array(np.ones((1, 1, 3, 3), np.float32), "w")
+graph = helper.make_graph([node], "g", ends[:1], ends[1:], [weights])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+image = np.ones(shape, np.float32)
+print(len(_statically_quantised(model.SerializeToString(), iter([image]), Path(sys.argv[1]))))
+"""
+
+
+def test_static_quantiser_says_nothing_on_stderr(tmp_path):
+    command = [sys.executable, "-c", QUANTISED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 500
+    assert done.stderr == ""
 
 
 def test_default_session_leaves_its_options_to_the_engine(candidates):

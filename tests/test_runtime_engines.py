@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,8 +16,13 @@ import onnx
 import onnxruntime as ort
 import openvino as ov
 import pytest
+import torch
 from onnx import TensorProto, helper
 
+from edgeseg.benchmarks.record import ANY_BATCH
+from edgeseg.benchmarks.roofline import files_for
+from edgeseg.benchmarks.yardstick import yardstick_graph
+from edgeseg.kd import zoo
 from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.engines import ENGINES, affinity, files_of, open_engine
 from edgeseg.runtime.engines.ort import OnnxRuntimeEngine
@@ -229,7 +235,8 @@ def test_benchmark_takes_a_device_engine_by_name_only(fp32, library):
     (candidate,) = candidates_of([source], ["onnxruntime-cuda"], 1)
     assert candidate.kind == candidate.session.engine.name == "onnxruntime-cuda"
     assert candidate.file_bytes == (source.path / "model.onnx").stat().st_size
-    assert [each.kind for each in candidates_of([source], [], 1)] == ["openvino", "onnxruntime"]
+    others = candidates_of([source], [], 1)
+    assert [(each.kind, each.max_batch) for each in others] == [("openvino", 1), ("onnxruntime", 1)]
     with pytest.raises(InputError) as caught:
         candidates_of([source], ["onnxruntime-tpu"], 1)
     assert caught.value.code == "E-ENGINE-NONE"
@@ -261,3 +268,65 @@ def test_affinity_lists_the_cores_and_is_left_alone():
         assert os.sched_getaffinity(0) == {min(before)}
     finally:
         os.sched_setaffinity(0, before)
+
+
+# --- the buffers of OpenVINO's CPU plugin --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def network():
+    """The files of a network of fixed size: image [1, 1, 128, 128] to the same shape."""
+    return files_for("openvino", yardstick_graph("fp32"))
+
+
+def images(*seeds):
+    shape = (1, 1, 128, 128)
+    return [np.random.default_rng(seed).random(shape, dtype=np.float32) for seed in seeds]
+
+
+def test_openvino_answers_each_call_into_one_buffer_of_its_own(network):
+    engine = open_engine("openvino", network, 2)
+    turns = images(0, 1, 0)
+    expected = [engine._compiled({0: image})[0].copy() for image in turns]
+    answers = []
+    for image in turns:
+        answer = engine.run(image)
+        answers.append((answer, answer.copy()))
+    assert all(answer is answers[0][0] for answer, _ in answers)
+    for (_, copied), wanted in zip(answers, expected, strict=True):
+        np.testing.assert_array_equal(copied, wanted)
+    assert not np.array_equal(expected[0], expected[1])
+
+
+def test_buffer_of_openvino_outlives_many_calls_and_other_engines(network):
+    engine = open_engine("openvino", network, 1)
+    (image,) = images(0)
+    wanted = engine.run(image).copy()
+    for turn, other in enumerate(images(*range(1, 11))):
+        engine.run(other)
+        if turn % 5 == 0:
+            open_engine("openvino", network, 1).run(other)
+    np.testing.assert_array_equal(engine.run(image), wanted)
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+def shipped():
+    if "t2kd-edge" not in zoo.available_names():
+        pytest.skip("this installation has no shipped student")
+    return find_source(Path("t2kd-edge"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_checkpoint_on_a_gpu_that_is_not_there_is_refused():
+    assert code_of(candidates_of, [shipped()], ["torch-cuda"], 1) == "E-ENGINE-DEVICE"
+
+
+def test_checkpoint_runs_on_the_cpu_unless_asked_otherwise_and_takes_any_batch():
+    (candidate,) = candidates_of([shipped()], [], 1)
+    assert candidate.kind == "torch"
+    assert candidate.max_batch == ANY_BATCH
+    with pytest.raises(InputError, match="torch and torch-cuda") as caught:
+        shipped().open("onnxruntime", 1)
+    assert caught.value.code == "E-ENGINE-NOT-IN-BUNDLE"

@@ -14,7 +14,7 @@ from edgeseg.runtime.errors import EngineError, InputError, Refused
 from edgeseg.runtime.metrics import count_pixels, dice_score
 from edgeseg.runtime.session import open_session, session_of
 
-CPU_ENGINES = [name for name, entry in ENGINES.items() if not entry.files_of]
+CPU_ENGINES = [name for name, entry in ENGINES.items() if entry.on_cpu]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,8 @@ def test_engine_that_the_bundle_has_no_model_for_is_refused(bundle_of):
 
 
 @pytest.mark.parametrize(("target", "engine"), [("jetson", "tensorrt"), ("rtx", "tensorrt-rtx")])
-def test_bundle_that_only_its_device_runs_says_so(bundle_of, target, engine):
+def test_bundle_that_only_its_device_runs_says_so(bundle_of, target, engine, without):
+    without("tensorrt", "tensorrt_rtx")
     with pytest.raises(EngineError, match=f"is for {engine} on ") as caught:
         open_session(bundle_of(target, "fp16"))
     assert caught.value.code == "E-ENGINE-DEVICE"

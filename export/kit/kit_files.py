@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Dict, NamedTuple, Optional, Set, Tuple
 
 SUMS = "SHA256SUMS"
+SIGNATURE = "model.sig"  # optional, of the maker; checked by `edgeseg bundle verify`, not here
 SCHEMA = "edgeseg.kit/1"
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -142,7 +143,7 @@ def verify(folder: Path) -> Set[str]:
             listed.add(name)
     except (OSError, ValueError) as error:
         raise Refused("E-KIT-HASH", f"cannot verify {name} ({error}); {again}") from error
-    strange = sorted(listed ^ (found - {SUMS}))
+    strange = sorted(listed ^ (found - {SUMS, SIGNATURE}))
     if strange or "kit.json" not in listed:
         what = strange[0] if strange else "kit.json"
         message = f"{SUMS} does not list exactly the kit's files, see {what}; {again}"

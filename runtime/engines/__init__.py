@@ -17,7 +17,11 @@ from ..errors import EngineError
 
 
 class Engine(Protocol):
-    """The only thing an engine must be: a name, some facts, and `run`."""
+    """The only thing an engine must be: a name, some facts, and `run`.
+
+    One that copies to a device may also tell how long the copies of the last call took there, in
+    an attribute `transfer_ms`.
+    """
 
     @property
     def name(self) -> str:
@@ -70,28 +74,49 @@ def _open_onnxruntime_tensorrt(files: ModelFiles, threads: int) -> Engine:
     return OnnxRuntimeEngine(files, threads, "TensorrtExecutionProvider", "onnxruntime-tensorrt")
 
 
+def _open_tensorrt(files: ModelFiles, threads: int) -> Engine:
+    from .trt import open_built
+
+    return open_built(files)
+
+
+def _open_tensorrt_rtx(files: ModelFiles, threads: int) -> Engine:
+    from .trt import open_ahead
+
+    return open_ahead(files)
+
+
 class _EngineEntry(NamedTuple):
     package: str  # importable name of the library
     extra: str  # what to install it with
     suffixes: Tuple[str, ...]  # of the model files, all needed
     opener: Callable[[ModelFiles, int], Engine]
     files_of: str = ""  # engine whose files it runs in a bundle, where not its own
+    on_cpu: bool = False  # runs on any machine
 
 
 _OPENVINO = ("openvino", "pip install 'edgeseg[openvino]'", (".xml", ".bin"))
 _ONNXRUNTIME = ("onnxruntime", "pip install onnxruntime", (".onnx",))
+_TENSORRT = (
+    "tensorrt",
+    "apt install python3-libnvinfer on a Jetson, pip install 'edgeseg[tensorrt]' elsewhere",
+    (".plan", ".json"),
+)
+_TENSORRT_RTX = ("tensorrt_rtx", "pip install 'edgeseg[rtx]'", (".plan",))
 _ONNXRUNTIME_GPU = ("onnxruntime", "pip install onnxruntime-gpu", (".onnx",))
 
 # To add an engine: a module beside this one and a line here. One with `files_of` is in no bundle's
 # list, so it is never chosen but only asked for by name.
 ENGINES: Dict[str, _EngineEntry] = {
-    "openvino": _EngineEntry(*_OPENVINO, _open_openvino),
-    "onnxruntime": _EngineEntry(*_ONNXRUNTIME, _open_onnxruntime),
+    "openvino": _EngineEntry(*_OPENVINO, _open_openvino, on_cpu=True),
+    "onnxruntime": _EngineEntry(*_ONNXRUNTIME, _open_onnxruntime, on_cpu=True),
     "openvino-gpu": _EngineEntry(*_OPENVINO, _open_openvino_gpu, "openvino"),
     "onnxruntime-cuda": _EngineEntry(*_ONNXRUNTIME_GPU, _open_onnxruntime_cuda, "onnxruntime"),
     "onnxruntime-tensorrt": _EngineEntry(
         *_ONNXRUNTIME_GPU, _open_onnxruntime_tensorrt, "onnxruntime"
     ),
+    "tensorrt": _EngineEntry(*_TENSORRT, _open_tensorrt),
+    "tensorrt-rtx": _EngineEntry(*_TENSORRT_RTX, _open_tensorrt_rtx),
 }
 
 
@@ -103,6 +128,13 @@ def files_of(name: str) -> str:
 def is_installed(name: str) -> bool:
     """Say whether the library of a known engine can be imported, without importing it."""
     return importlib.util.find_spec(ENGINES[name].package) is not None
+
+
+def require_installed(name: str) -> None:
+    """Raise EngineError (E-EXTRA-MISSING) where the library of a known engine is missing."""
+    if not is_installed(name):
+        extra = ENGINES[name].extra
+        raise EngineError("E-EXTRA-MISSING", f"engine {name!r} is not installed; {extra}")
 
 
 def available_threads() -> int:
@@ -129,10 +161,8 @@ def open_engine(name: str, files: ModelFiles, threads: int) -> Engine:
         EngineError: E-EXTRA-MISSING (library not installed), E-ENGINE-LOAD (model refused),
             E-ENGINE-DEVICE (the device is not there, or part of the model would run elsewhere).
     """
-    entry = ENGINES[name]
-    if not is_installed(name):
-        raise EngineError("E-EXTRA-MISSING", f"engine {name!r} is not installed; {entry.extra}")
-    return entry.opener(files, threads)
+    require_installed(name)
+    return ENGINES[name].opener(files, threads)
 
 
 def file_with_suffix(files: ModelFiles, suffix: str) -> bytes:
