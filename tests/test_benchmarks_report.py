@@ -739,3 +739,50 @@ def markdown_tables(text):
 
 def cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
+# --- rails and GPU memory ------------------------------------------------------------------------
+
+
+def table_lines(text, title):
+    """Return the cells of each line below a table's head in Markdown."""
+    block = text.split(f"{title}\n", 1)[1].split("\n\n")
+    lines = next(part for part in block if part.strip().startswith("|")).strip().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_energy_is_told_by_rail_with_what_is_no_part_of_the_total():
+    energy = full_row("a").energy
+    row = full_row(
+        "OpenVINO INT8",
+        energy=dataclasses.replace(
+            energy,
+            total_rails=("VDD_IN",),
+            rails_net_mj_per_frame={"VDD_IN": 60.0, "VDD_CPU_GPU_CV": -0.5},
+        ),
+    )
+    lines = table_lines(to_markdown(make_record(row)), "Energy by rail")
+    assert lines == [
+        ["OpenVINO INT8", "VDD\\_IN", "60.0", "yes"],
+        ["OpenVINO INT8", "VDD\\_CPU\\_GPU\\_CV", "−0.500", "no: part of another rail"],
+    ]
+
+
+def test_single_rail_needs_no_table_of_its_own():
+    energy = dataclasses.replace(full_row("a").energy, rails_net_mj_per_frame={"package-0": 60.0})
+    assert "Energy by rail" not in to_markdown(make_record(full_row("a", energy=energy)))
+
+
+@pytest.mark.parametrize(
+    ("facts", "cell"),
+    [
+        ({}, "–"),
+        (
+            {"device_mib": 512.0, "device_memory": "NVML, of the process"},
+            "512 (NVML, of the process)",
+        ),
+        ({"device_memory": "no counter: NVML is missing"}, "no counter: NVML is missing"),
+    ],
+)
+def test_memory_of_a_gpu_is_told_with_how_it_was_counted(facts, cell):
+    row = make_row("a")
+    row = dataclasses.replace(row, process=dataclasses.replace(row.process, **facts))
+    assert cell in table_lines(to_markdown(make_record(row)), "a fresh process")[0]
