@@ -13,6 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from edgeseg.export.pipeline import Frames
+    from edgeseg.tests.chromium import Browser
 
 ROOT = Path(__file__).parent.parent
 # After eight epochs it finds most phantoms' lesions, so that masks are worth comparing.
@@ -133,3 +134,12 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.decode().strip()}")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A headless browser for the tests of one module; skips where Chromium is missing."""
+    from edgeseg.tests.chromium import open_browser
+
+    with open_browser(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
