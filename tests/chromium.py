@@ -110,7 +110,7 @@ class Browser:
             event = json.loads(entry["message"])["message"]
             if event["method"] == "Network.requestWillBeSent":
                 address = event["params"]["request"]["url"]
-                if not address.startswith("chrome:"):  # the first tab's, no page may ask for it
+                if not address.startswith(("chrome:", "data:")):  # the first tab's; inline
                     self.requests.append(address)
 
     def run(self, script: str, *arguments: Any) -> Any:
