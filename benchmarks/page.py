@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -13,6 +14,7 @@ from .tables import Head, Table
 from .wording import CLEARANCE, cautions, headline
 
 _LONG = 40  # characters of a cell that get a wide column
+_ROW = 80  # characters of a command on a line of its field
 
 
 def to_html(record: BenchmarkRecord) -> str:
@@ -67,8 +69,17 @@ def _part(part: Part, section: Section) -> str:
     if isinstance(part, Terms):
         return _terms(part.terms)
     if isinstance(part, Code):
-        return f"<pre><code>{escape(part.text)}</code></pre>"
+        return _command(part.text)
     return f'<p class="quiet">{escape(part)}</p>'
+
+
+def _command(text: str) -> str:
+    """Return a command in a field that Tab reaches and whose keys select and copy it alone."""
+    rows = math.ceil(len(text) / _ROW)  # where a browser does not know `field-sizing`
+    return (
+        f'<textarea readonly spellcheck="false" rows="{rows}" aria-label="Command line">'
+        f"\n{escape(text)}</textarea>"
+    )
 
 
 def _table_under_heading(table: Table, section: Section) -> str:
@@ -88,7 +99,7 @@ def _table(table: Table) -> str:
         for line in table.lines
     )
     return (
-        f'<div class="scroll" role="region" aria-label="{escape(table.title)}" tabindex="0">'
+        f'<div class="scroll" role="group" aria-label="{escape(table.title)}" tabindex="0">'
         f'<table class="{"words" if table.words else "numbers"}"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )

@@ -29,8 +29,11 @@ p,figcaption{max-width:75ch;overflow-wrap:anywhere}
 .note.bad{background:var(--bad);border-color:var(--bad-line)}
 .note ul{margin:.25em 0 0;padding-left:1.2em}
 .note li{overflow-wrap:anywhere}
-.scroll{overflow-x:auto;border:1px solid var(--line);border-radius:6px}
-.scroll:focus-visible,summary:focus-visible{outline:3px solid var(--onnxruntime)}
+.scroll{overflow-x:auto;border:1px solid var(--line);border-radius:6px;
+background:linear-gradient(var(--page),var(--page)) right/24px 100% no-repeat local,
+linear-gradient(to left,var(--line),transparent) right/16px 100% no-repeat}
+.scroll:focus-visible,summary:focus-visible,textarea:focus-visible{
+outline:3px solid var(--onnxruntime)}
 table{border-collapse:collapse;width:100%;font-size:.875rem;font-variant-numeric:tabular-nums}
 th,td{padding:7px 9px;text-align:right;white-space:nowrap;border-top:1px solid var(--line)}
 thead th{border-top:0;background:var(--box);vertical-align:bottom;font-weight:600;
@@ -40,14 +43,13 @@ th:first-child{text-align:left;position:sticky;left:0;background:var(--page);fon
 max-width:20rem;overflow-wrap:anywhere;white-space:normal;min-width:12.5rem}
 thead th:first-child{background:var(--box)}
 table.words td{text-align:left;white-space:normal;vertical-align:top;min-width:6rem;
-overflow-wrap:anywhere}
-table.words td.long{min-width:17rem}
+overflow-wrap:break-word}
+table.words td.long{min-width:17rem;overflow-wrap:anywhere}
 table.words thead th{text-align:left}
 table.words tbody th{vertical-align:top}
 details{margin:1em 0}
 summary{cursor:pointer;font-weight:600;padding:4px 0;overflow-wrap:anywhere}
 details .scroll{margin-top:6px}
-code,pre{font-family:ui-monospace,"DejaVu Sans Mono",Menlo,Consolas,monospace}
 .plots{display:grid;gap:20px;margin-top:20px;
 grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr))}
 figure{margin:0;padding:14px;background:var(--box);border-radius:6px;break-inside:avoid}
@@ -65,8 +67,8 @@ figure .grid{stroke:var(--line);stroke-opacity:.6}
 .front{stroke:var(--quiet);fill:none;stroke-dasharray:5 4}
 .roof{stroke:var(--ink);stroke-width:1.5;fill:none}
 .percentile{stroke:var(--ink);stroke-width:2.5;fill:none}
-.interval{stroke-width:1.5;stroke-opacity:.7;fill:none}
-.dots{stroke-width:3.5;stroke-linecap:round;stroke-opacity:.4;fill:none}
+.interval{stroke-width:1.5;fill:none}
+.dots{stroke-width:2.8;stroke-linecap:round;stroke-opacity:.8;fill:none}
 .torch{--mark:var(--torch)}.onnxruntime{--mark:var(--onnxruntime)}.openvino{--mark:var(--openvino)}
 .tensorrt{--mark:var(--tensorrt)}.other{--mark:var(--other)}
 .pre{--mark:var(--pre)}.transfer{--mark:var(--transfer)}.engine{--mark:var(--engine)}
@@ -83,8 +85,9 @@ background:var(--mark)}
 dl{display:grid;grid-template-columns:minmax(8rem,13rem) 1fr;gap:6px 20px;margin:0}
 dt{font-weight:600}
 dd{margin:0;max-width:75ch;overflow-wrap:anywhere}
-pre{margin:0;padding:12px 14px;background:var(--box);border-radius:6px;white-space:pre-wrap;
-overflow-wrap:anywhere;font-size:.875rem}
+textarea{display:block;width:100%;padding:12px 14px;border:0;border-radius:6px;resize:none;
+background:var(--box);color:var(--ink);overflow-wrap:anywhere;field-sizing:content;
+font:.875rem/1.55 ui-monospace,"DejaVu Sans Mono",Menlo,Consolas,monospace}
 footer{margin-top:48px;padding-top:16px;padding-bottom:40px;border-top:1px solid var(--line);
 color:var(--quiet);font-size:.875rem}
 @media (max-width:560px){main,header,footer{padding-left:14px;padding-right:14px}
@@ -95,7 +98,8 @@ th:first-child{max-width:9rem;min-width:8rem}}
 --torch:#5c6773;--onnxruntime:#0069a6;--openvino:#bd4b00;--tensorrt:#007557;--other:#9a3f7c;
 --pre:#8a5a00;--transfer:#007557;--engine:#0069a6;--post:#9a3f7c}
 html{font-size:9.5pt}body{font-size:1rem}main,header,footer{max-width:none;padding:0}
-.scroll{overflow:visible;border:0}table{font-size:7pt}th,td{padding:2px 4px;white-space:normal}
+.scroll{overflow:visible;border:0;background:none}table{font-size:7pt}
+th,td{padding:2px 4px;white-space:normal}
 th:first-child{position:static;min-width:6em}table.words td,table.words td.long{min-width:5em}
 td small{white-space:nowrap}details::details-content{content-visibility:visible;height:auto}
 figure{border:1px solid var(--line)}.plots{grid-template-columns:1fr 1fr;gap:10px}

@@ -270,11 +270,11 @@ NETWORK: tuple[Column, ...] = (
 
 # What the pages show, what matters most first, and what fits into a terminal.
 COLUMNS: tuple[Column, ...] = (
-    NAME,
+    *(NAME, P50),
+    Column("Latency vs reference", "99 %", _latency_vs_reference),
     Column("Dice", "95 %", _dice),
     Column("Dice vs reference", "95 %", _dice_vs_reference),
-    *(P50, P90, P99),
-    Column("Latency vs reference", "99 %", _latency_vs_reference),
+    *(P90, P99),
     Column("Frames/s", "95 %", lambda record, row: fps_text(row.offline)),
     *(FIRST_MASK, PEAK_MEMORY, FILE),
 )

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
@@ -69,6 +70,13 @@ class Recipe:
     method: str  # of calibration
     folder: Path  # for what an engine's library only writes to a file; exists
 
+    @cached_property
+    def beyond_half(self) -> tuple[str, ...]:
+        """The nodes that FP16 cannot hold, see `nodes_beyond_half`; needs a calibration."""
+        if self.calibration is None:
+            raise ValueError("an FP16 form needs the ranges of a calibration")
+        return nodes_beyond_half(self.master, self.calibration.largest)
+
 
 def make_forms(
     recipe: Recipe, precision: str, keep_float: Collection[str] = ()
@@ -89,7 +97,7 @@ def typed_onnx(recipe: Recipe, file: str, keep_float: Collection[str] = ()) -> b
         return recipe.master
     base = recipe.master
     if file in ("fp16.onnx", "qdq-fp16.onnx"):
-        base = half_from_onnx(base, keep=_beyond_half(recipe))
+        base = half_from_onnx(base, keep=recipe.beyond_half)
     if file == "fp16.onnx":
         return base
     return qdq_from_onnx(base, _amax(recipe), keep_float=keep_float)
@@ -116,15 +124,9 @@ def _amax(recipe: Recipe) -> Mapping[str, float]:
     return recipe.calibration.amax[recipe.method]
 
 
-def _beyond_half(recipe: Recipe) -> tuple[str, ...]:
-    if recipe.calibration is None:
-        raise ValueError("an FP16 form needs the ranges of a calibration")
-    return nodes_beyond_half(recipe.master, recipe.calibration.largest)
-
-
 def _require_half(recipe: Recipe) -> None:
     """Refuse what FP16 cannot hold: in a weakly typed network no type in the ONNX is binding."""
-    if beyond := _beyond_half(recipe):
+    if beyond := recipe.beyond_half:
         raise Refused(
             "E-PRECISION-RANGE",
             f"{', '.join(beyond[:3])} (of {len(beyond)} nodes) goes beyond FP16, which TensorRT "
@@ -138,7 +140,7 @@ def _kept(recipe: Recipe, file: str, keep_float: tuple[str, ...]) -> tuple[str, 
     if file not in ("fp16.onnx", "qdq-fp16.onnx"):
         return keep_float
     convolutions = convolutions_of(onnx.load_model_from_string(recipe.master).graph)
-    beyond = (name for name in _beyond_half(recipe) if name in convolutions)
+    beyond = (name for name in recipe.beyond_half if name in convolutions)
     return tuple(dict.fromkeys((*keep_float, *beyond)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
@@ -305,12 +305,18 @@ def _notes(
         notes.append("INT8 weights have 7 bits: on CPUs without VNNI sums of two products saturate")
     if asked == AUTO and target.runs_here:
         notes.append("all are measured here, interleaved; the fastest that passes its gate is kept")
-    if asked == AUTO and not target.runs_here:
-        default = _default_of(precisions)
+    if asked == AUTO and not target.runs_here and (default := _default_of(precisions)) != "int8":
         notes.append(f"{default} is the default: INT8 is not shown faster until measured there")
     if dla_core is not None:
         notes.append("DLA arithmetic cannot run here: the golden vectors judge it on the device")
     return notes
+
+
+def notes_without(plan: Plan, refused: Collection[str]) -> tuple[str, ...]:
+    """Return the plan's notes as they stand once gates have refused some of its precisions."""
+    left = tuple(name for name in plan.precisions if name not in refused)
+    dla_core = next((build.dla_core for build in plan.builds.values()), None)
+    return tuple(_notes(plan.target, left, plan.asked, dla_core))
 
 
 def _line_of(plan: Plan, precision: str) -> str:

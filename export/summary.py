@@ -7,7 +7,7 @@ from typing import Any
 
 from .parity import render_hops
 from .pipeline import Exported
-from .plan import Plan
+from .plan import Plan, notes_without
 from .verdict import render_verdicts
 
 _TELLING_DICE = 0.3  # below it most lesions are missed, in FP32 as in INT8
@@ -31,7 +31,7 @@ def render_export(exported: Exported, plan: Plan) -> str:
             f"note: the network itself has a Dice of {exported.trained_dice:.3f} on these frames, "
             "so a gate that compares with it proves little; check its training, or its --contract"
         )
-    lines += [f"note: {note}" for note in plan.notes]
+    lines += [f"note: {note}" for note in notes_without(plan, exported.refused)]
     lines.append(f"bundle: {exported.path} ({exported.precision})")
     if plan.target.kind == "tensorrt":
         lines.append("on the device, in the bundle: python3 build_engine.py --help")

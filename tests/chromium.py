@@ -109,20 +109,26 @@ class Browser:
         for entry in self.driver.get_log("performance"):
             event = json.loads(entry["message"])["message"]
             if event["method"] == "Network.requestWillBeSent":
-                self.requests.append(event["params"]["request"]["url"])
+                address = event["params"]["request"]["url"]
+                if not address.startswith(("chrome:", "data:")):  # the first tab's; inline
+                    self.requests.append(address)
 
     def run(self, script: str, *arguments: Any) -> Any:
         """Run JavaScript in the page, which gets `arguments`; return what it returns."""
         return self.driver.execute_script(script, *arguments)
 
-    def press(self, *keys: str) -> None:
+    def press(self, *keys: str, holding: str | None = None) -> None:
         """Press keys one after the other wherever the focus is; named as in selenium's `Keys`."""
         from selenium.webdriver.common.action_chains import ActionChains
         from selenium.webdriver.common.keys import Keys
 
         actions = ActionChains(self.driver)
+        if holding:
+            actions.key_down(getattr(Keys, holding))
         for key in keys:
             actions.send_keys(getattr(Keys, key, key))
+        if holding:
+            actions.key_up(getattr(Keys, holding))
         actions.perform()
 
     def screenshot(self, path: Path, *, whole: bool = True) -> None:
@@ -141,3 +147,76 @@ class Browser:
         """Send a command of the Chrome DevTools Protocol."""
         answer: dict[str, Any] = self.driver.execute_cdp_cmd(command, parameters)
         return answer
+
+
+# Contrast as WCAG 2 defines it: what is seen of a colour is blended over the backgrounds below it.
+CONTRAST = """
+const parse = text => {
+  const n = (text.match(/[\\d.]+/g) || []).map(Number);
+  return text.startsWith('rgb') ? [n[0], n[1], n[2], n[3] ?? 1] : [0, 0, 0, 0];
+};
+const over = ([r, g, b, a], ground) =>
+  [r, g, b].map((value, i) => a * value + (1 - a) * ground[i]);
+const ground = element => {
+  const layers = [];
+  for (let e = element; e; e = e.parentElement)
+    layers.unshift(parse(getComputedStyle(e).backgroundColor));
+  return layers.reduce((below, layer) => over(layer, below), [255, 255, 255]);
+};
+const luminance = colour => {
+  const [r, g, b] = colour.map(value => {
+    const c = value / 255;
+    return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  });
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const contrast = (colour, opacity, below) => {
+  const [r, g, b, a] = parse(colour);
+  const pair = [over([r, g, b, a * opacity], below), below].map(luminance).sort((x, y) => x - y);
+  return (pair[1] + 0.05) / (pair[0] + 0.05);
+};
+const opacity = element => {
+  let all = 1;
+  for (let e = element; e; e = e.parentElement) all *= Number(getComputedStyle(e).opacity);
+  return all;
+};
+"""
+
+# [text, contrast, what WCAG AA asks for] of every text that is seen.
+TEXT_CONTRAST = (
+    CONTRAST
+    + """
+const found = [];
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+  const element = walker.currentNode.parentElement;
+  if (!walker.currentNode.data.trim() || element.closest('title, desc')) continue;
+  if (!element.checkVisibility()) continue;
+  const style = getComputedStyle(element);
+  const drawn = element.ownerSVGElement;
+  const px = parseFloat(style.fontSize), bold = Number(style.fontWeight) >= 700;
+  found.push([
+    walker.currentNode.data.trim(),
+    contrast(
+      drawn ? style.fill : style.color,
+      opacity(element) * (drawn ? Number(style.fillOpacity) : 1),
+      ground(element)),
+    px >= 24 || (bold && px >= 18.66) ? 3 : 4.5,
+  ]);
+}
+return found;
+"""
+)
+
+# [classes, contrast] of every mark of a plot, its fill or its line, whichever is seen better.
+MARK_CONTRAST = (
+    CONTRAST
+    + """
+return [...document.querySelectorAll('svg :is(path, circle, rect, line)')].map(mark => {
+  const style = getComputedStyle(mark), below = ground(mark), whole = opacity(mark);
+  return [mark.getAttribute('class'), Math.max(
+    contrast(style.fill, whole * Number(style.fillOpacity), below),
+    contrast(style.stroke, whole * Number(style.strokeOpacity), below))];
+});
+"""
+)

@@ -510,6 +510,20 @@ def test_values_beyond_half_are_refused_where_the_types_of_the_onnx_do_not_bind(
     assert kept.kept_float == ("c1", "c2")
 
 
+def test_what_is_beyond_half_is_found_once_for_all_forms_of_a_network(tmp_path, monkeypatch):
+    calls = []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return nodes_beyond_half(*arguments)
+
+    monkeypatch.setattr("edgeseg.export.forms.nodes_beyond_half", counted)
+    recipe = overflowing_recipe("orin-nano-8@jp6.2", tmp_path)
+    for _ in range(2):
+        make_forms(recipe, "fp16")
+    assert len(calls) == 1
+
+
 def test_kit_that_asks_for_too_little_int8_is_refused_before_it_travels(tmp_path):
     # All four convolutions have one output channel, so none is quantised.
     with pytest.raises(Refused) as caught:

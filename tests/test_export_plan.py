@@ -8,7 +8,7 @@ import json
 import pytest
 
 from edgeseg.export import target as target_module
-from edgeseg.export.plan import AUTO, EngineBuild, make_plan, render_plan
+from edgeseg.export.plan import AUTO, EngineBuild, make_plan, notes_without, render_plan
 from edgeseg.export.target import (
     ALIAS,
     KINDS,
@@ -253,6 +253,22 @@ def test_this_machine_has_no_default_since_what_is_measured_decides():
     plan = make_plan(find_target("x86-cpu"))
     assert plan.default is None
     assert dict(plan.builds) == {}
+
+
+def test_notes_name_as_the_default_what_the_gates_left():
+    plan = make_plan(find_target("jetson"))
+    assert any("fp16 is the default" in note for note in plan.notes)
+    assert notes_without(plan, ()) == plan.notes
+    left = notes_without(plan, ["fp16"])
+    assert any("fp32 is the default" in note for note in left)
+    assert not any("fp16" in note for note in left)
+
+
+def test_notes_without_a_precision_keep_what_is_said_of_the_dla():
+    plan = make_plan(find_target("agx-orin-64@jp6.2"), dla_core=0)
+    left = notes_without(plan, ["fp16"])
+    assert any("DLA" in note for note in left)
+    assert not any("default" in note for note in left)  # INT8 alone is no choice
 
 
 def test_cpu_elsewhere_keeps_the_widest_precision_until_it_is_measured_there():
