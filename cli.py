@@ -519,9 +519,15 @@ def selftest(
     result = open_session(bundle, engine=engine, threads=threads or 0, key=key).selftest(
         repeats=repeats
     )
-    click.echo(json.dumps(result.to_dict(), indent=1) if as_json else result.to_text())
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=1))
     if not result.passed:
-        raise Refused("E-SELFTEST", f"{bundle} must not be used here: {result.to_text()}")
+        raise Refused(
+            "E-SELFTEST",
+            f"{bundle} failed: {result.to_text()}; do not use it here, choose another --engine",
+        )
+    if not as_json:
+        click.echo(result.to_text())
 
 
 @cli.command()

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..runtime.contract import InputContract
 from ..runtime.engines import available_threads
-from ..runtime.errors import Refused
+from ..runtime.errors import InputError, Refused
 from ..runtime.image import resize_grey, resize_mask
 from ..runtime.progress import Progress, quiet
 from .forms import Form
@@ -65,6 +65,12 @@ def prove_frame_graphs(
         Refused: E-PARITY.
     """
     frames = _of_size(checks, *size)
+    if not any(each.truth.any() for each in frames):
+        raise InputError(
+            "E-PARITY-FRAMES",
+            f"no lesion of the check frames is left in frames of {size[0]}x{size[1]} px, so the "
+            "frame graph cannot be judged; export with --frame of the size that the device gives",
+        )
     reference = reference_of(trained, contract, frames, progress=progress)
     found = []
     for form in forms:

@@ -16,7 +16,7 @@ from torch import nn
 from ..runtime.contract import InputContract
 from ..runtime.errors import InputError
 from ..runtime.files import sha256_of_file, write_bytes
-from .models import Network, build_model
+from .models import Network, build_model, require_size
 
 _SCHEMA = "edgeseg.checkpoint/1"
 
@@ -75,7 +75,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         InputError: E-CKPT-READ (no safetensors), E-CKPT-SCHEMA (not ours, or malformed),
-            E-CKPT-ARCH (its tensors are not those of the architecture it names), E-MODEL-NAME.
+            E-CKPT-ARCH (its tensors are not those of the architecture it names), E-MODEL-NAME,
+            E-CONTRACT (the architecture takes no images of its contract's size).
     """
     tensors, metadata = read_tensors(path)
     if metadata.get("schema") != _SCHEMA:
@@ -91,6 +92,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             "E-CKPT-SCHEMA", f"{path} has malformed metadata ({error}); train it again"
         ) from error
     network = build_model(model)
+    require_size(network, model, contract)
     expected = {name: value.shape for name, value in network.state_dict().items()}
     for name in sorted(set(expected) | set(tensors)):
         if name not in tensors or name not in expected or tensors[name].shape != expected[name]:

@@ -31,6 +31,8 @@ class Trace(NamedTuple):
 class Network(nn.Module):
     """A segmentation network: grey images [N, 1, H, W], normalised, to logits of that shape."""
 
+    MULTIPLE = 16  # px, what H and W are multiples of
+
     def trace(self, image: torch.Tensor) -> Trace:
         """Return logits and features."""
         raise NotImplementedError
@@ -144,6 +146,7 @@ class EdgeAttentionUNet(Network):
     """
 
     STEM = 4  # px a side of a block
+    MULTIPLE = 32
 
     def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -202,6 +205,8 @@ class ResNetAttentionUNet(Network):
         blocks: bottlenecks in the four stages; (3, 4, 23, 3) is ResNet-101.
     """
 
+    MULTIPLE = 32
+
     def __init__(self, blocks: tuple[int, ...]) -> None:
         super().__init__()
         self.stem = nn.Sequential(
@@ -256,6 +261,21 @@ def build_model(name: str) -> Network:
     if name not in MODELS:
         raise InputError("E-MODEL-NAME", f"no model named {name!r}; choose of {', '.join(MODELS)}")
     return MODELS[name]()
+
+
+def require_size(network: Network, model: str, contract: InputContract) -> None:
+    """Raise InputError (E-CONTRACT) where a network takes no images of a contract's size.
+
+    A contract allows multiples of 16 px; some networks need multiples of 32.
+    """
+    step = network.MULTIPLE
+    if contract.height % step or contract.width % step:
+        nearest = [max(step, side // step * step) for side in (contract.width, contract.height)]
+        raise InputError(
+            "E-CONTRACT",
+            f"{model} takes multiples of {step} px and not {contract.width}x{contract.height}; the "
+            f"nearest is {nearest[0]}x{nearest[1]}",
+        )
 
 
 def centre_channels(name: str) -> int:

@@ -46,7 +46,8 @@ class _Crop:
 
     def grey_of(self, frame: np.ndarray) -> np.ndarray:
         """Return the crop, uint8, 0 where it is no image; valid until the next frame."""
-        return np.multiply(grey_from_frame(self.layout.crop_of(frame)), self.keep, out=self._grey)
+        np.multiply(grey_from_frame(self.layout.crop_of(frame)), self.keep, out=self._grey)
+        return self._grey
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Session:
     def logits(self, frame: np.ndarray) -> np.ndarray:
         """Return the logits, float32 [height, width] of the contract, a copy; see `predict`."""
         with self._turn:
-            return self.infer(self.prepare(frame)).copy()
+            return np.array(self.infer(self.prepare(frame)))
 
     # The three steps of `predict`, apart so that a benchmark can time each within one call. They
     # do not keep a second thread out.

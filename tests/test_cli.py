@@ -28,7 +28,7 @@ from edgeseg.runtime.bundle import open_bundle, seal_bundle
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.image import read_image, read_mask
 from edgeseg.runtime.metrics import count_pixels, dice_score
-from edgeseg.runtime.session import Session, open_session
+from edgeseg.runtime.session import SelfTest, Session, open_session
 
 INPUT, REFUSED, ENGINE, OUTPUT = 2, 3, 4, 5  # exit codes, as in runtime/errors.py
 
@@ -554,6 +554,50 @@ def test_predict_takes_folders_and_every_engine_of_the_bundle(int8, data, tmp_pa
         # Masks of the data set lie in the folder too; each is an image like any other.
         count = len(list((data / "normal").iterdir()))
         assert len(json.loads((out / "predictions.json").read_text())) == count
+
+
+def test_predict_measures_in_mm_and_cleans_masks_as_asked(int8, data, out, tmp_path):
+    folder = data / "malignant"
+    plain = ok("predict", int8, folder, "--out", out, "--json", "--threads", 1, "-q")
+    cleaned = ok(
+        *("predict", int8, folder, "--out", tmp_path / "clean", "--json", "--threads", 1, "-q"),
+        *("--largest-only", "--fill-holes", "--spacing-mm", 0.1, 0.2),
+    )
+    for before, after in zip(json.loads(plain.stdout), json.loads(cleaned.stdout), strict=True):
+        assert "spacing_mm" not in before
+        assert after["spacing_mm"] == {"row": 0.1, "column": 0.2}
+        assert after["lesion_area_mm2"] == pytest.approx(after["lesion_area_px"] * 0.02)
+        assert len(after["lesions"]) == min(1, len(before["lesions"]))
+        for lesion in after["lesions"]:
+            left, top, right, bottom = lesion["box"]
+            assert lesion["width_mm"] == pytest.approx((right - left) * 0.2)
+            assert lesion["height_mm"] == pytest.approx((bottom - top) * 0.1)
+            assert lesion["diameter_mm"] >= max(lesion["width_mm"], lesion["height_mm"])
+            assert lesion["area_px"] >= before["lesions"][0]["area_px"]
+
+
+@pytest.mark.parametrize("spacing", [(0, 0.1), (0.1, -1), (0.1, "nan"), (1000, 0.1)])
+def test_predict_refuses_an_impossible_spacing(spacing, picture, out, tmp_path):
+    arguments = ("predict", tmp_path, picture, "--out", out, "--spacing-mm", *spacing, "-q")
+    refused("E-SPACING", INPUT, *arguments)
+
+
+def test_selftest_replays_the_golden_frames_on_every_engine(int8):
+    for engine in ("openvino", "onnxruntime"):
+        done = ok("selftest", int8, "--engine", engine, "--repeats", 20)
+        assert f"golden frames by {engine} are equal to the bit" in done.stdout
+        assert "20 repeats of each are equal" in done.stdout
+    content = json.loads(ok("selftest", int8, "--json").stdout)
+    assert (content["passed"], content["worst_flipped"], content["repeats"]) == (True, 0, 0)
+
+
+def test_selftest_that_fails_ends_with_exit_code_3_and_one_line(int8, monkeypatch):
+    failed = SelfTest("openvino", 6, 0.5, 0.02, False, 0, True)
+    monkeypatch.setattr(Session, "selftest", lambda self, repeats: failed)
+    refused("E-SELFTEST", REFUSED, "selftest", int8)
+    done = call("selftest", int8, "--json")
+    assert done.exit_code == REFUSED
+    assert json.loads(done.stdout)["passed"] is False
 
 
 def test_evaluate_scores_the_test_part_as_the_library_does(int8, phantoms, out):

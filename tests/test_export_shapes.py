@@ -288,6 +288,18 @@ def test_frames_of_that_size_judge_where_one_has_a_lesion_and_else_all_resized()
     assert judged(first, without, second) == 3
 
 
+def test_frames_too_small_for_any_lesion_are_blamed_on_the_size_and_not_on_the_data():
+    run = exact_run(identity(), 1)
+    frame, truth = np.zeros((70, 90), np.uint8), np.zeros((70, 90), bool)
+    truth[30:34, 40:44] = True  # not half of a pixel of 8x8
+    with pytest.raises(InputError, match=r"of 8x8 px, so the frame graph .*--frame of") as caught:
+        prove_frame_graphs(
+            *([form(run, identity())], (8, 8), run, CONTRACT, [CheckFrame(frame, truth, "one")]),
+            optimised=False,
+        )
+    assert caught.value.code == "E-PARITY-FRAMES"
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from edgeseg.kd.checkpoint import load_checkpoint, read_tensors, save_checkpoint
 from edgeseg.kd.engine import TorchEngine
 from edgeseg.kd.models import build_model
 from edgeseg.runtime.contract import InputContract
-from edgeseg.runtime.errors import OutputError
+from edgeseg.runtime.errors import InputError, OutputError
 from edgeseg.runtime.files import sha256_of_file
 
 CONTRACT = InputContract(height=32, width=48, mean=0.4, std=0.3, threshold=0.6)
@@ -40,6 +40,15 @@ def test_checkpoint_comes_back_with_its_weights_contract_and_provenance(network,
     ours, theirs = network.state_dict(), loaded.network.state_dict()
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_contract_of_a_size_that_the_network_does_not_take_is_refused_in_one_line(tmp_path):
+    path, network = tmp_path / "student.safetensors", build_model("edge-16")
+    contract = InputContract(height=48, width=64)  # fits attunet-8, of which edge-16 is none
+    save_checkpoint(path, network, model="edge-16", contract=contract, provenance={})
+    with pytest.raises(InputError, match="multiples of 32 px and not 64x48") as caught:
+        load_checkpoint(path)
+    assert caught.value.code == "E-CONTRACT"
 
 
 def test_loaded_network_is_in_eval_mode(network, tmp_path):

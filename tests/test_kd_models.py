@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgeseg.kd.models import MODELS, build_model, count_macs, count_parameters
+from edgeseg.kd.models import (
+    MODELS,
+    build_model,
+    count_macs,
+    count_parameters,
+    require_size,
+)
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError
 
@@ -23,6 +29,33 @@ def test_logits_have_the_size_of_the_image(name):
         network = build_model(name).eval()
         assert network(torch.zeros(1, 1, 64, 64)).shape == (1, 1, 64, 64)
         assert network(torch.zeros(2, 1, 64, 96)).shape == (2, 1, 64, 96)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sizes_that_a_network_is_said_to_take_are_those_that_it_takes(name):
+    with torch.device("meta"), torch.inference_mode():
+        network = build_model(name).eval()
+        for height, width in ((16, 64), (32, 64), (48, 64), (64, 48), (96, 32)):
+            try:
+                taken = network(torch.zeros(1, 1, height, width)).shape == (1, 1, height, width)
+            except RuntimeError:
+                taken = False
+            try:
+                require_size(network, name, InputContract(height, width))
+                said = True
+            except InputError:
+                said = False
+            assert said == taken, (height, width)
+
+
+def test_size_that_a_network_does_not_take_is_answered_with_the_nearest():
+    network = build_model("edge-16")
+    with pytest.raises(
+        InputError, match="edge-16 takes multiples of 32 px and not 48x64; "
+    ) as caught:
+        require_size(network, "edge-16", InputContract(height=64, width=48))
+    assert caught.value.code == "E-CONTRACT"
+    assert str(caught.value).endswith("the nearest is 32x64")
 
 
 def test_table_goes_from_the_smallest_to_the_largest():

@@ -1,0 +1,296 @@
+"""What a bundle says of itself: the manifest's schema, the bill of materials, the data sheet."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+from click.testing import CliRunner
+
+from edgeseg.cli import cli
+from edgeseg.export.bom import bom_of
+from edgeseg.export.datasheet import datasheet_of, render_datasheet
+from edgeseg.runtime.bundle import Manifest, open_bundle
+from edgeseg.runtime.contract import InputContract
+from edgeseg.runtime.errors import Refused
+from edgeseg.tests.fabricated_bundle import manifest_fields, write_bundle
+
+SCHEMA = json.loads((Path(__file__).parent.parent / "docs/schema/bundle-2.json").read_text())
+HASHES = {"model.onnx": "a" * 64, "vectors/frame-0.pgm": "b" * 64}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "toy")
+
+
+def manifest_of(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
+# --- the published schema ------------------------------------------------------------------------
+
+
+def test_schema_is_a_schema_and_names_every_field_of_the_manifest():
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    known = {field.name for field in dataclasses.fields(Manifest)}
+    assert set(SCHEMA["properties"]) == set(SCHEMA["required"]) == {"schema", *known}
+    contract = {field.name for field in dataclasses.fields(InputContract)}
+    assert set(SCHEMA["properties"]["contract"]["properties"]) == contract
+
+
+def test_manifest_follows_the_schema(folder):
+    jsonschema.validate(manifest_of(folder), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"width": 800, "height": 600, "crop": [0, 0, 800, 600]},
+        {
+            "width": 800,
+            "height": 600,
+            "crop": [10, 20, 790, 580],
+            "blank": [[0, 0, 9, 9]],
+            "fan": [[0, 0], [800, 0], [400, 600]],
+        },
+    ],
+)
+def test_manifest_with_a_layout_follows_the_schema(folder, layout):
+    jsonschema.validate({**manifest_of(folder), "layout": layout}, SCHEMA)
+
+
+def test_newer_minor_with_a_new_field_follows_the_schema(folder):
+    newer = {**manifest_of(folder), "schema": "edgeseg.bundle/2.1", "later": 1}
+    jsonschema.validate(newer, SCHEMA)
+    Manifest.from_json(json.dumps(newer))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema": "edgeseg.bundle/3.0"},
+        {"schema": "edgeseg.bundle/2"},
+        {"models": {"openvino": "model.xml"}},
+        {"models": {"openvino": ["../model.xml"]}},
+        {"files": {"a b": "0" * 64}},
+        {"files": {"a": "0"}},
+        {"contract": {}},
+        {"vectors": {"frames": [], "masks": {}, "max_flipped": {"a": 2}}},
+        {"layout": {"width": 5}},
+        {"precision": "int4"},
+    ],
+)
+def test_what_the_schema_must_refuse_is_refused(folder, change):
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**manifest_of(folder), **change}, SCHEMA)
+
+
+# --- the bill of materials -----------------------------------------------------------------------
+
+
+def errors_of(bom):
+    """Validate against CycloneDX's own schema, which the library carries; return what is wrong."""
+    pytest.importorskip("cyclonedx", reason="cyclonedx-python-lib has the schema")
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    return JsonStrictValidator(SchemaVersion.V1_6).validate_str(bom)
+
+
+def without(*path):
+    fields = manifest_fields()
+    inner = fields
+    for key in path[:-1]:
+        inner = inner[key]
+    del inner[path[-1]]
+    return fields
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        manifest_fields(),
+        without("provenance", "data"),
+        without("provenance", "training", "train_images"),
+        {**manifest_fields(), "provenance": {**manifest_fields()["provenance"], "training": {}}},
+        {
+            **manifest_fields(),
+            "provenance": {**manifest_fields()["provenance"], "calibration": None},
+        },
+    ],
+    ids=["whole", "no name of the data", "no images", "no training", "no calibration"],
+)
+def test_bill_follows_cyclonedx(fields):
+    assert errors_of(bom_of(fields, HASHES)) is None
+
+
+def test_bill_that_does_not_follow_is_found():
+    assert errors_of(bom_of(manifest_fields(), {"x": "no hash"})) is not None
+
+
+def test_bill_of_a_bundle_has_every_file_with_its_hash(folder):
+    bom = json.loads((folder / "bom.cdx.json").read_text())
+    files = {
+        each["name"]: each["hashes"][0]["content"]
+        for each in bom["components"]
+        if each["type"] == "file"
+    }
+    hashes = dict(open_bundle(folder).manifest.files)
+    del hashes["bom.cdx.json"]
+    assert files == hashes
+
+
+def test_bill_names_the_network_the_data_with_their_licence_and_the_tools():
+    bom = json.loads(bom_of(manifest_fields(), HASHES))
+    model = bom["metadata"]["component"]
+    assert (model["type"], model["name"]) == ("machine-learning-model", "toy")
+    assert model["hashes"] == [{"alg": "SHA-256", "content": "c" * 64}]
+    assert model["modelCard"]["modelParameters"]["datasets"] == [{"ref": "training-data"}]
+    by_ref = {each["bom-ref"]: each for each in bom["components"]}
+    assert by_ref["training-data"]["name"] == "BUSI"
+    assert by_ref["training-data"]["licenses"] == [{"license": {"id": "CC-BY-4.0"}}]
+    assert by_ref["tool:onnxruntime"]["version"] == "1.32.0"
+
+
+def test_no_licence_is_claimed_for_data_that_the_provenance_does_not_name():
+    bom = json.loads(bom_of(without("provenance", "data"), HASHES))
+    (data,) = [each for each in bom["components"] if each["type"] == "data"]
+    assert "licenses" not in data
+
+
+def test_every_reference_of_a_bill_is_there_once():
+    bom = json.loads(bom_of(manifest_fields(), HASHES))
+    refs = ["model", *(each["bom-ref"] for each in bom["components"])]
+    assert len(set(refs)) == len(refs)
+    assert {each["ref"] for each in bom["dependencies"]} == set(refs)
+    assert set(bom["dependencies"][0]["dependsOn"]) == set(refs) - {"model"}
+
+
+def test_same_content_gives_the_same_bill_and_another_content_another_number():
+    first, again = bom_of(manifest_fields(), HASHES), bom_of(manifest_fields(), HASHES)
+    other = bom_of({**manifest_fields(), "name": "other"}, HASHES)
+    assert first == again
+    numbers = [json.loads(bom)["serialNumber"] for bom in (first, other)]
+    assert numbers[0] != numbers[1]
+    assert "timestamp" not in first
+
+
+# --- the data sheet ------------------------------------------------------------------------------
+
+
+def test_data_sheet_has_what_an_engineer_asks_for(folder):
+    text = render_datasheet(datasheet_of(open_bundle(folder), verified=False))
+    for fact in (
+        *("x86-cpu: toy, int8", "resized to 32x16 px", "the whole frame is the image"),
+        *(
+            "openvino: model.bin (300 bytes)",
+            "7 parameters",
+            "drop +0.0000 95 % [-0.0010, +0.0010]",
+        ),
+        *("drop undefined", "1.50 ms a frame", "0.50 of FP32's time [0.45, 0.55]"),
+        *("frames: 2", "2 benign", "1 golden frames", "signature    none", "BUSI, CC-BY-4.0"),
+        open_bundle(folder).manifest.files["model.xml"],
+    ):
+        assert fact in text, fact
+    assert max(map(len, text.splitlines())) < 200
+
+
+def test_data_sheet_without_evidence_of_latency_or_calibration_says_so(tmp_path):
+    fields = manifest_fields()
+    folder = write_bundle(
+        tmp_path / "toy",
+        evidence={**fields["evidence"], "verdicts": []},
+        provenance={**fields["provenance"], "calibration": None},
+    )
+    text = render_datasheet(datasheet_of(open_bundle(folder), verified=False))
+    assert "not measured by the export" in text
+    assert "no precision needs it" in text
+
+
+@pytest.mark.parametrize("field", ["evidence", "provenance", "complexity"])
+@pytest.mark.parametrize("content", [{}, {"parity": 5}, {"parity": [5], "verdicts": [[]]}])
+def test_data_sheet_of_a_bundle_that_tells_nothing_is_refused(tmp_path, field, content):
+    folder = write_bundle(tmp_path / "toy")
+    manifest = manifest_of(folder)
+    manifest[field] = content
+    bundle = open_bundle(folder)
+    bundle = dataclasses.replace(bundle, manifest=Manifest.from_json(json.dumps(manifest)))
+    with pytest.raises(Refused) as caught:
+        datasheet_of(bundle, verified=False)
+    assert caught.value.code == "E-MANIFEST-FIELD"
+
+
+def test_data_sheet_shows_what_a_terminal_would_obey(tmp_path):
+    folder = write_bundle(tmp_path / "toy", name="\x1b[2Jcleared\r\n")
+    text = render_datasheet(datasheet_of(open_bundle(folder), verified=False))
+    assert "\x1b" not in text
+    assert "\r" not in text
+    assert "?[2Jcleared??" in text
+
+
+# --- the commands --------------------------------------------------------------------------------
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, ["bundle", *map(str, arguments)])
+
+
+def test_inspect_prints_the_sheet_or_json(folder):
+    assert run("inspect", folder).stdout.startswith("bundle for   x86-cpu: toy, int8\n")
+    sheet = json.loads(run("inspect", folder, "--json").stdout)
+    assert sheet["engines"]["onnxruntime"] == {"model.onnx": 300}
+    assert sheet["signature"] == "none"
+
+
+def test_inspect_loads_no_engine(folder):
+    code = (
+        "import sys; from edgeseg.cli import cli\n"
+        f"try: cli(['bundle', 'inspect', {str(folder)!r}])\n"
+        "except SystemExit: pass\n"
+        "print({'torch', 'onnx', 'openvino', 'onnxruntime'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_pack_verify_and_unpack_by_name(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("pack", folder).stdout.startswith("packed: toy.edgeseg")
+    assert "signature none" in run("verify", "toy.edgeseg").stdout
+    assert run("unpack", "toy.edgeseg").exit_code == 0
+    assert open_bundle(tmp_path / "toy").sha256 == open_bundle(folder).sha256
+    again = run("unpack", "toy.edgeseg")
+    assert (again.exit_code, "E-OUT-EXISTS" in again.stderr) == (2, True)
+
+
+def test_verify_of_a_damaged_bundle_ends_with_3(tmp_path):
+    folder = write_bundle(tmp_path / "toy")
+    (folder / "model.bin").write_bytes(b"")
+    done = run("verify", folder)
+    assert done.exit_code == 3
+    assert done.stderr.startswith("edgeseg: E-BUNDLE-HASH")
+
+
+def test_sign_and_verify_with_keys_of_openssl(tmp_path):
+    pytest.importorskip("model_signing", reason="signatures need the extra [sign]")
+    folder = write_bundle(tmp_path / "toy")
+    private, public = tmp_path / "private.pem", tmp_path / "public.pem"
+    make = ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    try:
+        subprocess.run([*make, "-out", private], check=True, capture_output=True)
+        subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed")
+    assert run("verify", folder, "--key", public).stderr.startswith("edgeseg: E-SIGNATURE-MISSING")
+    assert run("sign", folder, "--key", private).exit_code == 0
+    assert "signature not verified" in run("verify", folder).stdout
+    assert json.loads(run("verify", folder, "--key", public, "--json").stdout)["signature"] == (
+        "verified"
+    )
+    assert "verified" in run("inspect", folder, "--key", public).stdout
