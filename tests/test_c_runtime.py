@@ -1,4 +1,4 @@
-"""The C runtime: built as firmware builds it, compared with Python's, fed with what it must refuse."""
+"""The C runtime, built as firmware builds it: equal to Python's, and what it must refuse."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeseg.runtime.bundle import MAX_MANIFEST_BYTES, open_bundle, seal_bundle
+from edgeseg.runtime.bundle import (
+    MAX_MANIFEST_BYTES,
+    GoldenVectors,
+    open_bundle,
+    seal_bundle,
+)
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.image import grey_from_frame, input_from_frame, mask_from_logits, resize_grey
 from edgeseg.runtime.layout import Layout
@@ -135,8 +140,6 @@ def stub_bundle(folder: Path, what: str = "ok", layout: dict | None = None) -> P
         mask = mask_from_logits(stub_logits(frame, CONTRACT), CONTRACT, *size)
         (folder / f"vectors/frame-{index}.pgm").write_bytes(pgm_from_grey(frame))
         (folder / f"vectors/stub-{index}.pgm").write_bytes(pgm_from_grey(mask * np.uint8(255)))
-    from edgeseg.runtime.bundle import GoldenVectors
-
     vectors = GoldenVectors(
         ("vectors/frame-0.pgm", "vectors/frame-1.pgm"),
         {"stub": ("vectors/stub-0.pgm", "vectors/stub-1.pgm")},
@@ -189,7 +192,7 @@ class Result(ctypes.Structure):
     )
 
 
-class Failed(Exception):
+class Failed(Exception):  # noqa: N818 - as `Refused` of the runtime
     """A status that is not ES_OK, by its name."""
 
 
@@ -465,7 +468,7 @@ def test_frame_that_cannot_be_taken_is_refused_and_the_mask_untouched(
 def test_frame_of_another_size_than_the_layouts_is_refused(open_c, tmp_path):
     layout = {"width": 60, "height": 50, "crop": [0, 0, 60, 50]}
     session = open_c(stub_bundle(tmp_path / "b", layout=layout), "stub")
-    with pytest.raises(Failed, match="E-FRAME: frame of 59x50 px; the layout is of 60x50"):
+    with pytest.raises(Failed, match=r"E-FRAME: frame of 59x50 px; the layout is of 60x50"):
         session.predict(np.zeros((50, 59), np.uint8))
 
 
