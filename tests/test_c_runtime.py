@@ -629,7 +629,7 @@ def test_signature_beside_the_sums_is_left_to_who_has_the_key(open_c, tmp_path):
 
 def test_engine_that_is_not_there_is_named(open_c, tmp_path):
     folder = stub_bundle(tmp_path / "b")
-    with pytest.raises(Failed, match="E-ENGINE-NOT-IN-BUNDLE: .*'openvino'"):
+    with pytest.raises(Failed, match=r"E-ENGINE-NOT-IN-BUNDLE: .*'openvino'"):
         open_c(folder, "openvino")
     with pytest.raises(Failed, match="E-EXTRA-MISSING: engine 'elsewhere' is not compiled in"):
         open_c(folder, "elsewhere")
