@@ -1,4 +1,4 @@
-"""The C runtime: built as firmware builds it, compared with Python's, fed with what it must refuse."""
+"""The C runtime, built as firmware builds it: equal to Python's, and what it must refuse."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeseg.runtime.bundle import MAX_MANIFEST_BYTES, open_bundle, seal_bundle
+from edgeseg.runtime.bundle import (
+    MAX_MANIFEST_BYTES,
+    GoldenVectors,
+    open_bundle,
+    seal_bundle,
+)
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.image import grey_from_frame, input_from_frame, mask_from_logits, resize_grey
 from edgeseg.runtime.layout import Layout
@@ -135,8 +140,6 @@ def stub_bundle(folder: Path, what: str = "ok", layout: dict | None = None) -> P
         mask = mask_from_logits(stub_logits(frame, CONTRACT), CONTRACT, *size)
         (folder / f"vectors/frame-{index}.pgm").write_bytes(pgm_from_grey(frame))
         (folder / f"vectors/stub-{index}.pgm").write_bytes(pgm_from_grey(mask * np.uint8(255)))
-    from edgeseg.runtime.bundle import GoldenVectors
-
     vectors = GoldenVectors(
         ("vectors/frame-0.pgm", "vectors/frame-1.pgm"),
         {"stub": ("vectors/stub-0.pgm", "vectors/stub-1.pgm")},
@@ -189,7 +192,7 @@ class Result(ctypes.Structure):
     )
 
 
-class Failed(Exception):
+class Failed(Exception):  # noqa: N818 - as `Refused` of the runtime
     """A status that is not ES_OK, by its name."""
 
 
@@ -465,7 +468,7 @@ def test_frame_that_cannot_be_taken_is_refused_and_the_mask_untouched(
 def test_frame_of_another_size_than_the_layouts_is_refused(open_c, tmp_path):
     layout = {"width": 60, "height": 50, "crop": [0, 0, 60, 50]}
     session = open_c(stub_bundle(tmp_path / "b", layout=layout), "stub")
-    with pytest.raises(Failed, match="E-FRAME: frame of 59x50 px; the layout is of 60x50"):
+    with pytest.raises(Failed, match=r"E-FRAME: frame of 59x50 px; the layout is of 60x50"):
         session.predict(np.zeros((50, 59), np.uint8))
 
 
@@ -626,7 +629,7 @@ def test_signature_beside_the_sums_is_left_to_who_has_the_key(open_c, tmp_path):
 
 def test_engine_that_is_not_there_is_named(open_c, tmp_path):
     folder = stub_bundle(tmp_path / "b")
-    with pytest.raises(Failed, match="E-ENGINE-NOT-IN-BUNDLE: .*'openvino'"):
+    with pytest.raises(Failed, match=r"E-ENGINE-NOT-IN-BUNDLE: .*'openvino'"):
         open_c(folder, "openvino")
     with pytest.raises(Failed, match="E-EXTRA-MISSING: engine 'elsewhere' is not compiled in"):
         open_c(folder, "elsewhere")
@@ -653,21 +656,24 @@ def test_no_changed_byte_of_any_file_is_accepted(built, tmp_path):
     tried = run(built / "edgeseg-tamper", folder, "23")
     assert tried.returncode == 0, tried.stdout
     positions, accepted = map(int, tried.stdout.split())
-    assert positions > 1000 and accepted == 0
+    assert positions > 1000
+    assert accepted == 0
 
 
 def test_two_threads_get_right_masks_or_busy(built, tmp_path):
     done = run(built / "edgeseg-threads", stub_bundle(tmp_path / "b", "3"), "stub")
     answered, busy = map(int, done.stdout.split())
     assert done.returncode == 0
-    assert answered >= 100 and busy > 0
+    assert answered >= 100
+    assert busy > 0
 
 
 def test_nothing_in_the_process_allocates_after_open(built, tmp_path):
     done = run(built / "edgeseg-allocations", stub_bundle(tmp_path / "b"), "stub")
     opening, ours, others, _ = map(int, done.stdout.split())
     assert done.returncode == 0
-    assert opening > 10 and ours == others == 0
+    assert opening > 10
+    assert ours == others == 0
 
 
 # --- real engines --------------------------------------------------------------------------------
@@ -694,7 +700,8 @@ def test_our_library_does_not_allocate_after_open(built, int8, engine):
     done = run(built / "edgeseg-allocations", int8, engine)
     assert done.returncode == 0, done.stdout
     opening, ours, _, _ = map(int, done.stdout.split())
-    assert opening > 10 and ours == 0
+    assert opening > 10
+    assert ours == 0
 
 
 def test_two_threads_in_a_real_engine_get_right_masks_or_busy(built, int8, engine):
@@ -778,7 +785,7 @@ def test_installed_static_library_links_by_pkg_config(tmp_path):
         env={**os.environ, "PKG_CONFIG_PATH": str(place)},
     ).stdout.decode()
     (tmp_path / "x.c").write_text(
-        "#include <edgeseg.h>\nint main(void) { return -es_verify(\"/nonexistent\", 0); }\n"
+        '#include <edgeseg.h>\nint main(void) { return -es_verify("/nonexistent", 0); }\n'
     )
     linked = run("gcc", tmp_path / "x.c", "-o", tmp_path / "x", *flags.split())
     assert linked.returncode == 0, linked.stderr
@@ -830,9 +837,7 @@ def test_pure_parts_are_clean_under_valgrind(tmp_path):
 @pytest.fixture(scope="session")
 def fuzzer(tmp_path_factory):
     require("clang")
-    return build(
-        tmp_path_factory.mktemp("fuzz"), "-DEDGESEG_FUZZ=ON", "-DCMAKE_C_COMPILER=clang"
-    )
+    return build(tmp_path_factory.mktemp("fuzz"), "-DEDGESEG_FUZZ=ON", "-DCMAKE_C_COMPILER=clang")
 
 
 def test_fuzzed_manifests_sums_and_pictures_do_no_harm(fuzzer, tmp_path):
