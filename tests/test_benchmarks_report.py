@@ -739,6 +739,8 @@ def markdown_tables(text):
 
 def cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
+
+
 # --- rails and GPU memory ------------------------------------------------------------------------
 
 
