@@ -489,7 +489,8 @@ def predict(
     if as_json:
         click.echo(json.dumps(records, indent=1, ensure_ascii=False))
     else:
-        click.echo(f"{len(records)} images by {session.engine.name}, results in {out}")
+        images = "1 image" if len(records) == 1 else f"{len(records)} images"
+        click.echo(f"{images} by {session.engine.name}, results in {out}")
 
 
 @cli.command()

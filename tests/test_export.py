@@ -22,7 +22,6 @@ from edgeseg.export.kit.kit_files import read_kit
 from edgeseg.export.parity import (
     MAX_FLIPPED,
     CheckFrame,
-    Hop,
     check_hop,
     exact_run,
     reference_of,
@@ -49,6 +48,7 @@ from edgeseg.runtime.files import sha256_of_file
 from edgeseg.runtime.image import input_from_frame, read_image
 from edgeseg.runtime.pgm import grey_from_pgm
 from edgeseg.runtime.session import open_session
+from edgeseg.tests.fabricated_hop import hop
 
 KIT = Path(__file__).parent.parent / "export" / "kit"
 # Every kind, and of the kits every layout: weakly typed (8.5), typed with a cache (10.3), typed
@@ -87,13 +87,6 @@ def model_of(bundle_of):
         return onnx.load_model(bundle_of(target, precision) / onnx_file_of(target, precision))
 
     return model
-
-
-def hop(**changes):
-    fields = {"name": "x", "frames": 9, "max_abs": 0.1, "flipped_share": 0.0, "mask_dice": 1.0}
-    fields |= {"dice": 0.8, "dice_drop": 0.0, "dice_drop_low": 0.0, "dice_drop_high": 0.0}
-    fields |= {"hd95_rise_px": 0.0, "hd95_rise_low_px": 0.0, "hd95_rise_high_px": 0.0}
-    return Hop(**{**fields, **changes})
 
 
 # --- bundles of every kind -----------------------------------------------------------------------

@@ -20,7 +20,6 @@ from edgeseg.export.calibration import Calibration, CalibrationSet, calibrate
 from edgeseg.export.forms import Form, Recipe, make_forms
 from edgeseg.export.parity import (
     CheckFrame,
-    Hop,
     check_hop,
     exact_run,
     reference_of,
@@ -47,6 +46,7 @@ from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.image import input_from_frame, read_image
 from edgeseg.sources import checkpoint_of, samples_for
+from edgeseg.tests.fabricated_hop import hop
 
 SIZE = 16
 CONTRACT = InputContract(SIZE, SIZE, mean=0.5, std=0.25)
@@ -165,13 +165,6 @@ def export_toy(tmp_path, toy_record):
         )
 
     return export
-
-
-def hop(**changes):
-    values = {"name": "x", "frames": 9, "max_abs": 0.1, "flipped_share": 0.0, "mask_dice": 1.0}
-    values |= {"dice": 0.8, "dice_drop": 0.0, "dice_drop_low": 0.0, "dice_drop_high": 0.0}
-    values |= {"hd95_rise_px": 0.0, "hd95_rise_low_px": 0.0, "hd95_rise_high_px": 0.0}
-    return Hop(**{**values, **changes})
 
 
 # --- what the gate of accuracy judges ------------------------------------------------------------
