@@ -347,6 +347,12 @@ def _frame_size(
     help="Also write ONNX that takes uint8 frames of this size and answers with masks.",
 )
 @click.option(
+    "--layout",
+    "layout_file",
+    type=path_type(),
+    help="JSON: where the image is on the screen whose frames will come, see docs/session.md.",
+)
+@click.option(
     "--contract", type=path_type(), help="JSON with the input contract of an ONNX that has none."
 )
 @click.option(
@@ -371,6 +377,7 @@ def export(
     calibration_cache: bool,
     max_batch: int | None,
     frame: tuple[int, int] | None,
+    layout_file: Path | None,
     contract: Path | None,
     out: Path | None,
     dry_run: bool,
@@ -384,7 +391,9 @@ def export(
     """
     from .export.plan import make_plan, render_plan
     from .export.target import find_target
+    from .runtime.layout import read_layout
 
+    layout = read_layout(layout_file) if layout_file else None
     plan = make_plan(
         find_target(target),
         precision,
@@ -431,6 +440,7 @@ def export(
         split=found.split_file() if trained_on is None and not found.is_onnx else None,
         trained_on=trained_on or (),
         data=found.training_data(),
+        layout=layout,
         limits=Limits(max_drop, max_hd95_rise, method),
         retrain=retrain,
         progress=progress_of(quiet),
@@ -489,8 +499,8 @@ def predict(
     if as_json:
         click.echo(json.dumps(records, indent=1, ensure_ascii=False))
     else:
-        images = "1 image" if len(records) == 1 else f"{len(records)} images"
-        click.echo(f"{images} by {session.engine.name}, results in {out}")
+        count = "1 image" if len(records) == 1 else f"{len(records)} images"
+        click.echo(f"{count} by {session.engine.name}, results in {out}")
 
 
 @cli.command()

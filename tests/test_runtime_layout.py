@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeseg.cli import cli
 from edgeseg.runtime.errors import InputError
-from edgeseg.runtime.layout import MAX_SHAPES, Layout
+from edgeseg.runtime.layout import MAX_SHAPES, Layout, read_layout
+from edgeseg.runtime.session import open_session
 
 # Fans in frames of 6x6 px and the pixels that they hold, a row a word: for the C runtime too. A
 # centre on an edge belongs to what is right of it, as the diagonals show.
@@ -159,3 +164,52 @@ def test_other_fields_than_a_layouts_are_refused(values):
 def test_layout_that_keeps_nothing_is_refused():
     with pytest.raises(InputError, match="keeps no pixel"):
         Layout(10, 8, (2, 1, 8, 6), blank=((0, 0, 10, 8),))
+
+
+# --- from a file ---------------------------------------------------------------------------------
+
+
+def test_a_layout_file_is_read_and_a_bundle_exported_with_it_holds_it(tmp_path):
+    file = tmp_path / "layout.json"
+    layout = Layout(64, 48, (8, 4, 60, 44), blank=((8, 4, 12, 6),))
+    file.write_text(json.dumps(layout.to_dict()))
+    assert read_layout(file) == layout
+    command = ("export", "--target", "x86-cpu", "--precision", "fp32", "--layout", str(file))
+    done = CliRunner().invoke(cli, [*command, "--out", str(tmp_path / "bundle"), "-q"])
+    assert done.exit_code == 0, done.stderr
+    session = open_session(tmp_path / "bundle", engine="onnxruntime")
+    assert session.layout == layout
+    assert session.predict(np.zeros((48, 64), np.uint8)).shape == (48, 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        (None, "cannot read"),
+        ("{", "is no JSON"),
+        ("[" * 10_000, "is no JSON"),
+        ("[]", "fields"),
+        ('{"width": 9, "height": 9, "crop": [0, 0, 10, 9]}', "crop"),
+    ],
+)
+def test_a_layout_file_that_does_not_parse_is_one_line_before_anything_is_exported(
+    text, word, tmp_path
+):
+    file = tmp_path / "layout.json"
+    if text is not None:
+        file.write_text(text)
+    command = ("export", "--target", "x86-cpu", "--layout", str(file), "--dry-run")
+    done = CliRunner().invoke(cli, command)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "E-LAYOUT" in done.stderr
+    assert word in done.stderr
+
+
+def test_a_layout_and_a_frame_graph_exclude_each_other(tmp_path):
+    file = tmp_path / "layout.json"
+    file.write_text(json.dumps(Layout(64, 48, (0, 0, 64, 48)).to_dict()))
+    command = ("export", "--target", "x86-cpu", "--precision", "fp32", "--layout", str(file))
+    done = CliRunner().invoke(cli, [*command, "--frame", "320x240", "--out", str(tmp_path / "b")])
+    assert done.exit_code == 2
+    assert "E-LAYOUT" in done.stderr
+    assert not (tmp_path / "b").exists()
