@@ -489,8 +489,8 @@ def predict(
     if as_json:
         click.echo(json.dumps(records, indent=1, ensure_ascii=False))
     else:
-        images = "1 image" if len(records) == 1 else f"{len(records)} images"
-        click.echo(f"{images} by {session.engine.name}, results in {out}")
+        count = "1 image" if len(records) == 1 else f"{len(records)} images"
+        click.echo(f"{count} by {session.engine.name}, results in {out}")
 
 
 @cli.command()
