@@ -21,6 +21,7 @@ from ..runtime.engines import available_threads, open_engine
 from ..runtime.errors import InputError, Refused
 from ..runtime.files import atomic_folder, sha256_of_file
 from ..runtime.image import input_from_frame
+from ..runtime.layout import Layout
 from ..runtime.progress import Progress, quiet
 from .audit import least_share, require_share
 from .batch import require_rows
@@ -258,7 +259,7 @@ def export_bundle(
     split: Path | None,
     trained_on: Collection[str] = (),
     data: Mapping[str, str] = MappingProxyType({}),
-    layout: Mapping[str, Any] = MappingProxyType({}),
+    layout: Layout | None = None,
     limits: Limits = Limits(),
     retrain: Retrain | None = None,
     progress: Progress = quiet,
@@ -277,7 +278,7 @@ def export_bundle(
             student, which has none.
         trained_on: SHA-256 of every image that a shipped student has seen; goes into the manifest.
         data: what is known of the training images: `name`, `licence` (SPDX), `citation`.
-        layout: where the image is in the maker's frames; empty: the whole frame is the image.
+        layout: where the image is in the maker's frames; None: the whole frame is the image.
         limits: the gates.
         retrain: what INT8 is trained with if it fails its gate with layers kept in float; takes
             frames that calibrate, not a record. The other precisions stay those of `trained`.
@@ -347,7 +348,7 @@ def export_bundle(
             "batch": {"min": 1, "max": plan.max_batch},
             "frame_graphs": frame_facts(whole),
             "vectors": vectors,
-            "layout": dict(layout),
+            "layout": layout.to_dict() if layout else {},
             "complexity": _complexity_facts(master, shipped, chosen),
             "provenance": {
                 "checkpoint_sha256": trained.sha256,
