@@ -356,6 +356,9 @@ def _frame_size(
     "--contract", type=path_type(), help="JSON with the input contract of an ONNX that has none."
 )
 @click.option(
+    "--layout", type=path_type(), help="JSON: where the image is in the frames of your screen."
+)
+@click.option(
     "--out", type=path_type(), help="Folder of the bundle; must be new. [default: by name]"
 )
 @click.option("--dry-run", is_flag=True, help="Check SOURCE, print the plan and write nothing.")
@@ -379,6 +382,7 @@ def export(
     frame: tuple[int, int] | None,
     layout_file: Path | None,
     contract: Path | None,
+    layout: Path | None,
     out: Path | None,
     dry_run: bool,
     as_json: bool,
@@ -417,8 +421,15 @@ def export(
     from .export.summary import render_export
     from .kd import zoo
     from .runtime.files import require_new
-    from .sources import CalibrationRequest, frames_for_export, load_exportable, retraining_of
+    from .sources import (
+        CalibrationRequest,
+        frames_for_export,
+        load_exportable,
+        read_layout,
+        retraining_of,
+    )
 
+    where = read_layout(layout) if layout else None
     named = source or Path(zoo.DEFAULT)
     out = out or Path(f"{named.resolve().stem}-{plan.target.name}".replace("@", "-"))
     require_new(out)
@@ -441,6 +452,7 @@ def export(
         trained_on=trained_on or (),
         data=found.training_data(),
         layout=layout,
+        layout=where,
         limits=Limits(max_drop, max_hd95_rise, method),
         retrain=retrain,
         progress=progress_of(quiet),

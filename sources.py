@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import tempfile
 from collections import Counter
@@ -20,6 +21,7 @@ from .runtime.engines import ENGINES, available_threads, files_of, is_installed
 from .runtime.errors import InputError, Refused
 from .runtime.files import sha256_of_file
 from .runtime.image import read_image
+from .runtime.layout import Layout
 from .runtime.progress import Progress, quiet
 from .runtime.session import Session, first_installed, session_of
 from .runtime.store import SUFFIX
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 PHANTOMS = 160
 PHANTOM_SEED = 0
 TORCH_ENGINES = ("torch", "torch-cuda")  # of checkpoints; the second only if asked for by name
+MAX_LAYOUT_BYTES = 1 << 16  # compared with the file size before anything is read
 PHANTOM_SOURCE = "phantoms"  # as the record of a calibration names them
 _VECTORS = ("benign", "malignant", "normal")  # phantoms that are golden inputs
 # Of a manifest's evidence, as `benchmarks.record` names the fields
@@ -191,6 +194,24 @@ def load_exportable(path: Path, contract: Path | None) -> tuple[Source, Network]
         raise InputError("E-CONTRACT", f"{path} carries its input contract; leave --contract out")
     found = checkpoint_of(path)
     return found, load_trained(found.path)
+
+
+def read_layout(file: Path) -> Layout:
+    """Read where the image is in a maker's frames; JSON as in a manifest, at most 64 KiB.
+
+    Raises InputError: E-LAYOUT.
+    """
+    try:
+        if file.stat().st_size > MAX_LAYOUT_BYTES:
+            raise ValueError(f"over {MAX_LAYOUT_BYTES} bytes")
+        content = json.loads(file.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            "E-LAYOUT", f"cannot read layout {file} ({error}); see docs/bundle.md"
+        ) from error
+    return Layout.from_dict(content)
 
 
 def default_part(sources: Sequence[Source]) -> str:

@@ -22,6 +22,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 from .contract import InputContract
 from .errors import InputError, Refused
 from .files import require_new
+from .layout import Layout
 from .store import (
     MANIFEST,
     SIGNATURE,
@@ -138,6 +139,8 @@ class Manifest:
             }
             if "vectors" in content:
                 content["vectors"] = GoldenVectors.from_dict(content["vectors"])
+            if content.get("layout"):
+                Layout.from_dict(content["layout"])
             manifest = cls(**content)
             for each in fields(cls):
                 if not isinstance(getattr(manifest, each.name), _KINDS.get(each.name, dict)):

@@ -20,6 +20,10 @@ from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.runtime.bundle import MAX_MANIFEST_BYTES, MAX_SUMS_BYTES, Manifest, open_bundle
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import EdgesegError, InputError, Refused
+from edgeseg.tests.fabricated_bundle import write_bundle
+from edgeseg.tests.measure_tampering import tamper
+
+FUZZ = int(os.environ.get("EDGESEG_FUZZ", "150"))  # manifests of each kind
 
 
 def code_of(path):
@@ -74,6 +78,12 @@ def test_one_changed_byte_anywhere_is_refused(bundle_copy):
             assert code_of(bundle_copy) == "E-BUNDLE-HASH", (file, position)
         file.write_bytes(whole)
     open_bundle(bundle_copy)
+
+
+def test_one_changed_byte_is_refused_wherever_it_is(tmp_path):
+    found = tamper(write_bundle(tmp_path / "toy"), 400)
+    assert sum(found.values()) >= 400
+    assert set(found) == {"E-BUNDLE-HASH"}
 
 
 def test_cut_or_lengthened_file_is_refused(bundle_copy):
@@ -338,7 +348,7 @@ def test_valid_manifest_survives_json():
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=FUZZ, deadline=None, derandomize=True)
 @given(field=st.sampled_from([*VALID, *VALID["contract"]]), value=ANY_JSON)
 def test_any_value_in_any_field_is_taken_or_refused(field, value):
     content = {**VALID, "contract": dict(VALID["contract"])}
@@ -351,7 +361,7 @@ def test_any_value_in_any_field_is_taken_or_refused(field, value):
     assert isinstance(taken.files, dict)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=FUZZ, deadline=None, derandomize=True)
 @given(text=st.text(max_size=60) | ANY_JSON.map(json.dumps))
 def test_any_text_is_refused_as_a_manifest(text):
     with pytest.raises(Refused):
