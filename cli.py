@@ -356,9 +356,6 @@ def _frame_size(
     "--contract", type=path_type(), help="JSON with the input contract of an ONNX that has none."
 )
 @click.option(
-    "--layout", type=path_type(), help="JSON: where the image is in the frames of your screen."
-)
-@click.option(
     "--out", type=path_type(), help="Folder of the bundle; must be new. [default: by name]"
 )
 @click.option("--dry-run", is_flag=True, help="Check SOURCE, print the plan and write nothing.")
@@ -382,7 +379,6 @@ def export(
     frame: tuple[int, int] | None,
     layout_file: Path | None,
     contract: Path | None,
-    layout: Path | None,
     out: Path | None,
     dry_run: bool,
     as_json: bool,
@@ -395,7 +391,7 @@ def export(
     """
     from .export.plan import make_plan, render_plan
     from .export.target import find_target
-    from .runtime.layout import read_layout
+    from .sources import read_layout
 
     layout = read_layout(layout_file) if layout_file else None
     plan = make_plan(
@@ -425,11 +421,9 @@ def export(
         CalibrationRequest,
         frames_for_export,
         load_exportable,
-        read_layout,
         retraining_of,
     )
 
-    where = read_layout(layout) if layout else None
     named = source or Path(zoo.DEFAULT)
     out = out or Path(f"{named.resolve().stem}-{plan.target.name}".replace("@", "-"))
     require_new(out)
@@ -452,7 +446,6 @@ def export(
         trained_on=trained_on or (),
         data=found.training_data(),
         layout=layout,
-        layout=where,
         limits=Limits(max_drop, max_hd95_rise, method),
         retrain=retrain,
         progress=progress_of(quiet),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Dict, Mapping, Tuple
 
 import numpy as np
@@ -127,16 +125,6 @@ class Layout:
             raise _wrong(
                 name, box, f"[left, top, right, bottom] inside {self.width}x{self.height} px"
             )
-
-
-def read_layout(path: Path) -> Layout:
-    """Read a layout from a JSON file. Raises InputError (E-LAYOUT), which names file or field."""
-    try:
-        return Layout.from_dict(json.loads(path.read_bytes()))
-    except OSError as error:
-        raise InputError("E-LAYOUT", f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError("E-LAYOUT", f"{path} is no JSON ({error}); see docs/session.md") from error
 
 
 def _are_whole(value: Any, count: int) -> bool:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from edgeseg.cli import cli
 from edgeseg.runtime.errors import InputError
-from edgeseg.runtime.layout import MAX_SHAPES, Layout, read_layout
+from edgeseg.runtime.layout import MAX_SHAPES, Layout
 from edgeseg.runtime.session import open_session
+from edgeseg.sources import read_layout
 
 # Fans in frames of 6x6 px and the pixels that they hold, a row a word: for the C runtime too. A
 # centre on an edge belongs to what is right of it, as the diagonals show.
@@ -185,10 +186,10 @@ def test_a_layout_file_is_read_and_a_bundle_exported_with_it_holds_it(tmp_path):
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        (None, "cannot read"),
-        ("{", "is no JSON"),
-        ("[" * 10_000, "is no JSON"),
-        ("[]", "fields"),
+        (None, "No such file"),
+        ("{", "cannot read"),
+        ("[" * 10_000, "cannot read"),
+        ("[]", "no JSON object"),
         ('{"width": 9, "height": 9, "crop": [0, 0, 10, 9]}', "crop"),
     ],
 )
