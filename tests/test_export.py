@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import onnx
 import pytest
@@ -32,6 +33,7 @@ from edgeseg.export.parity import (
 )
 from edgeseg.export.pipeline import (
     Frames,
+    Limits,
     export_bundle,
     load_trained,
     read_calibration_frames,
@@ -47,6 +49,7 @@ from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.files import sha256_of_file
 from edgeseg.runtime.image import input_from_frame, read_image
+from edgeseg.runtime.layout import Layout
 from edgeseg.runtime.pgm import grey_from_pgm
 from edgeseg.runtime.session import open_session
 
@@ -175,6 +178,43 @@ def test_kit_goes_along_where_the_target_takes_one(bundle_of, target, precision)
 
 
 @pytest.mark.parametrize(("target", "precision"), EVERY)
+def test_manifest_and_bill_of_materials_follow_their_schemas(bundle_of, target, precision):
+    bundle = bundle_of(target, precision)
+    schema = json.loads((KIT.parent.parent / "docs/schema/bundle-2.json").read_text())
+    jsonschema.validate(json.loads((bundle / "manifest.json").read_text()), schema)
+    pytest.importorskip("cyclonedx", reason="cyclonedx-python-lib has the schema")
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    bill = (bundle / "bom.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
+
+
+@pytest.mark.parametrize("target", ["x86-cpu", "jetson"])
+def test_same_inputs_give_the_same_bytes(bundle_of, export_to, tmp_path, target):
+    first, again = bundle_of(target, "int8"), export_to(target, "int8", tmp_path / "again")
+    files = {path.relative_to(first) for path in first.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(again) for path in again.rglob("*") if path.is_file()}
+    assert {
+        each for each in files if (first / each).read_bytes() != (again / each).read_bytes()
+    } == set()
+
+
+def test_layout_goes_into_the_manifest(run, frames_of, tmp_path):
+    layout = Layout(320, 240, (10, 20, 300, 230), ((10, 20, 50, 30),))
+    exported = export_bundle(
+        load_trained(run / "student.safetensors"),
+        make_plan(find_target("x86-cpu"), "fp32"),
+        tmp_path / "out",
+        frames_of("fp32"),
+        split=run / "split.json",
+        layout=layout,
+        limits=Limits(1.0, max_hd95_rise_px=100.0),
+    )
+    assert Layout.from_dict(open_bundle(exported.path).manifest.layout) == layout
+
+
+@pytest.mark.parametrize(("target", "precision"), EVERY)
 def test_golden_vectors_of_every_engine_travel_along(bundle_of, frames_of, target, precision):
     bundle = open_bundle(bundle_of(target, precision))
     vectors = bundle.manifest.vectors
@@ -208,6 +248,7 @@ def test_export_without_golden_frames_says_so_in_its_manifest(run, frames_of, tm
         tmp_path / "out",
         replace(frames_of("fp32"), vectors=()),
         split=run / "split.json",
+        limits=Limits(1.0, max_hd95_rise_px=100.0),
     )
     assert open_bundle(exported.path).manifest.vectors == GoldenVectors()
     assert not (exported.path / "vectors").exists()
