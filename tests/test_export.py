@@ -14,7 +14,7 @@ import jsonschema
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from edgeseg.export import forms, kit
 from edgeseg.export.calibration import read_calibration
@@ -40,6 +40,7 @@ from edgeseg.export.pipeline import (
 )
 from edgeseg.export.plan import make_plan
 from edgeseg.export.target import PRECISIONS, find_target, targets
+from edgeseg.export.to_openvino import openvino_from_onnx
 from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.kd.data.split import read_split
@@ -188,6 +189,33 @@ def test_manifest_and_bill_of_materials_follow_their_schemas(bundle_of, target, 
 
     bill = (bundle / "bom.cdx.json").read_text()
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_openvino_gets_the_same_bytes_from_the_same_onnx(half, tmp_path):
+    shape = ["image", onnx.TensorProto.FLOAT, [1, 1, 16, 16]]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["image", "weight", "bias"], ["x"], "conv", pads=[1] * 4),
+            helper.make_node("Relu", ["x"], ["logits"], "relu"),
+        ],
+        "toy",
+        [helper.make_tensor_value_info(*shape)],
+        [helper.make_tensor_value_info("logits", *shape[1:])],
+        [
+            numpy_helper.from_array(np.ones((1, 1, 3, 3), np.float32), "weight"),
+            numpy_helper.from_array(np.ones(1, np.float32), "bias"),
+        ],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+    for name in ("first", "again"):
+        (tmp_path / name).mkdir()
+        openvino_from_onnx(model, tmp_path / name, half=half)
+    for name in ("model.xml", "model.bin"):
+        first, again = (tmp_path / each / name for each in ("first", "again"))
+        assert first.read_bytes() == again.read_bytes()
+    assert "unnamed_" in (tmp_path / "first" / "model.xml").read_text()
 
 
 @pytest.mark.parametrize("target", ["x86-cpu", "jetson"])
