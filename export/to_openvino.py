@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import onnx
 import openvino as ov
+
+_COUNTED = re.compile(r"[A-Z][A-Za-z]*_[0-9]+")  # as OpenVINO names a node that has no name
 
 
 def openvino_from_onnx(
@@ -25,5 +29,23 @@ def openvino_from_onnx(
         shape = network.input(0).get_partial_shape()
         shape[0] = ov.Dimension(1, max_batch)
         network.reshape(shape)
+    _number_nodes(network, _names_in(onnx.load_model_from_string(model).graph))
     ov.save_model(network, folder / "model.xml", compress_to_fp16=half)
     source.unlink()
+
+
+def _names_in(graph: onnx.GraphProto) -> set[str]:
+    """Return the name of every node and tensor."""
+    tensors = {name for node in graph.node for name in (*node.input, *node.output)}
+    return {*(node.name for node in graph.node), *tensors}
+
+
+def _number_nodes(network: ov.Model, named: set[str]) -> None:
+    """Rename what OpenVINO named by a counter of the whole process: same model, same bytes.
+
+    What bears a name of the ONNX keeps it.
+    """
+    for index, node in enumerate(network.get_ordered_ops()):
+        name = node.get_friendly_name()
+        if name not in named and _COUNTED.fullmatch(name):
+            node.set_friendly_name(f"unnamed_{index}")

@@ -10,10 +10,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from edgeseg.export import forms, kit
 from edgeseg.export.calibration import read_calibration
@@ -31,12 +32,14 @@ from edgeseg.export.parity import (
 )
 from edgeseg.export.pipeline import (
     Frames,
+    Limits,
     export_bundle,
     load_trained,
     read_calibration_frames,
 )
 from edgeseg.export.plan import make_plan
 from edgeseg.export.target import PRECISIONS, find_target, targets
+from edgeseg.export.to_openvino import openvino_from_onnx
 from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.kd.data.split import read_split
@@ -46,6 +49,7 @@ from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.files import sha256_of_file
 from edgeseg.runtime.image import input_from_frame, read_image
+from edgeseg.runtime.layout import Layout
 from edgeseg.runtime.pgm import grey_from_pgm
 from edgeseg.runtime.session import open_session
 from edgeseg.tests.fabricated_hop import hop
@@ -168,6 +172,70 @@ def test_kit_goes_along_where_the_target_takes_one(bundle_of, target, precision)
 
 
 @pytest.mark.parametrize(("target", "precision"), EVERY)
+def test_manifest_and_bill_of_materials_follow_their_schemas(bundle_of, target, precision):
+    bundle = bundle_of(target, precision)
+    schema = json.loads((KIT.parent.parent / "docs/schema/bundle-2.json").read_text())
+    jsonschema.validate(json.loads((bundle / "manifest.json").read_text()), schema)
+    pytest.importorskip("cyclonedx", reason="cyclonedx-python-lib has the schema")
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    bill = (bundle / "bom.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_openvino_gets_the_same_bytes_from_the_same_onnx(half, tmp_path):
+    shape = ["image", onnx.TensorProto.FLOAT, [1, 1, 16, 16]]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["image", "weight", "bias"], ["x"], "conv", pads=[1] * 4),
+            helper.make_node("Relu", ["x"], ["logits"], "relu"),
+        ],
+        "toy",
+        [helper.make_tensor_value_info(*shape)],
+        [helper.make_tensor_value_info("logits", *shape[1:])],
+        [
+            numpy_helper.from_array(np.ones((1, 1, 3, 3), np.float32), "weight"),
+            numpy_helper.from_array(np.ones(1, np.float32), "bias"),
+        ],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+    for name in ("first", "again"):
+        (tmp_path / name).mkdir()
+        openvino_from_onnx(model, tmp_path / name, half=half)
+    for name in ("model.xml", "model.bin"):
+        first, again = (tmp_path / each / name for each in ("first", "again"))
+        assert first.read_bytes() == again.read_bytes()
+    assert "unnamed_" in (tmp_path / "first" / "model.xml").read_text()
+
+
+@pytest.mark.parametrize("target", ["x86-cpu", "jetson"])
+def test_same_inputs_give_the_same_bytes(bundle_of, export_to, tmp_path, target):
+    first, again = bundle_of(target, "int8"), export_to(target, "int8", tmp_path / "again")
+    files = {path.relative_to(first) for path in first.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(again) for path in again.rglob("*") if path.is_file()}
+    assert {
+        each for each in files if (first / each).read_bytes() != (again / each).read_bytes()
+    } == set()
+
+
+def test_layout_goes_into_the_manifest(run, frames_of, tmp_path):
+    layout = Layout(320, 240, (10, 20, 300, 230), ((10, 20, 50, 30),))
+    exported = export_bundle(
+        load_trained(run / "student.safetensors"),
+        make_plan(find_target("x86-cpu"), "fp32"),
+        tmp_path / "out",
+        frames_of("fp32"),
+        split=run / "split.json",
+        layout=layout,
+        limits=Limits(1.0, max_hd95_rise_px=100.0),
+    )
+    assert Layout.from_dict(open_bundle(exported.path).manifest.layout) == layout
+
+
+@pytest.mark.parametrize(("target", "precision"), EVERY)
 def test_golden_vectors_of_every_engine_travel_along(bundle_of, frames_of, target, precision):
     bundle = open_bundle(bundle_of(target, precision))
     vectors = bundle.manifest.vectors
@@ -201,6 +269,7 @@ def test_export_without_golden_frames_says_so_in_its_manifest(run, frames_of, tm
         tmp_path / "out",
         replace(frames_of("fp32"), vectors=()),
         split=run / "split.json",
+        limits=Limits(1.0, max_hd95_rise_px=100.0),
     )
     assert open_bundle(exported.path).manifest.vectors == GoldenVectors()
     assert not (exported.path / "vectors").exists()
