@@ -67,7 +67,8 @@ def record(run, bundle_of, phantoms, tmp_path_factory):
     report = tmp_path_factory.mktemp("record") / "report.html"
     ok(
         *("benchmark", run, bundle_of("x86-cpu", "int8"), "--data", phantoms, "--rounds", 3),
-        *("--engine", "torch", "--engine", "openvino", "--passes", 0, "--out", report, "-q"),
+        *("--mode", "single", "--engine", "torch", "--engine", "openvino", "--passes", 0),
+        *("--out", report, "-q"),
     )
     return report.with_suffix(".json")
 
@@ -241,7 +242,8 @@ def test_run_has_no_list_of_seen_images(run, fresh):
 
 def test_benchmark_obeys_the_same_rule(zoo_folder, run, mixed, tmp_path):
     out = tmp_path / "report.html"
-    rest = ("--data", mixed, "--rounds", 3, "--engine", "torch", "--passes", 0, "--out", out, "-q")
+    rest = ("--data", mixed, "--rounds", 3, "--mode", "single", "--passes", 0)
+    rest = (*rest, "--engine", "torch", "--out", out, "-q")
     refused("E-DATA-SEEN", REFUSED, "benchmark", NAME, *rest, "--part", "all")
     refused("E-PART-UNSEEN", INPUT, "benchmark", NAME, run, *rest)
     ok("benchmark", NAME, *rest)
