@@ -470,21 +470,24 @@ def test_rauc_reads_the_bundle_that_it_makes_of_the_recipe(tmp_path):
 def swupdate(image, hardware, environment, *options):
     """Run SWUpdate on an image; return whether its installer reports success, and all it says.
 
-    Its exit code and its last line do not tell: of 24 runs of version 2022.12 three ended with 1
-    after a success, and three said "was successful" after a refusal.
+    Neither exit code nor last line tell: version 2022.12 of Debian takes the state before the
+    installer began for the result where that is slow to begin, and leaves. Then it is run again.
     """
     command = ["swupdate", "-v", "-H", hardware, "-k", environment["CERT"], "-i", str(image)]
-    done = subprocess.run(
-        [*command, *options],
-        env={**environment, "TMPDIR": str(image.parent)},  # for its sockets and scripts
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    said = done.stdout + done.stderr
-    succeeded = "SWUPDATE successful !" in said
-    assert succeeded or ("[ERROR]" in said and done.returncode != 0), said
-    return succeeded, said
+    for _ in range(20):
+        done = subprocess.run(
+            [*command, *options],
+            env={**environment, "TMPDIR": str(image.parent)},  # for its sockets and scripts
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        said = done.stdout + done.stderr
+        succeeded, failed = "SWUPDATE successful !" in said, "[ERROR]" in said
+        if succeeded or failed:
+            assert succeeded != failed, said
+            return succeeded, said
+    raise AssertionError(f"no verdict in 20 runs: {said}")
 
 
 def test_swupdate_takes_the_image_on_its_board_and_l4t_only(tmp_path):
@@ -522,10 +525,8 @@ def test_swupdate_itself_installs_a_good_bundle_and_takes_a_bad_one_back(
     assert fleet.current() == "good"
     assert not install("bad")[0]
     assert fleet.current() == "good"
-    assert [line for line in fleet.history() if line.startswith("test")] == [
-        "test good",
-        "test bad",
-    ]
+    tested = [line for line in fleet.history() if line.startswith("test")]
+    assert list(dict.fromkeys(tested)) == ["test good", "test bad"]
 
 
 def test_mender_artifact_reads_the_artifact_that_it_makes_of_the_recipe(tmp_path):
