@@ -467,29 +467,42 @@ def test_rauc_reads_the_bundle_that_it_makes_of_the_recipe(tmp_path):
     assert open_bundle(bundle).sha256 in shown.stdout
 
 
+def swupdate(image, hardware, environment, *options):
+    """Run SWUpdate on an image; return whether its installer reports success, and all it says.
+
+    Neither exit code nor last line tell: version 2022.12 of Debian takes the state before the
+    installer began for the result where that is slow to begin, and leaves. Then it is run again.
+    """
+    command = ["swupdate", "-v", "-H", hardware, "-k", environment["CERT"], "-i", str(image)]
+    for _ in range(20):
+        done = subprocess.run(
+            [*command, *options],
+            env={**environment, "TMPDIR": str(image.parent)},  # for its sockets and scripts
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        said = done.stdout + done.stderr
+        succeeded, failed = "SWUPDATE successful !" in said, "[ERROR]" in said
+        if succeeded or failed:
+            assert succeeded != failed, said
+            return succeeded, said
+    raise AssertionError(f"no verdict in 20 runs: {said}")
+
+
 def test_swupdate_takes_the_image_on_its_board_and_l4t_only(tmp_path):
     require_tools(("swupdate", "swupdate"), ("cpio", "cpio"))
     bundle = write_bundle(tmp_path / "bundle")
     environment = certificate(tmp_path)  # Debian's swupdate takes nothing that is not signed
     out = pack(write_recipe(bundle, "swupdate", tmp_path / "out"), environment)
 
-    def check(hardware):
-        return subprocess.run(
-            [
-                *("swupdate", "-c", "-v", "-H", hardware, "-k", environment["CERT"]),
-                *("-i", str(out / "edgeseg-1.0.swu")),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    done = check(f"{BOARD}:{L4T}")
-    assert done.returncode == 0, done.stdout + done.stderr
+    image = out / "edgeseg-1.0.swu"
+    succeeded, said = swupdate(image, f"{BOARD}:{L4T}", environment, "-c")
+    assert succeeded, said
     for hardware in (f"{BOARD}:35.6.0", f"orin-nx-16:{L4T}"):
-        other = check(hardware)
-        assert other.returncode != 0
-        assert re.search("compatib", other.stderr, re.IGNORECASE), other.stderr
+        succeeded, said = swupdate(image, hardware, environment, "-c")
+        assert not succeeded
+        assert re.search("HW compatib|not compatible", said, re.IGNORECASE), said
 
 
 def test_swupdate_itself_installs_a_good_bundle_and_takes_a_bad_one_back(
@@ -504,26 +517,16 @@ def test_swupdate_itself_installs_a_good_bundle_and_takes_a_bad_one_back(
     def install(content):
         bundle = write_bundle(tmp_path / content, content)
         out = pack(write_recipe(bundle, "swupdate", tmp_path / f"out-{content}"), environment)
-        return subprocess.run(
-            [
-                *("swupdate", "-v", "-H", f"{BOARD}:{L4T}", "-k", environment["CERT"]),
-                *("-i", str(out / "edgeseg-1.0.swu")),
-            ],
-            env={**environment, **fleet.environment},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        image = out / "edgeseg-1.0.swu"
+        return swupdate(image, f"{BOARD}:{L4T}", {**environment, **fleet.environment})
 
-    done = install("good")
-    assert done.returncode == 0, done.stdout + done.stderr
+    succeeded, said = install("good")
+    assert succeeded, said
     assert fleet.current() == "good"
-    assert install("bad").returncode != 0
+    assert not install("bad")[0]
     assert fleet.current() == "good"
-    assert [line for line in fleet.history() if line.startswith("test")] == [
-        "test good",
-        "test bad",
-    ]
+    tested = [line for line in fleet.history() if line.startswith("test")]
+    assert list(dict.fromkeys(tested)) == ["test good", "test bad"]
 
 
 def test_mender_artifact_reads_the_artifact_that_it_makes_of_the_recipe(tmp_path):
