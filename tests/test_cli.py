@@ -634,7 +634,7 @@ def test_benchmark_writes_html_json_markdown_and_csv(int8, run, phantoms, tmp_pa
     out = tmp_path / "report.html"
     done = ok(
         *("benchmark", int8, run, "--data", phantoms, "--rounds", 5, "--threads", 1),
-        *("--passes", 0),
+        *("--passes", 0, "--seconds", 1),
         *("--engine", "onnxruntime", "--engine", "torch", "--out", out, "--json", "-q"),
     )
     assert names_in(tmp_path) == ["report.csv", "report.html", "report.json", "report.md"]

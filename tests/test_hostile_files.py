@@ -66,7 +66,7 @@ def test_resealed_bundle_opens(bundle_copy):
 def test_one_changed_byte_anywhere_is_refused(bundle_copy):
     files = sorted(path for path in bundle_copy.rglob("*") if path.is_file())
     models = {"model.onnx", "model.xml", "model.bin"}
-    records = {"manifest.json", "SHA256SUMS", "split.json", "calibration.json"}
+    records = {"manifest.json", "SHA256SUMS", "bom.cdx.json", "split.json", "calibration.json"}
     assert {file.name for file in files if file.parent == bundle_copy} == models | records
     assert {file.parent.name for file in files} == {"bundle", "vectors"}
     for file in files:

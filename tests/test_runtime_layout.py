@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeseg import sources
 from edgeseg.cli import cli
 from edgeseg.runtime.errors import InputError
 from edgeseg.runtime.layout import MAX_SHAPES, Layout
@@ -170,6 +171,13 @@ def test_layout_that_keeps_nothing_is_refused():
 # --- from a file ---------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def _few_phantoms(monkeypatch):
+    """They are golden frames here, and nothing is judged by them."""
+    monkeypatch.setattr(sources, "PHANTOMS", 8)
+
+
+@pytest.mark.usefixtures("_few_phantoms")
 def test_a_layout_file_is_read_and_a_bundle_exported_with_it_holds_it(tmp_path):
     file = tmp_path / "layout.json"
     layout = Layout(64, 48, (8, 4, 60, 44), blank=((8, 4, 12, 6),))
@@ -206,6 +214,7 @@ def test_a_layout_file_that_does_not_parse_is_one_line_before_anything_is_export
     assert word in done.stderr
 
 
+@pytest.mark.usefixtures("_few_phantoms")
 def test_a_layout_and_a_frame_graph_exclude_each_other(tmp_path):
     file = tmp_path / "layout.json"
     file.write_text(json.dumps(Layout(64, 48, (0, 0, 64, 48)).to_dict()))

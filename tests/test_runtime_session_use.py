@@ -194,9 +194,9 @@ def test_bundle_with_a_layout_opens_a_session_that_keeps_to_it(bundle_copy):
 
 def test_bundle_with_an_impossible_layout_is_not_opened(bundle_copy):
     reseal(bundle_copy, layout={**SCREEN.to_dict(), "crop": [0, 0, 61, 50]})
-    with pytest.raises(InputError, match="crop") as caught:
+    with pytest.raises(Refused, match="crop of the layout") as caught:
         open_session(bundle_copy, threads=1)
-    assert caught.value.code == "E-LAYOUT"
+    assert caught.value.code == "E-MANIFEST-FIELD"
 
 
 # --- golden replay -------------------------------------------------------------------------------
