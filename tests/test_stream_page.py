@@ -18,6 +18,7 @@ import pytest
 
 from edgeseg.runtime.errors import InputError
 from edgeseg.runtime.lesion import Spacing
+from edgeseg.runtime.stream import server as server_module
 from edgeseg.runtime.stream.pipeline import Pace
 from edgeseg.runtime.stream.run import Wanted, run_stream
 from edgeseg.runtime.stream.screen import Screen, View, encode_view
@@ -31,6 +32,12 @@ ABOUT = {
     "bundle_sha256": "d4e48189c3cc" + "0" * 52,
     "engine": "openvino",
 }
+
+
+@pytest.fixture(autouse=True)
+def no_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave at once: no viewer of these tests waits for the last view."""
+    monkeypatch.setattr(server_module, "_FAREWELL_S", 0.0)
 
 
 @pytest.fixture
@@ -134,13 +141,22 @@ def test_only_get_is_answered(server, method):
         ("/%2e%2e/server.py", 404),
         ("//etc/passwd", 404),
         ("/live.js/", 404),
+        ("http://[", 400),
         ("/view?after=x", 400),
         ("/view?after=-1", 200),
         ("/view?after=" + 40 * "9", 200),  # waits, then gets the present one
     ],
 )
-def test_paths_that_are_not_in_the_table_do_not_exist(server, path, status):
+def test_paths_that_are_not_in_the_table_do_not_exist(server, path, status, monkeypatch):
+    monkeypatch.setattr(server_module, "_VIEW_WAIT_S", 0.2)
     assert ask(server, path)[0] == status
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "localhost:80"])
+def test_port_80_may_be_left_out_as_browsers_do(server, host, monkeypatch):
+    monkeypatch.setattr(server, "server_port", 80)
+    assert server.is_own(host)
+    assert not server.is_own("evil.example")
 
 
 def test_port_that_is_taken_is_refused(server):
@@ -149,7 +165,7 @@ def test_port_that_is_taken_is_refused(server):
     assert caught.value.code == "E-SERVE-ADDRESS"
 
 
-@pytest.mark.parametrize("host", ["256.1.1.1", "no.such.host.invalid"])
+@pytest.mark.parametrize("host", ["256.1.1.1", "no.such.host.invalid", 64 * "a", "a..b"])
 def test_address_that_is_none_is_refused(host):
     with pytest.raises(InputError) as caught:
         Server(Screen({}), host, 0)
@@ -442,3 +458,18 @@ def test_page_says_when_the_connection_is_lost(chromium):
         server.screen.show(View({**ABOUT, "state": "running"}))
         wait_for(lambda: text(chromium, "state") == "running")
     wait_for(lambda: text(chromium, "state") == "connection lost")
+
+
+def test_chart_goes_on_when_another_stream_answers_at_the_address(chromium):
+    def state(number: int) -> dict:
+        return {"state": "running", "frame": {"frame": number, "latency_ms": 5.0, "missed": False}}
+
+    seen = "return view.seen"
+    chromium.emulate()
+    with Server(Screen(state(500)), LOOPBACK, 0) as server:
+        port = server.server_port
+        chromium.open(server.url)
+        wait_for(lambda: chromium.run(seen) == 500)
+    wait_for(lambda: text(chromium, "state") == "connection lost")
+    with Server(Screen(state(3)), LOOPBACK, port):
+        wait_for(lambda: chromium.run(seen) == 3)
