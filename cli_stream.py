@@ -115,7 +115,8 @@ def stream(
     frames = open_source(source, whole_frame=whole_frame)
     if whole_frame and frames.kind != "dicom":
         raise InputError(
-            "E-STREAM-CALL", f"--whole-frame is for DICOM; frames of {source} are whole, leave it out"
+            "E-STREAM-CALL",
+            f"--whole-frame is for DICOM; frames of {source} are whole, leave it out",
         )
     if spacing_mm:
         frames = replace(frames, spacing=Spacing(*spacing_mm))

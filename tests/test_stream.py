@@ -214,14 +214,23 @@ def test_stop_answers_what_is_due_and_ends_the_threads():
 def test_signal_at_the_very_end_does_not_hang(monkeypatch):
     stream = Stream(source_of(*numbered(3)), brighter_than_zero, Pace(FAST_HZ, "block"))
     notify_all = threading.Condition.notify_all
+    receiving = []
 
     def interrupted(condition: threading.Condition) -> None:
-        if threading.current_thread().name == "receiver":  # which is the main thread elsewhere
+        if threading.get_ident() in receiving:
             stream.stop()
         notify_all(condition)
 
+    def receive() -> None:
+        iterator = iter(stream)
+        for _ in range(3):
+            next(iterator)
+        receiving.append(threading.get_ident())  # signals come to the thread that receives
+        iterator.close()
+        receiving.clear()
+
     monkeypatch.setattr(threading.Condition, "notify_all", interrupted)
-    receiver = threading.Thread(target=list, args=(stream,), name="receiver", daemon=True)
+    receiver = threading.Thread(target=receive, daemon=True)
     receiver.start()
     receiver.join(10)
     assert not receiver.is_alive()
@@ -694,12 +703,12 @@ def key_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_bundle_is_streamed_only_with_the_key_that_signed_it(bundle, images, key_files):
     options = [bundle, images, "--rate", 100, "--policy", "block", "--key"]
     unsigned = stream(*options, key_files / "our.pub")
-    assert (unsigned.exit_code, unsigned.stderr.split(":")[0]) == (3, "E-SIGNATURE-MISSING")
+    assert (unsigned.exit_code, unsigned.stderr.split(": ")[1]) == (3, "E-SIGNATURE-MISSING")
     sign_bundle(open_bundle(bundle).store, key_files / "our.pem")
     missing = stream(*options, key_files / "none.pub")
-    assert (missing.exit_code, missing.stderr.split(":")[0]) == (2, "E-KEY")
+    assert (missing.exit_code, missing.stderr.split(": ")[1]) == (2, "E-KEY-READ")
     other = stream(*options, key_files / "their.pub")
-    assert (other.exit_code, other.stderr.split(":")[0]) == (3, "E-SIGNATURE")
+    assert (other.exit_code, other.stderr.split(": ")[1]) == (3, "E-SIGNATURE")
     ours = stream(*options, key_files / "our.pub")
     assert ours.exit_code == 0, ours.output
     assert "3 answered" in ours.output
