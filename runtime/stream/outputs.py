@@ -65,7 +65,7 @@ class _Images:
 
 
 class _Video:
-    """Overlays as a video that keeps the clock from the first mask on: frames without one repeat a picture."""
+    """A video that keeps the clock from the first mask on: frames without one repeat a picture."""
 
     def __init__(self, folder: Path, hz: float) -> None:
         self._writer = VideoWriter(folder / "overlay.mp4", hz)
