@@ -172,7 +172,7 @@ def test_port_that_is_taken_is_refused(server):
     assert caught.value.code == "E-SERVE-ADDRESS"
 
 
-@pytest.mark.parametrize("host", ["256.1.1.1", "no.such.host.invalid", 64 * "a", "a..b"])
+@pytest.mark.parametrize("host", ["256.1.1.1", "no.such.host.invalid", 64 * "ä", "ä..b"])
 def test_address_that_is_none_is_refused(host):
     with pytest.raises(InputError) as caught:
         Server(Screen({}), host, 0)
