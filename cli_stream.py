@@ -113,12 +113,17 @@ def stream(
     if out:
         require_new(out)
     frames = open_source(source, whole_frame=whole_frame)
+    if whole_frame and frames.kind != "dicom":
+        raise InputError(
+            "E-STREAM-CALL",
+            f"--whole-frame is for DICOM; frames of {source} are whole, leave it out",
+        )
     if spacing_mm:
         frames = replace(frames, spacing=Spacing(*spacing_mm))
     hz = frames.hz if rate is None else rate
     if hz is None:
         raise InputError("E-STREAM-RATE", f"{source} tells no frame rate; give one with --rate 30")
-    pace = Pace(hz, policy, queue, 60 * minutes if minutes else None, loop, keep_going)
+    pace = Pace(hz, policy, queue, None if minutes is None else 60 * minutes, loop, keep_going)
     opened = open_bundle(bundle, key=key)
     session = session_of(
         opened,
@@ -140,7 +145,7 @@ def stream(
         screen = _serve(stack, about, host, port) if port is not None else None
         result = run_stream(frames, session.predict, pace, about, wanted=wanted, screen=screen)
     summary = result.summary
-    click.echo(json.dumps(summary, indent=1, ensure_ascii=False) if as_json else render(summary))
+    click.echo(json.dumps(summary, indent=1) if as_json else render(summary))
     kept = f"; {out} is complete up to there" if out else ""
     if result.signal:
         leave(

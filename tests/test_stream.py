@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from edgeseg.cli import cli
+from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.errors import EngineError, InputError, OutputError
 from edgeseg.runtime.lesion import Spacing
-from edgeseg.runtime.stream import outputs, video
+from edgeseg.runtime.signature import sign_bundle
+from edgeseg.runtime.stream import dicom_pixels, outputs, video
 from edgeseg.runtime.stream.pipeline import (
     POLICIES,
     Answer,
@@ -166,6 +170,19 @@ def test_frame_that_the_session_refuses_is_a_failure():
     assert [bool(answer.error) for answer in answers_of(counted)] == [False, True, False]
 
 
+def test_first_frame_that_the_session_refuses_is_counted_with_keep_going():
+    def predict(frame: np.ndarray) -> np.ndarray:
+        if frame[0, 0] == 0:
+            raise InputError("E-FRAME", "too large; shrink it")
+        return brighter_than_zero(frame)
+
+    pace = Pace(FAST_HZ, "block", keep_going=True)
+    answers = answers_of(Stream(source_of(*numbered(3)), predict, pace))
+    assert [answer.error is not None for answer in answers] == [True, False, False]
+    with pytest.raises(InputError, match="too large"):
+        list(Stream(source_of(*numbered(3)), predict, Pace(FAST_HZ, "block")))
+
+
 @pytest.mark.parametrize("where", ["session", "source"])
 def test_bug_in_a_thread_is_raised_and_nothing_hangs(where):
     def predict(frame: np.ndarray) -> np.ndarray:
@@ -192,6 +209,40 @@ def test_stop_answers_what_is_due_and_ends_the_threads():
             stream.stop()
     assert stream.counts.unaccounted == 0
     assert threading.active_count() == before
+
+
+def test_signal_at_the_very_end_does_not_hang(monkeypatch):
+    stream = Stream(source_of(*numbered(3)), brighter_than_zero, Pace(FAST_HZ, "block"))
+    notify_all = threading.Condition.notify_all
+    receiving = []
+
+    def interrupted(condition: threading.Condition) -> None:
+        if threading.get_ident() in receiving:
+            stream.stop()
+        notify_all(condition)
+
+    def receive() -> None:
+        iterator = iter(stream)
+        for _ in range(3):
+            next(iterator)
+        receiving.append(threading.get_ident())  # signals come to the thread that receives
+        iterator.close()
+        receiving.clear()
+
+    monkeypatch.setattr(threading.Condition, "notify_all", interrupted)
+    receiver = threading.Thread(target=receive, daemon=True)
+    receiver.start()
+    receiver.join(10)
+    assert not receiver.is_alive()
+    assert stream.counts.answered == 3
+
+
+def test_stop_does_not_wait_for_the_next_tick():
+    stream = Stream(source_of(*numbered(3)), brighter_than_zero, Pace(0.1))
+    threading.Timer(0.1, stream.stop).start()
+    started = time.perf_counter()
+    assert list(stream) == []
+    assert time.perf_counter() - started < 5
 
 
 def test_caller_that_leaves_early_leaves_no_thread_behind():
@@ -226,7 +277,11 @@ def test_slow_receiver_lets_frames_drop_and_no_answers_pile_up():
 
 
 @pytest.mark.parametrize(
-    "fields", [{"hz": 0.0}, {"hz": float("nan")}, {"hz": 1e9}, {"hz": 30.0, "policy": "drop"}]
+    "fields",
+    [
+        *({"hz": 0.0}, {"hz": float("nan")}, {"hz": 1e9}, {"hz": 30.0, "policy": "drop"}),
+        *({"hz": 30.0, "seconds": seconds} for seconds in (0.0, float("nan"), float("inf"), 1e308)),
+    ],
 )
 def test_clock_that_cannot_be_kept_is_refused(fields):
     with pytest.raises(InputError) as caught:
@@ -311,6 +366,36 @@ def test_folder_is_read_in_the_order_of_its_names(images):
     assert (source.kind, source.hz, source.frames) == ("images", None, 3)
 
 
+def test_images_of_one_name_are_two_frames(images):
+    Image.fromarray(np.full((6, 8), 60, np.uint8)).save(images / "0.bmp")
+    assert open_source(images).frames == 4
+
+
+def test_folder_without_images_is_refused(tmp_path):
+    with pytest.raises(InputError) as caught:
+        open_source(tmp_path)
+    assert caught.value.code == "E-IMAGE-NONE"
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.dcm", "x.bin", "folder"])
+def test_source_that_may_not_be_read_is_refused_in_one_line(tmp_path, monkeypatch, name):
+    pytest.importorskip("pydicom", reason="pydicom is not installed")
+    (tmp_path / "folder").mkdir()
+    if name != "folder":
+        (tmp_path / name).write_bytes(b"x")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(InputError) as caught:
+        open_source(tmp_path / name)
+    assert caught.value.code in ("E-STREAM-SOURCE", "E-DICOM-READ")
+    assert "Permission denied" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_image_that_cannot_be_read_stands_in_its_place(images):
     (images / "1.png").write_bytes(b"no image")
     first, second, third = open_source(images).read()
@@ -353,6 +438,13 @@ def test_missing_video_library_is_named(tmp_path, monkeypatch):
     with pytest.raises(EngineError, match=r"edgeseg\[video\]") as caught:
         open_source(tmp_path / "x.mp4")
     assert caught.value.code == "E-EXTRA-MISSING"
+
+
+def test_callers_environment_does_not_open_the_network_to_a_video(monkeypatch):
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    monkeypatch.setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "protocol_whitelist;file,http,tcp")
+    video._library()
+    assert os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] == "protocol_whitelist;file"
 
 
 @pytest.mark.parametrize("name", ["missing.dcm", "notes.txt"])
@@ -416,6 +508,34 @@ def test_outputs_hold_a_record_mask_and_overlay_of_each_frame(tmp_path):
         "missed": summary["frames"]["missed"],
     }
     assert (summary["unaccounted"], summary["ended_by"]) == (0, "end")
+
+
+def test_name_that_is_no_utf8_does_not_cost_the_outputs(tmp_path):
+    source = source_of(*numbered(2), broken(2))
+    source = replace(source, path=Path(os.fsdecode(b"caf\xe9.dcm")))
+    summary = run_to(tmp_path / "out", source, keep_going=True)
+    assert json.loads((tmp_path / "out" / outputs.SUMMARY).read_text()) == summary
+
+
+def test_lesions_are_not_measured_where_nobody_looks(monkeypatch):
+    monkeypatch.setattr(outputs, "lesions_of", None)
+    pace = Pace(FAST_HZ, "block")
+    done = run_stream(source_of(*numbered(3)), lesion_at_number, pace, {}, wanted=Wanted())
+    assert done.summary["frames"]["answered"] == 3
+
+
+def test_source_that_fails_while_it_is_read_is_not_called_a_full_disk(tmp_path, monkeypatch):
+    source = open_source(write_changed(CINE, tmp_path / "x.dcm"), whole_frame=True)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(dicom_pixels, "_encoded_frames", fail)
+    with pytest.raises(InputError) as caught:
+        run_to(tmp_path / "out", source)
+    assert caught.value.code == "E-DICOM-FRAME"
+    assert "Input/output error" in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_record_without_spacing_has_no_area_in_mm2(tmp_path):
@@ -546,21 +666,58 @@ def test_options_of_a_session_and_a_spacing_reach_the_stream(bundle, images, tmp
 
 
 def test_layout_of_the_bundle_takes_the_place_of_the_files_region(tmp_path):
-    layout = {"width": 320, "height": 240, "crop": [10, 10, 20, 20], "blank": [], "fan": []}
+    layout = {"width": 320, "height": 240, "crop": [10, 10, 60, 60], "blank": [], "fan": []}
     bundle = write_working_bundle(tmp_path / "bundle", layout=layout)
     regions = [region((42, 16, 297, 206))]
     cine = write_changed(CINE, tmp_path / "cine.dcm", SequenceOfUltrasoundRegions=regions)
-    done = stream(bundle, cine, "--json", "--policy", "block", "--rate", 200)
+    out = tmp_path / "out"
+    options = ["--policy", "block", "--rate", 200, "--out", out, "--masks", "--overlay", "none"]
+    done = stream(bundle, cine, "--json", *options)
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)["source"]
     assert told["crop"] is None
     assert told["spacing"] is not None
+    masks = [np.asarray(Image.open(path)).copy() for path in (out / "masks").iterdir()]
+    assert any(mask[10:60, 10:60].any() for mask in masks)
+    for mask in masks:
+        assert mask.shape == (240, 320)
+        mask[10:60, 10:60] = 0
+        assert not mask.any()
 
 
-def test_bundle_that_the_key_did_not_sign_is_refused(bundle, images, tmp_path):
-    done = stream(bundle, images, "--rate", 30, "--key", tmp_path / "none.pem")
-    assert done.exit_code in (2, 3)
-    assert "E-" in done.stderr
+@pytest.fixture(scope="module")
+def key_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with our.pem and our.pub, their.pem and their.pub."""
+    pytest.importorskip("model_signing", reason="signatures need the extra [sign]")
+    pytest.importorskip("OpenSSL", reason="signatures need the extra [sign]")
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from edgeseg.tests.test_bundle_signature import write_keys
+
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("our", "their"):
+        write_keys(folder, name, ec.generate_private_key(ec.SECP256R1()))
+    return folder
+
+
+def test_bundle_is_streamed_only_with_the_key_that_signed_it(bundle, images, key_files):
+    options = [bundle, images, "--rate", 100, "--policy", "block", "--key"]
+    unsigned = stream(*options, key_files / "our.pub")
+    assert (unsigned.exit_code, unsigned.stderr.split(": ")[1]) == (3, "E-SIGNATURE-MISSING")
+    sign_bundle(open_bundle(bundle).store, key_files / "our.pem")
+    missing = stream(*options, key_files / "none.pub")
+    assert (missing.exit_code, missing.stderr.split(": ")[1]) == (2, "E-KEY-READ")
+    other = stream(*options, key_files / "their.pub")
+    assert (other.exit_code, other.stderr.split(": ")[1]) == (3, "E-SIGNATURE")
+    ours = stream(*options, key_files / "our.pub")
+    assert ours.exit_code == 0, ours.output
+    assert "3 answered" in ours.output
+
+
+def test_command_offers_every_policy_and_overlay():
+    choices = {option.name: option.type for option in cli.commands["stream"].params}
+    assert tuple(choices["policy"].choices) == tuple(POLICIES)
+    assert tuple(choices["overlay"].choices) == tuple(outputs.OVERLAYS)
 
 
 def test_command_tells_counts_policy_engine_and_hash(bundle, images):
@@ -578,6 +735,9 @@ def test_command_tells_counts_policy_engine_and_hash(bundle, images):
         (["--rate", 0], "E-STREAM-CALL"),
         (["--rate", 30, "--masks"], "E-STREAM-CALL"),
         (["--rate", 30, "--host", "0.0.0.0"], "E-STREAM-CALL"),
+        (["--rate", 30, "--whole-frame"], "E-STREAM-CALL"),
+        (["--rate", 30, "--minutes", "inf"], "E-STREAM-CALL"),
+        (["--rate", 30, "--minutes", "nan"], "E-STREAM-CALL"),
     ],
 )
 def test_calls_that_make_no_sense_are_refused(bundle, images, options, code):

@@ -324,6 +324,39 @@ def test_cut_file_ends_with_an_error_that_names_the_frame(tmp_path, share):
     assert last.startswith(f"E-DICOM-FRAME: frame {len(before)} of 30 in ")
 
 
+def test_loop_without_its_closing_delimiter_is_whole(tmp_path):
+    content = shipped(CINE).read_bytes()
+    end = content.rindex(b"\xfe\xff\xdd\xe0")
+    for kept in (0, 5):
+        (tmp_path / "x.dcm").write_bytes(content[: end + kept])
+        assert outcomes(tmp_path / "x.dcm") == 30 * ["frame"]
+
+
+def test_last_frame_that_is_cut_is_named_once(tmp_path):
+    content = shipped(CINE).read_bytes()
+    end = content.rindex(b"\xfe\xff\xdd\xe0")
+    (tmp_path / "x.dcm").write_bytes(content[: end - 300])
+    found = outcomes(tmp_path / "x.dcm")
+    assert found[:29] == 29 * ["frame"]
+    assert [text[:31] for text in found[29:]] == ["E-DICOM-FRAME: frame 29 of 30 in"[:31]]
+
+
+def test_fragment_that_claims_200_mebibytes_costs_nothing(tmp_path):
+    content = bytearray(shipped(CINE).read_bytes())
+    start = jpeg_starts(bytes(content))[4]
+    content[start - 4 : start] = struct.pack("<I", 200 << 20)
+    (tmp_path / "x.dcm").write_bytes(content)
+    tracemalloc.start()
+    try:
+        found = outcomes(tmp_path / "x.dcm")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(found) == 5
+    assert "frame 4 of 30" in found[4]
+    assert peak < 20 << 20
+
+
 def test_claim_of_a_billion_frames_costs_nothing(tmp_path):
     path = write_changed(UNCOMPRESSED, tmp_path / "x.dcm", NumberOfFrames=10**9)
     tracemalloc.start()

@@ -18,6 +18,7 @@ import pytest
 
 from edgeseg.runtime.errors import InputError
 from edgeseg.runtime.lesion import Spacing
+from edgeseg.runtime.stream import server as server_module
 from edgeseg.runtime.stream.pipeline import Pace
 from edgeseg.runtime.stream.run import Wanted, run_stream
 from edgeseg.runtime.stream.screen import Screen, View, encode_view
@@ -31,6 +32,12 @@ ABOUT = {
     "bundle_sha256": "d4e48189c3cc" + "0" * 52,
     "engine": "openvino",
 }
+
+
+@pytest.fixture(autouse=True)
+def no_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave at once: no viewer of these tests waits for the last view."""
+    monkeypatch.setattr(server_module, "_FAREWELL_S", 0.0)
 
 
 @pytest.fixture
@@ -120,6 +127,14 @@ def test_request_with_two_hosts_is_refused(server):
         assert connection.recv(100).startswith(b"HTTP/1.1 403 ")
 
 
+def test_address_that_is_none_is_a_bad_request_and_says_nothing_on_stderr(server, capfd):
+    with socket.create_connection((LOOPBACK, server.server_port), timeout=10) as connection:
+        host = f"Host: 127.0.0.1:{server.server_port}\r\n"
+        connection.sendall(f"GET http://[ HTTP/1.1\r\n{host}\r\n".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"])
 def test_only_get_is_answered(server, method):
     status, headers, _ = ask(server, method=method)
@@ -139,8 +154,16 @@ def test_only_get_is_answered(server, method):
         ("/view?after=" + 40 * "9", 200),  # waits, then gets the present one
     ],
 )
-def test_paths_that_are_not_in_the_table_do_not_exist(server, path, status):
+def test_paths_that_are_not_in_the_table_do_not_exist(server, path, status, monkeypatch):
+    monkeypatch.setattr(server_module, "_VIEW_WAIT_S", 0.2)
     assert ask(server, path)[0] == status
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "localhost:80"])
+def test_port_80_may_be_left_out_as_browsers_do(server, host, monkeypatch):
+    monkeypatch.setattr(server, "server_port", 80)
+    assert server.is_own(host)
+    assert not server.is_own("evil.example")
 
 
 def test_port_that_is_taken_is_refused(server):
@@ -149,7 +172,7 @@ def test_port_that_is_taken_is_refused(server):
     assert caught.value.code == "E-SERVE-ADDRESS"
 
 
-@pytest.mark.parametrize("host", ["256.1.1.1", "no.such.host.invalid"])
+@pytest.mark.parametrize("host", ["256.1.1.1", "no.such.host.invalid", 64 * "ä", "ä..b"])
 def test_address_that_is_none_is_refused(host):
     with pytest.raises(InputError) as caught:
         Server(Screen({}), host, 0)
@@ -442,3 +465,18 @@ def test_page_says_when_the_connection_is_lost(chromium):
         server.screen.show(View({**ABOUT, "state": "running"}))
         wait_for(lambda: text(chromium, "state") == "running")
     wait_for(lambda: text(chromium, "state") == "connection lost")
+
+
+def test_chart_goes_on_when_another_stream_answers_at_the_address(chromium):
+    def state(number: int) -> dict:
+        return {"state": "running", "frame": {"frame": number, "latency_ms": 5.0, "missed": False}}
+
+    seen = "return view.seen"
+    chromium.emulate()
+    with Server(Screen(state(500)), LOOPBACK, 0) as server:
+        port = server.server_port
+        chromium.open(server.url)
+        wait_for(lambda: chromium.run(seen) == 500)
+    wait_for(lambda: text(chromium, "state") == "connection lost")
+    with Server(Screen(state(3)), LOOPBACK, port):
+        wait_for(lambda: chromium.run(seen) == 3)

@@ -114,21 +114,22 @@ def read_header(path: Path) -> Header:
         raise EngineError(
             "E-EXTRA-MISSING", "pydicom is not installed; pip install 'edgeseg[dicom]'"
         ) from error
-    with path.open("rb") as file:
-        head = file.read(MAX_HEADER_BYTES)
-    if _DEFLATED in head:
-        raise InputError(
-            "E-DICOM-SYNTAX", f"{path} is deflated as a whole; convert it, as with `dcmconv +te`"
-        )
-    stream = io.BytesIO(head)
     try:
+        with path.open("rb") as file:
+            head = file.read(MAX_HEADER_BYTES)
+        if _DEFLATED in head:
+            raise InputError(
+                "E-DICOM-SYNTAX",
+                f"{path} is deflated as a whole; convert it, as with `dcmconv +te`",
+            )
+        stream = io.BytesIO(head)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what deviates and matters is checked below
             data = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(_TAGS))
             return _header_of(data, path, stream.tell())
     except EdgesegError:
         raise
-    except Exception as error:  # pydicom raises any type for a damaged header
+    except Exception as error:  # OSError, and pydicom's of any type for a damaged header
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(
             "E-DICOM-READ", f"cannot read DICOM {path} ({why}); send or export it again"

@@ -84,16 +84,16 @@ def read_frames(path: Path, pixels: PixelFormat) -> Iterator[Item]:
     In place of a frame that cannot be read comes an InputError (E-DICOM-FRAME) that names it,
     counted from 0. Where the data cannot be followed any further, it is the last.
     """
-    with path.open("rb") as file:
-        number = 0
-        try:
+    number = 0
+    try:
+        with path.open("rb") as file:
             for encoded in _encoded_frames(file, pixels):
                 yield _grey_or_error(encoded, pixels, path, number)
                 number += 1
             if number < pixels.frames:
                 raise _DamagedError("the data ends before it")
-        except _DamagedError as damage:
-            yield _frame_error(path, pixels, number, damage)
+    except (_DamagedError, OSError) as damage:
+        yield _frame_error(path, pixels, number, damage)
 
 
 def _grey_or_error(encoded: bytes, pixels: PixelFormat, path: Path, number: int) -> Item:
@@ -177,7 +177,8 @@ def _encapsulated(file: BinaryIO, pixels: PixelFormat) -> Iterator[bytes]:
         try:
             fragment = next(fragments, None)
         except _DamagedError:
-            if parts:  # whole, as far as can be told: the damage is in what follows
+            # Whole, as far as can be told, if it is the next frame's data that is damaged.
+            if parts and done + 1 < pixels.frames:
                 yield b"".join(parts)
             raise
         if fragment is None:
@@ -196,19 +197,22 @@ def _encapsulated(file: BinaryIO, pixels: PixelFormat) -> Iterator[bytes]:
 
 
 def _fragments(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the fragments up to the closing delimiter, or to the end of a file without it."""
+    start = file.tell()
+    end = file.seek(0, io.SEEK_END)
+    file.seek(start)
     while True:
         head = file.read(8)
-        if head[:4] == _END:
+        if len(head) < 8 or head[:4] == _END:
             return
-        if len(head) < 8 or head[:4] != _ITEM:
+        if head[:4] != _ITEM:
             raise _DamagedError("its fragments are damaged")
         (length,) = struct.unpack("<I", head[4:])
         if length > MAX_ENCODED_BYTES:
             raise _DamagedError("it is beyond reason long")
-        fragment = file.read(length)
-        if len(fragment) < length:
+        if length > end - file.tell():
             raise _DamagedError("the data ends within it")
-        yield fragment
+        yield file.read(length)
 
 
 # --- what they mean ------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from typing import Iterator
 
 from ..errors import InputError
 from ..image import IMAGE_SUFFIXES, read_image
-from ..predict import find_images
 from .source import Item, Source
 
 
@@ -21,7 +20,11 @@ def open_images(path: Path, *, whole_frame: bool = False) -> Source:
 
     Raises InputError: E-IMAGE-NONE for a folder without any.
     """
-    files = find_images([path])
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise InputError("E-IMAGE-NONE", f"no image in {path}")
 
     def read() -> Iterator[Item]:
         for file in files:

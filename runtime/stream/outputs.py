@@ -65,7 +65,7 @@ class _Images:
 
 
 class _Video:
-    """Overlays as a video that keeps the clock: a frame without a mask repeats the one before."""
+    """A video that keeps the clock from the first mask on: frames without one repeat a picture."""
 
     def __init__(self, folder: Path, hz: float) -> None:
         self._writer = VideoWriter(folder / "overlay.mp4", hz)
@@ -119,7 +119,7 @@ class Outputs:
 
     def write(self, answer: Answer, record: Dict[str, Any]) -> None:
         """Write what became of a frame; `record` is that of `record_of`."""
-        self._records.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._records.write(json.dumps(record) + "\n")
         if self._masks and answer.mask is not None:
             _save(self._masks / f"{answer.number:06d}.png", answer.mask * np.uint8(255))
         if self._overlay:
@@ -131,7 +131,7 @@ class Outputs:
     def finish(self, summary: Dict[str, Any]) -> None:
         """Write the summary and close everything."""
         self.close()
-        text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(summary, indent=1) + "\n"
         (self._folder / SUMMARY).write_text(text, encoding="utf-8")
 
     def close(self) -> None:

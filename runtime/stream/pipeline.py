@@ -8,6 +8,7 @@ definitions are those of the benchmark's mode "paced".
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -30,6 +31,7 @@ POLICIES: Dict[str, str] = {
     "block": "no frame is dropped: the clock waits, and late frames count as missed",
 }
 _UNTIMED_CALLS = 3  # with the first frame, before the clock starts
+_LOOK_S = 0.02  # the clock waits no longer without looking whether it shall end
 _RESULTS_WAIT = 2  # answers that may wait for what records them; then the session waits
 _RECENT = 60  # answers over which the present frame rate is taken
 
@@ -57,6 +59,11 @@ class Pace:
                 "E-STREAM-CALL",
                 f"policy {self.policy!r}, queue of {self.queue}; choose one of "
                 f"{', '.join(POLICIES)} and a queue of at least 1",
+            )
+        if self.seconds is not None and not 0 < self.seconds * self.hz < math.inf:
+            raise InputError(
+                "E-STREAM-CALL",
+                f"a clock cannot run for {self.seconds:g} s; give a finite time above 0",
             )
 
     @property
@@ -185,13 +192,13 @@ class Stream:
         self._source, self._predict, self._pace = source, predict, pace
         self._queue = FrameQueue(pace.queue, pace.policy)
         self._answers: Queue[Optional[Answer]] = Queue(_RESULTS_WAIT)
-        self._stop = threading.Event()
+        self._stopping = False  # no Event: a signal within its `set` would wait for itself
         self._bug: Optional[BaseException] = None
         self._recent: Deque[float] = deque(maxlen=_RECENT)
 
     def stop(self) -> None:
         """End the clock; frames that are due already are still answered. Safe in a signal."""
-        self._stop.set()
+        self._stopping = True
 
     @property
     def fps(self) -> float:
@@ -212,8 +219,10 @@ class Stream:
         if first is None:
             raise InputError("E-STREAM-EMPTY", f"{self._source.path} holds no frame; check it")
         if isinstance(first[1], np.ndarray):
-            for _ in range(_UNTIMED_CALLS):
-                self._predict(first[1])
+            # A frame that is refused fails when it is due, and is told or counted there.
+            with contextlib.suppress(EdgesegError):
+                for _ in range(_UNTIMED_CALLS):
+                    self._predict(first[1])
         self.started = time.perf_counter()
         threads = [
             threading.Thread(target=self._guard, args=work, name=name, daemon=True)
@@ -227,7 +236,7 @@ class Stream:
         try:
             yield from self._received()
         finally:
-            self._stop.set()
+            self._stopping = True
             self._queue.close()
             while any(thread.is_alive() for thread in threads):
                 self._drain()
@@ -258,7 +267,7 @@ class Stream:
             work(*arguments)
         except BaseException as error:
             self._bug = error
-            self._stop.set()
+            self._stopping = True
         finally:
             self._queue.close()
             if work == self._answer_all:
@@ -271,13 +280,22 @@ class Stream:
         number = 0
         while following and number < self._pace.ticks:
             at = start + number / self._pace.hz
-            if self._stop.wait(max(0.0, at - time.perf_counter())):
+            if not self._comes(at):
                 return
             self.counts.late_ms = max(self.counts.late_ms, (time.perf_counter() - at) * 1000)
             self.counts.due += 1
             self._queue.put(Due(number, following[0], at, following[1]))
             following = next(items, None)
             number += 1
+
+    def _comes(self, at: float) -> bool:
+        """Wait for a tick; False, and at once, if the clock shall end."""
+        while not self._stopping:
+            left_s = at - time.perf_counter()
+            if left_s <= 0:
+                return True
+            time.sleep(min(left_s, _LOOK_S))
+        return False
 
     def _answer_all(self) -> None:
         expected = 0

@@ -72,6 +72,8 @@ def run_stream(
         # Within atomic_folder, which has a handler of its own.
         caught = stack.enter_context(_signals_to(stream.stop))
         for answer in stream:
+            if not screen and not outputs:
+                continue  # lesions need not be measured
             record = record_of(answer, pace.hz, source.spacing)
             if screen:
                 screen.show(_view_of(answer, record, stream, facts))

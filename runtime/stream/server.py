@@ -68,7 +68,7 @@ class Server(ThreadingHTTPServer):
             if ":" in host:
                 self.address_family = socket.AF_INET6
             super().__init__((host, port), _Handler)
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:
             raise InputError(
                 "E-SERVE-ADDRESS",
                 f"cannot listen on {host} port {port} ({error}); choose another with --serve",
@@ -102,6 +102,8 @@ class Server(ThreadingHTTPServer):
         address will do: another site's page can only ever send a name.
         """
         name, _, port = host.rpartition(":")
+        if not port.isdigit():  # browsers leave out the port of http
+            name, port = host, "80"
         if port != str(self.server_port):
             return False
         if is_loopback(self.host):
@@ -152,7 +154,11 @@ class _Handler(BaseHTTPRequestHandler):
         if len(hosts) != 1 or not self.server.is_own(hosts[0]):
             self._say(403, "this server answers to its own address only")
             return
-        parts = urlsplit(self.path)
+        try:
+            parts = urlsplit(self.path)
+        except ValueError:
+            self._say(400, "no address")
+            return
         if parts.path == "/view":
             after = parse_qs(parts.query).get("after", ["-1"])[0]
             try:

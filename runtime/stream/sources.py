@@ -50,13 +50,20 @@ def open_source(path: Path, *, whole_frame: bool = False) -> Source:
         whole_frame: ignore the region of tissue that a DICOM file tells, and its spacing.
 
     Raises:
-        InputError: E-STREAM-SOURCE (nothing there, or of no known kind) and those of its kind.
+        InputError: E-STREAM-SOURCE (nothing there, not readable, or of no known kind) and those of
+            its kind.
         EngineError: E-EXTRA-MISSING for a package that its kind needs.
     """
-    if not path.exists():
-        raise InputError("E-STREAM-SOURCE", f"no such file or folder: {path}")
-    for kind in KINDS.values():
-        if kind.takes(path):
-            return kind.open(path, whole_frame=whole_frame)
+    try:
+        if not path.exists():
+            raise InputError("E-STREAM-SOURCE", f"no such file or folder: {path}")
+        for kind in KINDS.values():
+            if kind.takes(path):
+                return kind.open(path, whole_frame=whole_frame)
+    except OSError as error:
+        raise InputError(
+            "E-STREAM-SOURCE",
+            f"cannot read {path} ({error.strerror or error}); check it and its permissions",
+        ) from error
     known = ", ".join(kind.title for kind in KINDS.values())
     raise InputError("E-STREAM-SOURCE", f"{path} is of no known kind; give one of: {known}")

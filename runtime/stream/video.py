@@ -115,10 +115,10 @@ class VideoWriter:
 
 def _library() -> Any:
     # Read when OpenCV is imported: no chatter of FFmpeg on stderr, and no playlist inside a file
-    # may reach the network.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "protocol_whitelist;file")
+    # may reach the network, whatever the caller's environment says.
+    os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "-8"
+    os.environ["OPENCV_LOG_LEVEL"] = "SILENT"
+    os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = "protocol_whitelist;file"
     try:
         import cv2
     except ModuleNotFoundError as error:

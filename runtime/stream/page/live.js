@@ -21,7 +21,7 @@ async function follow() {
       if (message.state.state === "ended") return;
     } catch (error) {
       tell("lost", "connection lost");
-      after = -1;
+      after = view.seen = -1; // another stream may answer next, from its frame 0
       await new Promise((resume) => setTimeout(resume, 1000));
     }
   }
