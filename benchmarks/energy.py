@@ -7,6 +7,7 @@ without a counter (before Volta). None sees the carrier or main board or the pow
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -22,7 +23,7 @@ from .sysfs import read_number, read_text
 SAMPLE_S = 0.05  # between two readings; RAPL wraps after minutes, rails change at once
 IDLE_S = 30.0  # as long as the power at rest needs to settle
 
-_NVML_RANGE_UJ = 2.0**64 * 1e3  # NVML counts mJ in 64 bits
+_NVML_RANGE_UJ = math.inf  # mJ in 64 bits never wrap; they fall where the driver is reloaded
 _WHOLE_MODULE = "VDD_IN"  # rail of Orin NX and Nano that feeds all the others
 T = TypeVar("T")
 
@@ -181,6 +182,12 @@ def _joules(rail: Rail, last: float, value: float, seconds: float) -> float:
     if rail.range_uj is None:
         return (last + value) / 2 * seconds
     counted_uj = value - last
+    if counted_uj < 0 and math.isinf(rail.range_uj):
+        raise EngineError(
+            "E-ENERGY-READ",
+            f"energy counter {rail.name} fell, as it does where the driver is reloaded; "
+            "measure again",
+        )
     return (counted_uj if counted_uj >= 0 else counted_uj + rail.range_uj) / 1e6
 
 

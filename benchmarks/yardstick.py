@@ -167,11 +167,12 @@ class _Queue:
     def __enter__(self) -> _Queue:
         """Open the files of the threads that there are now."""
         self._files: list[int] = []
-        try:
-            for thread in Path("/proc/self/task").iterdir():
+        tasks = Path("/proc/self/task")
+        for thread in tasks.iterdir() if tasks.is_dir() else ():
+            try:
                 self._files.append(os.open(thread / "schedstat", os.O_RDONLY | os.O_CLOEXEC))
-        except OSError:  # not told, or a thread ended meanwhile: then the others are asked
-            pass
+            except OSError:  # not told, or this thread ended meanwhile: the others are asked
+                continue
         return self
 
     def __exit__(self, *_: object) -> None:

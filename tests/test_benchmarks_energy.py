@@ -297,3 +297,18 @@ def test_gpu_that_vanishes_meanwhile_is_an_error_and_not_a_number(tmp_path, monk
     with pytest.raises(EngineError) as caught:
         measure_energy(find_counter(tmp_path, gpus=[0]), work, idle_s=0.02)
     assert caught.value.code == "E-ENERGY-READ"
+
+
+def test_counter_of_a_gpu_that_falls_is_refused_and_not_taken_for_a_wrap(tmp_path, monkeypatch):
+    library = make_standin(tmp_path, monkeypatch)
+    library.set(1, energy=5_000)
+    counter = find_counter(tmp_path, gpus=[1])
+
+    def work():
+        library.set(1, energy=10)  # the driver was reloaded
+        return 1
+
+    with pytest.raises(EngineError) as caught:
+        measure_energy(counter, work, idle_s=0.02)
+    assert caught.value.code == "E-ENERGY-READ"
+    assert "GPU 1 fell" in str(caught.value)

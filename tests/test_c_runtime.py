@@ -68,7 +68,9 @@ def build(folder: Path, *options: str) -> Path:
     """Configure and build into a folder; warnings are errors."""
     require("cmake", "gcc")
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    configured = run("cmake", "-S", SOURCE, "-B", folder, *generator, *options)
+    configured = run(
+        "cmake", "-S", SOURCE, "-B", folder, *generator, "-DEDGESEG_WERROR=ON", *options
+    )
     assert configured.returncode == 0, configured.stderr.decode()
     built = run("cmake", "--build", folder, "-j", "2")
     assert built.returncode == 0, built.stdout.decode()[-4000:]
@@ -733,6 +735,23 @@ def test_example_answers_and_exits_as_documented(built, int8, engine, tmp_path):
     )
     assert engine.encode() in run(*example, "--info").stdout
     assert run(built / "edgeseg-predict").returncode == 2
+    for mode, frame in (((), frame), (("--info",), b"")):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [str(each) for each in (*example, *mode)],
+                input=frame,
+                stdout=full,
+                stderr=subprocess.PIPE,
+            )
+        assert (done.returncode, b"E-OUTPUT" in done.stderr) == (5, True)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--inof"], ["--threads"], ["--engine"], ["--threads", "--info"], ["second"]]
+)
+def test_example_refuses_what_it_does_not_understand(built, tmp_path, arguments):
+    done = run(built / "edgeseg-predict", stub_bundle(tmp_path / "b"), *arguments)
+    assert (done.returncode, done.stderr[:6]) == (2, b"usage:")
 
 
 @pytest.mark.parametrize("name", ["no folder", "a byte changed", "newer schema", "a pipe"])
@@ -790,6 +809,19 @@ def test_installed_static_library_links_by_pkg_config(tmp_path):
     linked = run("gcc", tmp_path / "x.c", "-o", tmp_path / "x", *flags.split())
     assert linked.returncode == 0, linked.stderr
     assert run(tmp_path / "x").returncode == ERRORS["E-BUNDLE-MISSING"]
+
+
+def test_static_pkg_config_names_the_engines_and_only_the_tests_ask_for_werror(tmp_path):
+    require("cmake", "gcc")
+    if not engine_options():
+        pytest.skip("no engine to compile in is here")
+    shown = "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"
+    done = run("cmake", "-S", SOURCE, "-B", tmp_path, shown, *engine_options())
+    assert done.returncode == 0, done.stderr
+    (private,) = re.findall("^Libs.private: (.*)$", (tmp_path / "edgeseg.pc").read_text(), re.M)
+    for option in engine_options():
+        assert option.partition("=")[2] in private
+    assert "-Werror" not in (tmp_path / "compile_commands.json").read_text()
 
 
 def sanitizer_environment(*, leaks: bool = True) -> dict[str, str]:

@@ -1,6 +1,6 @@
 /* Segments a PGM frame with a bundle: edgeseg-predict BUNDLE < frame.pgm > mask.pgm
  *
- * The usage below lists the options. Exit code: 0, 2 for the usage, or the positive value of the
+ * The usage below lists the options. Exit code: 0, 2 for the usage, 5 where stdout cannot be written, or the positive value of the
  * status (11 for ES_ERR_BUNDLE_HASH).
  */
 #define _POSIX_C_SOURCE 200809L
@@ -68,27 +68,44 @@ static int predict(es_session *session, uint8_t *frame, int width, int height, d
         fprintf(stderr, "open %.1f ms, first frame %.2f ms, second %.2f ms\n", opened_ms, first_ms,
                 now_ms() - begin);
         for (size_t i = 0; i < count; i++) mask[i] = mask[i] ? 255 : 0; /* any viewer shows it */
-        printf("P5\n%d %d\n255\n", width, height);
-        fwrite(mask, 1, count, stdout);
+        int written = printf("P5\n%d %d\n255\n", width, height) > 0 &&
+                      fwrite(mask, 1, count, stdout) == count;
+        if (fflush(stdout) != 0 || !written) {
+            free(mask);
+            fputs("E-OUTPUT: the mask cannot be written to stdout\n", stderr);
+            return 5;
+        }
     }
     free(mask);
     return status == ES_OK ? 0 : complain(status, es_last_message(session));
 }
 
+static int is_mode(const char *argument) {
+    return strcmp(argument, "--info") == 0 || strcmp(argument, "--verify") == 0 ||
+           strcmp(argument, "--selftest") == 0;
+}
+
+static int has_value(int i, int count, char **arguments) {
+    return i + 1 < count && strncmp(arguments[i + 1], "--", 2) != 0;
+}
+
 int main(int count, char **arguments) {
     const char *folder = NULL, *mode = "";
+    int understood = 1;
     es_options options = {0};
     char message[ES_MESSAGE_BYTES];
     for (int i = 1; i < count; i++) {
-        if (strcmp(arguments[i], "--engine") == 0 && i + 1 < count) options.engine = arguments[++i];
-        else if (strcmp(arguments[i], "--threads") == 0 && i + 1 < count)
+        if (strcmp(arguments[i], "--engine") == 0 && has_value(i, count, arguments))
+            options.engine = arguments[++i];
+        else if (strcmp(arguments[i], "--threads") == 0 && has_value(i, count, arguments))
             options.threads = atoi(arguments[++i]);
         else if (strcmp(arguments[i], "--largest-only") == 0) options.largest_only = 1;
         else if (strcmp(arguments[i], "--fill-holes") == 0) options.fill_holes = 1;
-        else if (strncmp(arguments[i], "--", 2) == 0) mode = arguments[i];
-        else folder = arguments[i];
+        else if (is_mode(arguments[i])) mode = arguments[i];
+        else if (strncmp(arguments[i], "--", 2) != 0 && folder == NULL) folder = arguments[i];
+        else understood = 0; /* an unknown option, one without its value, a second bundle */
     }
-    if (folder == NULL) {
+    if (folder == NULL || !understood) {
         fputs("usage: edgeseg-predict BUNDLE [--engine NAME] [--threads N] [--largest-only]\n"
               "       [--fill-holes] [--info | --verify | --selftest] < frame.pgm > mask.pgm\n",
               stderr);
@@ -114,5 +131,9 @@ int main(int count, char **arguments) {
     else result = predict(session, frame, width, height, opened_ms);
     es_close(session);
     free(frame);
+    if (result == 0 && (fflush(stdout) != 0 || ferror(stdout))) {
+        fputs("E-OUTPUT: stdout cannot be written\n", stderr);
+        return 5;
+    }
     return result;
 }
