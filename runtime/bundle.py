@@ -192,6 +192,7 @@ class Bundle:
     store: Store
     manifest: Manifest
     sha256: str  # of SHA256SUMS, hence of everything in the bundle but the signature
+    verified: bool = False  # whether a key was given to open it and its signature held
 
     @property
     def path(self) -> Path:
@@ -306,7 +307,7 @@ def open_bundle(path: Path, *, key: Optional[Path] = None) -> Bundle:
     for name, digest in manifest.files.items():
         if digest != sums[name]:
             raise _changed(path / name)
-    return Bundle(store, manifest, hashlib.sha256(listed).hexdigest())
+    return Bundle(store, manifest, hashlib.sha256(listed).hexdigest(), verified=key is not None)
 
 
 def pack_bundle(bundle: Path, out: Path) -> None:
