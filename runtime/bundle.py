@@ -29,11 +29,14 @@ from .store import (
     SUMS,
     Archive,
     Folder,
+    Sealed,
     Store,
-    extract_archive,
+    changed,
     open_archive,
+    reading,
     require_name,
     write_archive,
+    write_folder,
 )
 
 MAJOR, MINOR = 2, 0  # of the manifest's schema; another minor of this major is read
@@ -189,7 +192,7 @@ def _names(value: Any, what: str) -> Tuple[str, ...]:
 class Bundle:
     """A verified bundle on disk."""
 
-    store: Store
+    store: Sealed
     manifest: Manifest
     sha256: str  # of SHA256SUMS, hence of everything in the bundle but the signature
     verified: bool = False  # whether a key was given to open it and its signature held
@@ -230,10 +233,7 @@ class Bundle:
 
         Raises Refused (E-BUNDLE-HASH) if it changed since the bundle was opened.
         """
-        content = self.store.read(name)
-        if hashlib.sha256(content).hexdigest() != self.manifest.files[name]:
-            raise _changed(self.path / name)
-        return content
+        return self.store.read(name)
 
 
 def hashes_of(folder: Path) -> Dict[str, str]:
@@ -276,7 +276,9 @@ def open_bundle(path: Path, *, key: Optional[Path] = None) -> Bundle:
             E-SIGNATURE-MISSING, E-SIGNATURE.
         EngineError: E-EXTRA-MISSING (a key was given without what verifies signatures).
     """
-    store: Store = open_archive(path) if path.is_file() else Folder(path)
+    with reading(path):
+        is_archive = path.is_file()
+    store: Store = open_archive(path) if is_archive else Folder(path)
     names = store.names()
     if MANIFEST not in names or SUMS not in names:
         raise InputError(
@@ -290,15 +292,17 @@ def open_bundle(path: Path, *, key: Optional[Path] = None) -> Bundle:
     if key is not None:
         from .signature import require_signature  # the only use of what may not be installed
 
+        if is_archive:  # it is written out for that: nothing that is not listed may be
+            _require_sums(store, listed)
         require_signature(store, key, listed)
-    if listed != _sums_text(store).encode("utf-8", "surrogateescape"):  # names may be any bytes
-        raise _changed(_first_difference(store, listed))
+    _require_sums(store, listed)
     for name in names:
         require_name(name, path)
     sums = dict(_parse_sums(listed.decode("utf-8")))
     content = store.read(MANIFEST)
+    sealed = Sealed(store, {**sums, SUMS: hashlib.sha256(listed).hexdigest()})
     if hashlib.sha256(content).hexdigest() != sums.pop(MANIFEST):
-        raise _changed(path / MANIFEST)
+        raise changed(path / MANIFEST)
     manifest = Manifest.from_json(content)
     named = {name for names in manifest.models.values() for name in names}
     named.update(manifest.vectors.files)
@@ -306,8 +310,8 @@ def open_bundle(path: Path, *, key: Optional[Path] = None) -> Bundle:
         raise Refused("E-MANIFEST-FIELD", f"{path / MANIFEST} does not list the bundle's files")
     for name, digest in manifest.files.items():
         if digest != sums[name]:
-            raise _changed(path / name)
-    return Bundle(store, manifest, hashlib.sha256(listed).hexdigest(), verified=key is not None)
+            raise changed(path / name)
+    return Bundle(sealed, manifest, sealed.digests[SUMS], verified=key is not None)
 
 
 def pack_bundle(bundle: Path, out: Path) -> None:
@@ -326,9 +330,9 @@ def unpack_bundle(bundle: Path, out: Path) -> None:
     as `open_bundle`.
     """
     store = open_bundle(bundle).store
-    if not isinstance(store, Archive):
+    if not isinstance(store.inner, Archive):
         raise InputError("E-BUNDLE-MISSING", f"{bundle} is a folder already; name a packed bundle")
-    extract_archive(store, out)
+    write_folder(store, out)
 
 
 def _hashed_names(store: Store) -> Tuple[str, ...]:
@@ -338,6 +342,12 @@ def _hashed_names(store: Store) -> Tuple[str, ...]:
 
 def _sums_text(store: Store) -> str:
     return "".join(f"{store.digest(name)}  {name}\n" for name in _hashed_names(store))
+
+
+def _require_sums(store: Store, listed: bytes) -> None:
+    """Raise Refused (E-BUNDLE-HASH) unless SHA256SUMS lists every file, each with its hash."""
+    if listed != _sums_text(store).encode("utf-8", "surrogateescape"):  # names may be any bytes
+        raise changed(_first_difference(store, listed))
 
 
 def _first_difference(store: Store, listed: bytes) -> Path:
@@ -353,9 +363,3 @@ def _first_difference(store: Store, listed: bytes) -> Path:
 def _parse_sums(text: str) -> Tuple[Tuple[str, str], ...]:
     pairs = (line.split("  ", 1) for line in text.splitlines())
     return tuple((pair[1], pair[0]) for pair in pairs if len(pair) == 2)
-
-
-def _changed(file: Path) -> Refused:
-    return Refused(
-        "E-BUNDLE-HASH", f"{file} does not match SHA256SUMS; fetch or export the bundle again"
-    )

@@ -277,8 +277,8 @@ def open_session(
 
     Raises:
         InputError: E-BUNDLE-MISSING, E-ENGINE-NOT-IN-BUNDLE, E-LAYOUT, E-KEY-READ.
-        Refused: the bundle's integrity checks, see `open_bundle`; of a kit's plan E-ENGINE-PLAN, and
-            E-SIGNATURE-PLAN where a key is given.
+        Refused: the bundle's integrity checks, see `open_bundle`; E-ENGINE-PLAN of a kit's plan,
+            and E-SIGNATURE-PLAN where a key is given.
         EngineError: E-EXTRA-MISSING, E-ENGINE-LOAD, E-ENGINE-DEVICE, E-ENGINE-NOT-BUILT.
     """
     return session_of(
