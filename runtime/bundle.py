@@ -17,7 +17,7 @@ import math
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
 from .contract import InputContract
 from .errors import InputError, Refused
@@ -44,6 +44,7 @@ SCHEMA = f"edgeseg.bundle/{MAJOR}.{MINOR}"
 SPLIT_FILE = "split.json"  # of the training, beside a checkpoint and in its bundles
 MAX_MANIFEST_BYTES = 1 << 20  # compared with the file size before anything is read
 MAX_SUMS_BYTES = 1 << 20
+MAX_DEPTH = 32  # of objects and lists in a manifest; the C runtime has the same limit
 _SCHEMA = re.compile(r"edgeseg\.bundle/(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})")
 
 
@@ -89,7 +90,7 @@ class GoldenVectors:
 
 # Of the manifest's fields; the others are JSON objects.
 _KINDS = {
-    **dict.fromkeys(("name", "target", "precision"), str),
+    **dict.fromkeys(("name", "target", "precision", "schema"), str),
     "contract": InputContract,
     "vectors": GoldenVectors,
 }
@@ -115,10 +116,11 @@ class Manifest:
     vectors: GoldenVectors = field(default_factory=GoldenVectors)
     # Where the image is in a maker's frames; empty: the whole frame is the image.
     layout: Mapping[str, Any] = field(default_factory=dict)
+    schema: str = SCHEMA  # that it was written in
 
     def to_json(self) -> str:
         """Return the manifest as canonical JSON text: same content, same bytes."""
-        content = {"schema": SCHEMA, **asdict(self)}
+        content = {"schema": self.schema, **asdict(self)}  # the schema first
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
@@ -132,7 +134,8 @@ class Manifest:
         """
         try:
             content = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
-            if _minor_of(content.pop("schema")) > MINOR:
+            _require_plain(content)
+            if _minor_of(content["schema"]) > MINOR:
                 known = {each.name for each in fields(cls)}
                 content = {key: value for key, value in content.items() if key in known}
             content["contract"] = InputContract.from_dict(content["contract"])
@@ -142,6 +145,8 @@ class Manifest:
             }
             if "vectors" in content:
                 content["vectors"] = GoldenVectors.from_dict(content["vectors"])
+            if "batch" in content:
+                _require_batch(content["batch"])
             if content.get("layout"):
                 Layout.from_dict(content["layout"])
             manifest = cls(**content)
@@ -179,6 +184,33 @@ def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
 
 def _no_number(text: str) -> Any:
     raise ValueError(f"{text} is no JSON number")
+
+
+def _require_plain(content: Any) -> None:
+    """Raise ValueError for what JSON can say and what is made of it could not.
+
+    That is a number over the largest float (1e999), half of a surrogate pair, and nesting beyond
+    `MAX_DEPTH`.
+    """
+    level = [content]
+    for _ in range(MAX_DEPTH):
+        level = [inner for value in level for inner in _values_of(value)]
+    if any(isinstance(value, (dict, list)) for value in level):
+        raise ValueError(f"it is nested over {MAX_DEPTH} deep")
+    json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8")
+
+
+def _values_of(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _require_batch(batch: Any) -> None:
+    """Raise ValueError, TypeError or KeyError unless `batch` has whole `min` and `max` from 1."""
+    least, most = batch["min"], batch["max"]
+    if not (type(least) is type(most) is int and 1 <= least <= most):
+        raise ValueError("batch is not of whole numbers 1 <= min <= max")
 
 
 def _names(value: Any, what: str) -> Tuple[str, ...]:

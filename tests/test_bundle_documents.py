@@ -39,7 +39,7 @@ def manifest_of(folder):
 def test_schema_is_a_schema_and_names_every_field_of_the_manifest():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     known = {field.name for field in dataclasses.fields(Manifest)}
-    assert set(SCHEMA["properties"]) == set(SCHEMA["required"]) == {"schema", *known}
+    assert set(SCHEMA["properties"]) == set(SCHEMA["required"]) == known
     contract = {field.name for field in dataclasses.fields(InputContract)}
     assert set(SCHEMA["properties"]["contract"]["properties"]) == contract
 
@@ -69,6 +69,13 @@ def test_newer_minor_with_a_new_field_follows_the_schema(folder):
     newer = {**manifest_of(folder), "schema": "edgeseg.bundle/2.1", "later": 1}
     jsonschema.validate(newer, SCHEMA)
     Manifest.from_json(json.dumps(newer))
+
+
+def test_data_sheet_names_the_schema_of_the_bundle_not_of_the_reader(tmp_path):
+    folder = write_bundle(tmp_path / "toy", schema="edgeseg.bundle/2.7")
+    sheet = datasheet_of(open_bundle(folder), verified=False)
+    assert sheet["schema"] == "edgeseg.bundle/2.7"
+    assert "edgeseg.bundle/2.7" in render_datasheet(sheet)
 
 
 @pytest.mark.parametrize(
@@ -293,4 +300,5 @@ def test_sign_and_verify_with_keys_of_openssl(tmp_path):
     assert json.loads(run("verify", folder, "--key", public, "--json").stdout)["signature"] == (
         "verified"
     )
-    assert "verified" in run("inspect", folder, "--key", public).stdout
+    assert "signature    verified\n" in run("inspect", folder, "--key", public).stdout
+    assert "signature    there, not verified (no key was given)\n" in run("inspect", folder).stdout
