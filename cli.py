@@ -487,11 +487,14 @@ def predict(
 ) -> None:
     """Segment IMAGES (files or folders) with BUNDLE: masks, overlays, lesions measured as JSON."""
     from .runtime.lesion import Spacing
-    from .runtime.predict import find_images, predict_files
+    from .runtime.predict import find_images, masks_beside, predict_files
     from .runtime.session import open_session
 
     spacing = Spacing(*spacing_mm) if spacing_mm else None
     found = find_images(images)
+    left_out = sum(len(masks_beside(path)) for path in images)
+    if left_out:
+        click.echo(f"left out: {left_out} masks (NAME_mask.png beside NAME.png)", err=True)
     session = open_session(
         bundle,
         engine=engine,
@@ -502,7 +505,7 @@ def predict(
     )
     records = predict_files(session, found, out, spacing=spacing, progress=progress_of(quiet))
     if as_json:
-        click.echo(json.dumps(records, indent=1, ensure_ascii=False))
+        click.echo(json.dumps(records, indent=1))
     else:
         count = "1 image" if len(records) == 1 else f"{len(records)} images"
         click.echo(f"{count} by {session.engine.name}, results in {out}")

@@ -7,11 +7,7 @@ from pathlib import Path
 
 import click
 
-from .console import json_option, path_type
-
-key_option = click.option(
-    "--key", type=path_type(), help="PEM of the public key that it must be signed for."
-)
+from .console import json_option, key_option, path_type
 
 
 @click.group()
@@ -75,7 +71,8 @@ def pack(path: Path, out: Path | None) -> None:
     from .runtime.bundle import pack_bundle
     from .runtime.store import SUFFIX
 
-    out = out or Path(path.resolve().name + SUFFIX)
+    whole = path.resolve().name
+    out = out or Path(whole if whole.endswith(SUFFIX) else whole + SUFFIX)
     pack_bundle(path, out)
     click.echo(f"packed: {out} ({out.stat().st_size} bytes)")
 
@@ -83,12 +80,14 @@ def pack(path: Path, out: Path | None) -> None:
 @bundle.command()
 @click.argument("path", metavar="BUNDLE", type=path_type())
 @click.option(
-    "--out", type=path_type(), help="The folder to write; must be new. [default: by name]"
+    "--out",
+    type=path_type(),
+    help="The folder to write; must be new. [default: beside BUNDLE, by name]",
 )
 def unpack(path: Path, out: Path | None) -> None:
     """Write the packed BUNDLE as a folder, once every byte of it was verified."""
     from .runtime.bundle import unpack_bundle
 
-    out = out or Path(path.stem)
+    out = out or path.with_suffix("")  # beside it: there a kit's plan is looked for
     unpack_bundle(path, out)
     click.echo(f"unpacked: {out}")

@@ -43,12 +43,18 @@ class Group(click.Group):
                 4,
             )
         except (KeyboardInterrupt, click.Abort):
-            leave("E-INTERRUPTED: stopped; a training continues with --resume", 130)
+            leave("E-INTERRUPTED: stopped; a command that has --resume continues with it", 130)
 
 
 def leave(message: str, exit_code: int) -> NoReturn:
-    """Print one line on stderr and end with this exit code."""
-    click.echo("edgeseg: " + " ".join(message.split()), err=True)
+    """Print one line on stderr and end with this exit code.
+
+    What a terminal would obey and not show is replaced: names of files are someone else's text.
+    """
+    line = " ".join(message.split())
+    click.echo(
+        "edgeseg: " + "".join(each if each.isprintable() else "?" for each in line), err=True
+    )
     sys.exit(exit_code)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..runtime.bundle import SCHEMA, Bundle
+from ..runtime.bundle import Bundle
 from ..runtime.errors import Refused
 from ..runtime.store import MANIFEST, SUMS
 
@@ -33,7 +33,7 @@ def datasheet_of(bundle: Bundle, *, verified: bool) -> dict[str, Any]:
     try:
         return {
             "bundle": str(bundle.path),
-            "schema": SCHEMA,
+            "schema": manifest.schema,
             "sha256": bundle.sha256,
             "signature": signature,
             "name": manifest.name,
@@ -65,7 +65,7 @@ def datasheet_of(bundle: Bundle, *, verified: bool) -> dict[str, Any]:
             "files": {name: [bundle.size(name), sha] for name, sha in manifest.files.items()},
             "bytes": sum(bundle.size(name) for name in (*manifest.files, MANIFEST, SUMS)),
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise Refused(
             "E-MANIFEST-FIELD",
             f"{bundle.path} does not state what an export does ({type(error).__name__}: {error}); "
@@ -115,12 +115,12 @@ def _evidence_of(evidence: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "part": str(evidence["part"]),
         "frames": int(evidence["frames"]),
-        "trained_dice": float(evidence["trained_dice"]),
-        "max_drop": float(evidence["max_drop"]),
+        "trained_dice": _number(evidence["trained_dice"]),
+        "max_drop": _number(evidence["max_drop"]),
         "parity": [
             {
                 "name": str(hop["name"]),
-                **{name: _float(hop[name]) for name in _PARITY},
+                **{name: _number_or_none(hop[name]) for name in _PARITY},
             }
             for hop in evidence["parity"]
         ],
@@ -128,7 +128,7 @@ def _evidence_of(evidence: Mapping[str, Any]) -> dict[str, Any]:
         "latency": [
             {
                 **{name: str(verdict[name]) for name in ("engine", "precision")},
-                **{name: float(verdict[name]) for name in _LATENCY},
+                **{name: _number(verdict[name]) for name in _LATENCY},
                 "shipped": bool(verdict["shipped"]),
             }
             for verdict in evidence["verdicts"]
@@ -160,8 +160,15 @@ def _training_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _float(value: Any) -> float | None:
-    return None if value is None else float(value)
+def _number(value: Any) -> float:
+    """Return a JSON number. Raises TypeError for anything else, such as the text "inf"."""
+    if type(value) not in (int, float):
+        raise TypeError(f"{value!r:.40} is no number")
+    return float(value)
+
+
+def _number_or_none(value: Any) -> float | None:
+    return None if value is None else _number(value)
 
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:

@@ -19,7 +19,9 @@ from .errors import EngineError, Refused
 
 BUILT = "tensorrt"  # the engine whose files in a bundle are what its plan is built from
 SCHEMA = "edgeseg.engine/1"  # of the side-car
-MAX_SIDE_CAR_BYTES = 1 << 20  # compared with the file size before anything is read
+# Compared with the file sizes before anything is read.
+MAX_SIDE_CAR_BYTES = 1 << 20
+MAX_PLAN_BYTES = 1 << 30  # as a packed bundle; the plans of our networks are of some megabytes
 
 
 def engine_files(bundle: Bundle, engine: str) -> Dict[str, bytes]:
@@ -28,20 +30,29 @@ def engine_files(bundle: Bundle, engine: str) -> Dict[str, bytes]:
     Raises:
         InputError: E-ENGINE-NOT-IN-BUNDLE.
         EngineError: E-ENGINE-NOT-BUILT (the kit's plan is not there).
-        Refused: E-BUNDLE-HASH, E-ENGINE-PLAN (the plan is not of this kit, or was changed).
+        Refused: E-BUNDLE-HASH, E-ENGINE-PLAN (the plan is not of this kit, or was changed),
+            E-SIGNATURE-PLAN (a key was given, and no signature covers the plan).
     """
     if engine != BUILT:
         return bundle.model_files(files_of(engine))
     bundle.model_files(engine)  # says so where it is no kit
     plan = built_plan(bundle)
+    if bundle.verified:  # loading a plan runs what is in it
+        raise Refused(
+            "E-SIGNATURE-PLAN",
+            f"{plan} was built here and no signature covers it, but a key was given; verify the "
+            "kit with `edgeseg bundle verify`, keep others from writing beside it, and open it "
+            "without the key",
+        )
     side_car = plan.with_name(plan.name + ".json")
     again = f"run python3 {_folder_of(bundle) / 'build_engine.py'} on this device"
     if not plan.is_file() or not side_car.is_file():
         raise EngineError(
             "E-ENGINE-NOT-BUILT", f"{plan} and {side_car.name} are not there; {again}"
         )
-    if side_car.stat().st_size > MAX_SIDE_CAR_BYTES:
-        raise Refused("E-ENGINE-PLAN", f"{side_car} is over {MAX_SIDE_CAR_BYTES} bytes; {again}")
+    for file, limit in ((side_car, MAX_SIDE_CAR_BYTES), (plan, MAX_PLAN_BYTES)):
+        if file.stat().st_size > limit:
+            raise Refused("E-ENGINE-PLAN", f"{file} is over {limit} bytes; {again}")
     content, facts = plan.read_bytes(), side_car.read_bytes()
     try:
         told = json.loads(facts)

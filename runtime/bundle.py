@@ -17,7 +17,7 @@ import math
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
 from .contract import InputContract
 from .errors import InputError, Refused
@@ -29,11 +29,14 @@ from .store import (
     SUMS,
     Archive,
     Folder,
+    Sealed,
     Store,
-    extract_archive,
+    changed,
     open_archive,
+    reading,
     require_name,
     write_archive,
+    write_folder,
 )
 
 MAJOR, MINOR = 2, 0  # of the manifest's schema; another minor of this major is read
@@ -41,6 +44,7 @@ SCHEMA = f"edgeseg.bundle/{MAJOR}.{MINOR}"
 SPLIT_FILE = "split.json"  # of the training, beside a checkpoint and in its bundles
 MAX_MANIFEST_BYTES = 1 << 20  # compared with the file size before anything is read
 MAX_SUMS_BYTES = 1 << 20
+MAX_DEPTH = 32  # of objects and lists in a manifest; the C runtime has the same limit
 _SCHEMA = re.compile(r"edgeseg\.bundle/(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})")
 
 
@@ -86,7 +90,7 @@ class GoldenVectors:
 
 # Of the manifest's fields; the others are JSON objects.
 _KINDS = {
-    **dict.fromkeys(("name", "target", "precision"), str),
+    **dict.fromkeys(("name", "target", "precision", "schema"), str),
     "contract": InputContract,
     "vectors": GoldenVectors,
 }
@@ -112,10 +116,11 @@ class Manifest:
     vectors: GoldenVectors = field(default_factory=GoldenVectors)
     # Where the image is in a maker's frames; empty: the whole frame is the image.
     layout: Mapping[str, Any] = field(default_factory=dict)
+    schema: str = SCHEMA  # that it was written in
 
     def to_json(self) -> str:
         """Return the manifest as canonical JSON text: same content, same bytes."""
-        content = {"schema": SCHEMA, **asdict(self)}
+        content = {"schema": self.schema, **asdict(self)}  # the schema first
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
@@ -129,7 +134,8 @@ class Manifest:
         """
         try:
             content = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
-            if _minor_of(content.pop("schema")) > MINOR:
+            _require_plain(content)
+            if _minor_of(content["schema"]) > MINOR:
                 known = {each.name for each in fields(cls)}
                 content = {key: value for key, value in content.items() if key in known}
             content["contract"] = InputContract.from_dict(content["contract"])
@@ -139,6 +145,8 @@ class Manifest:
             }
             if "vectors" in content:
                 content["vectors"] = GoldenVectors.from_dict(content["vectors"])
+            if "batch" in content:
+                _require_batch(content["batch"])
             if content.get("layout"):
                 Layout.from_dict(content["layout"])
             manifest = cls(**content)
@@ -178,6 +186,33 @@ def _no_number(text: str) -> Any:
     raise ValueError(f"{text} is no JSON number")
 
 
+def _require_plain(content: Any) -> None:
+    """Raise ValueError for what JSON can say and what is made of it could not.
+
+    That is a number over the largest float (1e999), half of a surrogate pair, and nesting beyond
+    `MAX_DEPTH`.
+    """
+    level = [content]
+    for _ in range(MAX_DEPTH):
+        level = [inner for value in level for inner in _values_of(value)]
+    if any(isinstance(value, (dict, list)) for value in level):
+        raise ValueError(f"it is nested over {MAX_DEPTH} deep")
+    json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8")
+
+
+def _values_of(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _require_batch(batch: Any) -> None:
+    """Raise ValueError, TypeError or KeyError unless `batch` has whole `min` and `max` from 1."""
+    least, most = batch["min"], batch["max"]
+    if not (type(least) is type(most) is int and 1 <= least <= most):
+        raise ValueError("batch is not of whole numbers 1 <= min <= max")
+
+
 def _names(value: Any, what: str) -> Tuple[str, ...]:
     """Return a JSON list of strings as a tuple. Raises TypeError."""
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
@@ -189,9 +224,10 @@ def _names(value: Any, what: str) -> Tuple[str, ...]:
 class Bundle:
     """A verified bundle on disk."""
 
-    store: Store
+    store: Sealed
     manifest: Manifest
     sha256: str  # of SHA256SUMS, hence of everything in the bundle but the signature
+    verified: bool = False  # whether a key was given to open it and its signature held
 
     @property
     def path(self) -> Path:
@@ -229,10 +265,7 @@ class Bundle:
 
         Raises Refused (E-BUNDLE-HASH) if it changed since the bundle was opened.
         """
-        content = self.store.read(name)
-        if hashlib.sha256(content).hexdigest() != self.manifest.files[name]:
-            raise _changed(self.path / name)
-        return content
+        return self.store.read(name)
 
 
 def hashes_of(folder: Path) -> Dict[str, str]:
@@ -275,7 +308,9 @@ def open_bundle(path: Path, *, key: Optional[Path] = None) -> Bundle:
             E-SIGNATURE-MISSING, E-SIGNATURE.
         EngineError: E-EXTRA-MISSING (a key was given without what verifies signatures).
     """
-    store: Store = open_archive(path) if path.is_file() else Folder(path)
+    with reading(path):
+        is_archive = path.is_file()
+    store: Store = open_archive(path) if is_archive else Folder(path)
     names = store.names()
     if MANIFEST not in names or SUMS not in names:
         raise InputError(
@@ -289,15 +324,17 @@ def open_bundle(path: Path, *, key: Optional[Path] = None) -> Bundle:
     if key is not None:
         from .signature import require_signature  # the only use of what may not be installed
 
+        if is_archive:  # it is written out for that: nothing that is not listed may be
+            _require_sums(store, listed)
         require_signature(store, key, listed)
-    if listed != _sums_text(store).encode("utf-8", "surrogateescape"):  # names may be any bytes
-        raise _changed(_first_difference(store, listed))
+    _require_sums(store, listed)
     for name in names:
         require_name(name, path)
     sums = dict(_parse_sums(listed.decode("utf-8")))
     content = store.read(MANIFEST)
+    sealed = Sealed(store, {**sums, SUMS: hashlib.sha256(listed).hexdigest()})
     if hashlib.sha256(content).hexdigest() != sums.pop(MANIFEST):
-        raise _changed(path / MANIFEST)
+        raise changed(path / MANIFEST)
     manifest = Manifest.from_json(content)
     named = {name for names in manifest.models.values() for name in names}
     named.update(manifest.vectors.files)
@@ -305,8 +342,8 @@ def open_bundle(path: Path, *, key: Optional[Path] = None) -> Bundle:
         raise Refused("E-MANIFEST-FIELD", f"{path / MANIFEST} does not list the bundle's files")
     for name, digest in manifest.files.items():
         if digest != sums[name]:
-            raise _changed(path / name)
-    return Bundle(store, manifest, hashlib.sha256(listed).hexdigest())
+            raise changed(path / name)
+    return Bundle(sealed, manifest, sealed.digests[SUMS], verified=key is not None)
 
 
 def pack_bundle(bundle: Path, out: Path) -> None:
@@ -325,9 +362,9 @@ def unpack_bundle(bundle: Path, out: Path) -> None:
     as `open_bundle`.
     """
     store = open_bundle(bundle).store
-    if not isinstance(store, Archive):
+    if not isinstance(store.inner, Archive):
         raise InputError("E-BUNDLE-MISSING", f"{bundle} is a folder already; name a packed bundle")
-    extract_archive(store, out)
+    write_folder(store, out)
 
 
 def _hashed_names(store: Store) -> Tuple[str, ...]:
@@ -337,6 +374,12 @@ def _hashed_names(store: Store) -> Tuple[str, ...]:
 
 def _sums_text(store: Store) -> str:
     return "".join(f"{store.digest(name)}  {name}\n" for name in _hashed_names(store))
+
+
+def _require_sums(store: Store, listed: bytes) -> None:
+    """Raise Refused (E-BUNDLE-HASH) unless SHA256SUMS lists every file, each with its hash."""
+    if listed != _sums_text(store).encode("utf-8", "surrogateescape"):  # names may be any bytes
+        raise changed(_first_difference(store, listed))
 
 
 def _first_difference(store: Store, listed: bytes) -> Path:
@@ -352,9 +395,3 @@ def _first_difference(store: Store, listed: bytes) -> Path:
 def _parse_sums(text: str) -> Tuple[Tuple[str, str], ...]:
     pairs = (line.split("  ", 1) for line in text.splitlines())
     return tuple((pair[1], pair[0]) for pair in pairs if len(pair) == 2)
-
-
-def _changed(file: Path) -> Refused:
-    return Refused(
-        "E-BUNDLE-HASH", f"{file} does not match SHA256SUMS; fetch or export the bundle again"
-    )

@@ -8,7 +8,7 @@ from typing import Any, Dict, Mapping, Tuple
 import numpy as np
 
 from .errors import InputError
-from .image import MAX_FRAME_SIDE
+from .image import MAX_FRAME_SIDE, MAX_IMAGE_PIXELS
 
 Box = Tuple[int, int, int, int]  # left, top, right, bottom in px; right and bottom exclusive
 MAX_SHAPES = 64  # blanked boxes, and corners of a fan: the C runtime holds them in fixed memory
@@ -24,7 +24,7 @@ class Layout:
     """
 
     width: int  # px of the frame, 1 to `MAX_FRAME_SIDE`
-    height: int  # px of the frame, 1 to `MAX_FRAME_SIDE`
+    height: int  # px of the frame, 1 to `MAX_FRAME_SIDE`; both at most `MAX_IMAGE_PIXELS` in all
     crop: Box  # what the network sees, in the frame
     blank: Tuple[Box, ...] = ()  # burnt-in text and marks, in the frame
     fan: Tuple[Tuple[int, int], ...] = ()  # corners x, y between pixels, 0..width, 0..height
@@ -35,6 +35,12 @@ class Layout:
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= MAX_FRAME_SIDE:
                 raise _wrong(name, value, f"a whole number in 1..{MAX_FRAME_SIDE}")
+        if self.width * self.height > MAX_IMAGE_PIXELS:
+            raise _wrong(
+                "width x height",
+                f"{self.width}x{self.height}",
+                f"at most {MAX_IMAGE_PIXELS} px in all",
+            )
         self._require_box("crop", self.crop)
         for name, value in (("blank", self.blank), ("fan", self.fan)):
             if not isinstance(value, tuple) or len(value) > MAX_SHAPES:
@@ -50,22 +56,22 @@ class Layout:
                 raise _wrong(
                     f"fan[{index}]", corner, f"[x, y] in 0..{self.width} and 0..{self.height}"
                 )
-        if not self.keep.any():
+        top, bottom = self.crop[1], self.crop[3]
+        if not any(self._keep_row(row).any() for row in range(top, bottom)):  # ends at the first
             raise InputError(
                 "E-LAYOUT", "layout keeps no pixel of its crop; correct crop, blank and fan"
             )
 
     @property
     def keep(self) -> np.ndarray:
-        """Which pixels of the crop are image: uint8 of 0 and 1, [bottom - top, right - left]."""
+        """Which pixels of the crop are image: uint8 of 0 and 1, [bottom - top, right - left].
+
+        Made anew each time, row by row: keep it.
+        """
         left, top, right, bottom = self.crop
-        keep = np.ones((bottom - top, right - left), np.uint8)
-        if self.fan:
-            for row in range(top, bottom):
-                keep[row - top] = _fan_row(self.fan, row, self.width)[left:right]
-        for box in self.blank:
-            columns = slice(max(box[0] - left, 0), max(box[2] - left, 0))
-            keep[max(box[1] - top, 0) : max(box[3] - top, 0), columns] = 0
+        keep = np.empty((bottom - top, right - left), np.uint8)
+        for row in range(top, bottom):
+            keep[row - top] = self._keep_row(row)
         return keep
 
     def to_dict(self) -> Dict[str, Any]:
@@ -117,6 +123,14 @@ class Layout:
         whole = np.zeros((self.height, self.width), np.uint8)
         whole[top:bottom, left:right] = mask
         return whole
+
+    def _keep_row(self, row: int) -> np.ndarray:
+        """Which pixels of one row of the frame are image: uint8 [right - left] of the crop."""
+        whole = _fan_row(self.fan, row, self.width) if self.fan else np.ones(self.width, np.uint8)
+        for left, top, right, bottom in self.blank:
+            if top <= row < bottom:
+                whole[left:right] = 0
+        return whole[self.crop[0] : self.crop[2]]
 
     def _require_box(self, name: str, box: Any) -> None:
         if not _are_whole(box, 4) or not (

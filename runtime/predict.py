@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
@@ -16,20 +17,22 @@ from .lesion import Spacing, draw_overlay, lesions_of
 from .progress import Progress, quiet
 from .session import Session
 
+_MASK = re.compile(r"(.+)_mask(?:_[0-9]+)?")  # of a file's stem, as the images of BUSI have them
+
 
 def find_images(paths: Sequence[Path]) -> Tuple[Path, ...]:
     """Return the files named, and the images directly inside the folders named, in order.
 
-    Raises InputError: E-IMAGE-READ (no such path), E-IMAGE-NONE (no image at all), E-IMAGE-NAME
-    (two images of one name, whose results would overwrite each other).
+    Masks that lie in a folder beside their images are left out, see `masks_beside`.
+
+    Raises InputError: E-IMAGE-READ (no such path, or not readable), E-IMAGE-NONE (no image at
+    all), E-IMAGE-NAME (two images of one name, whose results would overwrite each other).
     """
     images: Dict[str, Path] = {}
     for path in paths:
-        if not path.exists():
-            raise InputError("E-IMAGE-READ", f"no such image or folder: {path}")
-        inside = sorted(path.iterdir()) if path.is_dir() else [path]
-        for image in inside:
-            if path.is_dir() and image.suffix.lower() not in IMAGE_SUFFIXES:
+        masks = masks_beside(path)
+        for image in _images_in(path):
+            if image in masks:
                 continue
             if image.stem in images:
                 raise InputError(
@@ -38,8 +41,40 @@ def find_images(paths: Sequence[Path]) -> Tuple[Path, ...]:
                 )
             images[image.stem] = image
     if not images:
-        raise InputError("E-IMAGE-NONE", f"no image in {', '.join(map(str, paths))}")
+        raise InputError(
+            "E-IMAGE-NONE",
+            f"no image in {', '.join(map(str, paths))}; name the folder that the images "
+            f"({', '.join(IMAGE_SUFFIXES)}) lie directly in: its subfolders are not looked into",
+        )
     return tuple(images.values())
+
+
+def masks_beside(path: Path) -> FrozenSet[Path]:
+    """Return the masks of a folder in BUSI's layout: NAME_mask.png, NAME_mask_N.png with NAME.png.
+
+    None for a file. Raises InputError: E-IMAGE-READ.
+    """
+    if not path.is_dir():
+        return frozenset()
+    images = _images_in(path)
+    names = {image.stem for image in images}
+    found = ((image, _MASK.fullmatch(image.stem)) for image in images)
+    return frozenset(image for image, mask in found if mask and mask[1] in names)
+
+
+def _images_in(path: Path) -> Tuple[Path, ...]:
+    """Return the images directly inside a folder, sorted; a file itself."""
+    try:
+        if not path.exists():
+            raise InputError("E-IMAGE-READ", f"no such image or folder: {path}; correct the path")
+        if not path.is_dir():
+            return (path,)
+        inside = sorted(path.iterdir())
+    except OSError as error:
+        raise InputError(
+            "E-IMAGE-READ", f"cannot read {path} ({error.strerror or error}); mend its rights"
+        ) from error
+    return tuple(image for image in inside if image.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def predict_files(
@@ -70,7 +105,7 @@ def predict_files(
             Image.fromarray(mask * np.uint8(255)).save(folder / f"{path.stem}_mask.png")
             Image.fromarray(draw_overlay(grey, mask)).save(folder / f"{path.stem}_overlay.png")
             records.append(record_of(path.name, mask, spacing))
-        text = json.dumps(records, indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(records, indent=1) + "\n"  # ASCII: a file name may be any bytes
         (folder / "predictions.json").write_text(text, encoding="utf-8")
     return tuple(records)
 

@@ -277,7 +277,8 @@ def open_session(
 
     Raises:
         InputError: E-BUNDLE-MISSING, E-ENGINE-NOT-IN-BUNDLE, E-LAYOUT, E-KEY-READ.
-        Refused: the bundle's integrity checks, see `open_bundle`.
+        Refused: the bundle's integrity checks, see `open_bundle`; E-ENGINE-PLAN of a kit's plan,
+            and E-SIGNATURE-PLAN where a key is given.
         EngineError: E-EXTRA-MISSING, E-ENGINE-LOAD, E-ENGINE-DEVICE, E-ENGINE-NOT-BUILT.
     """
     return session_of(

@@ -7,17 +7,29 @@ The library is imported only when a key is given; it needs Python 3.9 and the ex
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import importlib.util
 import json
 import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Tuple, TypeVar
+from typing import TYPE_CHECKING, Callable, Dict, Iterator, Tuple, TypeVar
 
-from .errors import EngineError, InputError, Refused
+from .errors import EngineError, InputError, OutputError, Refused
 from .files import write_bytes
-from .store import SIGNATURE, SUMS, Archive, Folder, Store, write_archive, write_members
+from .store import (
+    SIGNATURE,
+    SUMS,
+    Archive,
+    Folder,
+    Sealed,
+    Store,
+    changed,
+    reading,
+    write_archive,
+    write_files,
+)
 
 if TYPE_CHECKING:
     import model_signing
@@ -50,6 +62,7 @@ def require_signature(store: Store, key: Path, sums: bytes) -> None:
         InputError: E-KEY-READ.
         Refused: E-SIGNATURE-MISSING, E-SIGNATURE (another key, another bundle, or no signature).
         EngineError: E-EXTRA-MISSING.
+        OutputError: E-OUT-WRITE (no room for a packed bundle where temporary files go).
     """
     if SIGNATURE not in store.names():
         raise Refused(
@@ -70,29 +83,31 @@ def require_signature(store: Store, key: Path, sums: bytes) -> None:
         lambda: model_signing.verifying.Config().use_elliptic_key_verifier(public_key=key),
     )
     verifier = public.set_hashing_config(_hashing())
-    with tempfile.TemporaryDirectory(prefix="edgeseg-") as scratch:
-        signature = Path(scratch) / SIGNATURE  # what is verified is what was read
+    with _scratch() as scratch:
+        signature = scratch / SIGNATURE  # what is verified is what was read
         signature.write_bytes(content)
         folder = store.path
         if isinstance(store, Archive):
-            folder = Path(scratch) / "bundle"
+            folder = scratch / "bundle"
             folder.mkdir()
-            write_members(store, folder)
-        _try(lambda: verifier.verify(folder, signature), store)
-    signed = _try(lambda: _signed_digests(payload, SUMS), store)
+            write_files(store, folder)
+        with reading(store.path):
+            _try(lambda: verifier.verify(folder, signature), store)
+    signed = _try(lambda: _digests_of(payload).get(SUMS), store)
     if signed != (hashlib.sha256(sums).hexdigest(),):
         raise _refused(store, f"it does not cover {SUMS}")
 
 
-def sign_bundle(store: Store, key: Path) -> None:
+def sign_bundle(store: Sealed, key: Path) -> None:
     """Sign a verified bundle; `model.sig` is added to its folder or its file.
 
     Args:
-        store: where the bundle lies.
+        store: where the bundle lies, with the hashes that are signed.
         key: PEM file of an elliptic-curve private key (P-256, P-384, P-521), not encrypted.
 
     Raises:
         InputError: E-KEY-READ, E-OUT-EXISTS (it is signed already).
+        Refused: E-BUNDLE-HASH (the bundle changed since it was verified: nothing is signed).
         EngineError: E-EXTRA-MISSING.
         OutputError: E-OUT-WRITE.
     """
@@ -109,16 +124,36 @@ def sign_bundle(store: Store, key: Path) -> None:
         lambda: model_signing.signing.Config().use_elliptic_key_signer(private_key=key),
     )
     signer = private.set_hashing_config(_hashing())
-    with tempfile.TemporaryDirectory(prefix="edgeseg-") as scratch:
-        folder, signature = store.path, Path(scratch) / SIGNATURE
-        if isinstance(store, Archive):
-            folder = Path(scratch) / store.path.stem
+    with _scratch() as scratch:
+        folder, signature = store.path, scratch / SIGNATURE
+        if isinstance(store.inner, Archive):
+            folder = scratch / store.path.stem
             folder.mkdir()
-            write_members(store, folder)
-        signer.sign(folder, signature)
-        write_bytes(folder / SIGNATURE, signature.read_bytes())
-        if isinstance(store, Archive):
-            write_archive(Folder(folder), store.path)
+            write_files(store, folder)
+        with reading(store.path):
+            signer.sign(folder, signature)
+        content = signature.read_bytes()
+        signed = _digests_of(_payload_of(content, store))
+        for name in sorted(set(signed) | set(store.digests)):
+            if signed.get(name) != (store.digests.get(name),):
+                raise changed(store.path / name)
+        write_bytes(folder / SIGNATURE, content)
+        if isinstance(store.inner, Archive):
+            write_archive(Sealed(Folder(folder), store.digests), store.path)
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """Yield a temporary folder. Raises OutputError (E-OUT-WRITE) where there is no room for it."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgeseg-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise OutputError(
+            "E-OUT-WRITE",
+            f"cannot write temporary files for the signature ({error.strerror or error}); free "
+            "space, or name a place with room for the bundle in TMPDIR",
+        ) from error
 
 
 def _hashing() -> model_signing.hashing.Config:
@@ -138,11 +173,13 @@ def _payload_of(content: bytes, store: Store) -> bytes:
     return base64.b64decode(found[1])
 
 
-def _signed_digests(payload: bytes, name: str) -> Tuple[str, ...]:
-    """Return every SHA-256 that a verified payload has for a file."""
-    resources = json.loads(payload)["predicate"]["resources"]
-    wanted = [each for each in resources if each["name"] == name and each["algorithm"] == "sha256"]
-    return tuple(each["digest"] for each in wanted)
+def _digests_of(payload: bytes) -> Dict[str, Tuple[str, ...]]:
+    """Return file -> every SHA-256 that a verified payload has for it."""
+    found: Dict[str, Tuple[str, ...]] = {}
+    for each in json.loads(payload)["predicate"]["resources"]:
+        if each["algorithm"] == "sha256":
+            found[each["name"]] = (*found.get(each["name"], ()), each["digest"])
+    return found
 
 
 def _read_key(key: Path, kind: str, read: Callable[[], T]) -> T:

@@ -9,13 +9,14 @@ packs to the same bytes again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Dict, Mapping, Protocol, Tuple
+from typing import BinaryIO, Dict, Iterator, Mapping, Protocol, Tuple
 
 from .errors import InputError, Refused
 from .files import atomic_folder, atomic_path, sha256_of_file
@@ -41,7 +42,10 @@ _MAX_DIRECTORY = MAX_FILES * (_CENTRAL.size + MAX_NAME_BYTES)
 
 
 class Store(Protocol):
-    """Files by name; a name is a relative path with ``/``."""
+    """Files by name; a name is a relative path with ``/``.
+
+    What cannot be read is an InputError (E-BUNDLE-MISSING).
+    """
 
     @property
     def path(self) -> Path:
@@ -74,27 +78,31 @@ class Folder:
     def names(self) -> Tuple[str, ...]:
         """See `Store`. Raises Refused: E-BUNDLE-LINK for what is no plain file."""
         names = []
-        for path in self.path.rglob("*"):
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise Refused(
-                    "E-BUNDLE-LINK",
-                    f"{path} is no plain file; a bundle holds no links and no devices",
-                )
-            if path.is_file():
-                names.append(path.relative_to(self.path).as_posix())
+        with reading(self.path):
+            for path in self.path.rglob("*"):
+                if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                    raise Refused(
+                        "E-BUNDLE-LINK",
+                        f"{path} is no plain file; a bundle holds no links and no devices",
+                    )
+                if path.is_file():
+                    names.append(path.relative_to(self.path).as_posix())
         return tuple(sorted(names))
 
     def size(self, name: str) -> int:
         """See `Store`."""
-        return (self.path / name).stat().st_size
+        with reading(self.path / name):
+            return (self.path / name).stat().st_size
 
     def read(self, name: str) -> bytes:
         """See `Store`."""
-        return (self.path / name).read_bytes()
+        with reading(self.path / name):
+            return (self.path / name).read_bytes()
 
     def digest(self, name: str) -> str:
         """See `Store`."""
-        return sha256_of_file(self.path / name)
+        with reading(self.path / name):
+            return sha256_of_file(self.path / name)
 
 
 @dataclass(frozen=True)
@@ -123,17 +131,81 @@ class Archive:
 
     def read(self, name: str) -> bytes:
         """See `Store`. Raises Refused: E-ARCHIVE-FORM if it is not what the directory says."""
+        return b"".join(self._blocks(name))
+
+    def digest(self, name: str) -> str:
+        """See `Store` and `read`; no more than a block is held."""
+        digest = hashlib.sha256()
+        for block in self._blocks(name):
+            digest.update(block)
+        return digest.hexdigest()
+
+    def _blocks(self, name: str) -> Iterator[bytes]:
+        """Yield the content of a file; its CRC-32 is compared after the last block."""
         member = self.members[name]
-        with self.path.open("rb") as file:
+        left, crc = member.size, 0
+        with reading(self.path), self.path.open("rb") as file:
             file.seek(member.start)
-            content = file.read(member.size)
-        if len(content) != member.size or zlib.crc32(content) != member.crc:
+            while left:
+                block = file.read(min(left, _BLOCK))
+                if not block:
+                    break
+                left, crc = left - len(block), zlib.crc32(block, crc)
+                yield block
+        if left or crc != member.crc:
             raise _not_canonical(self.path, f"{name} does not have its CRC-32")
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """The store of a verified bundle: each file is compared again whenever it is read."""
+
+    inner: Store
+    digests: Mapping[str, str]  # file -> SHA-256 when it was verified; all but the signature
+
+    @property
+    def path(self) -> Path:
+        """See `Store`."""
+        return self.inner.path
+
+    def names(self) -> Tuple[str, ...]:
+        """See `Store`: what was verified, and the signature if there is one."""
+        signature = {SIGNATURE} & set(self.inner.names())
+        return tuple(sorted({*self.digests, *signature}))
+
+    def size(self, name: str) -> int:
+        """See `Store`."""
+        return self.inner.size(name)
+
+    def read(self, name: str) -> bytes:
+        """See `Store`. Raises Refused: E-BUNDLE-HASH if the file changed since."""
+        content = self.inner.read(name)
+        if name != SIGNATURE and hashlib.sha256(content).hexdigest() != self.digests[name]:
+            raise changed(self.path / name)
         return content
 
     def digest(self, name: str) -> str:
         """See `Store` and `read`."""
         return hashlib.sha256(self.read(name)).hexdigest()
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn an OSError of what reads a bundle into InputError (E-BUNDLE-MISSING)."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            "E-BUNDLE-MISSING",
+            f"cannot read {path} ({error.strerror or error}); name a bundle, all of it readable",
+        ) from error
+
+
+def changed(file: Path) -> Refused:
+    """Return what refuses a file that is not what SHA256SUMS says."""
+    return Refused(
+        "E-BUNDLE-HASH", f"{file} does not match SHA256SUMS; fetch or export the bundle again"
+    )
 
 
 def require_name(name: str, where: Path) -> None:
@@ -179,29 +251,24 @@ def open_archive(path: Path) -> Archive:
         InputError: E-BUNDLE-MISSING (not readable as a file).
         Refused: E-ARCHIVE-SIZE, E-ARCHIVE-FORM (not the canonical form), E-BUNDLE-NAME.
     """
-    try:
-        with path.open("rb") as file:
-            return Archive(path, _members_of(file, path))
-    except OSError as error:
-        raise InputError(
-            "E-BUNDLE-MISSING", f"cannot read {path} ({error.strerror}); name a bundle"
-        ) from error
+    with reading(path), path.open("rb") as file:
+        return Archive(path, _members_of(file, path))
 
 
-def extract_archive(archive: Archive, out: Path) -> None:
-    """Write the members of an archive into the new folder `out`, whole or not at all.
+def write_folder(store: Store, out: Path) -> None:
+    """Write the files of a store into the new folder `out`, whole or not at all.
 
-    Raises InputError (E-OUT-EXISTS), OutputError (E-OUT-WRITE), Refused as `Archive.read`.
+    Raises InputError (E-OUT-EXISTS), OutputError (E-OUT-WRITE), and as `read` of the store.
     """
     with atomic_folder(out) as folder:
-        write_members(archive, folder)
+        write_files(store, folder)
 
 
-def write_members(archive: Archive, folder: Path) -> None:
-    """Write the members of an archive into an existing folder."""
-    for name in archive.names():
+def write_files(store: Store, folder: Path) -> None:
+    """Write the files of a store into an existing folder."""
+    for name in store.names():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(archive.read(name))
+        (folder / name).write_bytes(store.read(name))
 
 
 def _members_of(file: BinaryIO, path: Path) -> Dict[str, _Member]:

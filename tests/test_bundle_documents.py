@@ -15,12 +15,16 @@ from click.testing import CliRunner
 from edgeseg.cli import cli
 from edgeseg.export.bom import bom_of
 from edgeseg.export.datasheet import datasheet_of, render_datasheet
+from edgeseg.runtime import bundle as bundle_module
+from edgeseg.runtime.built import built_plan
 from edgeseg.runtime.bundle import Manifest, open_bundle
 from edgeseg.runtime.contract import InputContract
-from edgeseg.runtime.errors import Refused
+from edgeseg.runtime.errors import InputError, Refused
+from edgeseg.sources import find_source
 from edgeseg.tests.fabricated_bundle import manifest_fields, write_bundle
 
-SCHEMA = json.loads((Path(__file__).parent.parent / "docs/schema/bundle-2.json").read_text())
+ROOT = Path(__file__).parent.parent
+SCHEMA = json.loads((ROOT / "docs/schema/bundle-2.json").read_text())
 HASHES = {"model.onnx": "a" * 64, "vectors/frame-0.pgm": "b" * 64}
 
 
@@ -39,7 +43,7 @@ def manifest_of(folder):
 def test_schema_is_a_schema_and_names_every_field_of_the_manifest():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     known = {field.name for field in dataclasses.fields(Manifest)}
-    assert set(SCHEMA["properties"]) == set(SCHEMA["required"]) == {"schema", *known}
+    assert set(SCHEMA["properties"]) == set(SCHEMA["required"]) == known
     contract = {field.name for field in dataclasses.fields(InputContract)}
     assert set(SCHEMA["properties"]["contract"]["properties"]) == contract
 
@@ -69,6 +73,13 @@ def test_newer_minor_with_a_new_field_follows_the_schema(folder):
     newer = {**manifest_of(folder), "schema": "edgeseg.bundle/2.1", "later": 1}
     jsonschema.validate(newer, SCHEMA)
     Manifest.from_json(json.dumps(newer))
+
+
+def test_data_sheet_names_the_schema_of_the_bundle_not_of_the_reader(tmp_path):
+    folder = write_bundle(tmp_path / "toy", schema="edgeseg.bundle/2.7")
+    sheet = datasheet_of(open_bundle(folder), verified=False)
+    assert sheet["schema"] == "edgeseg.bundle/2.7"
+    assert "edgeseg.bundle/2.7" in render_datasheet(sheet)
 
 
 @pytest.mark.parametrize(
@@ -293,4 +304,58 @@ def test_sign_and_verify_with_keys_of_openssl(tmp_path):
     assert json.loads(run("verify", folder, "--key", public, "--json").stdout)["signature"] == (
         "verified"
     )
-    assert "verified" in run("inspect", folder, "--key", public).stdout
+    assert "signature    verified\n" in run("inspect", folder, "--key", public).stdout
+    assert "signature    there, not verified (no key was given)\n" in run("inspect", folder).stdout
+
+
+def test_a_bundle_is_unpacked_beside_its_file_where_the_plan_of_a_kit_is_looked_for(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "away").mkdir()
+    assert run("pack", folder, "--out", "away/toy.edgeseg").exit_code == 0
+    done = run("unpack", "away/toy.edgeseg")
+    assert done.stdout == "unpacked: away/toy\n"
+    assert built_plan(open_bundle(tmp_path / "away/toy.edgeseg")) == built_plan(
+        open_bundle(tmp_path / "away/toy")
+    )
+
+
+def test_packing_what_is_packed_names_no_file_twice(folder, tmp_path, monkeypatch):
+    (tmp_path / "from").mkdir()
+    assert run("pack", folder, "--out", tmp_path / "from/toy.edgeseg").exit_code == 0
+    monkeypatch.chdir(tmp_path)
+    done = run("pack", "from/toy.edgeseg")
+    assert done.stdout.startswith("packed: toy.edgeseg (")
+
+
+def test_an_error_shows_what_a_terminal_would_obey(tmp_path):
+    done = run("inspect", tmp_path / "a\x1b]0;title\x07")
+    assert done.exit_code == 2
+    assert "a?]0;title?" in done.stderr
+    assert all(each.isprintable() for each in done.stderr.rstrip("\n"))
+
+
+def test_who_takes_no_packed_bundle_names_the_commands_that_do(folder, tmp_path):
+    assert run("pack", folder, "--out", tmp_path / "toy.edgeseg").exit_code == 0
+    with pytest.raises(InputError, match="`selftest`, `stream`, `device` and `bundle` take"):
+        find_source(tmp_path / "toy.edgeseg")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/session.md"])
+def test_no_example_asserts_its_selftest_which_python_o_drops(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "selftest(" in text
+    assert "assert session" not in text
+
+
+def test_an_interrupted_command_promises_no_resume_that_it_does_not_have(folder, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bundle_module, "open_bundle", interrupt)
+    done = run("verify", folder)
+    assert done.exit_code == 130
+    assert done.stderr == (
+        "edgeseg: E-INTERRUPTED: stopped; a command that has --resume continues with it\n"
+    )

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from edgeseg.runtime import signature
-from edgeseg.runtime.bundle import Manifest, open_bundle, pack_bundle
-from edgeseg.runtime.errors import EngineError, InputError, Refused
+from edgeseg.runtime.bundle import Manifest, open_bundle, pack_bundle, seal_bundle
+from edgeseg.runtime.errors import EngineError, InputError, OutputError, Refused
 from edgeseg.runtime.signature import sign_bundle
-from edgeseg.tests.fabricated_bundle import write_bundle
+from edgeseg.runtime.store import Folder, write_archive
+from edgeseg.tests.fabricated_bundle import manifest_fields, write_bundle
 
 pytest.importorskip("model_signing", reason="signatures need the extra [sign]")
 pytest.importorskip("OpenSSL", reason="signatures need the extra [sign]")
@@ -278,3 +282,67 @@ def test_missing_library_is_named_with_its_extra(signed, keys, monkeypatch):
     with pytest.raises(EngineError, match=r"edgeseg\[sign\]") as caught:
         open_bundle(signed, key=keys / "our.pub")
     assert caught.value.code == "E-EXTRA-MISSING"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_changes_after_it_was_verified_is_not_signed(packed, keys, tmp_path):
+    folder = write_bundle(tmp_path / "toy")
+    store = open_bundle(folder).store
+    if packed:
+        pack_bundle(folder, tmp_path / "toy.edgeseg")
+        store = open_bundle(tmp_path / "toy.edgeseg").store
+    (folder / "model.bin").write_bytes(b"another")
+    seal_again(folder)  # it is a whole bundle again, another
+    if packed:
+        (tmp_path / "toy.edgeseg").unlink()
+        pack_bundle(folder, tmp_path / "toy.edgeseg")
+        store = replace(store, inner=open_bundle(tmp_path / "toy.edgeseg").store.inner)
+    with pytest.raises(Refused) as caught:
+        sign_bundle(store, keys / "our.pem")
+    assert caught.value.code == "E-BUNDLE-HASH"
+    assert not open_bundle(store.path).is_signed
+
+
+def seal_again(folder):
+    (folder / "manifest.json").unlink()
+    (folder / "SHA256SUMS").unlink()
+    seal_bundle(folder, manifest_fields())
+
+
+def test_a_packed_bundle_is_not_written_out_for_its_signature_before_its_hashes_hold(
+    copy, keys, tmp_path, monkeypatch
+):
+    (copy / "model.bin").write_bytes(bytes(1000))
+    write_archive(Folder(copy), tmp_path / "toy.edgeseg")
+
+    def write_out(*_):
+        raise AssertionError("written out")
+
+    monkeypatch.setattr(signature, "write_files", write_out)
+    assert code_of(tmp_path / "toy.edgeseg", keys / "our.pub") == "E-BUNDLE-HASH"
+
+
+def verify_store(store, keys):
+    open_bundle(store.path, key=keys / "our.pub")
+
+
+def sign_store(store, keys):
+    sign_bundle(store, keys / "our.pem")
+
+
+@pytest.mark.parametrize("call", [verify_store, sign_store])
+def test_a_full_disk_for_temporary_files_is_one_line(call, keys, tmp_path, monkeypatch):
+    folder = write_bundle(tmp_path / "toy")
+    if call is verify_store:
+        sign_bundle(open_bundle(folder).store, keys / "our.pem")
+    pack_bundle(folder, tmp_path / "toy.edgeseg")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(signature, "write_files", full)
+    store = open_bundle(tmp_path / "toy.edgeseg").store
+    with pytest.raises(OutputError) as caught:
+        call(store, keys)
+    assert caught.value.code == "E-OUT-WRITE"
+    assert "TMPDIR" in str(caught.value)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import random
 import shutil
 import struct
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edgeseg.runtime import bundle as bundle_module
 from edgeseg.runtime import store as store_module
 from edgeseg.runtime.bundle import open_bundle, pack_bundle, unpack_bundle
 from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.store import (
     MAX_ARCHIVE_BYTES,
     MAX_FILES,
+    Archive,
     Folder,
     open_archive,
     require_name,
@@ -314,3 +319,85 @@ def test_archive_that_changes_after_it_was_opened_is_refused(packed, tmp_path):
     with pytest.raises(Refused) as caught:
         bundle.model_files("onnxruntime")
     assert caught.value.code in ("E-ARCHIVE-FORM", "E-BUNDLE-HASH")
+
+
+@pytest.mark.parametrize("name", ["SHA256SUMS", "manifest.json", "model.bin"])
+def test_a_file_that_cannot_be_read_is_named_in_one_line(folder, name, monkeypatch):
+    whole = Path.open
+
+    def refuse(path, *arguments, **settings):
+        if path.name == name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return whole(path, *arguments, **settings)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError) as caught:
+        open_bundle(folder)
+    assert caught.value.code == "E-BUNDLE-MISSING"
+    assert f"{folder / name} (Permission denied)" in str(caught.value)
+
+
+def test_digest_of_a_member_holds_no_more_than_a_block(tmp_path, monkeypatch):
+    content = os.urandom(1000)
+    write_archive(files_in(tmp_path / "files", {"a": content}), tmp_path / "x.edgeseg")
+    archive = open_archive(tmp_path / "x.edgeseg")
+    monkeypatch.setattr(store_module, "_BLOCK", 64)
+    monkeypatch.setattr(Archive, "read", None)
+    assert archive.digest("a") == hashlib.sha256(content).hexdigest()
+    assert max(map(len, archive._blocks("a"))) == 64
+
+
+def test_digest_of_a_damaged_member_is_refused_by_its_crc(tmp_path):
+    write_archive(files_in(tmp_path / "files", {"a": bytes(9)}), tmp_path / "x.edgeseg")
+    archive = open_archive(tmp_path / "x.edgeseg")
+    damaged = archive.path.read_bytes().replace(bytes(9), b"123456789")
+    archive.path.write_bytes(damaged)
+    with pytest.raises(Refused) as caught:
+        archive.digest("a")
+    assert caught.value.code == "E-ARCHIVE-FORM"
+
+
+def change_after_opening(monkeypatch, file):
+    """Change a file between the verification of its bundle and what is done with it."""
+    verify = bundle_module.open_bundle
+
+    def opened(path, **settings):
+        found = verify(path, **settings)
+        content = file.read_bytes()
+        file.write_bytes(content.replace(found.read("model.onnx"), bytes(300)))
+        return found
+
+    monkeypatch.setattr(bundle_module, "open_bundle", opened)
+
+
+def test_a_file_that_changes_while_it_is_packed_is_refused_and_nothing_is_left(
+    folder, tmp_path, monkeypatch
+):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    change_after_opening(monkeypatch, copy / "model.onnx")
+    with pytest.raises(Refused) as caught:
+        pack_bundle(copy, tmp_path / "x.edgeseg")
+    assert caught.value.code == "E-BUNDLE-HASH"
+    assert "model.onnx" in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_consistent_archive_that_takes_its_place_while_it_is_unpacked_is_refused(
+    folder, packed, tmp_path, monkeypatch
+):
+    mine = Path(shutil.copy(packed, tmp_path / "mine.edgeseg"))
+    verify = bundle_module.open_bundle
+
+    def opened(path, **settings):
+        found = verify(path, **settings)
+        other = shutil.copytree(folder, tmp_path / "other")
+        (other / "model.onnx").write_bytes(bytes(300))
+        write_archive(Folder(other), mine)
+        inner = open_archive(mine)  # with its own CRC-32, as a directory read later has
+        return replace(found, store=replace(found.store, inner=inner))
+
+    monkeypatch.setattr(bundle_module, "open_bundle", opened)
+    with pytest.raises(Refused) as caught:
+        unpack_bundle(mine, tmp_path / "out")
+    assert caught.value.code == "E-BUNDLE-HASH"
+    assert not (tmp_path / "out").exists()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from edgeseg.export.datasheet import datasheet_of, render_datasheet
 from edgeseg.kd.checkpoint import load_checkpoint
-from edgeseg.runtime.bundle import MAX_MANIFEST_BYTES, MAX_SUMS_BYTES, Manifest, open_bundle
+from edgeseg.runtime.bundle import (
+    MAX_DEPTH,
+    MAX_MANIFEST_BYTES,
+    MAX_SUMS_BYTES,
+    SCHEMA,
+    Bundle,
+    Manifest,
+    open_bundle,
+)
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import EdgesegError, InputError, Refused
-from edgeseg.tests.fabricated_bundle import write_bundle
+from edgeseg.tests.fabricated_bundle import manifest_fields, write_bundle
 from edgeseg.tests.measure_tampering import tamper
 
 FUZZ = int(os.environ.get("EDGESEG_FUZZ", "150"))  # manifests of each kind
@@ -66,7 +77,7 @@ def test_resealed_bundle_opens(bundle_copy):
 def test_one_changed_byte_anywhere_is_refused(bundle_copy):
     files = sorted(path for path in bundle_copy.rglob("*") if path.is_file())
     models = {"model.onnx", "model.xml", "model.bin"}
-    records = {"manifest.json", "SHA256SUMS", "bom.cdx.json", "split.json", "calibration.json"}
+    records = {"manifest.json", "SHA256SUMS", "split.json", "calibration.json", "bom.cdx.json"}
     assert {file.name for file in files if file.parent == bundle_copy} == models | records
     assert {file.parent.name for file in files} == {"bundle", "vectors"}
     for file in files:
@@ -185,7 +196,8 @@ def test_newer_major_is_told_with_both_versions_and_what_to_do():
 
 def test_newer_minor_is_read_without_what_it_adds():
     newer = Manifest.from_json(json.dumps({**VALID, "schema": "edgeseg.bundle/2.1", "later": [1]}))
-    assert newer == Manifest.from_json(json.dumps(VALID))
+    assert replace(newer, schema=SCHEMA) == Manifest.from_json(json.dumps(VALID))
+    assert json.loads(newer.to_json()) == {**VALID, "schema": "edgeseg.bundle/2.1"}
 
 
 def test_newer_minor_is_still_checked_in_what_is_known():
@@ -201,6 +213,27 @@ def test_what_two_json_readers_could_read_differently_is_refused(text):
     with pytest.raises(Refused) as caught:
         Manifest.from_json(json.dumps(VALID)[:-1] + ", " + text[1:])
     assert caught.value.code == "E-MANIFEST-FIELD"
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "[[1e400]]"])
+def test_a_number_beyond_a_double_is_refused_wherever_it_is(number):
+    with pytest.raises(Refused) as caught:
+        Manifest.from_json(
+            json.dumps({**VALID, "evidence": {"x": 0}}).replace(": 0}", f": {number}}}")
+        )
+    assert caught.value.code == "E-MANIFEST-FIELD"
+
+
+def nested(depth):
+    return json.dumps({**VALID, "evidence": {"x": 0}}).replace(
+        ": 0}", ": " + "[" * depth + "]" * depth + "}"
+    )
+
+
+def test_nesting_beyond_what_the_c_runtime_reads_is_refused():
+    Manifest.from_json(nested(MAX_DEPTH - 2))  # two objects are around it
+    with pytest.raises(Refused, match="nested over 32 deep"):
+        Manifest.from_json(nested(MAX_DEPTH - 1))
 
 
 GOLDEN = {"frames": ["f.pgm"], "masks": {"a": ["m.pgm"]}, "max_flipped": {"a": 0.1}}
@@ -283,6 +316,13 @@ def test_missing_field_is_refused(field, bundle_copy):
         change(complexity="small"),
         change(provenance=[]),
         change(evidence=0.5),
+        change(batch={}),
+        change(batch={"min": 1, "max": "4"}),
+        change(batch={"min": 1, "max": True}),
+        change(batch={"min": 2, "max": 1}),
+        change(batch={"min": 0, "max": 1}),
+        change(target="\ud800"),
+        change(provenance={"\udfff": 1}),
     ],
 )
 def test_field_of_another_type_or_range_is_refused(damage, bundle_copy):
@@ -366,6 +406,52 @@ def test_any_value_in_any_field_is_taken_or_refused(field, value):
 def test_any_text_is_refused_as_a_manifest(text):
     with pytest.raises(Refused):
         Manifest.from_json(text)
+
+
+class OneByte:
+    """A store whose every file has one byte."""
+
+    path = Path("bundle")
+
+    def names(self):
+        return ()
+
+    def size(self, name):
+        return 1
+
+
+WHOLE = json.loads(Manifest(files={"model.onnx": "0" * 64}, **manifest_fields()).to_json())
+
+
+def places_in(value, path=()):
+    """Yield the path of everything in a JSON value."""
+    if path:
+        yield path
+    if isinstance(value, (dict, list)):
+        keys = value if isinstance(value, dict) else range(len(value))
+        for key in keys:
+            yield from places_in(value[key], (*path, key))
+
+
+@settings(max_examples=FUZZ, deadline=None, derandomize=True)
+@given(
+    place=st.sampled_from(list(places_in(WHOLE))),
+    value=ANY_JSON | st.sampled_from(["\ud800", "inf", "nan", 10**400, {}, []]),
+)
+def test_the_data_sheet_of_any_manifest_is_printed_or_refused(place, value):
+    content = copy.deepcopy(WHOLE)
+    inner = content
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    text = json.dumps(content).replace("Infinity", "1e999")
+    try:
+        manifest = Manifest.from_json(text)
+        sheet = datasheet_of(Bundle(OneByte(), manifest, "0" * 64), verified=False)
+    except Refused:
+        return
+    json.dumps(sheet, indent=1, allow_nan=False)
+    render_datasheet(sheet).encode()
 
 
 # --- checkpoints ---------------------------------------------------------------------------------

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from edgeseg import sources
 from edgeseg.cli import cli
+from edgeseg.runtime import layout as layout_module
+from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError
 from edgeseg.runtime.layout import MAX_SHAPES, Layout
-from edgeseg.runtime.session import open_session
+from edgeseg.runtime.session import Session, open_session
 from edgeseg.sources import read_layout
 
 # Fans in frames of 6x6 px and the pixels that they hold, a row a word: for the C runtime too. A
@@ -90,9 +92,10 @@ def test_polygons_that_share_an_edge_share_no_pixel_and_leave_none():
 
 
 def test_fan_of_the_largest_frame_does_not_overflow():
-    side = 16384
-    layout = Layout(side, side, (0, side - 1, side, side), fan=((0, 0), (side, side), (0, side)))
-    assert layout.keep.sum() == side - 1  # the last centre is on the diagonal, its right edge
+    width, height = 16384, 4096
+    fan = ((0, 0), (width, height), (0, height))
+    layout = Layout(width, height, (0, height - 1, width, height), fan=fan)
+    assert layout.keep.sum() == width - 2  # the edge is at 4 x 4095.5 px in the last row
 
 
 def test_keep_is_of_the_crop_and_blank_boxes_are_out_of_it():
@@ -166,6 +169,27 @@ def test_other_fields_than_a_layouts_are_refused(values):
 def test_layout_that_keeps_nothing_is_refused():
     with pytest.raises(InputError, match="keeps no pixel"):
         Layout(10, 8, (2, 1, 8, 6), blank=((0, 0, 10, 8),))
+
+
+def test_layout_of_more_pixels_than_an_image_may_have_is_refused():
+    Layout(16384, 4096, (0, 0, 1, 1))  # the most
+    with pytest.raises(InputError, match="16384x4097; expected at most 67108864 px") as caught:
+        Layout(16384, 4097, (0, 0, 1, 1))
+    assert caught.value.code == "E-LAYOUT"
+
+
+def test_reading_a_layout_computes_no_more_than_its_first_row_of_image(monkeypatch):
+    rows = []
+    whole = layout_module._fan_row
+    monkeypatch.setattr(
+        layout_module,
+        "_fan_row",
+        lambda fan, row, width: rows.append(row) or whole(fan, row, width),
+    )
+    layout = Layout(10, 8, (0, 0, 10, 8), fan=((0, 2), (10, 2), (5, 8)))
+    assert rows == [0, 1, 2]
+    Session.over(None, InputContract(height=16, width=32), layout=layout)
+    assert rows == [0, 1, 2, *range(8)]
 
 
 # --- from a file ---------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeseg.runtime import built
+from edgeseg.runtime import built, signature
 from edgeseg.runtime.bundle import open_bundle, pack_bundle, seal_bundle
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.engines import cuda, open_engine, trt
@@ -426,3 +426,20 @@ def test_plan_that_is_not_the_kits_own_is_refused(damage, built_kit):
     plan = built.built_plan(open_bundle(built_kit))
     damage(plan, plan.with_name(plan.name + ".json"))
     assert error_of(open_session, built_kit, kind=Refused).code == "E-ENGINE-PLAN"
+
+
+def test_a_plan_that_no_signature_covers_is_not_loaded_where_a_key_is_given(
+    built_kit, monkeypatch, tmp_path
+):
+    (built_kit / "model.sig").touch()
+    monkeypatch.setattr(signature, "require_signature", lambda *_: None)  # as if it held
+    error = error_of(open_session, built_kit, key=tmp_path / "public.pem", kind=Refused)
+    assert error.code == "E-SIGNATURE-PLAN"
+    assert "open it without the key" in str(error)
+
+
+def test_a_plan_beyond_reason_is_refused_by_its_size(built_kit, monkeypatch):
+    monkeypatch.setattr(built, "MAX_PLAN_BYTES", len(PLAN) - 1)
+    error = error_of(open_session, built_kit, kind=Refused)
+    assert error.code == "E-ENGINE-PLAN"
+    assert f"over {len(PLAN) - 1} bytes" in str(error)
