@@ -68,7 +68,7 @@ class Server(ThreadingHTTPServer):
             if ":" in host:
                 self.address_family = socket.AF_INET6
             super().__init__((host, port), _Handler)
-        except (OSError, OverflowError, UnicodeError) as error:
+        except (OSError, OverflowError, UnicodeError, TypeError) as error:  # no IDNA: TypeError
             raise InputError(
                 "E-SERVE-ADDRESS",
                 f"cannot listen on {host} port {port} ({error}); choose another with --serve",
