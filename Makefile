@@ -26,8 +26,9 @@ demo: install
 	    --data $(DEMO)/phantoms --rounds 60 --seconds 2 --passes 0 \
 	    --out $(DEMO)/report.html
 
+# A file's tests stay together: they share what is costly to make.
 test: install
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
