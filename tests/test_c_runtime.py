@@ -735,11 +735,11 @@ def test_example_answers_and_exits_as_documented(built, int8, engine, tmp_path):
     )
     assert engine.encode() in run(*example, "--info").stdout
     assert run(built / "edgeseg-predict").returncode == 2
-    for mode, frame in (((), frame), (("--info",), b"")):
-        with open("/dev/full", "wb") as full:
+    for mode, given in (((), frame), (("--info",), b"")):
+        with Path("/dev/full").open("wb") as full:
             done = subprocess.run(
                 [str(each) for each in (*example, *mode)],
-                input=frame,
+                input=given,
                 stdout=full,
                 stderr=subprocess.PIPE,
             )
