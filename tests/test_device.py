@@ -435,7 +435,7 @@ def test_commands_add_build_predict_list_clean_and_remove(device, kit, bundle, t
     masks = str(tmp_path / "masks")
     assert "1 images" in edgeseg("predict", "probe", str(bundle), str(frames[0]), "--out", masks)
     assert "bytes removed" in edgeseg("clean", "probe")
-    assert not device.cache.exists()
+    assert [path.name for path in device.cache.iterdir()] == ["lock"]
     edgeseg("remove", "probe")
     edgeseg("doctor", "probe", code=2)
 
@@ -559,6 +559,210 @@ def test_two_builds_at_once_on_one_device_are_refused(device, kit, tmp_path):
         assert code_of(jobs.clean_device, link) == "E-DEVICE-BUSY"
     standin.wait_for(lambda: device.leftovers() == [])
     assert jobs.clean_device(link) > 1 << 20
+
+
+# --- patients' images -----------------------------------------------------------------------------
+
+
+def images_on(device):
+    """Files of images that were sent, whole or in part."""
+    bases = [mark.parent for mark in device.cache.glob("*/private")]
+    return [*device.cache.rglob("*.png"), *(base for base in bases if base.exists())]
+
+
+@needs_sshd
+def test_no_image_stays_where_another_job_is_in_the_way(device, bundle, tmp_path, monkeypatch):
+    link = link_to(device, tmp_path, retries=0)
+    frames = standin.write_frames(tmp_path / "frames", 1)
+    code = []
+    with link.connect() as other:
+        run = jobs._run
+
+        def meets_an_upload(*arguments):  # that began after the images had been sent
+            other.request("put", key="0" * 64, files=[["x", "1" * 64, 1]], private=False)
+            other.read_answer(need=list)
+            return run(*arguments)
+
+        monkeypatch.setattr(jobs, "_run", meets_an_upload)
+        monkeypatch.setattr(jobs, "_forget", lambda link, payload: code.append(images_on(device)))
+        refused = code_of(jobs.predict, link, bundle, None, frames, tmp_path / "masks")
+    assert refused == "E-DEVICE-BUSY"
+    assert code == [[]]  # the agent itself removed them, before this side asked
+
+
+@needs_sshd
+def test_no_image_stays_where_the_line_breaks_before_the_job(device, bundle, tmp_path, monkeypatch):
+    link = link_to(device, tmp_path, retries=0)
+    frames = standin.write_frames(tmp_path / "frames", 1)
+
+    def broken(*arguments):
+        assert images_on(device)
+        raise ssh.DeviceLost("E-DEVICE-LOST", "cut; try again")
+
+    monkeypatch.setattr(jobs, "_run", broken)
+    assert code_of(jobs.predict, link, bundle, None, frames, tmp_path / "m") == "E-DEVICE-LOST"
+    assert images_on(device) == []
+
+
+@needs_sshd
+def test_images_that_may_still_be_on_a_device_are_said(device, line, bundle, tmp_path, monkeypatch):
+    said = []
+    link = link_to(device, tmp_path, port=line.port, retries=0)
+    link = Link(link.device, link.registry, said.append, 0)
+
+    def broken(*arguments):
+        line.close()
+        raise ssh.DeviceLost("E-DEVICE-LOST", "cut; try again")
+
+    monkeypatch.setattr(jobs, "_run", broken)
+    frames = standin.write_frames(tmp_path / "frames", 1)
+    assert code_of(jobs.predict, link, bundle, None, frames, tmp_path / "m") == "E-DEVICE-LOST"
+    assert "images may still be on probe" in said[-1]
+    assert "edgeseg device clean probe" in said[-1]
+
+
+@needs_sshd
+def test_images_of_a_killed_command_are_removed_by_the_next_upload_or_job(device, kit, tmp_path):
+    link = link_to(device, tmp_path)
+    payload = transfer.images_payload(tuple(standin.write_frames(tmp_path / "frames", 1)))
+    base = device.cache / transfer.send(link, payload, "images")
+    transfer.send(link, transfer.folder_payload(kit), "kit")
+    assert images_on(device)  # whoever sent them may be about to use them
+    os.utime(base / "private", (0, 0))
+    key = transfer.send(link, transfer.folder_payload(kit), "kit")
+    assert images_on(device) == []
+    transfer.send(link, payload, "images")
+    with link.connect() as connection:
+        connection.run(ssh.Job(key, ("true",), {}, "log", {}), print)
+    assert images_on(device) == []
+
+
+@needs_sshd
+def test_a_job_whose_files_were_removed_meanwhile_says_so(device, kit, tmp_path):
+    link = link_to(device, tmp_path)
+    key = transfer.send(link, transfer.folder_payload(kit), "kit")
+    jobs.clean_device(link)
+    with link.connect() as connection, pytest.raises(EngineError, match="E-DEVICE-GONE"):
+        connection.run(ssh.Job(key, ("true",), {}, "log", {}), print)
+
+
+def test_an_image_that_cannot_be_removed_is_an_error(tmp_path, monkeypatch):
+    def refuse(path, *arguments):
+        raise PermissionError(1, "not permitted", str(path))
+
+    monkeypatch.setattr(agent.shutil, "rmtree", refuse)
+    with pytest.raises(PermissionError):
+        agent._remove(tmp_path)
+
+
+# --- locks ----------------------------------------------------------------------------------------
+
+
+@needs_sshd
+def test_nothing_is_removed_under_a_running_upload(device, kit, tmp_path):
+    link = link_to(device, tmp_path)
+    with link.connect() as upload:
+        upload.request("put", key="0" * 64, files=[["x", "1" * 64, 1]], private=False)
+        upload.read_answer(need=list)
+        assert code_of(jobs.clean_device, link) == "E-DEVICE-BUSY"
+        transfer.send(link, transfer.folder_payload(kit), "kit")  # another upload is welcome
+        assert (device.cache / ("0" * 64) / "part").is_dir()
+
+
+@needs_sshd
+def test_files_under_a_running_job_are_not_replaced(device, kit, tmp_path):
+    link = link_to(device, tmp_path)
+    payload = transfer.folder_payload(kit)
+    key = transfer.send(link, payload, "kit")
+    model = device.cache / key / "content" / "model.onnx"
+    with link.connect() as first:
+        first.request("run", **ssh.Job(key, ("sleep", "60"), {}, "log", {})._asdict())
+        standin.wait_for(lambda: bool(list(device.cache.glob("*/run-*"))))
+        model.write_bytes(b"changed")
+        assert code_of(transfer.send, link, payload, "kit") == "E-DEVICE-BUSY"
+        assert model.exists()
+
+
+@needs_sshd
+@pytest.mark.parametrize(
+    "script",
+    [
+        "while True: print('x' * 1000)",  # its output
+        "import sys; open(sys.argv[1], 'wb').write(bytes(1 << 26))",  # its files
+    ],
+)
+def test_a_job_ends_when_nobody_takes_what_it_says(device, kit, tmp_path, monkeypatch, script):
+    monkeypatch.setattr(ssh, "SILENCE_S", 1.5)
+    link = link_to(device, tmp_path)
+    key = transfer.send(link, transfer.folder_payload(kit), "kit")
+    job = ssh.Job(key, ("@python", "-c", script, "@out/big"), {}, "log", {})
+    with link.connect() as connection:
+        connection.request("run", **job._asdict())
+        with connection._heartbeats():  # the line lives, and takes nothing
+            standin.wait_for(lambda: bool(list(device.cache.glob("*/run-*"))))
+            standin.wait_for(lambda: device.leftovers() == [], 20)
+        assert jobs.clean_device(link_to(device, tmp_path)) > 0
+
+
+def persisting(monkeypatch, errors, retries=3):
+    """Whether work that fails with these errors, a second apart, is done in the end."""
+    clock = [0.0]
+    monkeypatch.setattr(transfer.time, "monotonic", lambda: clock[0])
+    link = Link(None, None, lambda text: None, retries)
+
+    def wait(seconds):
+        clock[0] += seconds
+        return False
+
+    monkeypatch.setattr(link._given_up, "wait", wait)
+    left = list(errors)
+
+    def work():
+        if left:
+            code = left.pop(0)
+            raise (ssh.DeviceLost if code == "E-DEVICE-LOST" else EngineError)(code, "x; y")
+        return clock[0]
+
+    return link.persist(work)
+
+
+def test_a_device_that_still_ends_what_it_lost_is_waited_for(monkeypatch):
+    busy = ["E-DEVICE-BUSY"] * 40
+    assert persisting(monkeypatch, ["E-DEVICE-LOST", *busy]) >= 40
+    with pytest.raises(EngineError, match="E-DEVICE-BUSY"):
+        persisting(monkeypatch, ["E-DEVICE-LOST", *busy, *busy])
+    with pytest.raises(EngineError, match="E-DEVICE-BUSY"):
+        persisting(monkeypatch, ["E-DEVICE-BUSY"])  # of somebody else
+    with pytest.raises(EngineError, match="E-DEVICE-LOST"):
+        persisting(monkeypatch, ["E-DEVICE-LOST"] * 2, retries=1)
+
+
+@pytest.mark.parametrize(
+    ("said", "greeted", "code"),
+    [
+        ("Host key verification failed.", False, "E-DEVICE-HOSTKEY"),
+        ("@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @", False, "E-DEVICE-HOSTKEY"),
+        (
+            "Unable to negotiate: no matching host key type found. Their offer: ssh-rsa",
+            *(False, "E-DEVICE-UNREACHABLE"),
+        ),
+        ("disk: Host key verification failed", True, "E-DEVICE-LOST"),
+    ],
+)
+def test_only_a_changed_host_key_is_called_so(said, greeted, code):
+    device = adding.Device("a", Address("user", "host", 22), KEY)
+    assert ssh._failure(device, 255, said, greeted).code == code
+
+
+def test_devices_that_are_added_at_once_are_all_kept(tmp_path):
+    stale = Registry.read(tmp_path)
+    for name in ("a", "b"):
+        stale.put(adding.Device(name, Address("user", "host", 22), KEY))
+    assert list(Registry.read(tmp_path).devices) == ["a", "b"]
+    stale = Registry.read(tmp_path)
+    stale.remove("a")
+    stale.remove("b")
+    assert list(Registry.read(tmp_path).devices) == []
 
 
 @needs_sshd

@@ -17,7 +17,15 @@ from ...runtime.files import atomic_folder, require_new, sha256_of_file
 from ...runtime.predict import find_images
 from .ssh import Job, error_of_exit, not_understood
 from .table import render_table
-from .transfer import Link, bundle_payload, folder_payload, images_payload, runtime_payload, send
+from .transfer import (
+    Link,
+    Payload,
+    bundle_payload,
+    folder_payload,
+    images_payload,
+    runtime_payload,
+    send,
+)
 
 PLAN, SIDE_CAR, LOG = "engine.plan", "engine.plan.json", "build.log"
 PREDICTIONS = "predictions"
@@ -156,19 +164,36 @@ def predict(link: Link, bundle: Path, engine: str | None, images: Sequence[Path]
     payload = images_payload(found)
     job = _work(link, "predict", bundle, engine)
 
-    def once() -> None:  # the images are sent again: the device keeps none, however it ends
+    def once() -> None:  # the images are sent again: the device keeps none where the job ended
         key = send(link, payload, f"{len(found)} images")
         names = (f"@root/{key}/content/{image.name}" for image in found)
         run = job._replace(argv=(*job.argv, *names), forget=(key,))
         _run(link, run, folder, "E-DEVICE-PREDICT", {})
 
     with atomic_folder(out) as folder:
-        link.persist(once)
+        try:
+            link.persist(once)
+        except BaseException:
+            _forget(link, payload)
+            raise
         inner = folder / PREDICTIONS
         for path in inner.iterdir():
             path.rename(folder / path.name)
         inner.rmdir()
     return len(found)
+
+
+def _forget(link: Link, payload: Payload) -> None:
+    """Remove what was sent of patients' images and was not removed by a job; say if it may stay."""
+    try:
+        with link.connect() as connection:
+            connection.request("forget", keys=(payload.key,))
+            connection.read_answer()
+    except EdgesegError as error:
+        link.say(
+            f"{error.code}: images may still be on {link.device.name}, until the next upload to "
+            f"it; remove them: edgeseg device clean {link.device.name}"
+        )
 
 
 def clean_device(link: Link) -> int:

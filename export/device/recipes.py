@@ -213,6 +213,8 @@ _RECOVER_UNIT = """\
 [Unit]
 Description=Take back an edgeseg update that a power cut interrupted
 RequiresMountsFor=/data
+# The unit of the application that opens current/bundle says: After=edgeseg-recover.service
+Before=rauc.service swupdate.service mender-updated.service mender-client.service
 
 [Service]
 Type=oneshot

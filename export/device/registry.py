@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
-from ...runtime.errors import InputError, Refused
+from ...runtime.errors import InputError, OutputError, Refused
 from ...runtime.files import write_bytes
 
 SCHEMA = "edgeseg.devices/1"
@@ -155,12 +157,26 @@ class Registry:
 
     def put(self, device: Device) -> Registry:
         """Add a device, or replace the one of its name, and write the files."""
-        return self._write({**self.devices, device.name: device})
+        with self._locked() as devices:
+            return self._write({**devices, device.name: device})
 
     def remove(self, name: str) -> Registry:
         """Forget a device and its key. Raises InputError (E-DEVICE-NAME)."""
         self.find(name)
-        return self._write({each: row for each, row in self.devices.items() if each != name})
+        with self._locked() as devices:
+            return self._write({each: row for each, row in devices.items() if each != name})
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[Mapping[str, Device]]:
+        """Keep other processes from writing; gives the devices as the last of them left them."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / "lock").open("a")
+        except OSError as error:
+            raise OutputError("E-OUT-WRITE", f"cannot write {self.folder} ({error})") from error
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield Registry.read(self.folder).devices
 
     def _write(self, devices: Mapping[str, Device]) -> Registry:
         written = Registry(self.folder, MappingProxyType(dict(sorted(devices.items()))))

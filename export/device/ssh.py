@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import IO, Any, NamedTuple, NoReturn
 
 from ...runtime.errors import EdgesegError, EngineError, InputError, OutputError, Refused
+from .onboard.agent import TERMINATE_S
 from .registry import Address, Device, HostKey, Registry
 
 CONNECT_S = 15
@@ -69,6 +70,11 @@ class Job(NamedTuple):
     publish: bool = False
     check: tuple[str, ...] = ()
     forget: tuple[str, ...] = ()
+
+
+def release_s() -> float:
+    """Seconds after which the agent has let go of all that a lost connection held."""
+    return SILENCE_S + 2 * TERMINATE_S
 
 
 def _command(
@@ -286,7 +292,8 @@ def _failure(device: Device, exit_code: int, said: str, greeted: bool) -> Edgese
     """Return the error for an ssh that ended: its exit code, its stderr, and how far it came."""
     name = f"{device.name} ({device.address})"
     last = _last_line(said)
-    if "host key" in said.lower() or "HOST IDENTIFICATION HAS CHANGED" in said:
+    refused = ("Host key verification failed", "IDENTIFICATION HAS CHANGED")
+    if not greeted and any(text in said for text in refused):
         return Refused(
             "E-DEVICE-HOSTKEY",
             f"{name} shows another host key than {device.key.fingerprint}; if the device was "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from ...runtime.bundle import open_bundle
 from ...runtime.errors import EngineError, InputError
 from ...runtime.files import sha256_of_file
 from .registry import Device, Registry
-from .ssh import Connection, DeviceLost, not_understood
+from .ssh import Connection, DeviceLost, not_understood, release_s
 
 _BLOCK = 1 << 20
 RETRIES = 3  # after a broken connection, unless told otherwise
@@ -48,22 +49,30 @@ class Link:
     def persist(self, work: Callable[[], T]) -> T:
         """Do work that resumes by itself; do it again where the connection breaks.
 
-        Once it was lost, a device that does not answer, or still ends what it lost, counts alike.
+        Once it was lost, a device that does not answer counts alike; one that still ends what it
+        lost is waited for, see `release_s`.
         """
-        lost = False
-        for attempt in range(self.retries + 1):
+        lost_at, attempt = None, 0
+        while True:
             try:
                 return work()
             except EngineError as error:
-                lost = lost or isinstance(error, DeviceLost)
-                again = error.code in ("E-DEVICE-LOST", "E-DEVICE-UNREACHABLE", "E-DEVICE-BUSY")
-                if not (lost and again) or attempt == self.retries or self._given_up.is_set():
+                if isinstance(error, DeviceLost):
+                    lost_at = time.monotonic()
+                if lost_at is None or self._given_up.is_set():
                     raise
-                wait_s = _WAIT_S * 2**attempt
+                if error.code == "E-DEVICE-BUSY":
+                    if time.monotonic() - lost_at > release_s():
+                        raise  # by somebody else
+                else:
+                    again = error.code in ("E-DEVICE-LOST", "E-DEVICE-UNREACHABLE")
+                    if not again or attempt == self.retries:
+                        raise
+                    attempt += 1
+                wait_s = _WAIT_S * 2 ** (attempt - 1)
                 self.say(f"{error.code}: trying again in {wait_s:.0f} s")
                 if self._given_up.wait(wait_s):
                     raise
-        raise AssertionError("the loop returns or raises")
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,7 @@ class Payload:
     """Files to send, by their path on the device."""
 
     files: Mapping[str, Path]
+    private: bool = False  # whether they must not stay there
 
     @property
     def rows(self) -> tuple[tuple[str, str, int], ...]:
@@ -79,6 +89,16 @@ class Payload:
             (name, sha256_of_file(file), file.stat().st_size)
             for name, file in sorted(self.files.items())
         )
+
+    @property
+    def key(self) -> str:
+        """The name of this content on a device."""
+        return _key_of(self.rows)
+
+
+def _key_of(rows: tuple[tuple[str, str, int], ...]) -> str:
+    text = "".join(f"{sha256}  {name}\n" for name, sha256, _ in rows)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def folder_payload(folder: Path, pattern: str = "*") -> Payload:
@@ -114,7 +134,7 @@ def images_payload(images: tuple[Path, ...]) -> Payload:
     files = {image.name: image for image in images}
     if len(files) < len(images):
         raise InputError("E-IMAGE-NAME", "two images share a name; predict them one after another")
-    return Payload(files)
+    return Payload(files, private=True)
 
 
 def send(link: Link, payload: Payload, what: str) -> str:
@@ -123,9 +143,7 @@ def send(link: Link, payload: Payload, what: str) -> str:
     Raises the errors of `Connection`; what arrived before one is not sent again.
     """
     rows = payload.rows
-    key = hashlib.sha256(
-        "".join(f"{sha256}  {name}\n" for name, sha256, _ in rows).encode("utf-8")
-    ).hexdigest()
+    key = _key_of(rows)
     link.persist(lambda: _send(link, payload, rows, key, what))
     return key
 
@@ -135,7 +153,7 @@ def _send(
 ) -> None:
     sizes = {name: size for name, _, size in rows}
     with link.connect() as connection:
-        connection.request("put", key=key, files=rows)
+        connection.request("put", key=key, files=rows, private=payload.private)
         need = connection.read_answer(need=list)["need"]
         try:
             left_of = [(str(name), offset, sizes[name] - offset) for name, offset in need]

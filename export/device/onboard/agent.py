@@ -8,7 +8,8 @@ library; valid Python 3.8. The protocol, of which both ends are always of one ve
 
 Everything lies under ``~/.cache/edgeseg`` (``$XDG_CACHE_HOME/edgeseg``), by content::
 
-    lock                 held while a job runs; the kernel lets go of it when its holder ends
+    lock                 held by a job alone, shared by uploads; let go by the kernel
+    <sha256>/private     marks what must not stay, as patients' images; there before the first byte
     <sha256>/content/    a folder that was sent, whole and verified
     <sha256>/part/       one that is being sent: files/ that are whole, pieces/ that are not
     <sha256>/run-*/      what a running job has written so far
@@ -36,10 +37,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 BLOCK = 1 << 20
+_SENT_BLOCK = 1 << 16  # of a file; each has to leave before the line counts as silent
 TERMINATE_S = 5.0  # between asking a job to end and ending it
+STALE_S = 60.0  # after which nobody comes any more to run on private files that were sent
 _POLL_S = 0.5
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 Request = Dict[str, Any]
@@ -61,6 +64,7 @@ def main() -> None:
     """Answer the one request on stdin."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
+    signal.signal(signal.SIGALRM, _lose)
     answer({"hello": 1})
     try:
         line = sys.stdin.buffer.readline()
@@ -84,15 +88,25 @@ def _leave(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def _watch(silence_s: float) -> None:
-    """End this process after a silence, unless it is called again before."""
+def _lose(number: int, frame: object) -> None:
+    raise Lost
+
+
+@contextlib.contextmanager
+def _watched(silence_s: float) -> Iterator[None]:
+    """Raise Lost where reading or writing takes longer; 0 waits for ever."""
     signal.setitimer(signal.ITIMER_REAL, silence_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def answer(content: Dict[str, Any]) -> None:
-    """Write one line of JSON."""
-    sys.stdout.write(json.dumps(content) + "\n")
-    sys.stdout.flush()
+def answer(content: Dict[str, Any], silence_s: float = 0) -> None:
+    """Write one line of JSON; raises Lost where nobody takes it for so long."""
+    with _watched(silence_s):
+        sys.stdout.write(json.dumps(content) + "\n")
+        sys.stdout.flush()
 
 
 def work_folder() -> Path:
@@ -140,22 +154,26 @@ def listing(folder: Path) -> List[Tuple[str, str, int]]:
 def put(request: Request) -> None:
     """Take the files of a content that are not here yet, each from where it was cut.
 
-    Request: key, files [[path, sha256, size], ...]. Answers {"need": [[path, offset], ...]}, reads
-    the rest of each of these files in that order, answers {"done": true}.
+    Request: key, files [[path, sha256, size], ...], private: whether they must not stay. Answers
+    {"need": [[path, offset], ...]}, reads the rest of each of these files in that order, answers
+    {"done": true}.
     """
     base = folder_of(request["key"])
     files = [(str(path), str(sha256), int(size)) for path, sha256, size in request["files"]]
     content, part = base / "content", base / "part"
-    if content.is_dir():
-        if listing(content) == sorted(files):
-            answer({"need": []})
-            answer({"done": True})
-            return
-        shutil.rmtree(content)  # somebody changed it
     whole, pieces = part / "files", part / "pieces"
-    for folder in (whole, pieces):
-        folder.mkdir(parents=True, exist_ok=True)
-    with _alone(base, "the same files are being sent"):
+    with _shared(), _alone(base, "the same files are being sent"):
+        _sweep(STALE_S, request["key"])
+        if request["private"]:
+            (base / "private").touch()
+        if content.is_dir():
+            if listing(content) == sorted(files):
+                answer({"need": []})
+                answer({"done": True})
+                return
+            shutil.rmtree(content)  # somebody changed it
+        for folder in (whole, pieces):
+            folder.mkdir(parents=True, exist_ok=True)
         need = []
         for path, sha256, size in files:
             target = inside(whole, path)
@@ -183,6 +201,8 @@ def put(request: Request) -> None:
         _sync(whole)
         whole.rename(content)
         shutil.rmtree(part)
+        if request["private"]:
+            (base / "private").touch()  # its time begins anew
     answer({"done": True})
 
 
@@ -193,13 +213,12 @@ def _receive(piece: Path, offset: int, left: int, silence_s: float) -> None:
         stream.seek(offset)
         stream.truncate()
         while left:
-            _watch(silence_s)
-            block = incoming.read1(min(left, BLOCK))
+            with _watched(silence_s):
+                block = incoming.read1(min(left, BLOCK))
             if not block:
                 raise Lost
             stream.write(block)
             left -= len(block)
-        _watch(0)
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -213,6 +232,30 @@ def _sync(folder: Path) -> None:
             os.close(descriptor)
 
 
+def forget(request: Request) -> None:
+    """Remove contents that must not stay; request: keys; answers {"done": true}."""
+    with _shared():
+        for key in request["keys"]:
+            with _alone(folder_of(key), "the same files are being sent"):
+                _remove(folder_of(key))
+    answer({"done": True})
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that may be gone already; what cannot be removed is an error."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+
+
+def _sweep(older_s: float, *kept: str) -> None:
+    """Remove private contents that were sent so long ago, but for the keys that are `kept`."""
+    for mark in work_folder().glob("*/private"):
+        with contextlib.suppress(FileNotFoundError, Failure):  # gone, or being sent
+            if mark.parent.name not in kept and time.time() - mark.stat().st_mtime >= older_s:
+                with _alone(mark.parent, "the same files are being sent"):
+                    _remove(mark.parent)
+
+
 # --- run: a job under a lock ----------------------------------------------------------------------
 
 
@@ -223,7 +266,7 @@ def run(request: Request) -> None:
     file to hand over, by its name in the job's folder, or {} for all that is there; log: file of
     that folder that takes the output; publish: whether the files stay beside the content under
     their name to save as; check: argv that says whether those of an earlier run still hold; forget:
-    keys of contents to remove however it ends, as of patients' images.
+    keys of private contents, which are removed before it answers how the job ended.
 
     At the start of a word of argv or env ``@python`` stands for this interpreter, ``@out`` for the
     job's folder, ``@base`` for that of the content and ``@root`` for `work_folder`.
@@ -231,8 +274,13 @@ def run(request: Request) -> None:
     sha256, size], ...]}, then the bytes of these files one after the other.
     """
     base = folder_of(request["key"])
-    base.mkdir(parents=True, exist_ok=True)
-    with _alone(work_folder(), "another job runs here"):
+    private = request["forget"]
+    with _only_job(private):
+        _sweep(0, *private)  # whoever sent other ones meets our lock, or misses them below
+        for key in (request["key"], *private):
+            if not (folder_of(key) / "content").is_dir():
+                text = "what was sent was removed meanwhile; run the same command again"
+                raise Failure("E-DEVICE-GONE", text)
         for stale in work_folder().glob("*/run-*"):  # whoever wrote them was killed: we are alone
             shutil.rmtree(stale, ignore_errors=True)
         out = Path(tempfile.mkdtemp(prefix="run-", dir=str(base)))
@@ -241,12 +289,16 @@ def run(request: Request) -> None:
             if request["check"] and all(path.is_file() for path in published):
                 job = _Job(request, "check", base, out)
                 if job.follow() == 0:
-                    _hand_over(0, True, published)
+                    _hand_over(request, True, published)
                     return
             for path in published:
                 with contextlib.suppress(FileNotFoundError):
                     path.unlink()
-            exit_code = _Job(request, "argv", base, out).follow()
+            try:
+                exit_code = _Job(request, "argv", base, out).follow()
+            finally:
+                for key in private:
+                    _remove(folder_of(key))
             if exit_code:
                 answer({"exit": exit_code, "reused": False, "files": []})
                 return
@@ -262,19 +314,37 @@ def run(request: Request) -> None:
                 for path, name in written.items():
                     path.replace(base / name)
                 written = published
-            _hand_over(0, False, written)
+            _hand_over(request, False, written)
         finally:
-            for folder in (out, *map(folder_of, request["forget"])):
-                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(out, ignore_errors=True)  # what stays of it, the next job removes
 
 
-def _hand_over(exit_code: int, reused: bool, files: Dict[Path, str]) -> None:
+def _hand_over(request: Request, reused: bool, files: Dict[Path, str]) -> None:
+    silence_s: float = request["silence_s"]
     rows = [(name, sha256_of(path), path.stat().st_size) for path, name in files.items()]
-    answer({"exit": exit_code, "reused": reused, "files": rows})
+    answer({"exit": 0, "reused": reused, "files": rows}, silence_s)
     for path in files:
         with path.open("rb") as stream:
-            shutil.copyfileobj(stream, sys.stdout.buffer, BLOCK)
-    sys.stdout.buffer.flush()
+            for block in iter(lambda: stream.read(_SENT_BLOCK), b""):
+                with _watched(silence_s):
+                    sys.stdout.buffer.write(block)
+    with _watched(silence_s):
+        sys.stdout.buffer.flush()
+
+
+@contextlib.contextmanager
+def _only_job(private: List[str]) -> Iterator[None]:
+    """Hold the lock that no upload and no other job shares, or refuse and keep nothing private."""
+    try:
+        lock = _lock(work_folder(), "another job or an upload runs here", fcntl.LOCK_EX)
+    except Failure:
+        # A job that runs has swept these already or uses them, and removes them itself.
+        with contextlib.suppress(Failure), _shared():
+            for key in private:
+                _remove(folder_of(key))
+        raise
+    with lock:
+        yield
 
 
 class _Job:
@@ -318,7 +388,8 @@ class _Job:
             with self._log.open("ab") as log:
                 for line in self._lines():
                     log.write(line)
-                    answer({"log": line.decode("utf-8", "replace").rstrip("\n")})
+                    text = line.decode("utf-8", "replace").rstrip("\n")
+                    answer({"log": text}, self._silence_s)
             return self._process.wait()
         finally:
             self._end()
@@ -361,33 +432,53 @@ def _die_with_parent() -> None:
 @contextlib.contextmanager
 def _alone(folder: Path, what: str) -> Iterator[None]:
     """Hold the lock of a folder, or refuse."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            who = f"{what}: {lock.read().strip() or 'unknown'}"
-            raise Failure("E-DEVICE-BUSY", f"{who}; wait for it or end it") from error
-        lock.truncate(0)
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        lock.write(f"process {os.getpid()} since {since}")
-        lock.flush()
+    with _lock(folder, what, fcntl.LOCK_EX):
         yield
+
+
+@contextlib.contextmanager
+def _shared() -> Iterator[None]:
+    """Keep jobs and `clean` away while files come, or refuse while one of them runs."""
+    with _lock(work_folder(), "a job runs here", fcntl.LOCK_SH):
+        yield
+
+
+def _lock(folder: Path, what: str, kind: int) -> IO[str]:
+    """Return the lock of a folder, held until it is closed; raises E-DEVICE-BUSY."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "lock").open("a+")
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        who = f"{what}: {lock.read().strip() or 'unknown'}"
+        lock.close()
+        raise Failure("E-DEVICE-BUSY", f"{who}; wait for it or end it") from error
+    lock.truncate(0)
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    lock.write(f"process {os.getpid()} since {since}")
+    lock.flush()
+    return lock
 
 
 # --- clean ----------------------------------------------------------------------------------------
 
 
 def clean(request: Request) -> None:
-    """Remove all of `work_folder`, unless a job runs; answers {"bytes": removed}."""
+    """Remove all below `work_folder` but its lock, unless a job or an upload runs.
+
+    Answers {"bytes": removed}.
+    """
     root = work_folder()
     if not root.is_dir():
         answer({"bytes": 0})
         return
-    with _alone(root, "a job runs here"):
-        size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
-        shutil.rmtree(root)
+    with _alone(root, "a job or an upload runs here"):
+        folders = [path for path in root.iterdir() if path.name != "lock"]
+        files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files)
+        for folder in folders:
+            _remove(folder)
     answer({"bytes": size})
 
 
@@ -545,6 +636,7 @@ VERBS: Dict[str, Callable[[Request], None]] = {
     "hello": hello,
     "doctor": doctor,
     "put": put,
+    "forget": forget,
     "run": run,
     "clean": clean,
 }

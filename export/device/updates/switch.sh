@@ -3,7 +3,7 @@
 #   $EDGESEG_ROOT/releases/ID/bundle    a bundle; ID is the SHA-256 of its SHA256SUMS
 #   $EDGESEG_ROOT/current               link to the release in use: open current/bundle
 #   $EDGESEG_ROOT/previous              link to the one before
-#   $EDGESEG_ROOT/pending               there while a switch was neither proved nor taken back
+#   $EDGESEG_ROOT/pending               the release before, while a switch is under way; "none" for none
 #
 # A power cut in between leaves `pending`; the recover verb, run at boot, takes the switch back.
 
@@ -12,6 +12,7 @@ if [ -r "${EDGESEG_CONF:-/etc/edgeseg/update.conf}" ]; then
 fi
 EDGESEG_ROOT="${EDGESEG_ROOT:-/data/edgeseg}"
 EDGESEG_SELFTEST="${EDGESEG_SELFTEST:-@SELFTEST@}"  # gets the bundle as last argument
+EDGESEG_SELFTEST_S="${EDGESEG_SELFTEST_S:-300}"     # after which it has failed
 EDGESEG_RESTART="${EDGESEG_RESTART:-true}"          # what reopens current/bundle
 EDGESEG_RELEASE_FILE="${EDGESEG_RELEASE_FILE:-/etc/nv_tegra_release}"
 
@@ -27,16 +28,26 @@ require_l4t() {
     [ "$found" = "$1" ] || fail "E-UPDATE-L4T: made for L4T $1, here is ${found:-none}; ship another"
 }
 
+# Whether the bundle folder $1 has the ID $2 and every byte that its SHA256SUMS says.
+intact() {
+    [ "$(id_of "$1")" = "$2" ] && (cd "$1" && sha256sum -c SHA256SUMS >/dev/null 2>&1)
+}
+
+# Prints the ID of the bundle folder $1.
+id_of() {
+    [ -s "$1/SHA256SUMS" ] && sha256sum <"$1/SHA256SUMS" | cut -d ' ' -f 1
+}
+
 # Copies the bundle folder $1 to its release, verified; prints the ID. $2: ID that it must have, or "".
 stage() {
-    id=$(sha256sum <"$1/SHA256SUMS" | cut -d ' ' -f 1)
+    id=$(id_of "$1") || fail "E-UPDATE-HASH: the bundle has no SHA256SUMS; ship it again" || return 1
     [ -z "$2" ] || [ "$id" = "$2" ] || fail "E-UPDATE-HASH: bundle $id, expected $2" || return 1
     release="$EDGESEG_ROOT/releases/$id"
-    if [ ! -d "$release" ]; then
-        rm -rf "$release.part"
+    if ! intact "$release/bundle" "$id"; then
+        rm -rf "$release.part" "$release.damaged"
         mkdir -p "$release.part" || return 1
         cp -R "$1" "$release.part/bundle" || return 1
-        (cd "$release.part/bundle" && sha256sum -c SHA256SUMS >/dev/null 2>&1) ||
+        intact "$release.part/bundle" "$id" ||
             fail "E-UPDATE-HASH: the bundle is damaged; ship it again" || return 1
         if [ -f "$release.part/bundle/kit.json" ]; then  # builds and replays its vectors
             precision=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["default"])' \
@@ -46,7 +57,9 @@ stage() {
                 fail "E-UPDATE-BUILD: the engine could not be built" || return 1
         fi
         sync
-        mv "$release.part" "$release" || return 1
+        [ ! -e "$release" ] || mv -T "$release" "$release.damaged" || return 1
+        mv -T "$release.part" "$release" || return 1
+        rm -rf "$release.damaged"
     fi
     echo "$id"
 }
@@ -56,45 +69,61 @@ point() {
     ln -sfn "$2" "$EDGESEG_ROOT/$1.new" && mv -T "$EDGESEG_ROOT/$1.new" "$EDGESEG_ROOT/$1"
 }
 
+# Prints the release in use, such as releases/ID, or "none".
+in_use() {
+    readlink "$EDGESEG_ROOT/current" || echo none
+}
+
+# Writes the release in use to the file $1, whole or not at all, even where the power fails.
+note_in_use() {
+    in_use >"$EDGESEG_ROOT/$1.new" && sync &&
+        mv -T "$EDGESEG_ROOT/$1.new" "$EDGESEG_ROOT/$1" && sync
+}
+
+# Tests the bundle folder $1.
 selftest() {
-    $EDGESEG_SELFTEST "$EDGESEG_ROOT/current/bundle" >&2
+    timeout -k 10 "$EDGESEG_SELFTEST_S" $EDGESEG_SELFTEST "$1" >&2
 }
 
-# Switches to release $1, proves it, or goes back and fails.
+# Proves release $1 and switches to it, or fails with all as it was.
 activate() {
-    before=$(readlink "$EDGESEG_ROOT/current" || true)
-    echo "$before" >"$EDGESEG_ROOT/pending" || return 1
-    sync
-    point current "releases/$1" || return 1
-    if selftest; then
-        if [ -n "$before" ] && [ "$before" != "releases/$1" ]; then
-            point previous "$before" || return 1
-        fi
-        rm -f "$EDGESEG_ROOT/pending"
-        sync
-        $EDGESEG_RESTART
-        return 0
+    before=$(in_use)
+    selftest "$EDGESEG_ROOT/releases/$1/bundle" ||
+        fail "E-UPDATE-SELFTEST: release $1 failed its self-test; still on $before" || return 1
+    note_in_use pending || return 1
+    if ! point current "releases/$1"; then
+        recover
+        return 1
     fi
-    recover
-    fail "E-UPDATE-SELFTEST: release $1 failed its self-test; back on ${before:-none}"
+    if ! $EDGESEG_RESTART; then
+        recover
+        fail "E-UPDATE-RESTART: the application did not open release $1; back on $(in_use)"
+        return 1
+    fi
+    if [ "$before" != none ] && [ "$before" != "releases/$1" ]; then
+        point previous "$before" || return 1
+    fi
+    rm -f "$EDGESEG_ROOT/pending" && sync
 }
 
-# Takes back a switch that was not proved; does nothing where there is none.
+# Takes back a switch that was not finished; does nothing where there is none.
 recover() {
-    [ -f "$EDGESEG_ROOT/pending" ] || return 0
-    take_back "$(cat "$EDGESEG_ROOT/pending")"
+    [ ! -f "$EDGESEG_ROOT/pending" ] || take_back "$(cat "$EDGESEG_ROOT/pending")"
 }
 
-# Points current to $1, or removes it where there was none.
+# Goes back to $1, as `note_in_use` wrote it, and reopens it where another one was in use. Nothing
+# written, nothing to go back to: an empty $1 changes no link.
 take_back() {
-    if [ -n "$1" ]; then
-        point current "$1" || return 1
-    else
-        rm -f "$EDGESEG_ROOT/current"
-    fi
-    rm -f "$EDGESEG_ROOT/pending"
-    sync
-    $EDGESEG_RESTART
+    found=$(in_use)
+    case "$1" in
+    "" | "$found") found="" ;;
+    none) rm -f "$EDGESEG_ROOT/current" ;;
+    *) [ -d "$EDGESEG_ROOT/$1/bundle" ] && point current "$1" ;;
+    esac || fail "E-UPDATE-ROLLBACK: still on $found, not back on $1; link current by hand" || return 1
+    rm -f "$EDGESEG_ROOT/pending" && sync || return 1
+    # With no release left there is nothing that the application could open.
+    [ -z "$found" ] || $EDGESEG_RESTART || [ "$1" = none ] ||
+        fail "E-UPDATE-ROLLBACK: back on $1, but the application was not restarted; restart it"
 }
 
 # Removes releases that neither link names.
