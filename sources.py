@@ -150,8 +150,8 @@ def find_source(path: Path) -> Source:
     if path.suffix == SUFFIX and path.is_file():
         raise InputError(
             "E-SOURCE",
-            f"{path} is a packed bundle, which only `edgeseg predict`, `selftest`, `stream`, "
-            "`device` and `bundle` take; unpack it with `edgeseg bundle unpack`",
+            f"{path} is a packed bundle, which `edgeseg predict`, `selftest`, `stream`, `device` "
+            "and `bundle` take, and no other command; unpack it with `edgeseg bundle unpack`",
         )
     if (path / "manifest.json").is_file() or (path / "SHA256SUMS").is_file():
         return Source(path, is_bundle=True)

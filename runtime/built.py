@@ -16,6 +16,7 @@ from typing import Dict
 from .bundle import Bundle
 from .engines import files_of
 from .errors import EngineError, Refused
+from .store import reading
 
 BUILT = "tensorrt"  # the engine whose files in a bundle are what its plan is built from
 SCHEMA = "edgeseg.engine/1"  # of the side-car
@@ -28,7 +29,7 @@ def engine_files(bundle: Bundle, engine: str) -> Dict[str, bytes]:
     """Return the verified files that an engine opens, by name.
 
     Raises:
-        InputError: E-ENGINE-NOT-IN-BUNDLE.
+        InputError: E-ENGINE-NOT-IN-BUNDLE, E-BUNDLE-MISSING (the plan cannot be read).
         EngineError: E-ENGINE-NOT-BUILT (the kit's plan is not there).
         Refused: E-BUNDLE-HASH, E-ENGINE-PLAN (the plan is not of this kit, or was changed),
             E-SIGNATURE-PLAN (a key was given, and no signature covers the plan).
@@ -53,7 +54,8 @@ def engine_files(bundle: Bundle, engine: str) -> Dict[str, bytes]:
     for file, limit in ((side_car, MAX_SIDE_CAR_BYTES), (plan, MAX_PLAN_BYTES)):
         if file.stat().st_size > limit:
             raise Refused("E-ENGINE-PLAN", f"{file} is over {limit} bytes; {again}")
-    content, facts = plan.read_bytes(), side_car.read_bytes()
+    with reading(plan):
+        content, facts = plan.read_bytes(), side_car.read_bytes()
     try:
         told = json.loads(facts)
         named = tuple(told[key] for key in ("schema", "precision", "plan_sha256", "kit_sha256"))

@@ -24,7 +24,7 @@ from edgeseg.runtime import built, signature
 from edgeseg.runtime.bundle import open_bundle, pack_bundle, seal_bundle
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.engines import cuda, open_engine, trt
-from edgeseg.runtime.errors import EngineError, Refused
+from edgeseg.runtime.errors import EngineError, InputError, Refused
 from edgeseg.runtime.session import open_session
 from edgeseg.tests import tensorrt_standin as standin
 from edgeseg.tests import test_kit
@@ -443,3 +443,15 @@ def test_a_plan_beyond_reason_is_refused_by_its_size(built_kit, monkeypatch):
     error = error_of(open_session, built_kit, kind=Refused)
     assert error.code == "E-ENGINE-PLAN"
     assert f"over {len(PLAN) - 1} bytes" in str(error)
+
+
+def test_a_plan_that_cannot_be_read_is_one_line(built_kit, monkeypatch):
+    whole = Path.open
+
+    def refuse(path, *arguments, **settings):
+        if path.suffix == ".plan":
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path, *arguments, **settings)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert error_of(open_session, built_kit, kind=InputError).code == "E-BUNDLE-MISSING"
