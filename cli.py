@@ -492,9 +492,6 @@ def predict(
 
     spacing = Spacing(*spacing_mm) if spacing_mm else None
     found = find_images(images)
-    left_out = sum(len(masks_beside(path)) for path in images)
-    if left_out:
-        click.echo(f"left out: {left_out} masks (NAME_mask.png beside NAME.png)", err=True)
     session = open_session(
         bundle,
         engine=engine,
@@ -504,6 +501,9 @@ def predict(
         key=key,
     )
     records = predict_files(session, found, out, spacing=spacing, progress=progress_of(quiet))
+    left_out = sum(len(masks_beside(path)) for path in images)
+    if left_out:
+        click.echo(f"left out: {left_out} masks (NAME_mask.png beside NAME.png)", err=True)
     if as_json:
         click.echo(json.dumps(records, indent=1))
     else:

@@ -94,6 +94,7 @@ class Browser:
 
     def open(self, page: Path | str) -> None:
         """Load a file or an address and forget what earlier pages said and asked for."""
+        self.driver.get("about:blank")  # the earlier page must ask for nothing more
         self.collect()
         self.errors, self.requests = [], []
         self.driver.get(page.resolve().as_uri() if isinstance(page, Path) else page)
