@@ -391,9 +391,12 @@ def export(
     """
     from .export.plan import make_plan, render_plan
     from .export.target import find_target
-    from .sources import read_layout
 
-    layout = read_layout(layout_file) if layout_file else None
+    layout = None
+    if layout_file:
+        from .sources import read_layout
+
+        layout = read_layout(layout_file)
     plan = make_plan(
         find_target(target),
         precision,
