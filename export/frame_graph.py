@@ -7,7 +7,8 @@ where no term and no sum is larger. ONNX's own Resize could not do it: it rounds
 `antialias` begins with opset 18, and the parser of TensorRT-RTX 1.7 refuses that.
 
 TensorRT may multiply FP32 in TF32, whose factors have 11 bits. All factors of the resize have no
-more: pixels have 8, and each weight comes as two halves of 11.
+more: pixels have 8, and each weight comes as two halves of 11. TensorRT 8 may also choose FP16 for
+what is FP32 here, which rounds some grey levels otherwise.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from onnx import TensorProto, helper, numpy_helper
 from ..runtime.contract import InputContract
 from ..runtime.image import bilinear_taps, reduction_factor, resize_grey
 
+AROUND = ("before/", "after/")  # how the names of all other nodes begin
 _NETWORK = "network/"  # prefix of all that is the network's, so that no name meets one of ours
 _WEIGHT_BITS = 22  # of Pillow's weights for 8-bit images, PRECISION_BITS in its Resample.c
 _TRANSPOSED = (0, 1, 3, 2)
 _HALF = 1 << (_WEIGHT_BITS // 2)
+_BOX_PART = 1 / 256  # of the sum of a box; a whole one would be beyond FP16 from 257 pixels on
 _DIVISOR_BITS = 24  # Pillow divides the sum of a box by multiplying with 2**24 / pixels, cut
 
 
@@ -50,13 +53,12 @@ def frame_graph_from_onnx(model: bytes, contract: InputContract, width: int, hei
     """
     network = onnx.compose.add_prefix(onnx.load_model_from_string(model), _NETWORK)
     graph = network.graph
-    before = _Steps("before")
+    before, after = map(_Steps, AROUND)
     grey = before.add("Cast", "frame", to=TensorProto.FLOAT)
     grey = _resized(before, grey, (height, width), (contract.height, contract.width))
     scaled = before.add("Mul", grey, np.float32(1 / (255 * contract.std)))
     before.add("Sub", scaled, np.float32(contract.mean / contract.std), output=graph.input[0].name)
     _rename(graph, graph.output[0].name, "logits")
-    after = _Steps("after")
     values = "logits"
     if width != contract.width:  # columns first, as `mask_from_logits`
         # Rows of the transpose: ONNX Runtime takes 5 times as long to gather columns.
@@ -93,7 +95,7 @@ class _Steps:
         self, operator: str, *inputs: str | np.ndarray | np.generic, output: str = "", **kinds: Any
     ) -> str:
         """Append a node and return the name of its output; arrays become constants."""
-        own = f"{self.prefix}/{len(self.nodes)}.{operator}"
+        own = f"{self.prefix}{len(self.nodes)}.{operator}"
         names = []
         for index, each in enumerate(inputs):
             if not isinstance(each, str):
@@ -147,9 +149,9 @@ def _order_of_passes(
 def _box_reduced(steps: _Steps, grey: str, shape: tuple[int, int], factors: tuple[int, int]) -> str:
     """Add Pillow's `reduce`: the mean of each box, of what is left of it at the far edges."""
     missing = [-size % factor for size, factor in zip(shape, factors, strict=True)]
-    ones = np.ones((1, 1, *factors), np.float32)
+    parts = np.full((1, 1, *factors), _BOX_PART, np.float32)
     pads = [0, 0, *missing]
-    sums = steps.add("Conv", grey, ones, kernel_shape=factors, strides=factors, pads=pads)
+    sums = steps.add("Conv", grey, parts, kernel_shape=factors, strides=factors, pads=pads)
     counts = np.full([-(-size // each) for size, each in zip(shape, factors, strict=True)], 1)
     for axis in (0, 1):
         along = np.full(counts.shape[axis], factors[axis])
@@ -158,8 +160,9 @@ def _box_reduced(steps: _Steps, grey: str, shape: tuple[int, int], factors: tupl
     # Pillow's cut divisor makes a sum that divides evenly give one less, unless it was not cut.
     cut = (1 << _DIVISOR_BITS) % counts != 0
     offset = counts // 2 - np.where(cut, 0.5, 0.0)
-    moved = steps.add("Add", sums, offset[None, None].astype(np.float32))
-    means = steps.add("Mul", moved, (1 / counts)[None, None].astype(np.float32))
+    moved = steps.add("Add", sums, (offset * _BOX_PART)[None, None].astype(np.float32))
+    whole = (1 / counts / _BOX_PART)[None, None].astype(np.float32)
+    means = steps.add("Mul", moved, whole)
     return steps.add("Floor", means)
 
 

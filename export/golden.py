@@ -16,6 +16,7 @@ from .forms import Form
 from .parity import answer_of
 
 FOLDER = "vectors"
+_MOST_PIXELS = 1 << 22  # of a frame graph's golden frames together: a kit has to stay small
 # Largest share of a golden frame's lesion that may differ from the answer at export. Over both
 # shipped students FP32 differed in no pixel between OpenVINO, ONNX Runtime and exact arithmetic,
 # INT8 in up to 3.7 % (of a lesion of 1 000 px): kernels round differently. Not yet measured on a
@@ -45,6 +46,20 @@ def golden_frames(
     )
     bounded = [(min(h, MAX_HEIGHT_PX), min(w, MAX_WIDTH_PX)) for h, w in sizes]
     return (*phantoms, *(resize_grey(first, *size) for size in bounded))
+
+
+def whole_frames(
+    phantoms: Sequence[np.ndarray], width: int, height: int
+) -> tuple[np.ndarray, ...]:
+    """Return phantoms in the size that a frame graph takes; of large frames fewer, one at least.
+
+    Args:
+        phantoms: uint8 [H, W], at least one.
+        width: in px.
+        height: in px.
+    """
+    count = max(1, _MOST_PIXELS // (width * height))
+    return tuple(resize_grey(each, height, width) for each in phantoms[:count])
 
 
 def write_vectors(

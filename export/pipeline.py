@@ -335,7 +335,11 @@ def export_bundle(
         if plan.target.kind == "tensorrt":
             forms = {name: each.forms[0] for name, each in shipped.items()}
             cache = all(each.qat is None for each in shipped.values())
-            write_kit(folder, recipe, forms, frames.vectors, trained.contract, chosen, cache=cache)
+            write_kit(
+                *(folder, recipe, forms, frames.vectors, trained.contract, chosen),
+                frame_graphs=whole,
+                cache=cache,
+            )
         golden = golden_frames(frames.vectors, trained.contract)
         vectors = write_vectors(folder, golden, shipped[chosen].forms, trained.contract)
         if calibration is not None and any(name != "fp32" for name in shipped):

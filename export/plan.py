@@ -119,7 +119,7 @@ def make_plan(
         refused=MappingProxyType({name: why for name, why in reasons.items() if why}),
         default=default,
         builds=MappingProxyType(builds),
-        notes=tuple(_notes(target, taken, asked, dla_core)),
+        notes=tuple(_notes(target, taken, asked, dla_core, frame)),
         max_batch=max_batch,
         frame=frame,
     )
@@ -153,7 +153,9 @@ def render_plan(plan: Plan) -> str:
         rows.append(("batch", f"1 to {plan.max_batch} frames, tuned for 1: devices stream frames"))
     if plan.frame:
         width, height = plan.frame
-        rows.append(("frames", f"one more ONNX takes {width}x{height} px and answers with masks"))
+        how = "; build_engine.py --frame builds it" if plan.builds else ""
+        what = f"one more ONNX takes {width}x{height} px and answers with masks{how}"
+        rows.append(("frames", what))
     rows += [("refused", f"{name}: {why}") for name, why in plan.refused.items()]
     rows += [("note", note) for note in plan.notes]
     return "\n".join(f"{label:9} {text}" for label, text in rows if text)
@@ -246,12 +248,18 @@ def _require_shapes(
             "E-TARGET-FRAME",
             f"{target.name} takes plans, and what takes whole frames is an ONNX; leave --frame out",
         )
-    if cache or dla_core is not None:
-        what = "a calibration cache" if cache else "the DLA"
+    if cache:
         raise Refused(
             "E-TARGET-FRAME",
-            f"pre- and post-processing compute in FP32, which {what} leaves no room for; leave "
-            "--frame out",
+            "with a calibration cache TensorRT looks for the range of every tensor, and it has "
+            "none of pre- and post-processing, which compute in FP32; leave --calibration-cache "
+            "out, so that the ranges are in the ONNX, or --frame",
+        )
+    if dla_core is not None:
+        raise Refused(
+            "E-TARGET-FRAME",
+            "pre- and post-processing compute in FP32, which the DLA does not have; leave --frame "
+            "or --dla out",
         )
 
 
@@ -296,7 +304,11 @@ def _default_of(precisions: tuple[str, ...]) -> str:
 
 
 def _notes(
-    target: Target, precisions: tuple[str, ...], asked: str, dla_core: int | None
+    target: Target,
+    precisions: tuple[str, ...],
+    asked: str,
+    dla_core: int | None,
+    frame: tuple[int, int] | None,
 ) -> list[str]:
     notes = []
     if target.kind == "cpu" and "fp16" in precisions:
@@ -309,6 +321,12 @@ def _notes(
         notes.append(f"{default} is the default: INT8 is not shown faster until measured there")
     if dla_core is not None:
         notes.append("DLA arithmetic cannot run here: the golden vectors judge it on the device")
+    weak = target.kind == "tensorrt" and target.tensorrt_version[0] < 10
+    if frame and weak and set(precisions) != {"fp32"}:
+        notes.append(
+            f"TensorRT {target.tensorrt} may compute the resize of --frame in FP16: the golden "
+            "frames judge it on the device"
+        )
     return notes
 
 
@@ -316,7 +334,7 @@ def notes_without(plan: Plan, refused: Collection[str]) -> tuple[str, ...]:
     """Return the plan's notes as they stand once gates have refused some of its precisions."""
     left = tuple(name for name in plan.precisions if name not in refused)
     dla_core = next((build.dla_core for build in plan.builds.values()), None)
-    return tuple(_notes(plan.target, left, plan.asked, dla_core))
+    return tuple(_notes(plan.target, left, plan.asked, dla_core, plan.frame))
 
 
 def _line_of(plan: Plan, precision: str) -> str:

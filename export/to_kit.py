@@ -15,7 +15,9 @@ from ..runtime.image import input_from_frame
 from . import kit
 from .audit import least_share
 from .forms import Form, Recipe
-from .golden import FOLDER, MAX_FLIPPED
+from .frame_gate import FrameGraph, run_frames
+from .frame_graph import AROUND
+from .golden import FOLDER, MAX_FLIPPED, whole_frames
 from .qdq import calibration_cache
 
 _KIT = Path(__file__).parent / "kit"
@@ -30,6 +32,7 @@ def write_kit(
     contract: InputContract,
     default: str,
     *,
+    frame_graphs: Sequence[FrameGraph],
     cache: bool,
 ) -> None:
     """Add to the ONNX files of a bundle what builds and verifies the engine on the device.
@@ -41,6 +44,7 @@ def write_kit(
         vectors: golden frames, uint8 [H, W]; what the forms answer to them goes along.
         contract: of the network.
         default: precision that is built when none is asked for.
+        frame_graphs: of the bundle; they are built and judged as well.
         cache: False leaves calib.cache out: with it INT8 is built from fp32.onnx, and a retrained
             INT8 has other weights.
     """
@@ -54,10 +58,10 @@ def write_kit(
         (folder / "calib.cache").write_text(content, encoding="utf-8")
     (folder / FOLDER).mkdir(exist_ok=True)
     inputs = np.concatenate([input_from_frame(frame, contract) for frame in vectors])
-    _write_array(folder / FOLDER / "input.npy", inputs)
+    _write_array(folder / FOLDER / "input.npy", inputs.astype(np.float32))
     for name, form in forms.items():
         logits = [form.run(image[None]) for image in inputs]
-        _write_array(folder / FOLDER / f"{name}.npy", np.concatenate(logits))
+        _write_array(folder / FOLDER / f"{name}.npy", np.concatenate(logits).astype(np.float32))
     shape = [1, 1, contract.height, contract.width]
     most = recipe.plan.max_batch
     full = [most, *shape[1:]]
@@ -89,11 +93,40 @@ def write_kit(
             "expected": {name: f"{FOLDER}/{name}.npy" for name in forms},
             "max_flipped": {name: MAX_FLIPPED[name] for name in forms},
         },
+        "frame": _write_frames(folder, frame_graphs, vectors) if frame_graphs else None,
     }
     (folder / "kit.json").write_text(json.dumps(kit_json, indent=1) + "\n", encoding="utf-8")
 
 
+def _write_frames(
+    folder: Path, frame_graphs: Sequence[FrameGraph], vectors: Sequence[np.ndarray]
+) -> Mapping[str, object]:
+    """Write frames and what the frame graphs answer to them, and return the part of kit.json."""
+    width, height = frame_graphs[0].width, frame_graphs[0].height
+    frames = whole_frames(vectors, width, height)
+    _write_array(folder / FOLDER / "frames.npy", np.stack(frames)[:, None])
+    builds = {}
+    for each in frame_graphs:
+        answer = run_frames(each.model, optimised=False)
+        logits, masks = zip(*map(answer, frames), strict=True)
+        name = f"{FOLDER}/frames-{each.precision}.npz"
+        # Masks are mostly one number, and as large as the frames.
+        buffer = BytesIO()
+        np.savez_compressed(buffer, mask=np.stack(masks)[:, None], logits=np.stack(logits)[:, None])
+        (folder / name).write_bytes(buffer.getvalue())
+        builds[each.precision] = {"onnx": each.file, "expected": name}
+    shape = [1, 1, height, width]
+    return {
+        "input": {"name": "frame", "shape": shape},
+        "mask": {"name": "mask", "shape": shape},
+        "logits": "logits",
+        "around": list(AROUND),
+        "builds": builds,
+        "vectors": f"{FOLDER}/frames.npy",
+    }
+
+
 def _write_array(path: Path, array: np.ndarray) -> None:
     buffer = BytesIO()
-    np.save(buffer, np.ascontiguousarray(array, np.float32), allow_pickle=False)
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
     path.write_bytes(buffer.getvalue())

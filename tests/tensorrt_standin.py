@@ -28,6 +28,7 @@ VERSIONS = tuple(
     )
 )
 _READ_ONLY = {"Builder.num_DLA_cores", "OnnxParser.num_errors", "ICudaEngine.num_io_tensors"}
+_TYPES = {"FLOAT": np.float32, "UINT8": np.uint8}
 _UNRECORDED = {"get_error", "node", "node_name", "node_operator", "desc"}  # they change nothing
 
 
@@ -40,7 +41,8 @@ def read_surface(version: str) -> dict[str, Any]:
 class World:
     """What TensorRT finds and does on the device that is played."""
 
-    network: Callable[[np.ndarray], np.ndarray]  # frame [1, 1, H, W] -> logits, float32 both
+    # The input [1, 1, H, W] -> the output, or a tuple of all outputs; types as in `tensors`.
+    network: Callable[[np.ndarray], Any]
     information: str  # what the engine inspector prints
     tensors: tuple[tuple[str, tuple[int, ...], str], ...]  # name, shape, name of its DataType
     plan: bytes | None = b"plan"
@@ -328,10 +330,13 @@ class _Played:
     def IExecutionContext_execute_async_v3(
         world: World, self: Any, module: Any, stream: int
     ) -> bool:
-        (source, shape, _), (target, _, _) = world.tensors
+        (source, shape, kind), *outputs = world.tensors
         # The address table holds the shape as well, where the engine's is dynamic.
-        frame = np.empty(self.made[0]["shape"] if -1 in shape else shape, np.float32)
+        frame = np.empty(self.made[0]["shape"] if -1 in shape else shape, _TYPES[kind])
         ctypes.memmove(frame.ctypes.data, self.made[0][source], frame.nbytes)
-        logits = np.ascontiguousarray(world.network(frame), np.float32)
-        ctypes.memmove(self.made[0][target], logits.ctypes.data, logits.nbytes)
+        answers = world.network(frame)
+        answers = answers if isinstance(answers, tuple) else (answers,)
+        for (target, _, kind), answer in zip(outputs, answers, strict=True):
+            array = np.ascontiguousarray(answer, _TYPES[kind])
+            ctypes.memmove(self.made[0][target], array.ctypes.data, array.nbytes)
         return True

@@ -433,11 +433,12 @@ def test_kit_is_read_by_the_code_that_travels_with_it(bundle_of, target, precisi
     assert (read.target, read.default) == (found.name, precision)
     assert found.tensorrt.startswith(f"{read.tensorrt}.")
     assert (read.compute_capability,) == found.compute_capabilities
-    assert read.input == ("image", (1, 1, 64, 64))
-    assert read.output == ("logits", (1, 1, 64, 64))
     assert read.logit_threshold == bundle.manifest.contract.logit_threshold
     plan = make_plan(found, precision)
     (build,) = read.builds.values()
+    assert build.input == ("image", (1, 1, 64, 64), "float32")
+    assert build.outputs == (("logits", (1, 1, 64, 64), "float32"),)
+    assert read.frames == {}
     assert build[1:6] == (
         *(plan.builds[precision].onnx, plan.builds[precision].typed),
         *(plan.builds[precision].flags, None, None),
@@ -452,7 +453,7 @@ def test_golden_vectors_are_four_frames_and_the_answers_of_the_file_as_it_is_wri
 ):
     bundle = open_bundle(bundle_of(target, precision))
     read = read_kit(bundle.path)
-    inputs = np.load(bundle.path / read.vectors)
+    inputs = np.load(bundle.path / read.builds[precision].vectors)
     frames = frames_of(precision).vectors
     contract = bundle.manifest.contract
     np.testing.assert_array_equal(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import json
+import sys
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
@@ -17,6 +21,8 @@ from edgeseg.export.batch import AXIS, require_rows, with_dynamic_batch
 from edgeseg.export.forms import Form
 from edgeseg.export.frame_gate import MAX_FLIPPED, prove_frame_graphs, run_frames
 from edgeseg.export.frame_graph import frame_graph_from_onnx
+from edgeseg.export.golden import MAX_FLIPPED as GOLDEN_MAX_FLIPPED
+from edgeseg.export.golden import whole_frames
 from edgeseg.export.parity import CheckFrame, answer_of, exact_run
 from edgeseg.export.pipeline import Limits, export_bundle, load_trained
 from edgeseg.export.plan import MAX_BATCH, make_plan, render_plan
@@ -35,6 +41,8 @@ from edgeseg.runtime.engines import open_engine
 from edgeseg.runtime.errors import EngineError, InputError, Refused
 from edgeseg.runtime.image import input_from_frame, resize_grey, resize_mask
 from edgeseg.runtime.session import Session, open_session
+from edgeseg.tests import tensorrt_standin as standin
+from edgeseg.tests import test_kit
 
 CONTRACT = InputContract(height=64, width=32, mean=0.5)  # noise lies on both sides of it
 FORMS = ("fp32", "fp16", "qdq", "qdq-fp16")
@@ -236,6 +244,18 @@ def test_frame_graph_equals_the_session_on_phantoms(form_of, form, width, height
         np.testing.assert_array_equal(answer(frame)[1], session.predict(frame))
 
 
+def test_no_value_around_the_network_is_beyond_fp16_however_large_its_boxes_are():
+    """TensorRT 8 may choose FP16 for them."""
+    model = onnx.load_model_from_string(frame_graph_from_onnx(identity(), CONTRACT, 1000, 1500))
+    names = [name for node in model.graph.node for name in node.output]
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    frame = np.full((1, 1, 1500, 1000), 255, np.uint8)
+    largest = max(np.abs(value).max() for value in session.run(names, {"frame": frame}))
+    assert 500 < largest < np.finfo(np.float16).max  # 31 x 23 pixels of 255 are 181 815
+
+
 def test_names_of_the_network_that_are_the_frame_graphs_own_do_not_meet():
     nodes = [
         helper.make_node("Relu", ["image"], ["frame"], "before/0.Cast"),
@@ -322,15 +342,29 @@ def test_a_frame_size_out_of_range_is_refused(frame):
 
 
 @pytest.mark.parametrize(
-    ("target", "options"),
+    ("target", "options", "why"),
     [
-        ("rtx", {}),
-        ("xavier-nx@jp5.1", {"dla_core": 0}),
-        ("xavier-nx@jp5.1", {"cache": True}),
+        ("rtx", {}, "takes plans"),
+        ("xavier-nx@jp5.1", {"dla_core": 0}, "FP32, which the DLA does not have"),
+        ("xavier-nx@jp5.1", {"cache": True}, "none of pre- and post-processing"),
+        ("jetson", {"cache": True}, "none of pre- and post-processing"),
     ],
 )
-def test_frames_where_no_engine_takes_them_as_onnx_are_refused(target, options):
-    assert refusal(find_target(target), frame=(800, 600), **options) == "E-TARGET-FRAME"
+def test_frames_where_no_engine_takes_them_as_onnx_are_refused(target, options, why):
+    with pytest.raises(Refused, match=why) as caught:
+        make_plan(find_target(target), frame=(800, 600), **options)
+    assert caught.value.code == "E-TARGET-FRAME"
+
+
+def test_a_resize_that_tensorrt_may_do_in_fp16_is_noted():
+    def notes(target, precision="auto", frame=(800, 600)):
+        text = render_plan(make_plan(find_target(target), precision, frame=frame))
+        return "may compute the resize of --frame in FP16" in text
+
+    assert notes("xavier-nx@jp5.1")
+    assert not notes("xavier-nx@jp5.1", "fp32")
+    assert not notes("xavier-nx@jp5.1", frame=None)
+    assert not notes("jetson")
 
 
 def test_a_precision_that_no_engine_takes_as_onnx_has_no_frame_graph():
@@ -346,6 +380,8 @@ def test_the_plan_shows_batch_and_frames():
     text = render_plan(plan)
     assert "1 to 4 frames" in text
     assert "800x600" in text
+    assert "build_engine.py --frame" in text
+    assert "build_engine" not in render_plan(make_plan(find_target("x86-cpu"), frame=(800, 600)))
     content = plan.to_dict()
     assert (content["batch"], content["frame"]) == ({"min": 1, "max": 4}, [800, 600])
     assert make_plan(find_target("jetson")).to_dict()["batch"] == {"min": 1, "max": 1}
@@ -438,11 +474,58 @@ def test_a_kit_tells_its_profile_and_has_a_frame_graph_of_each_precision(exporte
     assert kit["profile"] == {"min": single, "opt": single, "max": full}
     for build in kit["builds"].values():
         assert set(first_dims((folder / build["onnx"]).read_bytes()).values()) == {AXIS}
+    assert set(kit["frame"]["builds"]) == set(kit["builds"])
     for precision in kit["builds"]:
         graph = onnx.load_model(folder / f"frame-{precision}.onnx").graph
         shape = graph.input[0].type.tensor_type.shape.dim
         assert [each.dim_value for each in shape] == [1, 1, 70, 90]  # one frame a call
         assert [each.name for each in graph.output] == ["mask", "logits"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_kit_builds_its_frame_graph_and_replays_frames_of_that_size(
+    exported, precision, monkeypatch, tmp_path
+):
+    folder = exported("jetson", "auto")
+    model = (folder / f"frame-{precision}.onnx").read_bytes()
+    answer = run_frames(model, optimised=False)
+
+    def network(frame):
+        logits, mask = answer(frame[0, 0])
+        return mask, logits
+
+    frame, mask = (("frame", (1, 1, 70, 90), "UINT8"), ("mask", (1, 1, 70, 90), "UINT8"))
+    layers = test_kit.information(
+        test_kit.convolution(test_kit.DATATYPES[precision], Name="network//a/Conv")
+    )
+    tensors = (frame, mask, ("logits", (1, 1, 64, 64), "FLOAT"))
+    standin.install(monkeypatch, "10.3", standin.World(network, layers, tensors))
+    test_kit.fake_cuda_python(monkeypatch)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    for name in test_kit.MODULES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(folder)
+    plan = tmp_path / "e.plan"
+    try:
+        main = importlib.import_module("build_engine").main
+        assert main(["--frame", "--precision", precision, "--out", str(plan)]) == 0
+        assert main(["--check", str(plan)]) == 0
+    finally:
+        for name in test_kit.MODULES:
+            sys.modules.pop(name, None)
+    facts = json.loads((tmp_path / "e.plan.json").read_text())
+    assert facts["onnx_sha256"] == hashlib.sha256(model).hexdigest()
+    assert (facts["vectors"]["frames"], facts["vectors"]["flipped_share"]) == (4, 0.0)
+    assert facts["vectors"]["max_flipped"] == GOLDEN_MAX_FLIPPED[precision]
+    masks = np.load(folder / "vectors" / f"frames-{precision}.npz")["mask"]
+    assert masks.any(axis=(1, 2, 3)).all()  # frames without lesion would prove little
+
+
+def test_frames_of_a_kit_are_fewer_where_they_are_large_and_one_at_least():
+    phantoms = [draw_phantom("malignant", number, 0)[0] for number in (1, 2, 3)]
+    assert [frame.shape for frame in whole_frames(phantoms, 800, 600)] == [(600, 800)] * 3
+    assert len(whole_frames(phantoms, 2048, 1024)) == 2
+    assert [frame.shape for frame in whole_frames(phantoms, 4096, 2160)] == [(2160, 4096)]
 
 
 def test_a_graph_that_takes_no_batch_is_refused_before_anything_is_kept(

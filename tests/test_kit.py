@@ -88,6 +88,7 @@ def write_kit(folder, version, recipes, **changes):
             "expected": dict.fromkeys(recipes, "vectors/expected.npy"),
             "max_flipped": dict.fromkeys(recipes, 0.02),
         },
+        "frame": None,
     }
     (folder / "kit.json").write_text(json.dumps({**content, **changes}))
     seal(folder)
@@ -709,6 +710,7 @@ def test_output_in_the_kit_or_nowhere_is_a_wrong_call(option, command, kit, tmp_
     [
         ["--check", "e.plan", "--precision", "fp16"],
         ["--check", "e.plan", "--print-trtexec"],
+        ["--check", "e.plan", "--frame"],
         ["--workspace-mib", "0"],
         ["--precision", "fp8"],
         ["--cuda", "torch"],
@@ -886,6 +888,13 @@ def test_answers_unlike_the_hosts_are_refused(command, kit, world, tmp_path):
     assert no_engine(tmp_path)
 
 
+def compared(build_engine, answers, expected, mask=None):
+    """Compare answers with the host's where a fifth of a lesion may differ."""
+    logits = SimpleNamespace(name="logits")
+    build = SimpleNamespace(max_flipped=0.2, logits=logits, mask=mask)
+    return build_engine.compare(answers, expected, SimpleNamespace(logit_threshold=0.0), build)
+
+
 @pytest.mark.parametrize(("lost", "passed"), [(0, True), (2, True), (3, False), (10, False)])
 def test_lesion_may_lose_as_much_as_the_kit_says_in_every_frame(lost, passed, build_engine):
     expected = np.full((2, 1, 10, 10), -1, np.float32)
@@ -893,8 +902,7 @@ def test_lesion_may_lose_as_much_as_the_kit_says_in_every_frame(lost, passed, bu
     expected[1, 0, 0] = 1  # 10 pixels
     logits = expected.copy()
     logits[1, 0, 0, :lost] = -1
-    kit = SimpleNamespace(logit_threshold=0.0)
-    result = build_engine.compare(logits, expected, kit, SimpleNamespace(max_flipped=0.2))
+    result = compared(build_engine, {"logits": logits}, {"logits": expected})
     assert result.flipped_share == pytest.approx(lost / 10)
     assert result.passed == passed
 
@@ -903,8 +911,7 @@ def test_single_pixels_of_a_frame_without_lesion_weigh_as_one_in_a_hundred_of_it
     expected = np.full((1, 1, 20, 20), -1, np.float32)
     logits = expected.copy()
     logits[0, 0, 0, 0] = 1
-    kit = SimpleNamespace(logit_threshold=0.0)
-    result = build_engine.compare(logits, expected, kit, SimpleNamespace(max_flipped=0.2))
+    result = compared(build_engine, {"logits": logits}, {"logits": expected})
     assert result.flipped_share == pytest.approx(1 / 4)  # one of 400 * 0.01
 
 
@@ -1087,6 +1094,305 @@ def test_check_refuses_answers_unlike_the_hosts(command, kit, world, engine):
     assert refusal_of(command(kit, "--check", engine)) == (3, "E-KIT-VECTORS")
 
 
+# --- whole frames ---------------------------------------------------------------------------------
+
+FRAME_SHAPE = (1, 1, 8, 12)
+FRAME_TENSORS = (
+    ("frame", FRAME_SHAPE, "UINT8"),
+    ("mask", FRAME_SHAPE, "UINT8"),
+    ("logits", SHAPE, "FLOAT"),
+)
+BOXES = convolution(FLOAT, Name="before/1.Conv")  # of the resize: in float on purpose
+
+
+def frame_network(frame):
+    """Play a frame graph: every other pixel is an input of the network."""
+    logits = frame[..., ::2, ::2].astype(np.float32) / 64 - 2
+    return (logits > 0).repeat(2, axis=2).repeat(2, axis=3).astype(np.uint8), logits
+
+
+def write_frame_kit(folder, version, recipes, *, frame=None, **changes):
+    """Write a kit as `edgeseg export --frame` does."""
+    section = {
+        "input": {"name": "frame", "shape": FRAME_SHAPE},
+        "mask": {"name": "mask", "shape": FRAME_SHAPE},
+        "logits": "logits",
+        "around": ["before/", "after/"],
+        "builds": dict.fromkeys(recipes, {"onnx": "frame.onnx", "expected": "vectors/frames.npz"}),
+        "vectors": "vectors/frames.npy",
+    }
+    write_kit(folder, version, recipes, frame={**section, **(frame or {})}, **changes)
+    (folder / "frame.onnx").write_bytes(b"frame onnx")
+    noise = np.random.default_rng(0).integers(0, 256, (3, *FRAME_SHAPE[1:]), dtype=np.uint8)
+    mask, logits = frame_network(noise)
+    np.save(folder / "vectors" / "frames.npy", noise)
+    np.savez_compressed(folder / "vectors" / "frames.npz", mask=mask, logits=logits)
+    seal(folder)
+    return folder
+
+
+def frame_world(datatype, **changes):
+    layers = information(convolution(datatype, Name="network//enc/conv/Conv"), BOXES)
+    return standin.World(frame_network, layers, FRAME_TENSORS, **changes)
+
+
+@pytest.fixture
+def frame_kit(tmp_path):
+    return write_frame_kit(tmp_path / "kit", "10.3", {"fp16": build(), "int8": build()})
+
+
+@pytest.fixture
+def framed(monkeypatch):
+    """A device on which frame graphs are built."""
+    world = frame_world(HALF)
+    standin.install(monkeypatch, "10.3", world)
+    return world
+
+
+# Neither a calibration cache nor the DLA has room for what stands around the network.
+FRAMED = [(v, row) for v, row in CASES if not {"cache", "dla_core"} & set(row.build)]
+
+
+@pytest.mark.parametrize(("version", "row"), FRAMED, ids=[f"{v} {row.name}" for v, row in FRAMED])
+def test_frame_graph_is_built_as_its_network_in_every_version(
+    version, row, command, monkeypatch, tmp_path
+):
+    recipes = {row.precision: build(**row.build)}
+    folder = write_frame_kit(tmp_path / "kit", version, recipes, **PROFILE)
+    world = frame_world(DATATYPES[row.precision])
+    standin.install(monkeypatch, version, world)
+    code, stdout, stderr = command(folder, "--frame")
+    assert code == 0, stderr
+    built = world.calls.index("build_serialized_network INetworkDefinition IBuilderConfig")
+    assert world.calls[:built] == [
+        f"create_network {row.network}",
+        "parse",
+        "create_builder_config",
+        "set_memory_pool_limit WORKSPACE 268435456",
+        "profiling_verbosity = DETAILED",
+        *row.steps,  # no profile: one frame a call, whatever the network takes
+    ]
+    addresses = [each.split()[1] for each in world.calls if each.startswith("set_tensor_address")]
+    assert addresses == ["frame", "mask", "logits"]
+    assert world.calls.count("execute_async_v3 7") == 3
+    plan = tmp_path / f"kit-{row.precision}-frame.plan"
+    assert plan.read_bytes() == b"plan"
+    assert f"built {plan}" in stdout
+    facts = json.loads((tmp_path / f"{plan.name}.json").read_text())
+    assert facts["onnx_sha256"] == sha256(b"frame onnx")
+    assert (facts["precision"], facts["build"]["onnx"]) == (row.precision, "frame.onnx")
+    assert facts["achieved"]["shares"] == {row.precision: 1.0}
+    assert facts["vectors"] == {
+        "frames": 3,
+        "flipped_share": 0.0,
+        "max_flipped": 0.02,
+        "max_abs": 0.0,
+    }
+    assert command.cuda.live == {}
+
+
+def test_network_of_a_kit_with_frame_graphs_is_built_as_ever(command, frame_kit, world, tmp_path):
+    assert command(frame_kit)[0] == 0
+    facts = json.loads((tmp_path / "kit-fp16.plan.json").read_text())
+    assert facts["onnx_sha256"] == sha256(b"onnx")
+
+
+def one_pixel_off(frame):
+    mask, logits = frame_network(frame)
+    return np.roll(mask, 1, axis=3), logits
+
+
+def another_number(frame):
+    mask, logits = frame_network(frame)
+    return mask * 255, logits
+
+
+def empty(frame):
+    mask, logits = frame_network(frame)
+    return np.zeros_like(mask), logits
+
+
+def not_finite(frame):
+    mask, logits = frame_network(frame)
+    logits[0, 0, 0, 0] = np.nan
+    return mask, logits
+
+
+@pytest.mark.parametrize("answer", [one_pixel_off, another_number, empty, not_finite])
+def test_frame_graph_that_answers_otherwise_than_the_host_is_refused(
+    answer, command, frame_kit, framed, tmp_path
+):
+    framed.network = answer
+    assert refusal_of(command(frame_kit, "--frame")) == (3, "E-KIT-VECTORS")
+    assert no_engine(tmp_path)
+
+
+@pytest.mark.parametrize(("lost", "passed"), [(0, True), (2, True), (3, False)])
+def test_mask_of_a_frame_may_lose_as_much_as_the_kit_says(lost, passed, build_engine):
+    mask = np.zeros((1, 1, 10, 10), np.uint8)
+    mask[0, 0, 0] = 1  # 10 pixels
+    answered = mask.copy()
+    answered[0, 0, 0, :lost] = 0
+    logits = np.full((1, 1, 2, 2), -1, np.float32)  # they would say: no lesion
+    result = compared(
+        build_engine,
+        {"mask": answered, "logits": logits},
+        {"mask": mask, "logits": logits},
+        SimpleNamespace(name="mask"),
+    )
+    assert result.flipped_share == pytest.approx(lost / 10)
+    assert result.passed == passed
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        (("frame", FRAME_SHAPE, "FLOAT"), *FRAME_TENSORS[1:]),
+        (FRAME_TENSORS[0], ("mask", FRAME_SHAPE, "BOOL"), FRAME_TENSORS[2]),
+        FRAME_TENSORS[:2],
+        (*FRAME_TENSORS, ("more", SHAPE, "FLOAT")),
+        (("image", SHAPE, "FLOAT"), ("logits", SHAPE, "FLOAT")),
+    ],
+)
+def test_engine_with_other_tensors_than_the_frame_graph_is_refused(
+    tensors, command, frame_kit, framed, tmp_path
+):
+    framed.tensors = tensors
+    assert refusal_of(command(frame_kit, "--frame")) == (3, "E-KIT-TENSORS")
+    assert no_engine(tmp_path)
+
+
+def test_network_in_a_frame_graph_that_is_less_precise_than_asked_for_is_refused(
+    command, frame_kit, framed
+):
+    framed.information = information(convolution(FLOAT, Name="network//enc/conv/Conv"), BOXES)
+    done = command(frame_kit, "--frame")
+    assert refusal_of(done) == (3, "E-KIT-SHARE")
+    assert "the 1 convolutions run 100.0% fp32" in done[2]
+
+
+def test_what_stands_around_the_network_does_not_count_whatever_names_it(audit):
+    around = ("before/", "after/")
+    named = convolution(FLOAT, Name="__myl_conv", Metadata="[ONNX Layer: before/1.Conv]")
+    joint = "[ONNX Layer: before/9.Sub]\x1f[ONNX Layer: network/before/Conv]"
+    both = convolution(HALF, Name="__myl_both", Metadata=joint)
+    first = convolution(HALF, Name="network/before/conv + before/x")
+    text = information(BOXES, named, both, first)
+    assert audit.audit(text, around) == ("macs", 2, {"fp16": 1.0})
+    assert audit.audit(text).convolutions == 4
+    with pytest.raises(ValueError, match="none of the engine's 1 layers"):
+        audit.audit(information(BOXES), around)
+
+
+def test_kit_without_frame_graphs_says_how_to_get_them(command, kit):
+    done = command(kit, "--frame")
+    assert refusal_of(done) == (2, "E-KIT-FRAME")
+    assert done[2].endswith("no frame graph; export it with --frame WIDTHxHEIGHT\n")
+    assert done[2].count("\n") == 1
+
+
+def test_precision_that_has_no_frame_graph_is_a_wrong_call(command, tmp_path):
+    only = {"fp16": {"onnx": "frame.onnx", "expected": "vectors/frames.npz"}}
+    recipes = {"fp16": build(), "int8": build()}
+    folder = write_frame_kit(tmp_path / "kit", "10.3", recipes, frame={"builds": only})
+    done = command(folder, "--frame", "--precision", "int8")
+    assert refusal_of(done) == (2, "E-KIT-PRECISION")
+    assert "holds fp16, not int8" in done[2]
+
+
+def test_frame_graph_that_is_gone_is_refused_in_one_line(command, frame_kit, framed):
+    (frame_kit / "frame.onnx").unlink()
+    done = command(frame_kit, "--frame")
+    assert refusal_of(done) == (3, "E-KIT-HASH")
+    assert "frame.onnx" in done[2]
+    seal(frame_kit)
+    done = command(frame_kit, "--frame")
+    assert refusal_of(done) == (3, "E-KIT-FORMAT")
+    assert "'frame.onnx', which the kit lacks" in done[2]
+    assert framed.calls == []
+
+
+@pytest.mark.parametrize("recipe", [{**INT8_FP16, **CACHE}, {**FP16, **DLA}])
+def test_frame_graph_with_a_calibration_cache_or_for_the_dla_is_refused(
+    recipe, command, monkeypatch, tmp_path
+):
+    folder = write_frame_kit(tmp_path / "kit", "10.3", {"fp16": build(**recipe)})
+    world = frame_world(HALF, dla_cores=2)
+    standin.install(monkeypatch, "10.3", world)
+    done = command(folder, "--frame")
+    assert refusal_of(done) == (3, "E-KIT-FORMAT")
+    assert "frame graph with a calibration cache or for the DLA" in done[2]
+    assert world.calls == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"builds": {"fp32": {"onnx": "frame.onnx", "expected": "vectors/frames.npz"}}},
+        {"builds": {"fp16": {"onnx": "frame.onnx"}}},
+        {"builds": {"fp16": {"onnx": "frame.onnx", "expected": "../frames.npz"}}},
+        {"vectors": "vectors/gone.npy"},
+        {"mask": {"name": "mask"}},
+        {"around": None},
+    ],
+    ids=lambda change: str(change)[:40],
+)
+def test_frame_of_kit_json_that_is_not_understood_is_refused(change, command, tmp_path):
+    folder = write_frame_kit(tmp_path / "kit", "10.3", {"fp16": build()}, frame=change)
+    assert refusal_of(command(folder, "--frame")) == (3, "E-KIT-FORMAT")
+
+
+MASK, LOGITS = np.zeros((3, 1, 8, 12), np.uint8), np.zeros((3, 1, 4, 6), np.float32)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"mask": MASK},
+        {"mask": MASK, "logits": LOGITS[:2]},
+        {"mask": MASK.astype(bool), "logits": LOGITS},
+        {"mask": MASK[..., :11], "logits": LOGITS},
+        {"mask": MASK, "logits": LOGITS, "more": LOGITS},
+    ],
+)
+def test_vectors_that_are_not_of_the_frame_graph_are_refused(stored, command, frame_kit, framed):
+    np.savez_compressed(frame_kit / "vectors" / "frames.npz", **stored)
+    seal(frame_kit)
+    assert refusal_of(command(frame_kit, "--frame")) == (3, "E-KIT-FORMAT")
+
+
+def test_frame_engine_that_was_built_here_fits_and_is_judged_by_frames(
+    command, frame_kit, framed, tmp_path
+):
+    assert command(frame_kit, "--frame")[0] == 0
+    framed.calls.clear()
+    plan = tmp_path / "kit-fp16-frame.plan"
+    code, stdout, _ = command(frame_kit, "--check", plan)
+    assert (code, stdout) == (0, "fits; 0.000% of pixels unlike the host's\n")
+    assert framed.calls.count("execute_async_v3 7") == 3
+    assert not any("build" in call for call in framed.calls)
+    framed.network = empty
+    assert refusal_of(command(frame_kit, "--check", plan)) == (3, "E-KIT-VECTORS")
+    plan.write_bytes(b"plam")
+    assert refusal_of(command(frame_kit, "--check", plan)) == (3, "E-KIT-ENGINE")
+
+
+def test_network_engine_of_a_kit_with_frame_graphs_fits_too(command, frame_kit, world, tmp_path):
+    assert command(frame_kit)[0] == 0
+    assert command(frame_kit, "--check", tmp_path / "kit-fp16.plan")[0] == 0
+
+
+def test_frame_graph_is_refused_on_another_tensorrt_or_gpu(
+    command, frame_kit, framed, monkeypatch, tmp_path
+):
+    fake_cuda_python(monkeypatch, capability=(7, 2))
+    assert refusal_of(command(frame_kit, "--frame")) == (3, "E-KIT-DEVICE")
+    standin.install(monkeypatch, "10.13", framed)
+    assert refusal_of(command(frame_kit, "--frame")) == (3, "E-KIT-TENSORRT")
+    assert framed.calls == []
+    assert no_engine(tmp_path)
+
+
 # --- trtexec -------------------------------------------------------------------------------------
 
 
@@ -1128,6 +1434,25 @@ def test_trtexec_line_of_a_dynamic_batch_has_its_shapes(command, tmp_path):
         "--optShapes=image:1x1x4x6",
         "--maxShapes=image:4x1x4x6",
     ]
+
+
+@pytest.mark.parametrize(
+    ("version", "recipe", "middle"),
+    [("8.5", FP16, "--fp16"), ("10.3", {}, "--stronglyTyped"), ("11.4", {}, "")],
+)
+def test_trtexec_line_of_a_frame_graph_is_that_of_its_network_without_shapes(
+    version, recipe, middle, command, tmp_path
+):
+    folder = write_frame_kit(tmp_path / "kit", version, {"fp16": build(**recipe)}, **PROFILE)
+    words = command(folder, "--frame", "--print-trtexec")[1].split()
+    assert words[:3] == [
+        "trtexec",
+        f"--onnx={folder}/frame.onnx",
+        f"--saveEngine={tmp_path}/kit-fp16-frame.plan",
+    ]
+    assert words[3] == (middle or "--memPoolSize=workspace:256")
+    ours = command(folder, "--print-trtexec")[1].split()[3:]
+    assert words[3:] == [word for word in ours if "Shapes" not in word]
 
 
 def test_trtexec_line_quotes_paths_and_refuses_a_flag_without_an_option(command, tmp_path):
@@ -1362,7 +1687,7 @@ def test_script_leaves_no_bytecode_in_the_kit_and_so_runs_twice(kit):
 def test_help_names_the_exit_codes_and_every_option(kit):
     done = run_script(kit, "--help")
     assert done.returncode == 0
-    options = ("precision", "out", "timing-cache", "workspace-mib", "cuda", "check")
+    options = ("precision", "frame", "out", "timing-cache", "workspace-mib", "cuda", "check")
     for word in (*(f"--{name}" for name in options), "--print-trtexec", "exit codes:"):
         assert word in done.stdout
 

@@ -11,6 +11,7 @@ Needs JetPack's own tensorrt (8.5 to 11) and numpy, and nothing from the interne
   6. writes ENGINE.plan, plain bytes that trtexec reads too, and ENGINE.plan.json beside it, which
      tells what it was built from and where. It runs on such a device and TensorRT only.
 
+With --frame it does all that for the kit's frame graph: a uint8 frame of one size in, its mask out.
 An engine is code to whoever loads it: load none that you did not build or cannot trace.
 """
 
@@ -23,7 +24,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, List, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Tuple
 
 sys.dont_write_bytecode = True  # the kit takes no file more than SHA256SUMS lists
 
@@ -96,7 +97,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         if options.check is not None:
             check(kit, options.check.resolve(), options.cuda)
             return 0
-        build = build_of(kit, options.precision)
+        build = build_of(kit, options.precision, frame=options.frame)
         workspace_mib = options.workspace_mib or kit.workspace_mib
         out = outside(kit, options.out or default_out(kit, build))
         timing_file = options.timing_cache and outside(kit, options.timing_cache)
@@ -130,10 +131,16 @@ def parse_arguments(arguments: Optional[List[str]]) -> argparse.Namespace:
         help="which of the kit's builds (default: see kit.json)",
     )
     parser.add_argument(
+        "--frame",
+        action="store_true",
+        help="build the frame graph instead of the network, of a kit that was exported with --frame",
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         metavar="ENGINE.plan",
-        help="engine to write, outside the kit (default: KIT-PRECISION.plan beside the kit)",
+        help="engine to write, outside the kit (default: KIT-PRECISION.plan beside the kit, "
+        "KIT-PRECISION-frame.plan with --frame)",
     )
     parser.add_argument(
         "--timing-cache",
@@ -168,9 +175,14 @@ def parse_arguments(arguments: Optional[List[str]]) -> argparse.Namespace:
         "measured alike by every TensorRT version",
     )
     options = parser.parse_args(arguments)
-    if options.check and (
-        options.precision or options.out or options.timing_cache or options.workspace_mib
-    ):
+    building = (
+        options.precision,
+        options.frame,
+        options.out,
+        options.timing_cache,
+        options.workspace_mib,
+    )
+    if options.check and any(building):
         parser.error("--check builds nothing; of the other options it takes --cuda only")
     return options
 
@@ -183,18 +195,28 @@ def positive(text: str) -> int:
     return number
 
 
-def build_of(kit: kit_files.Kit, precision: Optional[str]) -> kit_files.Build:
-    """Return the build of a precision, or the kit's default."""
+def build_of(
+    kit: kit_files.Kit, precision: Optional[str], *, frame: bool = False
+) -> kit_files.Build:
+    """Return the build of a precision, or of the kit's default; of its frame graph if asked for."""
     wanted = precision or kit.default
-    if wanted not in kit.builds:
-        message = f"the kit holds {', '.join(kit.builds)}, not {wanted}; export {wanted} as well"
+    if frame and not kit.frames:
+        message = "the kit holds no frame graph; export it with --frame WIDTHxHEIGHT"
+        raise kit_files.InputError("E-KIT-FRAME", message)
+    builds = kit.frames if frame else kit.builds
+    if wanted not in builds:
+        message = f"the kit holds {', '.join(builds)}, not {wanted}; export {wanted} as well"
         raise kit_files.InputError("E-KIT-PRECISION", message)
-    return kit.builds[wanted]
+    return builds[wanted]
 
 
 def default_out(kit: kit_files.Kit, build: kit_files.Build) -> Path:
-    """Return where the engine goes when nobody says: beside the kit."""
-    return kit.folder.with_name(f"{kit.folder.name}-{build.precision}.plan")
+    """Return where the engine goes when nobody says: beside the kit.
+
+    No other kit's engine has the name of a frame graph's, as all end in a precision.
+    """
+    ending = "" if build.mask is None else "-frame"
+    return kit.folder.with_name(f"{kit.folder.name}-{build.precision}{ending}.plan")
 
 
 def outside(kit: kit_files.Kit, path: Path) -> Path:
@@ -255,7 +277,7 @@ def make(
     require_place(trt, cuda, kit)
     free_mib, total_mib = cuda.memory_mib()
     progress(
-        f"building {build.precision} with TensorRT {trt.__version__} on {free_mib} of {total_mib} "
+        f"building {build.title} with TensorRT {trt.__version__} on {free_mib} of {total_mib} "
         "MiB free GPU memory; this takes minutes"
     )
     log = engine_builder.Log([], [])
@@ -268,11 +290,10 @@ def make(
         build,
         onnx,
         workspace_mib=workspace_mib,
-        profile=kit.profile,
         calibration=kit.read(build.cache) if build.cache else None,
         timing_cache=read_timings(timing_file),
     )
-    engine = engine_builder.load_engine(trt, logger, log, built.plan, build, kit)
+    engine = engine_builder.load_engine(trt, logger, log, built.plan, build)
     achieved = require_precision(engine_builder.inspect_engine(trt, engine), build)
     result = require_vectors(engine, cuda, kit, build)
     facts = {
@@ -321,7 +342,7 @@ def check(kit: kit_files.Kit, plan_file: Path, provider: Optional[str]) -> None:
             raise ValueError(f"schema {facts['schema']!r}, this script reads {ENGINE_SCHEMA!r}")
         built_on = Place(*(facts[name] for name in Place._fields))
         sums = facts["plan_sha256"], facts["kit_sha256"]
-        precision = str(facts["precision"])
+        built_from = str(facts["precision"]), str(facts["build"]["onnx"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         message = f"{plan_file} or its side-car cannot be read ({error!r}): {again}"
         raise kit_files.Refused("E-KIT-ENGINE", message) from error
@@ -333,13 +354,18 @@ def check(kit: kit_files.Kit, plan_file: Path, provider: Optional[str]) -> None:
     here = place_of(trt, cuda)
     if here != built_on:
         raise kit_files.Refused("E-KIT-ENGINE", f"built on {built_on}; here is {here}: {again}")
-    build = build_of(kit, precision)
+    build = built_build(kit, *built_from)
     log = engine_builder.Log([], [])
-    engine = engine_builder.load_engine(
-        trt, engine_builder.make_logger(trt, log), log, plan, build, kit
-    )
+    logger = engine_builder.make_logger(trt, log)
+    engine = engine_builder.load_engine(trt, logger, log, plan, build)
     result = require_vectors(engine, cuda, kit, build)
     print(f"fits; {result.flipped_share:.3%} of pixels unlike the host's")
+
+
+def built_build(kit: kit_files.Kit, precision: str, onnx: str) -> kit_files.Build:
+    """Return which build of the kit made an engine, by what its side-car says."""
+    frame = kit.frames.get(precision)
+    return build_of(kit, precision, frame=frame is not None and frame.onnx == onnx)
 
 
 def progress(text: str) -> None:
@@ -363,7 +389,7 @@ def read_timings(path: Optional[Path]) -> Optional[bytes]:
 def require_precision(information: str, build: kit_files.Build) -> precision_audit.Achieved:
     """Return what the engine achieved, or refuse less than the kit's least share."""
     try:
-        achieved = precision_audit.audit(information)
+        achieved = precision_audit.audit(information, build.around)
     except (ValueError, KeyError) as error:
         message = f"the engine does not tell its precision ({error}); report it with the kit"
         raise kit_files.Refused("E-KIT-SHARE", message) from error
@@ -386,18 +412,15 @@ def require_vectors(
     """
     import numpy as np
 
-    frames = np.load(kit.folder / kit.vectors, allow_pickle=False)
-    expected = np.load(kit.folder / build.expected, allow_pickle=False)
-    for array, tensor in ((frames, kit.input), (expected, kit.output)):
-        if array.shape != (max(len(frames), 1), *tensor.shape[1:]) or array.dtype != np.float32:
-            message = f"vectors of {tensor.name} are {array.dtype} {array.shape}; export again"
-            raise kit_files.Refused("E-KIT-FORMAT", message)
-    result = compare(engine_builder.run_engine(engine, cuda, kit, frames), expected, kit, build)
-    if kit.profile is not None and result.passed:
-        most = kit.profile.max[0]
+    frames, expected = read_vectors(kit, build)
+    answers = engine_builder.run_engine(engine, cuda, kit, build, frames)
+    result = compare(answers, expected, kit, build)
+    if build.profile is not None and result.passed:
+        most = build.profile.max[0]
         places = np.arange(most) % len(frames)
-        logits = engine_builder.run_engine(engine, cuda, kit, frames[places], batch=most)
-        full = compare(logits, expected[places], kit, build)
+        answers = engine_builder.run_engine(engine, cuda, kit, build, frames[places], batch=most)
+        repeated = {name: array[places] for name, array in expected.items()}
+        full = compare(answers, repeated, kit, build)
         if full.flipped_share > result.flipped_share or not full.passed:
             result = full
     if not result.passed:
@@ -410,24 +433,53 @@ def require_vectors(
     return result
 
 
+def read_vectors(
+    kit: kit_files.Kit, build: kit_files.Build
+) -> Tuple[np.ndarray, Dict[str, np.ndarray]]:
+    """Return the frames and what the host answered to them, by output."""
+    import numpy as np
+
+    frames = np.load(kit.folder / build.vectors, allow_pickle=False)
+    stored = np.load(kit.folder / build.expected, allow_pickle=False)
+    if build.mask is None:
+        expected = {build.logits.name: stored}
+    else:
+        with stored:
+            expected = {name: stored[name] for name in stored.files}
+    tensors = (build.input, *build.outputs)
+    arrays = {build.input.name: frames, **expected}
+    wanted = {t.name: ((max(len(frames), 1), *t.shape[1:]), t.dtype) for t in tensors}
+    found = {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
+    if found != wanted:
+        message = f"the vectors are {found}, kit.json names {wanted}; export again"
+        raise kit_files.Refused("E-KIT-FORMAT", message)
+    return frames, expected
+
+
 def compare(
-    logits: np.ndarray, expected: np.ndarray, kit: kit_files.Kit, build: kit_files.Build
+    answers: Dict[str, np.ndarray],
+    expected: Dict[str, np.ndarray],
+    kit: kit_files.Kit,
+    build: kit_files.Build,
 ) -> VectorResult:
-    """Compare logits [N, 1, H, W] with the host's, pixel by pixel.
+    """Compare outputs [N, 1, H, W] with the host's, the mask pixel by pixel.
 
     Flipped pixels are counted against what either mask marks in their frame, but at least
     `LEAST_LESION` of it: over all pixels a small lesion could be lost unseen.
     """
     import numpy as np
 
-    level = kit.logit_threshold
-    ours, theirs = logits > level, expected > level
-    marked = (ours | theirs).mean(axis=(1, 2, 3))
+    name = build.logits.name
+    if build.mask is None:
+        ours, theirs = (each[name] > kit.logit_threshold for each in (answers, expected))
+    else:  # as they are: a mask that says lesion by another number than 1 is none
+        ours, theirs = (each[build.mask.name] for each in (answers, expected))
+    marked = ((ours != 0) | (theirs != 0)).mean(axis=(1, 2, 3))
     shares = (ours != theirs).mean(axis=(1, 2, 3)) / np.maximum(marked, LEAST_LESION)
     flipped = float(shares.max())
     with np.errstate(invalid="ignore"):  # NaN and inf - inf are an answer here, see `passed`
-        max_abs = float(np.max(np.abs(logits - expected)))
-    return VectorResult(len(expected), flipped, build.max_flipped, max_abs)
+        max_abs = float(np.max(np.abs(answers[name] - expected[name])))
+    return VectorResult(len(theirs), flipped, build.max_flipped, max_abs)
 
 
 def place_of(trt: Any, cuda: cuda_buffers.Cuda) -> Place:
@@ -462,7 +514,7 @@ def trtexec_line(
 ) -> str:
     """Return the trtexec command for a build.
 
-    From 11 on trtexec leaves out copies, spins and captures a CUDA graph unless told not to. The
+    A uint8 input and output stay so without an option. From 11 on trtexec leaves out copies, spins and captures a CUDA graph unless told not to. The
     line asks for the way of 8 and 10, so that the times of all versions compare.
     """
     major = int(kit.tensorrt.split(".")[0])
@@ -480,10 +532,10 @@ def trtexec_line(
         words.append(f"--calib={kit.folder / build.cache}")
     if build.dla_core is not None:
         words += [f"--useDLACore={build.dla_core}", "--allowGPUFallback"]
-    if kit.profile is not None:
+    if build.profile is not None:
         words += [
-            f"--{end}Shapes={kit.profile.input}:{'x'.join(map(str, shape))}"
-            for end, shape in zip(("min", "opt", "max"), kit.profile[1:])  # noqa: B905
+            f"--{end}Shapes={build.profile.input}:{'x'.join(map(str, shape))}"
+            for end, shape in zip(("min", "opt", "max"), build.profile[1:])  # noqa: B905
         ]
     if timing_file is not None:
         words.append(f"--timingCacheFile={timing_file}")

@@ -9,13 +9,13 @@ Valid Python 3.8; `tensorrt` comes as an argument, numpy is imported where array
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, List, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Tuple
 
 if TYPE_CHECKING:
     import numpy as np
 
     from .cuda_buffers import Cuda
-    from .kit_files import Build, DeviceError, Kit, Profile, Refused
+    from .kit_files import Build, DeviceError, Kit, Profile, Refused, Tensor
 else:
     from kit_files import DeviceError, Refused
 
@@ -25,6 +25,8 @@ _MEMORY = re.compile(
     r"|bad_?alloc|could not find any implementation for node",
     re.IGNORECASE,
 )
+# Types of tensors -> members of DataType, which has them from 8.5 on.
+_DATA_TYPES = {"float32": "FLOAT", "uint8": "UINT8"}
 
 
 class Log(NamedTuple):
@@ -76,7 +78,6 @@ def build_engine(
     onnx: bytes,
     *,
     workspace_mib: int,
-    profile: Optional[Profile] = None,
     calibration: Optional[bytes] = None,
     timing_cache: Optional[bytes] = None,
 ) -> Built:
@@ -89,7 +90,6 @@ def build_engine(
         build: what to build.
         onnx: content of `build.onnx`.
         workspace_mib: most memory that a layer may use while it runs.
-        profile: of a dynamic batch; None for static shapes.
         calibration: content of `build.cache`.
         timing_cache: b"" to begin one, None to use none.
 
@@ -110,6 +110,7 @@ def build_engine(
         config.clear_flag(trt.BuilderFlag.TF32)  # on by default, with 10 bits of mantissa
     for name in build.flags:
         config.set_flag(_named(trt, "BuilderFlag", name, build))
+    profile = build.profile
     if profile is not None:
         config.add_optimization_profile(_profile(builder, profile, profile.min, profile.max))
     if calibration is not None:
@@ -144,14 +145,14 @@ def _network_flags(trt: Any, build: Build) -> int:
     major = int(trt.__version__.split(".")[0])
     if build.typed:
         if build.flags or build.cache:
-            message = f"the {build.precision} build is typed, yet has flags or a cache; {_AGAIN}"
+            message = f"the {build.title} build is typed, yet has flags or a cache; {_AGAIN}"
             raise Refused("E-KIT-RECIPE", message)
         if major >= 11:  # always typed
             return 0
         return 1 << int(_named(trt, "NetworkDefinitionCreationFlag", "STRONGLY_TYPED", build))
     if major >= 11:
         message = (
-            f"the {build.precision} build is weakly typed, which TensorRT {trt.__version__} "
+            f"the {build.title} build is weakly typed, which TensorRT {trt.__version__} "
             f"no longer builds; {_AGAIN}"
         )
         raise Refused("E-KIT-RECIPE", message)
@@ -168,7 +169,7 @@ def _named(trt: Any, owner: str, name: str, build: Build) -> Any:
     value = getattr(getattr(trt, owner), name, None)
     if value is None:
         message = (
-            f"the {build.precision} build needs {owner}.{name}, which TensorRT {trt.__version__} "
+            f"the {build.title} build needs {owner}.{name}, which TensorRT {trt.__version__} "
             f"does not have; {_AGAIN}"
         )
         raise Refused("E-KIT-RECIPE", message)
@@ -178,7 +179,7 @@ def _named(trt: Any, owner: str, name: str, build: Build) -> Any:
 def _require_dla(builder: Any, build: Build) -> None:
     if build.dla_core is not None and build.dla_core >= builder.num_DLA_cores:
         message = (
-            f"the {build.precision} build is for DLA core {build.dla_core}, and TensorRT finds "
+            f"the {build.title} build is for DLA core {build.dla_core}, and TensorRT finds "
             f"{builder.num_DLA_cores} DLA cores here; {_AGAIN}"
         )
         raise Refused("E-KIT-DLA", message)
@@ -188,7 +189,7 @@ def _cache_only_calibrator(trt: Any, build: Build, calibration: bytes) -> Any:
     """Return a calibrator that hands out the kit's cache and never asks for images."""
     if not hasattr(trt, "IInt8EntropyCalibrator2"):
         message = (
-            f"the {build.precision} build needs a calibration cache, which TensorRT "
+            f"the {build.title} build needs a calibration cache, which TensorRT "
             f"{trt.__version__} no longer reads; {_AGAIN}"
         )
         raise Refused("E-KIT-RECIPE", message)
@@ -226,8 +227,8 @@ def _parser_errors(build: Build, parser: Any) -> str:
 def _build_error(log: Log, build: Build, workspace_mib: int) -> DeviceError:
     said = "; ".join(log.errors[-3:]) or "TensorRT gave no reason"
     if any(_MEMORY.search(each) for each in log.errors):
-        return memory_error(f"the {build.precision} build", workspace_mib, said)
-    return DeviceError("E-KIT-BUILD", f"TensorRT built no {build.precision} engine: {said}")
+        return memory_error(f"the {build.title} build", workspace_mib, said)
+    return DeviceError("E-KIT-BUILD", f"TensorRT built no {build.title} engine: {said}")
 
 
 def memory_error(what: str, workspace_mib: int, said: str) -> DeviceError:
@@ -239,12 +240,12 @@ def memory_error(what: str, workspace_mib: int, said: str) -> DeviceError:
     return DeviceError("E-KIT-MEMORY", message)
 
 
-def load_engine(trt: Any, logger: Any, log: Log, plan: bytes, build: Build, kit: Kit) -> Any:
+def load_engine(trt: Any, logger: Any, log: Log, plan: bytes, build: Build) -> Any:
     """Return the engine of a plan that was built here: a plan is code, so take no other.
 
     Raises:
         DeviceError: E-KIT-BUILD: it does not load.
-        Refused: E-KIT-TENSORS: its inputs and outputs are not those of the kit.
+        Refused: E-KIT-TENSORS: its inputs and outputs are not those of the build.
     """
     runtime = trt.Runtime(logger)
     if build.dla_core is not None:
@@ -253,16 +254,22 @@ def load_engine(trt: Any, logger: Any, log: Log, plan: bytes, build: Build, kit:
     if engine is None:
         said = "; ".join(log.errors[-3:]) or "TensorRT gave no reason"
         raise DeviceError("E-KIT-BUILD", f"the engine does not load: {said}")
-    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    found = [(name, tuple(engine.get_tensor_shape(name))) for name in names]
-    wanted = [(tensor.name, tensor.shape) for tensor in (kit.input, kit.output)]
-    if kit.profile is not None:
-        wanted = [(name, (-1, *shape[1:])) for name, shape in wanted]
-    types = {name: engine.get_tensor_dtype(name) for name in names}
-    if sorted(found) != sorted(wanted) or set(types.values()) != {trt.DataType.FLOAT}:
-        message = f"the engine has {found} of {types}, kit.json names {wanted} of FLOAT; {_AGAIN}"
+    found = sorted(
+        (name, tuple(engine.get_tensor_shape(name)), engine.get_tensor_dtype(name).name)
+        for name in map(engine.get_tensor_name, range(engine.num_io_tensors))
+    )
+    wanted = sorted(
+        (tensor.name, _shape_of(tensor, build), _DATA_TYPES[tensor.dtype])
+        for tensor in (build.input, *build.outputs)
+    )
+    if found != wanted:
+        message = f"the engine has {found}, kit.json names {wanted}; {_AGAIN}"
         raise Refused("E-KIT-TENSORS", message)
     return engine
+
+
+def _shape_of(tensor: Tensor, build: Build) -> Tuple[int, ...]:
+    return tensor.shape if build.profile is None else (-1, *tensor.shape[1:])
 
 
 def inspect_engine(trt: Any, engine: Any) -> str:
@@ -272,19 +279,20 @@ def inspect_engine(trt: Any, engine: Any) -> str:
 
 
 def run_engine(
-    engine: Any, cuda: Cuda, kit: Kit, frames: np.ndarray, *, batch: int = 1
-) -> np.ndarray:
+    engine: Any, cuda: Cuda, kit: Kit, build: Build, frames: np.ndarray, *, batch: int = 1
+) -> Dict[str, np.ndarray]:
     """Run frames one by one, or in batches.
 
     Args:
         engine: of `load_engine`.
         cuda: moves the frames.
         kit: that the engine is of.
-        frames: float32 [N, 1, H, W], N a multiple of `batch`.
-        batch: frames a call; other than 1 only for a kit with a profile.
+        build: that the engine is of.
+        frames: [N, 1, H, W] of the input's type, N a multiple of `batch`.
+        batch: frames a call; other than 1 only for a build with a profile.
 
     Returns:
-        The logits, float32 [N, 1, H, W].
+        Output by name, [N, 1, H, W] of its type.
 
     Raises:
         DeviceError: E-KIT-MEMORY, E-KIT-RUN.
@@ -295,25 +303,29 @@ def run_engine(
     context = engine.create_execution_context()
     if context is None:
         raise memory_error("the execution context", kit.workspace_mib, "TensorRT made none")
-    logits = np.empty((len(frames), *kit.output.shape[1:]), np.float32)
+    answers = {
+        tensor.name: np.empty((len(frames), *tensor.shape[1:]), tensor.dtype)
+        for tensor in build.outputs
+    }
     stream = cuda.create_stream()
-    tensors = (kit.input, kit.output)
+    tensors = (build.input, *build.outputs)
     addresses = {tensor.name: cuda.alloc(batch * tensor.nbytes) for tensor in tensors}
     frames = np.ascontiguousarray(frames)
     try:
-        if kit.profile is not None:
-            shape = (batch, *kit.input.shape[1:])
-            if not context.set_input_shape(kit.input.name, shape):
+        if build.profile is not None:
+            shape = (batch, *build.input.shape[1:])
+            if not context.set_input_shape(build.input.name, shape):
                 raise DeviceError("E-KIT-RUN", f"TensorRT does not take a batch of {batch}")
         for name, address in addresses.items():
             context.set_tensor_address(name, address)
         for start in range(0, len(frames), batch):
-            cuda.copy_to_device(addresses[kit.input.name], frames[start : start + batch])
+            cuda.copy_to_device(addresses[build.input.name], frames[start : start + batch])
             if not context.execute_async_v3(stream):
                 raise DeviceError("E-KIT-RUN", "TensorRT did not run the engine")
             cuda.synchronise(stream)
-            cuda.copy_to_host(logits[start : start + batch], addresses[kit.output.name])
+            for name, answer in answers.items():
+                cuda.copy_to_host(answer[start : start + batch], addresses[name])
     finally:
         for address in addresses.values():
             cuda.free(address)
-    return logits
+    return answers

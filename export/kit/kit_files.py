@@ -17,6 +17,7 @@ SUMS = "SHA256SUMS"
 SIGNATURE = "model.sig"  # optional, of the maker; checked by `edgeseg bundle verify`, not here
 SCHEMA = "edgeseg.kit/1"
 PRECISIONS = ("fp32", "fp16", "int8")
+ITEM_BYTES = {"float32": 4, "uint8": 1}
 
 
 class KitError(Exception):
@@ -59,15 +60,16 @@ class OutputError(KitError):
 
 
 class Tensor(NamedTuple):
-    """A float32 input or output of the network."""
+    """An input or output of an engine."""
 
     name: str
     shape: Tuple[int, ...]  # [1, 1, H, W]
+    dtype: str  # key in ITEM_BYTES
 
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        size = 4
+        size = ITEM_BYTES[self.dtype]
         for length in self.shape:
             size *= length
         return size
@@ -83,7 +85,7 @@ class Profile(NamedTuple):
 
 
 class Build(NamedTuple):
-    """How one precision is built."""
+    """How one engine is built, and what it has to answer."""
 
     precision: str  # of PRECISIONS
     onnx: str  # file of the kit
@@ -92,8 +94,29 @@ class Build(NamedTuple):
     cache: Optional[str]  # TensorRT calibration cache, a file of the kit
     dla_core: Optional[int]  # None: the GPU
     min_share: float  # share of the convolutions' MACs that must run in the precision, in [0, 1]
-    expected: str  # file of the kit: the host's logits, float32 [N, 1, H, W]
+    input: Tensor
+    logits: Tensor  # a pixel is lesion where its logit lies above the kit's level
+    mask: Optional[Tensor]  # of a frame graph: what the engine itself says is lesion (1)
+    profile: Optional[Profile]  # None: the shapes are static
+    around: Tuple[str, ...]  # how the names of nodes begin that are not the network's
+    vectors: str  # file of the kit: what `input` gets, [N, 1, H, W] of its type
+    expected: str  # file of the kit: the host's logits as npy; with a mask both by name, as npz
     max_flipped: float  # share of a frame's lesion that may differ from the host's, in [0, 1]
+
+    @property
+    def title(self) -> str:
+        """For messages."""
+        return self.precision if self.mask is None else f"{self.precision} frame"
+
+    @property
+    def outputs(self) -> Tuple[Tensor, ...]:
+        """All outputs of the engine."""
+        return (self.logits,) if self.mask is None else (self.mask, self.logits)
+
+    @property
+    def files(self) -> Set[str]:
+        """Those of the kit that it needs."""
+        return {self.onnx, self.vectors, self.expected} | ({self.cache} if self.cache else set())
 
 
 class Kit(NamedTuple):
@@ -104,13 +127,10 @@ class Kit(NamedTuple):
     tensorrt: str  # major.minor that the builds were planned for
     compute_capability: Optional[str]  # of the target's GPU, such as "8.7"; None: any
     default: str  # precision built when none is asked for
-    input: Tensor
-    output: Tensor
-    profile: Optional[Profile]  # None: the shapes are static
     logit_threshold: float  # a pixel is lesion where its logit lies above
     workspace_mib: int
-    builds: Dict[str, Build]  # by precision
-    vectors: str  # file of the kit: float32 [N, 1, H, W]
+    builds: Dict[str, Build]  # of the network, by precision
+    frames: Dict[str, Build]  # of the frame graphs, by precision; empty where the kit has none
     sha256: str  # of SHA256SUMS, hence of every file
 
     def read(self, name: str) -> bytes:
@@ -163,9 +183,9 @@ def read_kit(folder: Path) -> Kit:
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']!r}, this script reads {SCHEMA!r}")
         kit = _kit_from(folder, content)
-        used = {kit.vectors}
-        for build in kit.builds.values():
-            used |= {build.onnx, build.expected} | ({build.cache} if build.cache else set())
+        used: Set[str] = set()
+        for build in (*kit.builds.values(), *kit.frames.values()):
+            used |= build.files
         if used - listed:
             raise ValueError(f"it names {sorted(used - listed)[0]!r}, which the kit lacks")
     except (KeyError, TypeError, ValueError) as error:
@@ -176,6 +196,11 @@ def read_kit(folder: Path) -> Kit:
 
 def _kit_from(folder: Path, content: Dict[str, Any]) -> Kit:
     vectors = content["vectors"]
+    image, logits = (
+        Tensor(content[side]["name"], tuple(content[side]["shape"]), "float32")
+        for side in ("input", "output")
+    )
+    profile = _profile_from(content["profile"], image)
     builds = {
         precision: Build(
             precision,
@@ -185,6 +210,12 @@ def _kit_from(folder: Path, content: Dict[str, Any]) -> Kit:
             build["cache"],
             build["dla_core"],
             build["min_share"],
+            image,
+            logits,
+            None,
+            profile,
+            (),
+            vectors["input"],
             vectors["expected"][precision],
             vectors["max_flipped"][precision],
         )
@@ -192,34 +223,54 @@ def _kit_from(folder: Path, content: Dict[str, Any]) -> Kit:
     }
     if content["default"] not in builds or set(builds) - set(PRECISIONS):
         raise ValueError(f"builds {sorted(builds)} with default {content['default']!r}")
-    tensors = {
-        side: Tensor(content[side]["name"], tuple(content[side]["shape"]))
-        for side in ("input", "output")
-    }
-    profile = None
-    if content["profile"] is not None:
-        shapes = [tuple(content["profile"][name]) for name in ("min", "opt", "max")]
-        profile = Profile(tensors["input"].name, *shapes)
-        batches = [shape[0] for shape in shapes]
-        if {shape[1:] for shape in shapes} != {tensors["input"].shape[1:]}:
-            raise ValueError(f"profile {shapes} of the input {tensors['input'].shape}")
-        if batches[0] < 1 or batches != sorted(batches):
-            raise ValueError(f"profile with the batches {batches}")
     return Kit(
         folder,
         content["target"],
         content["tensorrt"],
         content["compute_capability"],
         content["default"],
-        tensors["input"],
-        tensors["output"],
-        profile,
         content["logit_threshold"],
         content["workspace_mib"],
         builds,
-        vectors["input"],
+        {} if content["frame"] is None else _frames_from(content["frame"], builds),
         sha256_of((folder / SUMS).read_bytes()),
     )
+
+
+def _profile_from(content: Optional[Dict[str, Any]], image: Tensor) -> Optional[Profile]:
+    if content is None:
+        return None
+    shapes = [tuple(content[name]) for name in ("min", "opt", "max")]
+    batches = [shape[0] for shape in shapes]
+    if {shape[1:] for shape in shapes} != {image.shape[1:]}:
+        raise ValueError(f"profile {shapes} of the input {image.shape}")
+    if batches[0] < 1 or batches != sorted(batches):
+        raise ValueError(f"profile with the batches {batches}")
+    return Profile(image.name, *shapes)
+
+
+def _frames_from(content: Dict[str, Any], builds: Dict[str, Build]) -> Dict[str, Build]:
+    """Return how each frame graph is built: as the network in it, a single frame a call."""
+    frame, mask = (
+        Tensor(content[side]["name"], tuple(content[side]["shape"]), "uint8")
+        for side in ("input", "mask")
+    )
+    found = {}
+    for precision, build in content["builds"].items():
+        network = builds[precision]
+        if network.cache or network.dla_core is not None:
+            raise ValueError(f"a {precision} frame graph with a calibration cache or for the DLA")
+        found[precision] = network._replace(
+            onnx=build["onnx"],
+            input=frame,
+            logits=Tensor(content["logits"], network.logits.shape, "float32"),
+            mask=mask,
+            profile=None,
+            around=tuple(content["around"]),
+            vectors=content["vectors"],
+            expected=build["expected"],
+        )
+    return found
 
 
 def side_car_of(plan: Path) -> Path:

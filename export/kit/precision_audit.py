@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 # The word in "Row major linear FP16 format" (8.x) or "Half" (10.x) -> our name.
 _NAMES = {
@@ -23,6 +23,7 @@ _NAMES = {
     "fp8": "fp8",
     "int8": "int8",
 }
+_ORIGIN = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]+)")
 _WORD = re.compile(r"\b(" + "|".join(_NAMES) + r")\b", re.IGNORECASE)
 
 
@@ -38,11 +39,16 @@ class Achieved(NamedTuple):
         return self.shares.get(precision, 0.0)
 
 
-def audit(information: str) -> Achieved:
+def audit(information: str, around: Tuple[str, ...] = ()) -> Achieved:
     """Read the JSON of `EngineInspector.get_engine_information`.
 
     A fused DLA region counts as one convolution without dimensions. Layers that only move or join
     data (reformats, pooling, pointwise kernels) count for nothing.
+
+    Args:
+        information: that JSON.
+        around: how the names of ONNX nodes begin that are not the network's, such as a resize
+            before it. They stay in float on purpose, so what computes only these does not count.
 
     Raises:
         ValueError: it lists no convolution, or was built without detailed verbosity.
@@ -50,7 +56,9 @@ def audit(information: str) -> Achieved:
     layers = json.loads(information)["Layers"]
     if not all(isinstance(layer, dict) for layer in layers):
         raise ValueError("the engine tells only the names of its layers")
-    convolutions = [layer for layer in layers if _is_convolution(layer)]
+    convolutions = [
+        layer for layer in layers if _is_convolution(layer) and not _is_around(layer, around)
+    ]
     if not convolutions:
         raise ValueError(f"none of the engine's {len(layers)} layers is a convolution")
     macs = [macs_of(layer) for layer in convolutions]
@@ -111,3 +119,9 @@ def _kind(layer: Dict[str, Any]) -> str:
 def _is_convolution(layer: Dict[str, Any]) -> bool:
     # TensorRT 10 calls some convolutions "correlation"; a DLA region says nothing of its layers.
     return "conv" in _kind(layer) or layer.get("LayerType") in ("correlation", "DLA")
+
+
+def _is_around(layer: Dict[str, Any], around: Tuple[str, ...]) -> bool:
+    # From 10 on a layer tells its ONNX nodes; before, its name begins with that of the first.
+    nodes = _ORIGIN.findall(layer.get("Metadata", "")) or [layer.get("Name", "")]
+    return all(node.startswith(around) for node in nodes)
