@@ -48,9 +48,7 @@ def golden_frames(
     return (*phantoms, *(resize_grey(first, *size) for size in bounded))
 
 
-def whole_frames(
-    phantoms: Sequence[np.ndarray], width: int, height: int
-) -> tuple[np.ndarray, ...]:
+def whole_frames(phantoms: Sequence[np.ndarray], width: int, height: int) -> tuple[np.ndarray, ...]:
     """Return phantoms in the size that a frame graph takes; of large frames fewer, one at least.
 
     Args:

@@ -1113,12 +1113,13 @@ def frame_network(frame):
 
 def write_frame_kit(folder, version, recipes, *, frame=None, **changes):
     """Write a kit as `edgeseg export --frame` does."""
+    whole = {"onnx": "frame.onnx", "expected": "vectors/frames.npz"}
     section = {
         "input": {"name": "frame", "shape": FRAME_SHAPE},
         "mask": {"name": "mask", "shape": FRAME_SHAPE},
         "logits": "logits",
         "around": ["before/", "after/"],
-        "builds": dict.fromkeys(recipes, {"onnx": "frame.onnx", "expected": "vectors/frames.npz"}),
+        "builds": dict.fromkeys(recipes, whole),
         "vectors": "vectors/frames.npy",
     }
     write_kit(folder, version, recipes, frame={**section, **(frame or {})}, **changes)

@@ -133,7 +133,7 @@ def parse_arguments(arguments: Optional[List[str]]) -> argparse.Namespace:
     parser.add_argument(
         "--frame",
         action="store_true",
-        help="build the frame graph instead of the network, of a kit that was exported with --frame",
+        help="build the frame graph instead of the network; the kit was exported with --frame",
     )
     parser.add_argument(
         "--out",
@@ -514,8 +514,9 @@ def trtexec_line(
 ) -> str:
     """Return the trtexec command for a build.
 
-    A uint8 input and output stay so without an option. From 11 on trtexec leaves out copies, spins and captures a CUDA graph unless told not to. The
-    line asks for the way of 8 and 10, so that the times of all versions compare.
+    From 11 on trtexec leaves out copies, spins and captures a CUDA graph unless told not to. The
+    line asks for the way of 8 and 10, so that the times of all versions compare. What is uint8 in
+    the ONNX stays so without an option.
     """
     major = int(kit.tensorrt.split(".")[0])
     words = ["trtexec", f"--onnx={kit.folder / build.onnx}", f"--saveEngine={out}"]
