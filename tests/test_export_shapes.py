@@ -20,7 +20,7 @@ from edgeseg.export.audit import achieved_in_rtx
 from edgeseg.export.batch import AXIS, require_rows, with_dynamic_batch
 from edgeseg.export.forms import Form
 from edgeseg.export.frame_gate import MAX_FLIPPED, prove_frame_graphs, run_frames
-from edgeseg.export.frame_graph import frame_graph_from_onnx
+from edgeseg.export.frame_graph import AROUND, frame_graph_from_onnx
 from edgeseg.export.golden import MAX_FLIPPED as GOLDEN_MAX_FLIPPED
 from edgeseg.export.golden import whole_frames
 from edgeseg.export.parity import CheckFrame, answer_of, exact_run
@@ -566,4 +566,9 @@ def test_rtx_builds_a_plan_for_a_batch_with_the_same_precision(form_of, form):
 def test_rtx_takes_a_frame_graph(form_of, form):
     pytest.importorskip("tensorrt_rtx")
     model = frame_graph_from_onnx(form_of("edge-16", form), CONTRACT, 301, 203)
-    assert plan_from_onnx(model, "8.9").plan.startswith(b"vtrt")
+    plan = plan_from_onnx(model, "8.9")
+    assert plan.plan.startswith(b"vtrt")
+    # To the builder the boxes are a convolution, in float and known by its node: a kit's `audit`.
+    around = [layer for layer in plan.layers if all(o.startswith(AROUND) for o in layer.origins)]
+    assert {layer.kind for layer in around} >= {"correlation", "gemm"}
+    assert {layer.input_type for layer in around} == {"UInt8", "Float"}
