@@ -256,6 +256,23 @@ def test_no_value_around_the_network_is_beyond_fp16_however_large_its_boxes_are(
     assert 500 < largest < np.finfo(np.float16).max  # 31 x 23 pixels of 255 are 181 815
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_uint8_is_nowhere_but_before_and_behind_a_cast_with_float(form_of, form):
+    """TensorRT takes it nowhere else, and casts it to and from nothing else, from 8.5 on."""
+    model = frame_graph_from_onnx(form_of("edge-16", form), CONTRACT, 301, 203)
+    graph = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(model)).graph
+    kinds = {
+        value.name: value.type.tensor_type.elem_type
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
+    uint8 = {name for name, kind in kinds.items() if kind == TensorProto.UINT8}
+    assert uint8 == {"frame", "mask"}
+    ends = [node for node in graph.node if uint8 & {*node.input, *node.output}]
+    assert [node.op_type for node in ends] == ["Cast", "Cast"]
+    first, last = ends
+    assert kinds[first.output[0]] == kinds[last.input[0]] == TensorProto.FLOAT
+
+
 def test_names_of_the_network_that_are_the_frame_graphs_own_do_not_meet():
     nodes = [
         helper.make_node("Relu", ["image"], ["frame"], "before/0.Cast"),
