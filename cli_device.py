@@ -116,6 +116,7 @@ def doctor(names: tuple[str, ...], as_json: bool, registry: Path | None) -> None
 @click.argument("name")
 @click.argument("kit", type=path_type(exists=True, file_okay=False))
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Default: the kit's.")
+@click.option("--frame", is_flag=True, help="Build the kit's frame graph instead of the network.")
 @click.option("--out", type=path_type(), required=True, help="New folder for engine and log.")
 @retries_option
 @registry_option
@@ -123,6 +124,7 @@ def build(
     name: str,
     kit: Path,
     precision: str | None,
+    frame: bool,
     out: Path,
     retries: int,
     registry: Path | None,
@@ -131,7 +133,7 @@ def build(
     from .export.device import jobs
 
     (link,) = _links((name,), registry, retries=retries)
-    built = jobs.build(link, kit, precision, out)
+    built = jobs.build(link, kit, precision, out, frame=frame)
     vectors, how = built.facts["vectors"], "checked again" if built.reused else "built"
     click.echo(
         f"{name}: {built.facts['precision']} {how} with TensorRT {built.facts['tensorrt']} on "

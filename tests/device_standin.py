@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import inspect
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ from edgeseg.runtime.engines import open_engine
 from edgeseg.runtime.image import read_image
 from edgeseg.runtime.pgm import pgm_from_grey
 from edgeseg.runtime.session import Session
+from edgeseg.tests.tensorrt_standin import World
 
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin")
 STANDIN = Path(__file__).with_name("tensorrt_standin.py")
@@ -37,13 +39,14 @@ _WAIT_S = 10.0
 _PLAYED_TENSORRT = """
 import importlib.util, json, os, subprocess, sys, time
 from pathlib import Path
+import numpy as np
 HERE = Path(__file__).parent
 spec = importlib.util.spec_from_file_location("standin", {standin!r})
 standin = importlib.util.module_from_spec(spec)
 sys.modules["standin"] = standin
 spec.loader.exec_module(standin)
-network = lambda frame: frame * 4 - 2
-world = standin.World(network, {information!r}, {tensors!r}, plan=b"plan" * 50000)
+{source}
+world = standin.World({network}, {information!r}, {tensors!r}, plan=b"plan" * 50000)
 play = standin._Played.Builder_build_serialized_network
 def build(world, self, module, network, config):
     helper = subprocess.Popen(["sleep", "600"])
@@ -192,18 +195,24 @@ def start_sshd(
 
 def write_played_packages(site: Path, version: str) -> None:
     """Write a `tensorrt` and a `cuda` that build_engine.py finds on the device."""
-    from edgeseg.tests.test_kit import HALF, SHAPE, convolution, information
+    from edgeseg.tests.test_kit import HALF, make_world
 
-    tensors = (("image", SHAPE, "FLOAT"), ("logits", SHAPE, "FLOAT"))
+    play_world(site, version, make_world(HALF))
+    (site / "cuda" / "bindings" / "runtime.py").write_text(_PLAYED_CUDA)
+    (site / "build_s").write_text("0")
+
+
+def play_world(site: Path, version: str, world: World) -> None:
+    """Write the `tensorrt` of a world, whose network is a function of numpy alone."""
     text = _PLAYED_TENSORRT.format(
         standin=str(STANDIN),
-        information=information(convolution(HALF)),
-        tensors=tensors,
+        source=inspect.getsource(world.network),
+        network=world.network.__name__,
+        information=world.information,
+        tensors=world.tensors,
         version=version,
     )
     (site / "tensorrt.py").write_text(text)
-    (site / "cuda" / "bindings" / "runtime.py").write_text(_PLAYED_CUDA)
-    (site / "build_s").write_text("0")
 
 
 def free_port() -> int:
@@ -299,11 +308,12 @@ class Line:
                     end.shutdown(socket.SHUT_RDWR)
 
 
-def write_kit_bundle(folder: Path, version: str = "10.3") -> Path:
+def write_kit_bundle(folder: Path, version: str = "10.3", *, framed: bool = True) -> Path:
     """Write a kit with the real build_engine.py, sealed as a bundle is; 1 MB of it is ballast."""
-    from edgeseg.tests.test_kit import build, write_kit
+    from edgeseg.tests.test_kit import build, write_frame_kit, write_kit
 
-    write_kit(folder, version, {"fp16": build(), "fp32": build()})
+    write = write_frame_kit if framed else write_kit
+    write(folder, version, {"fp16": build(), "fp32": build()})
     for name in ("manifest.json", "SHA256SUMS"):
         (folder / name).unlink()
     ballast = np.random.default_rng(1).integers(0, 256, 1 << 20, np.uint8)

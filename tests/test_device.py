@@ -302,6 +302,24 @@ def test_an_engine_is_built_there_and_brought_back_whole(device, kit, tmp_path):
 
 
 @needs_sshd
+def test_the_frame_graph_is_built_beside_the_network(device, kit, tmp_path):
+    from edgeseg.tests import test_kit
+
+    link, site = link_to(device, tmp_path), device.folder / "site"
+    jobs.build(link, kit, None, tmp_path / "engine")
+    played = (site / "tensorrt.py").read_text()
+    standin.play_world(site, "10.3", test_kit.frame_world(test_kit.HALF))
+    try:
+        built = jobs.build(link, kit, None, tmp_path / "frame", frame=True)
+    finally:
+        (site / "tensorrt.py").write_text(played)
+    facts = engine_bytes(built.folder)[1]
+    assert (facts["precision"], facts["build"]["onnx"]) == ("fp16", "frame.onnx")
+    names = {path.name for path in device.cache.glob("*/content-*.plan")}
+    assert names == {"content-fp16.plan", "content-fp16-frame.plan"}
+
+
+@needs_sshd
 def test_what_build_engine_refuses_is_refused_here_with_its_code_and_leaves_nothing(
     device, tmp_path
 ):
@@ -320,6 +338,9 @@ def test_a_kit_is_checked_before_anything_is_sent(device, kit, bundle, tmp_path)
     link = link_to(device, tmp_path)
     assert code_of(jobs.build, link, bundle, None, tmp_path / "out") == "E-DEVICE-KIT"
     assert code_of(jobs.build, link, kit, "int8", tmp_path / "out") == "E-DEVICE-KIT"
+    plain = standin.write_kit_bundle(tmp_path / "plain", framed=False)
+    with pytest.raises(InputError, match=r"E-DEVICE-KIT: .*no frame graph"):
+        jobs.build(link, plain, None, tmp_path / "out", frame=True)
     broken = tmp_path / "broken"
     shutil.copytree(kit, broken)
     with (broken / "model.onnx").open("ab") as model:

@@ -71,7 +71,7 @@ def on_each(links: Sequence[Link], work: Callable[[Link], T]) -> tuple[Outcome[T
             raise
 
 
-def build(link: Link, kit: Path, precision: str | None, out: Path) -> Built:
+def build(link: Link, kit: Path, precision: str | None, out: Path, *, frame: bool = False) -> Built:
     """Build the engine of a kit on a device and bring it back.
 
     Args:
@@ -79,6 +79,7 @@ def build(link: Link, kit: Path, precision: str | None, out: Path) -> Built:
         kit: a bundle for TensorRT, with its ``build_engine.py``.
         precision: one of the kit's builds; None takes the kit's default.
         out: new folder for PLAN, SIDE_CAR and LOG.
+        frame: build the kit's frame graph instead of the network.
 
     Raises:
         InputError: E-OUT-EXISTS, E-DEVICE-KIT, the errors of `open_bundle`; E-DEVICE-BUILD as all
@@ -91,20 +92,26 @@ def build(link: Link, kit: Path, precision: str | None, out: Path) -> Built:
         raise InputError(
             "E-DEVICE-KIT", f"{kit} is no build kit; edgeseg export --target jetson makes one"
         )
-    builds = json.loads((kit / "kit.json").read_bytes())
-    chosen = precision or str(builds["default"])
-    if chosen not in builds["builds"]:
+    content = json.loads((kit / "kit.json").read_bytes())
+    if frame and content.get("frame") is None:
         raise InputError(
-            "E-DEVICE-KIT",
-            f"{kit} holds {', '.join(builds['builds'])}, not {chosen}; export it too",
+            "E-DEVICE-KIT", f"{kit} holds no frame graph; export it with --frame WIDTHxHEIGHT"
+        )
+    builds = (content["frame"] if frame else content)["builds"]
+    chosen = precision or str(content["default"])
+    if chosen not in builds:
+        raise InputError(
+            "E-DEVICE-KIT", f"{kit} holds {', '.join(builds)}, not {chosen}; export it too"
         )
     key = send(link, folder_payload(kit), f"kit {kit.name}")
     script = "@base/content/build_engine.py"
-    plan = f"content-{chosen}.plan"  # where build_engine.py puts it, and where the runtime looks
+    # Where build_engine.py puts it, and where the runtime looks for the network's.
+    name = f"content-{chosen}-frame" if frame else f"content-{chosen}"
+    plan, options = f"{name}.plan", ("--frame",) if frame else ()
     job = Job(
         key=key,
-        argv=("@python", script, "--precision", chosen, "--out", f"@out/{PLAN}"),
-        out={PLAN: plan, SIDE_CAR: f"{plan}.json", LOG: f"content-{chosen}.log"},
+        argv=("@python", script, "--precision", chosen, *options, "--out", f"@out/{PLAN}"),
+        out={PLAN: plan, SIDE_CAR: f"{plan}.json", LOG: f"{name}.log"},
         log=LOG,
         env={},
         publish=True,
@@ -116,11 +123,13 @@ def build(link: Link, kit: Path, precision: str | None, out: Path) -> Built:
         try:
             facts = json.loads((folder / SIDE_CAR).read_bytes())
             sums = facts["plan_sha256"], facts["kit_sha256"], facts["precision"]
+            onnx = facts["build"]["onnx"]
             float(facts["vectors"]["flipped_share"])
             str(facts["tensorrt"])
         except (ValueError, KeyError, TypeError) as error:
             raise Refused("E-DEVICE-ENGINE", f"the side-car is malformed ({error})") from error
-        if sums != (sha256_of_file(folder / PLAN), bundle.sha256, chosen):
+        wanted = sha256_of_file(folder / PLAN), bundle.sha256, chosen
+        if sums != wanted or onnx != builds[chosen]["onnx"]:
             raise Refused(
                 "E-DEVICE-ENGINE",
                 f"the engine that {link.device.name} sent is of another kit or was changed; "
