@@ -1,7 +1,7 @@
 /* Segments a PGM frame with a bundle: edgeseg-predict BUNDLE < frame.pgm > mask.pgm
  *
- * The usage below lists the options. Exit code: 0, 2 for the usage, 5 where stdout cannot be written, or the positive value of the
- * status (11 for ES_ERR_BUNDLE_HASH).
+ * The usage below lists the options. Exit code: 0, 2 for the usage, 5 where stdout cannot be written,
+ * or the positive value of the status (11 for ES_ERR_BUNDLE_HASH).
  */
 #define _POSIX_C_SOURCE 200809L
 #include <edgeseg.h>
@@ -90,29 +90,32 @@ static int has_value(int i, int count, char **arguments) {
 }
 
 int main(int count, char **arguments) {
-    const char *folder = NULL, *mode = "";
+    const char *bundle = NULL, *mode = "";
     int understood = 1;
     es_options options = {0};
     char message[ES_MESSAGE_BYTES];
     for (int i = 1; i < count; i++) {
         if (strcmp(arguments[i], "--engine") == 0 && has_value(i, count, arguments))
             options.engine = arguments[++i];
+        else if (strcmp(arguments[i], "--key") == 0 && has_value(i, count, arguments))
+            options.key = arguments[++i];
         else if (strcmp(arguments[i], "--threads") == 0 && has_value(i, count, arguments))
             options.threads = atoi(arguments[++i]);
         else if (strcmp(arguments[i], "--largest-only") == 0) options.largest_only = 1;
         else if (strcmp(arguments[i], "--fill-holes") == 0) options.fill_holes = 1;
         else if (is_mode(arguments[i])) mode = arguments[i];
-        else if (strncmp(arguments[i], "--", 2) != 0 && folder == NULL) folder = arguments[i];
+        else if (strncmp(arguments[i], "--", 2) != 0 && bundle == NULL) bundle = arguments[i];
         else understood = 0; /* an unknown option, one without its value, a second bundle */
     }
-    if (folder == NULL || !understood) {
-        fputs("usage: edgeseg-predict BUNDLE [--engine NAME] [--threads N] [--largest-only]\n"
-              "       [--fill-holes] [--info | --verify | --selftest] < frame.pgm > mask.pgm\n",
+    if (bundle == NULL || !understood) {
+        fputs("usage: edgeseg-predict BUNDLE [--key PUBLIC.pem] [--engine NAME] [--threads N]\n"
+              "       [--largest-only] [--fill-holes] [--info | --verify | --selftest]\n"
+              "       < frame.pgm > mask.pgm\n",
               stderr);
         return 2;
     }
     if (strcmp(mode, "--verify") == 0) {
-        int status = es_verify(folder, message);
+        int status = es_verify(bundle, options.key, message);
         return status == ES_OK ? 0 : complain(status, message);
     }
     int width = 0, height = 0;
@@ -122,7 +125,7 @@ int main(int count, char **arguments) {
     options.max_height = height;
     es_session *session = NULL;
     double begin = now_ms();
-    int status = es_open(folder, &options, &session, message);
+    int status = es_open(bundle, &options, &session, message);
     double opened_ms = now_ms() - begin;
     int result = 0;
     if (status != ES_OK) result = complain(status, message);

@@ -7,8 +7,9 @@
  *     if (status == ES_OK) status = es_infer(session, frame, width, height, stride, mask);
  *     es_close(session);
  *
- * A bundle is a folder written by `edgeseg export`. Every byte of it is compared with its hashes
- * before an engine sees one, and an engine gets the bytes that were compared, not the file again.
+ * A bundle is a folder written by `edgeseg export`, or the file that `edgeseg bundle pack` made of
+ * it. Every byte of it is compared with its hashes before an engine sees one, and an engine gets the
+ * bytes that were compared, not the file again. With a key its signature must hold before that.
  *
  * Memory: es_open allocates all that this library ever needs; no other function allocates, but the
  * engine's own library may while it runs (docs/c-runtime.md has the counts). Threads: one session
@@ -45,26 +46,35 @@ enum es_status {
     ES_ERR_FRAME = -2,           /* a frame larger than at es_open, or not of the layout's size */
     ES_ERR_MEMORY = -3,          /* es_open could not allocate */
     ES_ERR_BUSY = -4,            /* another thread is inside this session */
-    ES_ERR_BUNDLE_MISSING = -10, /* no folder with manifest.json and SHA256SUMS there */
+    ES_ERR_BUNDLE_MISSING = -10, /* no folder or file with manifest.json and SHA256SUMS there */
     ES_ERR_BUNDLE_HASH = -11,    /* a file was changed, added, removed, or cannot be read */
     ES_ERR_BUNDLE_LINK = -12,    /* a link or a device in the bundle */
     ES_ERR_MANIFEST_SIZE = -13,  /* manifest.json or SHA256SUMS is over 1 MiB */
     ES_ERR_MANIFEST_NEWER = -14, /* bundle schema of another major version */
     ES_ERR_MANIFEST_FIELD = -15, /* manifest.json is malformed */
     ES_ERR_PGM = -16,            /* a golden frame or mask is malformed */
+    ES_ERR_BUNDLE_NAME = -17,    /* a file's name is not plain, or leads out of the bundle */
+    ES_ERR_ARCHIVE_FORM = -18,   /* a packed bundle in another form than `edgeseg bundle pack`'s */
+    ES_ERR_ARCHIVE_SIZE = -19,   /* a packed bundle over 1 GiB */
     ES_ERR_ENGINE_UNLISTED = -20, /* the bundle has no model for the engine asked for */
     ES_ERR_ENGINE_MISSING = -21, /* the engine was not compiled into this library */
     ES_ERR_ENGINE_LOAD = -22,    /* the engine refused the model */
     ES_ERR_ENGINE_VERSION = -23, /* an engine library of another version than needed */
     ES_ERR_ENGINE_RUN = -24,     /* the engine failed while it ran */
     ES_ERR_ENGINE_RESULT = -25,  /* the engine answered a number that is not finite */
-    ES_ERR_SELFTEST = -30        /* golden vectors: another answer than at export, or none there */
+    ES_ERR_SELFTEST = -30,       /* golden vectors: another answer than at export, or none there */
+    ES_ERR_SIGNATURE_MISSING = -40, /* a key was given, the bundle has no signature */
+    ES_ERR_SIGNATURE = -41,      /* by another key, of another bundle, or damaged */
+    ES_ERR_KEY_READ = -42,       /* the key is no public key of P-256, P-384 or P-521 as PEM */
+    ES_ERR_OPENSSL_MISSING = -43 /* a key was given to a library that was built without OpenSSL */
 };
 
 /* Zero or NULL means the default. */
 typedef struct es_options {
     const char *engine; /* "openvino", "onnxruntime" or "tensorrt"; NULL: the bundle's first that
                            is compiled in */
+    const char *key;    /* PEM file of a public key: the bundle must be signed with its private key.
+                           NULL: no signature is asked for, and none is looked at */
     int threads;        /* of the engine on the CPU; 0: every core this process may use */
     int max_width;      /* px, of the frames that will come; 0: 1920 */
     int max_height;     /* px; 0: 1200. A layout in the bundle overrides both */
@@ -96,16 +106,16 @@ typedef struct es_selftest_result {
     double max_flipped;        /* largest share that the bundle accepts of this engine */
 } es_selftest_result;
 
-/* Verifies a bundle's folder and opens it.
+/* Verifies a bundle, a folder or a packed file, and opens it.
  *
  * options: NULL for all defaults. *session is set on success only. message: ES_MESSAGE_BYTES bytes
  * for one line on what failed, or NULL. Returns any code but FRAME, BUSY, RUN, RESULT, SELFTEST. */
-ES_API int es_open(const char *folder, const es_options *options, es_session **session,
+ES_API int es_open(const char *bundle, const es_options *options, es_session **session,
                    char *message);
 
-/* Compares every byte of a bundle's folder with its hashes and reads its manifest; opens no engine.
- * For a boot loader or before an update is accepted. message: as es_open. */
-ES_API int es_verify(const char *folder, char *message);
+/* Compares every byte of a bundle with its hashes and reads its manifest; opens no engine. For a boot
+ * loader or before an update is accepted. key: as in es_options; message: as es_open. */
+ES_API int es_verify(const char *bundle, const char *key, char *message);
 
 /* Segments a grey frame.
  *

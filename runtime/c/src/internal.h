@@ -128,14 +128,97 @@ typedef struct es_manifest {
  * (es_verify). Any well-formed minor of our major is read. */
 int es_manifest_read(const es_json *json, const char *engine, es_manifest *manifest, char *message);
 
-/* --- bundle (bundle.c) ------------------------------------------------------------------------ */
+/* --- where the bytes lie (store.c, folder.c, archive.c) ---------------------------------------- */
 
-#define ES_MAX_MANIFEST (1u << 20)
+#define ES_MAX_PLAIN 200 /* bytes of a plain name */
 
 typedef struct es_blob {
     uint8_t *bytes; /* allocated, one zero behind the last */
     size_t count;
 } es_blob;
+
+/* A file of a bundle, open. */
+typedef struct es_file {
+    int descriptor;       /* of itself, or of the archive that it lies in */
+    uint64_t start, size; /* of its content there, bytes */
+    bool packed;          /* in an archive, which has a CRC-32 of it */
+    uint32_t crc;
+} es_file;
+
+/* A file in an archive. */
+typedef struct es_member {
+    char name[ES_MAX_PLAIN + 1];
+    uint32_t start, size, crc;
+} es_member;
+
+typedef struct es_store es_store;
+
+/* Looks at one file; anything but ES_OK ends the walk and is its result. */
+typedef int es_visit(void *context, const char *name, const es_file *file);
+
+typedef struct es_store_kind {
+    /* Opens a file beside manifest.json: ES_ERR_BUNDLE_MISSING where there is none. */
+    int (*find)(const es_store *store, const char *name, es_file *file, char *message);
+    /* Shows every file, each once, open while it is shown. */
+    int (*walk)(const es_store *store, es_visit *visit, void *context, char *message);
+} es_store_kind;
+
+struct es_store {
+    const es_store_kind *kind;
+    int descriptor;     /* of the folder or of the archive */
+    es_member *members; /* of an archive, sorted by name */
+    int count;
+};
+
+extern const es_store_kind es_store_folder, es_store_archive;
+
+int es_store_open(const char *path, es_store *store, char *message);
+void es_store_close(es_store *store);
+/* Reads the directory of an archive of `size` bytes; every byte that is not content is compared. */
+int es_archive_read(es_store *store, uint64_t size, const char *path, char *message);
+
+/* Reads bytes at a position of a descriptor; false where there are not as many. */
+bool es_read_at(int descriptor, uint64_t position, uint8_t *bytes, size_t count);
+/* Reads a file once: its content into blob unless that is NULL, its SHA-256 into digest. */
+int es_file_read(const es_file *file, const char *name, es_blob *blob, size_t *total,
+                 char digest[65], char *message);
+void es_file_close(const es_file *file);
+
+/* Whether a name is plain on every file system and stays in the bundle, as edgeseg.runtime.store. */
+bool es_name_is_plain(const char *name, size_t length);
+/* Write the message of the refusal and return its status. */
+int es_bad_name(char *message, const char *name, size_t length);
+int es_changed(char *message, const char *name);
+int es_no_memory(char *message, const char *name);
+
+/* --- signature (signature.c, key_openssl.c or key_none.c) --------------------------------------- */
+
+#define ES_SIGNATURE "model.sig"         /* in no list, since it signs the list */
+#define ES_MAX_SIGNATURE (1u << 20)      /* bytes */
+#define ES_PAYLOAD_TYPE "application/vnd.in-toto+json"
+
+/* model.sig in its one form; points into its text. */
+typedef struct es_signature {
+    const char *hint; /* 64 digits: SHA-256 of the PEM of the public key */
+    const uint8_t *payload, *value; /* the statement that is signed, its ECDSA signature as DER */
+    size_t payload_count, value_count;
+} es_signature;
+
+/* Reads model.sig, decoding it in place; false for any other form than model-signing 1.1 writes. */
+bool es_signature_read(char *text, size_t count, es_signature *signature);
+/* Whether a statement has exactly one digest of SHA256SUMS, and that one. */
+int es_statement_check(const char *text, size_t count, const char sums[65], char *message);
+/* Whether the public key in a PEM file made a signature. Of key_openssl.c or, without it,
+ * key_none.c. */
+int es_key_check(const char *path, const es_signature *signature, char *message);
+/* All of it; sums: SHA-256 of SHA256SUMS, by which every other file is verified next. */
+int es_signature_require(const es_store *store, const char *key, const char sums[65],
+                         char *message);
+int es_not_signed(char *message, const char *why);
+
+/* --- bundle (bundle.c) ------------------------------------------------------------------------ */
+
+#define ES_MAX_MANIFEST (1u << 20)
 
 typedef struct es_bundle {
     es_manifest manifest;
@@ -156,7 +239,9 @@ typedef struct es_sum {
  * Returns the number of lines or -1; fills sums as far as capacity goes. */
 int es_sums_parse(char *text, size_t length, es_sum *sums, size_t capacity);
 
-int es_bundle_open(const char *folder, const char *engine, es_bundle *bundle, char *message);
+/* key: PEM file of the public key whose signature is asked for, or NULL. */
+int es_bundle_open(const char *path, const char *key, const char *engine, es_bundle *bundle,
+                   char *message);
 void es_bundle_close(es_bundle *bundle);
 
 /* --- pictures (image.c), bit for bit as edgeseg.runtime.image with Pillow 13 ------------------- */

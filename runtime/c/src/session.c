@@ -118,14 +118,14 @@ static void drop_models(es_session *s) {
     }
 }
 
-static int open_session(es_session *s, const char *folder, const es_options *options,
+static int open_session(es_session *s, const char *bundle, const es_options *options,
                         char *message) {
     es_picture golden = {NULL, 1, 1};
     int status = set_options(s, options, message);
     if (status != ES_OK) return status;
     const char *engine = options->engine != NULL && *options->engine == '\0' ? "none"
                                                                               : options->engine;
-    status = es_bundle_open(folder, engine, &s->bundle, message);
+    status = es_bundle_open(bundle, options->key, engine, &s->bundle, message);
     if (status != ES_OK) return status;
     status = set_size(s, options, message);
     if (status == ES_OK) status = read_golden(s, &golden, message);
@@ -142,17 +142,17 @@ static int open_session(es_session *s, const char *folder, const es_options *opt
     return status;
 }
 
-int es_open(const char *folder, const es_options *options, es_session **session, char *message) {
+int es_open(const char *bundle, const es_options *options, es_session **session, char *message) {
     static const es_options defaults;
     if (message != NULL) *message = '\0';
-    if (folder == NULL || session == NULL)
-        return es_fail(message, ES_ERR_ARGUMENT, "folder or session is NULL");
+    if (bundle == NULL || session == NULL)
+        return es_fail(message, ES_ERR_ARGUMENT, "bundle or session is NULL");
     size_t own = 0;
     es_session *opened = es_allocate(1, sizeof *opened, &own);
     if (opened == NULL) return no_memory(message);
     memset(opened, 0, sizeof *opened);
     opened->total = own;
-    int status = open_session(opened, folder, options != NULL ? options : &defaults, message);
+    int status = open_session(opened, bundle, options != NULL ? options : &defaults, message);
     if (status == ES_OK) *session = opened;
     else es_close(opened);
     return status;

@@ -22,6 +22,9 @@ static const struct {
     {ES_ERR_MANIFEST_NEWER, "E-MANIFEST-NEWER", "the bundle's schema is of another major version"},
     {ES_ERR_MANIFEST_FIELD, "E-MANIFEST-FIELD", "manifest.json is malformed"},
     {ES_ERR_PGM, "E-PGM", "a golden frame or mask is malformed"},
+    {ES_ERR_BUNDLE_NAME, "E-BUNDLE-NAME", "the bundle has a file whose name is not plain"},
+    {ES_ERR_ARCHIVE_FORM, "E-ARCHIVE-FORM", "the packed bundle is not in its one form"},
+    {ES_ERR_ARCHIVE_SIZE, "E-ARCHIVE-SIZE", "the packed bundle is too large"},
     {ES_ERR_ENGINE_UNLISTED, "E-ENGINE-NOT-IN-BUNDLE", "the bundle has no model for the engine"},
     {ES_ERR_ENGINE_MISSING, "E-EXTRA-MISSING", "the engine is not compiled into this library"},
     {ES_ERR_ENGINE_LOAD, "E-ENGINE-LOAD", "the engine refused the model"},
@@ -29,6 +32,10 @@ static const struct {
     {ES_ERR_ENGINE_RUN, "E-ENGINE-RUN", "the engine failed while it ran"},
     {ES_ERR_ENGINE_RESULT, "E-ENGINE-RESULT", "the engine answered a number that is not finite"},
     {ES_ERR_SELFTEST, "E-SELFTEST", "the golden vectors were not answered as at export"},
+    {ES_ERR_SIGNATURE_MISSING, "E-SIGNATURE-MISSING", "the bundle has no signature"},
+    {ES_ERR_SIGNATURE, "E-SIGNATURE", "the signature does not hold for this key and bundle"},
+    {ES_ERR_KEY_READ, "E-KEY-READ", "the key is no public key that signatures are verified with"},
+    {ES_ERR_OPENSSL_MISSING, "E-EXTRA-MISSING", "this library was built without OpenSSL"},
 };
 
 const char *es_code(int status) {

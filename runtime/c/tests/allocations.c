@@ -1,4 +1,4 @@
-/* Counts allocations after es_open: edgeseg-allocations BUNDLE ENGINE
+/* Counts allocations after es_open: edgeseg-allocations BUNDLE ENGINE [KEY]
  *
  * malloc and its relatives are replaced here, before the C library's, for everything in the
  * process; who called tells whose an allocation is. Prints
@@ -102,8 +102,8 @@ static int call(es_session *session) {
 int main(int number, char **arguments) {
     char message[ES_MESSAGE_BYTES];
     es_session *session = NULL;
-    if (number != 3 || dl_iterate_phdr(find_own, NULL) != 1) return 2;
-    es_options options = {.engine = arguments[2], .threads = 1, .max_width = SIDE,
+    if (number < 3 || number > 4 || dl_iterate_phdr(find_own, NULL) != 1) return 2;
+    es_options options = {.engine = arguments[2], .key = arguments[3], .threads = 1, .max_width = SIDE,
                           .max_height = SIDE, .largest_only = 1, .fill_holes = 1};
     counting = 1;
     int status = es_open(arguments[1], &options, &session, message);

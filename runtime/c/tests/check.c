@@ -126,9 +126,80 @@ static int check_sums(void) {
     return 0;
 }
 
+static int check_names(void) {
+    static const char *good[] = {"model.bin", "vectors/frame-0.pgm", "a/b/c_d.e-f", "_x", "a..b"};
+    static const char *bad[] = {"../x", "/x", "a/../x", "a//x", "./x", "a/", "", ".hidden", "a/.git",
+                                "..", "-x", "a\\x", "C:x", "a b", "\xc3\xbc", "a\nb"};
+    char longest[ES_MAX_PLAIN + 1];
+    memset(longest, 'a', sizeof longest);
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++)
+        CHECK(es_name_is_plain(good[i], strlen(good[i])));
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        CHECK(!es_name_is_plain(bad[i], strlen(bad[i])));
+    CHECK(!es_name_is_plain("a\0b", 3));
+    CHECK(es_name_is_plain(longest, ES_MAX_PLAIN) && !es_name_is_plain(longest, ES_MAX_PLAIN + 1));
+    return 0;
+}
+
+#define FORM_OF(payload, value)                                                                   \
+    "{\"mediaType\":\"application/vnd.dev.sigstore.bundle.v0.3+json\",\"verificationMaterial\":"    \
+    "{\"publicKey\":{\"hint\":\"" ZEROS "\"},\"tlogEntries\":[]},\"dsseEnvelope\":{\"payload\":\""    \
+    payload "\",\"payloadType\":\"application/vnd.in-toto+json\",\"signatures\":[{\"sig\":\"" value   \
+    "\",\"keyid\":\"\"}]}}"
+
+static bool read_signature(const char *form, size_t count, es_signature *signature) {
+    static char text[1024];
+    memcpy(text, form, count);
+    return es_signature_read(text, count, signature);
+}
+
+static int check_signatures(void) {
+    static const char whole[] = FORM_OF("Zm9vYmE=", "Zm9vYg==");
+    static const char *bad[] = {
+        FORM_OF("Zm9vYmF=", ""), FORM_OF("Zm9vYh==", ""), FORM_OF("Zm9vYmE", ""),
+        FORM_OF("Zm9v====", ""), FORM_OF("====", ""), FORM_OF("Zg=v", ""), FORM_OF("Zm9v\n", ""),
+        FORM_OF("Zm-_", ""), FORM_OF("", "Zg="), FORM_OF("", "Z==="), FORM_OF("Zm9v", "") " ", "{}", ""};
+    es_signature signature;
+    CHECK(read_signature(whole, sizeof whole - 1, &signature));
+    CHECK(signature.payload_count == 5 && memcmp(signature.payload, "fooba", 5) == 0);
+    CHECK(signature.value_count == 4 && memcmp(signature.value, "foob", 4) == 0);
+    CHECK(memcmp(signature.hint, ZEROS, 64) == 0);
+    for (size_t i = 0; i < sizeof whole - 1; i++) CHECK(!read_signature(whole, i, &signature));
+    CHECK(!read_signature(whole, sizeof whole, &signature));
+    CHECK(read_signature(FORM_OF("", ""), sizeof FORM_OF("", "") - 1, &signature));
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        CHECK(!read_signature(bad[i], strlen(bad[i]), &signature));
+    return 0;
+}
+
+#define STATEMENT(type, predicate, resources)                                                   \
+    "{\"_type\":\"https://in-toto.io/Statement/" type "\",\"predicateType\":"                     \
+    "\"https://model_signing/" predicate "\",\"predicate\":{\"resources\":[" resources "]}}"
+#define RESOURCE(name, algorithm, digest)                                                       \
+    "{\"name\":\"" name "\",\"algorithm\":\"" algorithm "\",\"digest\":\"" digest "\"}"
+#define SUMS RESOURCE("SHA256SUMS", "sha256", ZEROS)
+#define OTHER RESOURCE("model.bin", "sha256", ZEROS)
+
+static int check_statements(void) {
+    static const char *bad[] = {
+        STATEMENT("v1", "signature/v1.0", ""), STATEMENT("v1", "signature/v1.0", OTHER),
+        STATEMENT("v1", "signature/v1.0", SUMS "," SUMS), /* which of them? */
+        STATEMENT("v1", "signature/v1.0", RESOURCE("SHA256SUMS", "sha512", ZEROS)),
+        STATEMENT("v1", "signature/v1.0", RESOURCE("SHA256SUMS", "sha256", "0")),
+        STATEMENT("v1", "signature/v1.0", RESOURCE("SHA256SUMS:0:9", "sha256", ZEROS)),
+        STATEMENT("v0", "signature/v1.0", SUMS), STATEMENT("v1", "provenance/v1.0", SUMS),
+        "{\"resources\":[" SUMS "]}", "[]", "{", "null", ""};
+    static const char good[] = STATEMENT("v1", "signature/v1.0", OTHER "," SUMS);
+    char message[ES_MESSAGE_BYTES];
+    CHECK(es_statement_check(good, sizeof good - 1, ZEROS, message) == ES_OK);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        CHECK(es_statement_check(bad[i], strlen(bad[i]), ZEROS, message) == ES_ERR_SIGNATURE);
+    return 0;
+}
+
 static int check_codes(void) {
     static const int all[] = {0, -1, -2, -3, -4, -10, -11, -12, -13, -14, -15, -16, -20, -21, -22,
-                              -23, -24, -25, -30};
+                              -17, -18, -19, -23, -24, -25, -30, -40, -41, -42, -43};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) CHECK(*es_code(all[i]) != '\0');
     CHECK(*es_code(-99) == '\0' && *es_strerror(-99) != '\0');
     CHECK(strcmp(es_code(ES_ERR_BUNDLE_HASH), "E-BUNDLE-HASH") == 0);
@@ -145,7 +216,7 @@ static int check_arguments(void) {
     CHECK(es_open("/nonexistent", NULL, &session, NULL) == ES_ERR_BUNDLE_MISSING);
     CHECK(es_open("/nonexistent", NULL, &session, message) == ES_ERR_BUNDLE_MISSING);
     CHECK(session == NULL && strstr(message, "/nonexistent") != NULL);
-    CHECK(es_verify(NULL, message) == ES_ERR_ARGUMENT);
+    CHECK(es_verify(NULL, NULL, message) == ES_ERR_ARGUMENT);
     CHECK(es_infer(NULL, &pixel, 1, 1, 1, &pixel) == ES_ERR_ARGUMENT);
     CHECK(es_selftest(NULL, NULL) == ES_ERR_ARGUMENT && es_info(NULL, &facts) == ES_ERR_ARGUMENT);
     CHECK(strcmp(es_last_message(NULL), "") == 0);
@@ -164,7 +235,8 @@ static int check_arguments(void) {
 
 int main(void) {
     if (check_sha256() || check_json() || check_json_values() || check_pgm() || check_sums() ||
-        check_codes() || check_arguments())
+        check_names() || check_signatures() || check_statements() || check_codes() ||
+        check_arguments())
         return 1;
     puts("ok");
     return 0;

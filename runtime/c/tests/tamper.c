@@ -1,7 +1,7 @@
-/* Changes single bytes of a bundle and counts what es_verify accepts: edgeseg-tamper BUNDLE STEP
+/* Changes single bytes of a bundle and counts what es_verify accepts: edgeseg-tamper BUNDLE STEP [KEY]
  *
- * Every STEP-th byte of every file but the signature is changed in place, verified, and put back.
- * BUNDLE must be a copy. Prints "TRIED ACCEPTED"; returns 1 if one was accepted or the bundle is not
+ * Every STEP-th byte of every file is changed in place, verified, and put back; what a folder has of a
+ * signature is refused only with the KEY. BUNDLE, a folder or a packed file, must be a copy. Prints "TRIED ACCEPTED"; returns 1 if one was accepted or the bundle is not
  * accepted before and after. */
 #define _XOPEN_SOURCE 700
 #include <ftw.h>
@@ -11,7 +11,7 @@
 
 #include "edgeseg.h"
 
-static const char *bundle;
+static const char *bundle, *key;
 static long step, tried, accepted;
 
 static int try_file(const char *path, const struct stat *info, int kind, struct FTW *place) {
@@ -25,7 +25,7 @@ static int try_file(const char *path, const struct stat *info, int kind, struct 
         fseek(file, at, SEEK_SET);
         fputc(changed, file);
         fflush(file);
-        if (es_verify(bundle, NULL) == ES_OK) {
+        if (es_verify(bundle, key, NULL) == ES_OK) {
             printf("%s: byte %ld\n", path, at);
             accepted++;
         }
@@ -37,10 +37,11 @@ static int try_file(const char *path, const struct stat *info, int kind, struct 
 }
 
 int main(int count, char **arguments) {
-    if (count != 3 || (step = atol(arguments[2])) < 1) return 2;
+    if (count < 3 || count > 4 || (step = atol(arguments[2])) < 1) return 2;
     bundle = arguments[1];
-    if (es_verify(bundle, NULL) != ES_OK) return 1;
+    key = arguments[3]; /* NULL behind the last */
+    if (es_verify(bundle, key, NULL) != ES_OK) return 1;
     if (nftw(bundle, try_file, 16, FTW_PHYS) != 0) return 1;
     printf("%ld %ld\n", tried, accepted);
-    return accepted != 0 || es_verify(bundle, NULL) != ES_OK;
+    return accepted != 0 || es_verify(bundle, key, NULL) != ES_OK;
 }
