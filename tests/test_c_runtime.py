@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import hashlib
+import io
 import json
 import os
+import random
 import re
 import shutil
+import struct
 import subprocess
 import sysconfig
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,14 +28,18 @@ from edgeseg.runtime.bundle import (
     MAX_MANIFEST_BYTES,
     GoldenVectors,
     open_bundle,
+    pack_bundle,
     seal_bundle,
 )
 from edgeseg.runtime.contract import InputContract
+from edgeseg.runtime.errors import EdgesegError
 from edgeseg.runtime.image import grey_from_frame, input_from_frame, mask_from_logits, resize_grey
 from edgeseg.runtime.layout import Layout
 from edgeseg.runtime.lesion import fill_holes, keep_largest
 from edgeseg.runtime.pgm import pgm_from_grey
 from edgeseg.runtime.session import open_session
+from edgeseg.runtime.signature import sign_bundle
+from edgeseg.runtime.store import MAX_ARCHIVE_BYTES, MAX_FILES
 
 SOURCE = Path(__file__).parent.parent / "runtime" / "c"
 SITE = Path(sysconfig.get_path("purelib"))
@@ -51,7 +61,11 @@ ERRORS = {  # code of Python -> exit code of the example: the positive value of 
     "E-ENGINE-RUN": 24,
     "E-ENGINE-RESULT": 25,
     "E-SELFTEST": 30,
+    "E-SIGNATURE-MISSING": 40,
+    "E-SIGNATURE": 41,
+    "E-KEY-READ": 42,
 }
+OPENSSL_MISSING = 43  # E-EXTRA-MISSING too, of a key
 
 
 def require(*programs: str) -> None:
@@ -87,10 +101,20 @@ def engine_options() -> list[str]:
     return options
 
 
+def openssl_options() -> list[str]:
+    """What compiles the verification of signatures in, if libcrypto's headers are here."""
+    if shutil.which("pkg-config") is None:
+        return []
+    found = run("pkg-config", "--exists", "libcrypto").returncode == 0
+    return ["-DEDGESEG_OPENSSL=ON"] if found else []
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
     """The library with every engine that is here, the example and the tools of these tests."""
-    return build(tmp_path_factory.mktemp("c"), "-DEDGESEG_TESTS=ON", *engine_options())
+    return build(
+        tmp_path_factory.mktemp("c"), "-DEDGESEG_TESTS=ON", *openssl_options(), *engine_options()
+    )
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +123,7 @@ def sanitized(tmp_path_factory):
     return build(
         tmp_path_factory.mktemp("sanitized"),
         *("-DEDGESEG_TESTS=ON", "-DEDGESEG_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=Debug"),
+        *openssl_options(),
         *engine_options(),
     )
 
@@ -181,7 +206,7 @@ def rehash(folder: Path) -> None:
 
 class Options(ctypes.Structure):
     _fields_ = (
-        ("engine", ctypes.c_char_p),
+        *((name, ctypes.c_char_p) for name in ("engine", "key")),
         *((name, ctypes.c_int) for name in ("threads", "max_width", "max_height")),
         *((name, ctypes.c_int) for name in ("largest_only", "fill_holes")),
     )
@@ -228,7 +253,7 @@ class CSession:
 
 @pytest.fixture
 def open_c(library):
-    """Open a session: (bundle, engine, **options) -> CSession."""
+    """Open a session: (bundle, engine, key, **options) -> CSession."""
     library.es_infer.argtypes = library.es_infer_rgb.argtypes = (
         *(ctypes.c_void_p, ctypes.c_void_p),
         *(ctypes.c_int, ctypes.c_int, ctypes.c_int),
@@ -238,8 +263,14 @@ def open_c(library):
     library.es_last_message.argtypes = library.es_close.argtypes = (ctypes.c_void_p,)
     opened = []
 
-    def open_it(bundle: Path, engine: str | None = None, **options) -> CSession:
-        chosen = Options(engine and engine.encode(), **{"threads": 1, **options})
+    def open_it(
+        bundle: Path, engine: str | None = None, key: Path | str | None = None, **options
+    ) -> CSession:
+        chosen = Options(
+            engine and engine.encode(),
+            None if key is None else str(key).encode(),
+            **{"threads": 1, **options},
+        )
         pointer = ctypes.c_void_p()
         message = ctypes.create_string_buffer(256)
         status = library.es_open(
@@ -623,6 +654,17 @@ def test_newer_minor_with_unknown_fields_is_read(open_c, tmp_path):
     assert open_c(folder, "stub").selftest().bit_equal == 2
 
 
+@pytest.mark.parametrize("name", ["a b", ".hidden", "vectors/-x", "a" * 201])
+def test_file_whose_name_is_not_plain_is_refused(open_c, tmp_path, name):
+    folder = stub_bundle(tmp_path / "b")
+    (folder / name).write_bytes(b"x")
+    reseal(
+        folder, lambda content: content["files"].update({name: hashlib.sha256(b"x").hexdigest()})
+    )
+    with pytest.raises(Failed, match="E-BUNDLE-NAME: a file is named '"):
+        open_c(folder, "stub")
+
+
 def test_signature_beside_the_sums_is_left_to_who_has_the_key(open_c, tmp_path):
     folder = stub_bundle(tmp_path / "b")
     (folder / "model.sig").write_bytes(b"anything")
@@ -678,6 +720,463 @@ def test_nothing_in_the_process_allocates_after_open(built, tmp_path):
     assert ours == others == 0
 
 
+# --- packed into one file ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def code_of(library):
+    """How es_verify answers, the same as Python's open_bundle: (bundle, key) -> code."""
+
+    def verify(bundle: Path, key: Path | None = None) -> str:
+        message = ctypes.create_string_buffer(256)
+        status = library.es_verify(str(bundle).encode(), key and str(key).encode(), message)
+        assert "\n" not in message.value.decode()
+        return library.es_code(status).decode()
+
+    def python(bundle: Path, key: Path | None) -> str:
+        try:
+            open_bundle(bundle, key=key)
+        except EdgesegError as error:
+            return error.code
+        return "OK"
+
+    def both(bundle: Path, key: Path | None = None) -> str:
+        found = verify(bundle, key)
+        assert found == python(bundle, key)
+        return found
+
+    return both
+
+
+def archive_of(
+    files: Iterable[tuple[str, bytes]],
+    *,
+    flags: int = 0,
+    method: int = 0,
+    date: int = 33,
+    extra: bytes = b"",
+    comment: bytes = b"",
+    between: bytes = b"",
+    local_name: str | None = None,
+    crc_change: int = 0,
+    more_files: int = 0,
+) -> bytes:
+    """Return an archive; without options, of sorted files, in the canonical form."""
+    body, directory, count = b"", b"", 0
+    for name, content in files:
+        facts = (zlib.crc32(content) ^ crc_change, len(content), len(content))
+        raw, local, offset = name.encode(), (local_name or name).encode(), len(body)
+        body += struct.pack(
+            "<4s5H3L2H", b"PK\3\4", 10, flags, method, 0, date, *facts, len(local), len(extra)
+        )
+        body += local + extra + content + between
+        directory += struct.pack(
+            "<4s6H3L5H2L", b"PK\1\2", 3 << 8 | 10, 10, flags, method, 0, date, *facts,
+            *(len(raw), len(extra), len(comment), 0, 0, 0o100644 << 16, offset),
+        )  # fmt: skip
+        directory += raw + extra + comment
+        count += 1
+    count += more_files
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, len(directory), len(body), 0)
+    return body + directory + end
+
+
+def files_of(folder: Path) -> list[tuple[str, bytes]]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = sorted(path.relative_to(folder).as_posix() for path in paths)
+    return [(name, (folder / name).read_bytes()) for name in names]
+
+
+def test_packed_bundle_is_the_same_bundle(open_c, code_of, tmp_path):
+    layout = {"width": 60, "height": 50, "crop": [10, 0, 60, 50]}
+    folder = stub_bundle(tmp_path / "b", layout=layout)
+    pack_bundle(folder, tmp_path / "b.edgeseg")
+    assert (tmp_path / "b.edgeseg").read_bytes() == archive_of(files_of(folder))
+    assert code_of(tmp_path / "b.edgeseg") == "OK"
+    frame = np.random.default_rng(7).integers(0, 256, (50, 60), dtype=np.uint8)
+    packed, plain = open_c(tmp_path / "b.edgeseg", "stub"), open_c(folder, "stub")
+    assert (packed.predict(frame) == plain.predict(frame)).all()
+    assert packed.selftest().bit_equal == 2
+
+
+def test_no_changed_byte_of_a_packed_bundle_is_accepted(built, tmp_path):
+    pack_bundle(stub_bundle(tmp_path / "b"), tmp_path / "b.edgeseg")
+    tried = run(built / "edgeseg-tamper", tmp_path / "b.edgeseg", "23")
+    assert tried.returncode == 0, tried.stdout
+    positions, accepted = map(int, tried.stdout.split())
+    assert positions > 1000
+    assert accepted == 0
+
+
+def with_files(**options) -> Callable[[list[tuple[str, bytes]]], bytes]:
+    return lambda files: archive_of(files, **options)
+
+
+def by_zipfile(files: list[tuple[str, bytes]], *, method: int = 0, zip64: bool = False) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as archive:
+        for name, content in files:
+            info = zipfile.ZipInfo(name)
+            info.compress_type = method
+            with archive.open(info, "w", force_zip64=zip64) as member:
+                member.write(content)
+    return out.getvalue()
+
+
+SMALL = [("a", b"1"), ("b", b"2")]
+ARCHIVES = {
+    "another date": with_files(date=34),
+    "a flag": with_files(flags=1 << 11),
+    "compressed, it says": with_files(method=8),
+    "compressed": lambda files: by_zipfile(files, method=zipfile.ZIP_DEFLATED),
+    "of zipfile": by_zipfile,
+    "zip64": lambda files: by_zipfile(files, zip64=True),
+    "extra fields": with_files(extra=b"ux\x01\x00\x00"),
+    "a comment of a file": with_files(comment=b"x"),
+    "bytes between": with_files(between=b"\0"),
+    "another name in front": with_files(local_name="manifest.json"),
+    "wrong CRC-32": with_files(crc_change=1),
+    "a file more, it says": with_files(more_files=1),
+    "a file less, it says": with_files(more_files=-1),
+    "names not sorted": lambda files: archive_of(reversed(files)),
+    "a name twice": lambda files: archive_of([files[0], *files]),
+    "up": lambda files: archive_of([("../x", b""), *files]),
+    "absolute": lambda files: archive_of([("/x", b""), *files]),
+    "up in the middle": lambda files: archive_of([("A/../../x", b""), *files]),
+    "a backslash": lambda files: archive_of([("A\\x", b""), *files]),
+    "a folder": lambda files: archive_of([("A/", b""), *files]),
+    "a zero": lambda files: archive_of([("A\0", b""), *files]),
+    "not ASCII": lambda files: archive_of([("A\xe9", b""), *files]),
+    "empty name": lambda files: archive_of([("", b""), *files]),
+    "long name": lambda files: archive_of([("A" * 201, b""), *files]),
+    "a file named as a folder": lambda files: archive_of(
+        sorted([*files, ("vectors", b""), ("vectors-x", b"")])
+    ),
+    "a byte behind": lambda files: archive_of(files) + b"\0",
+    "a byte in front": lambda files: b"\0" + archive_of(files),
+    "an archive behind": lambda files: archive_of(files) + archive_of(SMALL),
+    "an archive in front": lambda files: archive_of(SMALL) + archive_of(files),
+    "cut": lambda files: archive_of(files)[:-1],
+    "only its end": lambda files: archive_of(files)[-22:],
+    "empty": lambda files: b"",
+    "no files": lambda files: archive_of([]),
+    "no manifest": lambda files: archive_of([each for each in files if each[0] != "manifest.json"]),
+    "no sums": lambda files: archive_of([each for each in files if each[0] != "SHA256SUMS"]),
+    "a file added": lambda files: archive_of(sorted([*files, ("more", b"x")])),
+    "a file removed": lambda files: archive_of([x for x in files if x[0] != "model.stub"]),
+    "another model": lambda files: archive_of([(n, b"x" if "stub" in n else c) for n, c in files]),
+    "a large manifest": lambda files: archive_of(
+        [(n, c + b" " * MAX_MANIFEST_BYTES if n == "manifest.json" else c) for n, c in files]
+    ),
+    "over 4096 files": lambda files: archive_of(
+        sorted([*files, *((f"f{index}", b"") for index in range(MAX_FILES))])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_archive_of_another_form_or_content_is_refused_as_python_does(code_of, tmp_path, name):
+    files = files_of(stub_bundle(tmp_path / "b"))
+    path = tmp_path / "b.edgeseg"
+    path.write_bytes(archive_of(files))
+    assert code_of(path) == "OK"
+    path.write_bytes(ARCHIVES[name](files))
+    assert code_of(path) not in ("OK", "E-MANIFEST-FIELD")
+
+
+def test_damage_of_an_archive_is_named_as_python_names_it(code_of, tmp_path):
+    whole = archive_of(files_of(stub_bundle(tmp_path / "b")))
+    path = tmp_path / "b.edgeseg"
+    generator = random.Random(8)
+    headers = [at for at in range(len(whole)) if whole[at : at + 2] == b"PK"]
+    places = [generator.randrange(len(whole)) for _ in range(60)]
+    places += [start + generator.randrange(60) for start in headers for _ in range(6)]
+    for place in places:
+        at = min(place, len(whole) - 1)
+        path.write_bytes(
+            whole[:at] + bytes([whole[at] ^ 1 << generator.randrange(8)]) + whole[at + 1 :]
+        )
+        assert code_of(path) != "OK", at
+        path.write_bytes(whole[:at])
+        assert code_of(path) == "E-ARCHIVE-FORM", at
+
+
+def test_huge_archive_is_refused_by_its_size(code_of, tmp_path):
+    with (tmp_path / "b.edgeseg").open("wb") as file:
+        file.truncate(MAX_ARCHIVE_BYTES + 1)  # takes no space on disk
+    assert code_of(tmp_path / "b.edgeseg") == "E-ARCHIVE-SIZE"
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "start"),
+    [(0xFFFF, 0xFFFFFFFF, 0), (1, 1 << 31, 1 << 31), (1, 46, 0xFFFFFFFF)],
+)
+def test_huge_counts_are_refused_before_anything_is_read(code_of, tmp_path, count, size, start):
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, size, start, 0)
+    (tmp_path / "b.edgeseg").write_bytes(bytes(100) + end)
+    assert code_of(tmp_path / "b.edgeseg") == "E-ARCHIVE-FORM"
+
+
+# --- signed --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory):
+    """NAME.pem and NAME.pub of several keys, and what is no key."""
+    if not openssl_options():
+        pytest.skip("needs libssl-dev and pkg-config")
+    pytest.importorskip("model_signing")
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+    folder = tmp_path_factory.mktemp("keys")
+    pem, info = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    for name, key in (
+        ("our", ec.generate_private_key(ec.SECP256R1())),
+        ("their", ec.generate_private_key(ec.SECP256R1())),
+        ("p384", ec.generate_private_key(ec.SECP384R1())),
+        ("p521", ec.generate_private_key(ec.SECP521R1())),
+        ("k1", ec.generate_private_key(ec.SECP256K1())),
+        ("ed", ed25519.Ed25519PrivateKey.generate()),
+        ("rsa", rsa.generate_private_key(65537, 2048)),
+    ):
+        (folder / f"{name}.pem").write_bytes(
+            key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        )
+        (folder / f"{name}.pub").write_bytes(key.public_key().public_bytes(pem, info))
+    (folder / "text").write_text("no key")
+    (folder / "empty").touch()
+    (folder / "huge").write_bytes((folder / "our.pub").read_bytes() + b"\n" * (1 << 16))
+    (folder / "cut").write_bytes((folder / "our.pub").read_bytes()[:-60])
+    return folder
+
+
+@pytest.fixture
+def signed(keys, tmp_path):
+    """A bundle of the stub, signed with our key."""
+    folder = stub_bundle(tmp_path / "signed")
+    sign_bundle(open_bundle(folder).store, keys / "our.pem")
+    return folder
+
+
+def signature_of(statement: bytes, key: Path) -> bytes:
+    """Sign any statement in the form of model.sig."""
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    private = serialization.load_pem_private_key(key.read_bytes(), None)
+    head = b"DSSEv1 28 application/vnd.in-toto+json %d " % len(statement)
+    value = private.sign(head + statement, ec.ECDSA(hashes.SHA256()))
+    hint = hashlib.sha256(key.with_suffix(".pub").read_bytes()).hexdigest()
+    return form_of(statement, value, hint)
+
+
+def form_of(statement: bytes = b"", value: bytes = b"", hint: str = "0" * 64) -> bytes:
+    return json.dumps(
+        {
+            "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
+            "verificationMaterial": {"publicKey": {"hint": hint}, "tlogEntries": []},
+            "dsseEnvelope": {
+                "payload": base64.b64encode(statement).decode(),
+                "payloadType": "application/vnd.in-toto+json",
+                "signatures": [{"sig": base64.b64encode(value).decode(), "keyid": ""}],
+            },
+        },
+        separators=(",", ":"),
+    ).encode()
+
+
+@pytest.mark.parametrize("name", ["our", "p384", "p521"])
+def test_bundle_signed_in_python_opens_in_c_with_its_key_alone(
+    open_c, code_of, keys, tmp_path, name
+):
+    folder = stub_bundle(tmp_path / "b")
+    assert code_of(folder, keys / f"{name}.pub") == "E-SIGNATURE-MISSING"
+    sign_bundle(open_bundle(folder).store, keys / f"{name}.pem")
+    pack_bundle(folder, tmp_path / "b.edgeseg")
+    for bundle in (folder, tmp_path / "b.edgeseg"):
+        assert open_c(bundle, "stub", keys / f"{name}.pub").selftest().bit_equal == 2
+        assert code_of(bundle, keys / f"{name}.pub") == code_of(bundle) == "OK"
+        assert code_of(bundle, keys / "their.pub") == "E-SIGNATURE"
+
+
+def test_packed_bundle_without_a_signature_is_refused_where_a_key_is_given(code_of, keys, tmp_path):
+    pack_bundle(stub_bundle(tmp_path / "b"), tmp_path / "b.edgeseg")
+    assert code_of(tmp_path / "b.edgeseg", keys / "our.pub") == "E-SIGNATURE-MISSING"
+
+
+def test_signature_of_another_bundle_is_refused(code_of, keys, signed, tmp_path):
+    other = stub_bundle(tmp_path / "other", "3")
+    shutil.copy(signed / "model.sig", other)
+    assert code_of(other, keys / "our.pub") == "E-SIGNATURE"
+
+
+@pytest.mark.parametrize(
+    "name", ["a byte changed", "a file added", "no schema", "no json", "a pipe"]
+)
+def test_change_with_new_hashes_is_refused_with_the_key_before_it_is_parsed(
+    library, keys, signed, name
+):
+    damage(name)(signed)
+    content = (signed / "model.sig").read_bytes()
+    (signed / "model.sig").unlink()
+    if name != "a pipe":
+        rehash(signed)
+    (signed / "model.sig").write_bytes(content)
+    status = library.es_verify(str(signed).encode(), str(keys / "our.pub").encode(), None)
+    expected = "E-BUNDLE-LINK" if name == "a pipe" else "E-SIGNATURE"
+    assert library.es_code(status).decode() == expected
+
+
+def test_no_changed_byte_of_a_signature_is_accepted_with_the_key(library, keys, signed):
+    path, key = signed / "model.sig", str(keys / "our.pub").encode()
+    whole = path.read_bytes()
+    for position, byte in enumerate(whole):
+        with path.open("r+b") as file:
+            file.seek(position)
+            file.write(bytes([byte ^ 1 << position % 8]))
+        status = library.es_verify(str(signed).encode(), key, None)
+        assert library.es_code(status) == b"E-SIGNATURE", position
+        path.write_bytes(whole)
+    assert library.es_verify(str(signed).encode(), key, None) == 0
+
+
+def test_no_changed_byte_of_a_signed_bundle_is_accepted_with_the_key(built, keys, signed, tmp_path):
+    pack_bundle(signed, tmp_path / "b.edgeseg")
+    for bundle in (signed, tmp_path / "b.edgeseg"):
+        tried = run(built / "edgeseg-tamper", bundle, "101", keys / "our.pub")
+        assert tried.returncode == 0, tried.stdout
+        assert int(tried.stdout.split()[1]) == 0
+
+
+def test_every_cut_of_a_signature_is_refused(library, keys, signed):
+    whole = (signed / "model.sig").read_bytes()
+    for length in range(0, len(whole), 7):
+        (signed / "model.sig").write_bytes(whole[:length])
+        status = library.es_verify(str(signed).encode(), str(keys / "our.pub").encode(), None)
+        assert library.es_code(status) == b"E-SIGNATURE", length
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text + b"\n",
+        lambda text: b" " + text,
+        lambda text: text.replace(b'":"', b'": "', 1),
+        lambda text: text.replace(b'"keyid":""', b'"keyid":"x"'),
+        lambda text: text.replace(b'"tlogEntries":[]', b'"tlogEntries":[1]'),
+        lambda text: text.replace(b"v0.3+json", b"v0.2+json"),
+        lambda text: json.dumps(json.loads(text)).encode(),
+        lambda text: json.dumps(json.loads(text), sort_keys=True, separators=(",", ":")).encode(),
+        lambda text: re.sub(rb'"sig":"[^"]*"', rb'"sig":""', text),
+        lambda text: re.sub(rb'"payload":"[^"]*"', rb'"payload":""', text),
+        lambda text: re.sub(rb'("sig":"[^"]*)"', rb'\1AAAA"', text),  # bytes behind the DER
+        lambda text: text + b" " * (1 << 20),
+        lambda text: b"",
+        lambda text: b"\0" * 2000,
+    ],
+)
+def test_signature_in_another_form_is_refused(code_of, keys, signed, change):
+    text = (signed / "model.sig").read_bytes()
+    (signed / "model.sig").write_bytes(change(text))
+    assert code_of(signed, keys / "our.pub") == "E-SIGNATURE"
+
+
+def statement_of(folder: Path) -> dict:
+    """What the signature of a bundle signs."""
+    envelope = json.loads((folder / "model.sig").read_bytes())["dsseEnvelope"]
+    return json.loads(base64.b64decode(envelope["payload"]))
+
+
+def without_sums(statement: dict) -> None:
+    kept = [each for each in statement["predicate"]["resources"] if each["name"] != "SHA256SUMS"]
+    statement["predicate"]["resources"] = kept
+
+
+def sums_twice(statement: dict) -> None:
+    statement["predicate"]["resources"].append({**statement["predicate"]["resources"][0]})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        without_sums,
+        sums_twice,
+        lambda statement: statement.update(_type="https://in-toto.io/Statement/v0"),
+        lambda statement: statement.update(predicateType="https://slsa.dev/provenance/v1"),
+        lambda statement: statement["predicate"]["resources"][0].update(algorithm="blake2b"),
+        lambda statement: statement["predicate"]["resources"][0].update(digest="0" * 64),
+        lambda statement: statement["predicate"].update(resources={}),
+        lambda statement: statement.clear(),
+    ],
+)
+def test_statement_that_our_key_signed_of_something_else_is_refused(code_of, keys, signed, change):
+    statement = statement_of(signed)
+    assert statement["predicate"]["resources"][0]["name"] == "SHA256SUMS"
+    content = signature_of(json.dumps(statement).encode(), keys / "our.pem")
+    (signed / "model.sig").write_bytes(content)
+    assert code_of(signed, keys / "our.pub") == "OK"
+    change(statement)
+    content = signature_of(json.dumps(statement).encode(), keys / "our.pem")
+    (signed / "model.sig").write_bytes(content)
+    assert code_of(signed, keys / "our.pub") == "E-SIGNATURE"
+
+
+@pytest.mark.parametrize("statement", [b"", b"null", b"{", b"[" * 5000, b"\xff", b"{}" + b"\0"])
+def test_what_our_key_signed_and_is_no_statement_is_refused(library, keys, signed, statement):
+    (signed / "model.sig").write_bytes(signature_of(statement, keys / "our.pem"))
+    status = library.es_verify(str(signed).encode(), str(keys / "our.pub").encode(), None)
+    assert library.es_code(status) == b"E-SIGNATURE"
+
+
+@pytest.mark.parametrize(
+    "name", ["our.pem", "k1.pub", "ed.pub", "rsa.pub", "text", "empty", "huge", "cut", "no", "."]
+)
+def test_what_is_no_public_key_of_the_curves_is_refused(code_of, keys, signed, name):
+    assert code_of(signed, keys / name) == "E-KEY-READ"
+
+
+def test_empty_name_of_a_key_is_not_no_key(open_c, signed):
+    with pytest.raises(Failed, match="E-KEY-READ"):
+        open_c(signed, "stub", "")
+
+
+def test_certificate_is_refused_as_one(open_c, keys, signed, tmp_path):
+    require("openssl")
+    made = run(
+        *("openssl", "req", "-x509", "-key", keys / "our.pem", "-subj", "/CN=us"),
+        *("-out", tmp_path / "our.crt"),
+    )
+    assert made.returncode == 0, made.stderr
+    with pytest.raises(Failed, match=r"E-KEY-READ: .*certificate: give the key in it"):
+        open_c(signed, "stub", tmp_path / "our.crt")
+
+
+def test_locked_key_asks_nobody_for_its_password(open_c, keys, signed, tmp_path):
+    text = (keys / "our.pub").read_text().splitlines()
+    lock = ["Proc-Type: 4,ENCRYPTED", "DEK-Info: AES-128-CBC,0123456789ABCDEF0123456789ABCDEF", ""]
+    (tmp_path / "locked.pub").write_text("\n".join([text[0], *lock, *text[1:], ""]))
+    with pytest.raises(Failed, match="E-KEY-READ"):
+        open_c(signed, "stub", tmp_path / "locked.pub")
+
+
+def test_nothing_allocates_after_a_signed_packed_bundle_is_open(built, keys, signed, tmp_path):
+    pack_bundle(signed, tmp_path / "b.edgeseg")
+    done = run(built / "edgeseg-allocations", tmp_path / "b.edgeseg", "stub", keys / "our.pub")
+    opening, ours, others, _ = map(int, done.stdout.split())
+    assert done.returncode == 0
+    assert opening > 10
+    assert ours == others == 0
+
+
+def test_example_takes_a_key(built, keys, signed):
+    example = (built / "edgeseg-predict", signed, "--verify", "--key")
+    assert run(*example, keys / "our.pub").returncode == 0
+    done = run(*example, keys / "their.pub")
+    assert (done.returncode, done.stderr.count(b"\n")) == (ERRORS["E-SIGNATURE"], 1)
+    assert done.stderr.startswith(b"E-SIGNATURE: ")
+
+
 # --- real engines --------------------------------------------------------------------------------
 
 
@@ -696,6 +1195,16 @@ def test_masks_are_those_of_the_python_session(open_c, bundle_of, engine, precis
     assert found > 0
     result = ours.selftest()
     assert result.bit_equal == result.frames == len(golden.frames)
+
+
+def test_packed_bundle_answers_as_its_folder_does(open_c, int8, engine, tmp_path):
+    pack_bundle(int8, tmp_path / "b.edgeseg")
+    packed, folder = open_c(tmp_path / "b.edgeseg", engine), open_c(int8, engine)
+    for name in open_bundle(int8).manifest.vectors.frames:
+        frame = np.asarray(Image.open(int8 / name))
+        assert (packed.predict(frame) == folder.predict(frame)).all()
+    result = packed.selftest()
+    assert result.bit_equal == result.frames > 0
 
 
 def test_our_library_does_not_allocate_after_open(built, int8, engine):
@@ -804,11 +1313,21 @@ def test_installed_static_library_links_by_pkg_config(tmp_path):
         env={**os.environ, "PKG_CONFIG_PATH": str(place)},
     ).stdout.decode()
     (tmp_path / "x.c").write_text(
-        '#include <edgeseg.h>\nint main(void) { return -es_verify("/nonexistent", 0); }\n'
+        "#include <edgeseg.h>\n#include <stdio.h>\nint main(int count, char **arguments) {\n"
+        "char message[ES_MESSAGE_BYTES];\n(void)count;\n"
+        "int status = es_verify(arguments[1], arguments[2], message);\n"
+        "puts(message);\nreturn -status; }\n"
     )
     linked = run("gcc", tmp_path / "x.c", "-o", tmp_path / "x", *flags.split())
     assert linked.returncode == 0, linked.stderr
-    assert run(tmp_path / "x").returncode == ERRORS["E-BUNDLE-MISSING"]
+    assert run(tmp_path / "x", "/nonexistent").returncode == ERRORS["E-BUNDLE-MISSING"]
+    bundle = stub_bundle(tmp_path / "stub")  # this library has no OpenSSL
+    assert run(tmp_path / "x", bundle).returncode == 0
+    assert run(tmp_path / "x", bundle, "key.pem").returncode == ERRORS["E-SIGNATURE-MISSING"]
+    (bundle / "model.sig").write_bytes(form_of())
+    refused = run(tmp_path / "x", bundle, "key.pem")
+    assert (refused.returncode, refused.stdout.count(b"\n")) == (OPENSSL_MISSING, 1)
+    assert b"-DEDGESEG_OPENSSL=ON" in refused.stdout
 
 
 def test_static_pkg_config_names_the_engines_and_only_the_tests_ask_for_werror(tmp_path):
@@ -840,6 +1359,21 @@ def test_pure_parts_and_refusals_are_clean_under_sanitizers(sanitized, tmp_path)
     for tool, *arguments in (("edgeseg-threads", "stub"), ("edgeseg-tamper", "301")):
         done = run(sanitized / tool, folder, *arguments, env=environment)
         assert done.returncode == 0, done.stderr
+    pack_bundle(folder, tmp_path / "b.edgeseg")
+    done = run(sanitized / "edgeseg-tamper", tmp_path / "b.edgeseg", "101", env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def test_signatures_and_keys_are_clean_under_sanitizers(sanitized, keys, signed):
+    environment = sanitizer_environment()
+    tamper = (sanitized / "edgeseg-tamper", signed, "701", keys / "our.pub")
+    done = run(*tamper, env=environment)
+    assert done.returncode == 0, done.stderr
+    for name in ("their.pub", "our.pem", "rsa.pub", "text", "huge", "cut", "no"):
+        done = run(
+            sanitized / "edgeseg-predict", signed, "--verify", "--key", keys / name, env=environment
+        )
+        assert done.returncode in (ERRORS["E-SIGNATURE"], ERRORS["E-KEY-READ"]), done.stderr
 
 
 def test_real_engines_are_clean_under_sanitizers(sanitized, int8, engine):
@@ -856,7 +1390,9 @@ def test_real_engines_are_clean_under_sanitizers(sanitized, int8, engine):
 def test_pure_parts_are_clean_under_valgrind(tmp_path):
     require("valgrind")
     # Of its own: an engine's libraries alone take valgrind a minute.
-    folder = build(tmp_path / "v", "-DEDGESEG_TESTS=ON", "-DCMAKE_BUILD_TYPE=Debug")
+    folder = build(
+        tmp_path / "v", "-DEDGESEG_TESTS=ON", "-DCMAKE_BUILD_TYPE=Debug", *openssl_options()
+    )
     valgrind = ("valgrind", "-q", "--leak-check=full", "--error-exitcode=99")
     checked = run(*valgrind, folder / "edgeseg-check")
     assert checked.returncode == 0, checked.stderr
@@ -864,6 +1400,9 @@ def test_pure_parts_are_clean_under_valgrind(tmp_path):
     for tool, *arguments in (("edgeseg-threads", "stub"), ("edgeseg-tamper", "4001")):
         done = run(*valgrind, folder / tool, bundle, *arguments)
         assert done.returncode == 0, done.stderr
+    pack_bundle(bundle, tmp_path / "b.edgeseg")
+    done = run(*valgrind, folder / "edgeseg-tamper", tmp_path / "b.edgeseg", "2003")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="session")
@@ -872,7 +1411,7 @@ def fuzzer(tmp_path_factory):
     return build(tmp_path_factory.mktemp("fuzz"), "-DEDGESEG_FUZZ=ON", "-DCMAKE_C_COMPILER=clang")
 
 
-def test_fuzzed_manifests_sums_and_pictures_do_no_harm(fuzzer, tmp_path):
+def test_fuzzed_files_of_every_kind_do_no_harm(fuzzer, tmp_path):
     seeds = tmp_path / "seeds"
     seeds.mkdir()
     folder = stub_bundle(tmp_path / "b")
@@ -880,6 +1419,8 @@ def test_fuzzed_manifests_sums_and_pictures_do_no_harm(fuzzer, tmp_path):
     reseal(folder, lambda content: content.update(layout=layout))
     for kind, name in enumerate(("manifest.json", "SHA256SUMS", "vectors/frame-0.pgm")):
         (seeds / str(kind)).write_bytes(bytes([kind]) + (folder / name).read_bytes())
+    (seeds / "3").write_bytes(b"\3" + archive_of(SMALL))
+    (seeds / "4").write_bytes(b"\4" + form_of(b'{"predicate":{"resources":[]}}', b"value"))
     done = run(
         fuzzer / "edgeseg-fuzz", "-runs=20000", "-seed=1", "-max_len=4096", seeds, cwd=tmp_path
     )
@@ -894,7 +1435,9 @@ def test_it_cross_compiles_and_runs_on_aarch64(tmp_path):
     environment = {**os.environ, "QEMU_SET_ENV": f"LD_LIBRARY_PATH={folder}"}
     assert run(*emulator, folder / "edgeseg-check", env=environment).stdout == b"ok\n"
     bundle = stub_bundle(tmp_path / "b", "3")
+    pack_bundle(bundle, tmp_path / "b.edgeseg")
     for tool, *arguments in (("edgeseg-threads", "stub"), ("edgeseg-tamper", "2003")):
-        assert run(*emulator, folder / tool, bundle, *arguments, env=environment).returncode == 0
+        for form in (bundle, tmp_path / "b.edgeseg"):
+            assert run(*emulator, folder / tool, form, *arguments, env=environment).returncode == 0
     example = (*emulator, folder / "edgeseg-predict", bundle, "--verify")
     assert run(*example, env=environment).returncode == 0
