@@ -39,7 +39,7 @@ static const struct {
 
 static int bad_key(char *message, const char *path, const char *why) {
     return es_fail(message, ES_ERR_KEY_READ,
-                   "%.80s is no public key of P-256, P-384 or P-521 as plain PEM (%.40s); make one "
+                   "%.80s is no public key of P-256, P-384 or P-521 as plain PEM (%.50s); make one "
                    "with openssl, see docs/bundle.md", path, why);
 }
 
@@ -124,7 +124,7 @@ static bool has_signed(EVP_PKEY *key, const EVP_MD *hash, const es_signature *si
 static int check_with(EVP_PKEY *key, const char *path, const es_signature *signature,
                       char *message) {
     const EVP_MD *hash = hash_for(key);
-    if (hash == NULL) return bad_key(message, path, "another kind of key");
+    if (hash == NULL) return bad_key(message, path, "of another kind, or its point is compressed");
     return is_hinted(key, signature) && has_signed(key, hash, signature)
                ? ES_OK
                : es_not_signed(message, "it was made by another key, or was changed");
