@@ -84,18 +84,20 @@ bool es_read_at(int descriptor, uint64_t position, uint8_t *bytes, size_t count)
     return true;
 }
 
-/* Adds bytes to a CRC-32 of ISO 3309, as zip has it; the first is 0. */
-static uint32_t crc_of(uint32_t crc, const uint8_t *bytes, size_t count) {
-    static const uint32_t steps[16] = { /* of four bits each */
-        0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac, 0x76dc4190, 0x6b6b51f4,
-        0x4db26158, 0x5005713c, 0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c,
-        0x9b64c2b0, 0x86d3d2d4, 0xa00ae278, 0xbdbdf21c};
-    crc = ~crc;
-    for (size_t i = 0; i < count; i++) {
-        crc ^= bytes[i];
-        crc = crc >> 4 ^ steps[crc & 15];
-        crc = crc >> 4 ^ steps[crc & 15];
+/* Makes the steps of a CRC-32 (ISO 3309, as zip has it) of a byte each. */
+static void make_steps(uint32_t steps[256]) {
+    for (uint32_t byte = 0; byte < 256; byte++) {
+        uint32_t crc = byte;
+        for (int bit = 0; bit < 8; bit++) crc = crc >> 1 ^ (crc & 1 ? 0xedb88320 : 0);
+        steps[byte] = crc;
     }
+}
+
+/* Adds bytes to a CRC-32; the first is 0. */
+static uint32_t add_crc(const uint32_t steps[256], uint32_t crc, const uint8_t *bytes,
+                        size_t count) {
+    crc = ~crc;
+    for (size_t i = 0; i < count; i++) crc = crc >> 8 ^ steps[(crc ^ bytes[i]) & 0xff];
     return ~crc;
 }
 
@@ -110,7 +112,8 @@ int es_file_read(const es_file *file, const char *name, es_blob *blob, size_t *t
                  char digest[65], char *message) {
     uint8_t block[BLOCK];
     es_sha256 hash;
-    uint32_t crc = 0;
+    uint32_t steps[256], crc = 0;
+    if (file->packed) make_steps(steps);
     if (blob != NULL) {
         blob->bytes = file->size > MAX_BLOB ? NULL : es_allocate((size_t)file->size + 1, 1, total);
         if (blob->bytes == NULL) return es_no_memory(message, name);
@@ -124,7 +127,7 @@ int es_file_read(const es_file *file, const char *name, es_blob *blob, size_t *t
         if (!es_read_at(file->descriptor, file->start + at, bytes, count))
             return damaged(file, name, message);
         es_sha256_add(&hash, bytes, count);
-        if (file->packed) crc = crc_of(crc, bytes, count);
+        if (file->packed) crc = add_crc(steps, crc, bytes, count);
     }
     es_sha256_end(&hash, digest);
     return file->packed && crc != file->crc ? damaged(file, name, message) : ES_OK;
