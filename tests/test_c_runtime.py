@@ -1011,21 +1011,17 @@ def test_signature_of_another_bundle_is_refused(code_of, keys, signed, tmp_path)
     assert code_of(other, keys / "our.pub") == "E-SIGNATURE"
 
 
-@pytest.mark.parametrize(
-    "name", ["a byte changed", "a file added", "no schema", "no json", "a pipe"]
-)
+@pytest.mark.parametrize("name", ["a byte changed", "a file added", "no schema", "no json"])
 def test_change_with_new_hashes_is_refused_with_the_key_before_it_is_parsed(
     library, keys, signed, name
 ):
     damage(name)(signed)
     content = (signed / "model.sig").read_bytes()
     (signed / "model.sig").unlink()
-    if name != "a pipe":
-        rehash(signed)
+    rehash(signed)
     (signed / "model.sig").write_bytes(content)
     status = library.es_verify(str(signed).encode(), str(keys / "our.pub").encode(), None)
-    expected = "E-BUNDLE-LINK" if name == "a pipe" else "E-SIGNATURE"
-    assert library.es_code(status).decode() == expected
+    assert library.es_code(status) == b"E-SIGNATURE"
 
 
 def test_no_changed_byte_of_a_signature_is_accepted_with_the_key(library, keys, signed):
