@@ -757,6 +757,7 @@ def archive_of(
     extra: bytes = b"",
     comment: bytes = b"",
     between: bytes = b"",
+    behind: bytes = b"",
     local_name: str | None = None,
     crc_change: int = 0,
     more_files: int = 0,
@@ -777,6 +778,7 @@ def archive_of(
         directory += raw + extra + comment
         count += 1
     count += more_files
+    body += behind
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, len(directory), len(body), 0)
     return body + directory + end
 
@@ -834,6 +836,7 @@ ARCHIVES = {
     "extra fields": with_files(extra=b"ux\x01\x00\x00"),
     "a comment of a file": with_files(comment=b"x"),
     "bytes between": with_files(between=b"\0"),
+    "bytes behind the last file": with_files(behind=b"\0"),
     "another name in front": with_files(local_name="manifest.json"),
     "wrong CRC-32": with_files(crc_change=1),
     "a file more, it says": with_files(more_files=1),
@@ -882,6 +885,25 @@ def test_archive_of_another_form_or_content_is_refused_as_python_does(code_of, t
     assert code_of(path) == "OK"
     path.write_bytes(ARCHIVES[name](files))
     assert code_of(path) not in ("OK", "E-MANIFEST-FIELD")
+
+
+@pytest.mark.parametrize("shift", [-1, 1, 1 << 31, (1 << 32) - 1])
+def test_file_that_the_directory_has_elsewhere_is_refused(code_of, tmp_path, shift):
+    folder = stub_bundle(tmp_path / "b")
+    for name in ("x1", "x2"):  # alike, so that no CRC-32 tells one from the other
+        (folder / name).write_bytes(b"x")
+    digest = hashlib.sha256(b"x").hexdigest()
+    reseal(folder, lambda content: content["files"].update({"x1": digest, "x2": digest}))
+    whole = bytearray(archive_of(files_of(folder)))
+    (tmp_path / "b.edgeseg").write_bytes(whole)
+    assert code_of(tmp_path / "b.edgeseg") == "OK"
+    field = whole.rindex(b"x2") - 4  # where the file begins, the last of its header
+    first, second = (whole.index(name) - 30 for name in (b"x1", b"x2"))
+    assert struct.unpack_from("<L", whole, field) == (second,)
+    moved = first if shift == -1 else (second + shift) % (1 << 32)
+    struct.pack_into("<L", whole, field, moved)
+    (tmp_path / "b.edgeseg").write_bytes(whole)
+    assert code_of(tmp_path / "b.edgeseg") == "E-ARCHIVE-FORM"
 
 
 def test_damage_of_an_archive_is_named_as_python_names_it(code_of, tmp_path):

@@ -118,14 +118,13 @@ static int read_header(const reading *r, const uint8_t *header, size_t left, es_
     if (left < CENTRAL + length) return bad_form(r, "its directory is cut");
     const char *name = (const char *)header + CENTRAL;
     if (!es_name_is_plain(name, length)) return es_bad_name(r->message, name, length);
-    uint64_t start = (uint64_t)get(header + 42, 4) + LOCAL + length;
     memcpy(member->name, name, length);
     member->name[length] = '\0';
     member->crc = get(header + 16, 4);
     member->size = get(header + 20, 4);
-    member->start = (uint32_t)start;
+    member->start = get(header + 42, 4) + LOCAL + (uint32_t)length; /* compared when all are read */
     *used = central_header(member, expected);
-    if (start > r->start || memcmp(header, expected, *used) != 0)
+    if (memcmp(header, expected, *used) != 0)
         return bad_form(r, "its directory has a file in another form");
     return ES_OK;
 }
