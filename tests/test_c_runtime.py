@@ -898,7 +898,7 @@ def test_file_that_the_directory_has_elsewhere_is_refused(code_of, tmp_path, shi
     (tmp_path / "b.edgeseg").write_bytes(whole)
     assert code_of(tmp_path / "b.edgeseg") == "OK"
     field = whole.rindex(b"x2") - 4  # where the file begins, the last of its header
-    first, second = (whole.index(name) - 30 for name in (b"x1", b"x2"))
+    first, second = (whole.index(name) - 30 for name in (b"x1xPK", b"x2xPK"))
     assert struct.unpack_from("<L", whole, field) == (second,)
     moved = first if shift == -1 else (second + shift) % (1 << 32)
     struct.pack_into("<L", whole, field, moved)
