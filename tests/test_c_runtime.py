@@ -756,6 +756,7 @@ def archive_of(
     date: int = 33,
     extra: bytes = b"",
     comment: bytes = b"",
+    inside: bytes = b"",
     between: bytes = b"",
     behind: bytes = b"",
     local_name: str | None = None,
@@ -766,11 +767,12 @@ def archive_of(
     body, directory, count = b"", b"", 0
     for name, content in files:
         facts = (zlib.crc32(content) ^ crc_change, len(content), len(content))
-        raw, local, offset = name.encode(), (local_name or name).encode(), len(body)
+        raw, local = name.encode(), (local_name or name).encode()
+        offset = len(body) + len(inside)
         body += struct.pack(
             "<4s5H3L2H", b"PK\3\4", 10, flags, method, 0, date, *facts, len(local), len(extra)
         )
-        body += local + extra + content + between
+        body += local + extra + inside + content + between
         directory += struct.pack(
             "<4s6H3L5H2L", b"PK\1\2", 3 << 8 | 10, 10, flags, method, 0, date, *facts,
             *(len(raw), len(extra), len(comment), 0, 0, 0o100644 << 16, offset),
@@ -835,6 +837,7 @@ ARCHIVES = {
     "zip64": lambda files: by_zipfile(files, zip64=True),
     "extra fields": with_files(extra=b"ux\x01\x00\x00"),
     "a comment of a file": with_files(comment=b"x"),
+    "a byte in front of a content": with_files(inside=b"\0"),
     "bytes between": with_files(between=b"\0"),
     "bytes behind the last file": with_files(behind=b"\0"),
     "another name in front": with_files(local_name="manifest.json"),
