@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,9 +24,51 @@ _MOST_PIXELS = 1 << 22  # of a frame graph's golden frames together: a kit has t
 # Jetson.
 MAX_FLIPPED: Mapping[str, float] = MappingProxyType({"fp32": 0.01, "fp16": 0.02, "int8": 0.1})
 
+# How far below its threshold every logit of a frame with an empty answer must be. There a single
+# pixel fails the replay, so no rounding of another device may lift one over it.
+EMPTY_MARGIN = 2.0
+_SEEDS = range(4)  # of each kind of frame that may have an empty answer
+_GRAIN_PX = 4  # of speckle
+_ECHO = 40.0  # mode of its grey values: as dark as a phantom's tissue
+
+
+class EmptyFrame(NamedTuple):
+    """A frame in which the network marks nothing."""
+
+    name: str  # how it was drawn
+    frame: np.ndarray  # uint8, of the network's input's size within the limits of `pgm`
+
+
+def find_empty_frame(forms: Sequence[Form], contract: InputContract) -> EmptyFrame | None:
+    """Return the first frame without a lesion that no form marks, with `EMPTY_MARGIN`.
+
+    It tells a device that marks what it should not from one that is right, which frames with a
+    lesion hardly do. None where every form marks something in each, or comes near to it.
+    """
+    answers = [answer_of(form.run, contract) for form in forms]
+    most = contract.logit_threshold - EMPTY_MARGIN
+    for candidate in _candidates(contract):
+        if all(answer(candidate.frame)[0].max() <= most for answer in answers):  # false for NaN
+            return candidate
+    return None
+
+
+def _candidates(contract: InputContract) -> Iterator[EmptyFrame]:
+    """Yield frames without a lesion, the most telling first, none of them of a patient."""
+    height, width = min(contract.height, MAX_HEIGHT_PX), min(contract.width, MAX_WIDTH_PX)
+    for seed in _SEEDS:
+        grains = -(-height // _GRAIN_PX), -(-width // _GRAIN_PX)
+        echo = np.random.default_rng(seed).rayleigh(_ECHO, grains)  # as speckle of even tissue is
+        grey = np.clip(np.rint(echo), 0, 255).astype(np.uint8)
+        yield EmptyFrame(f"speckle, seed {seed}", resize_grey(grey, height, width))
+    for seed in _SEEDS:
+        noise = np.random.default_rng(seed).integers(0, 256, (height, width), np.uint8)
+        yield EmptyFrame(f"noise, seed {seed}", noise)
+    yield EmptyFrame("black", np.zeros((height, width), np.uint8))
+
 
 def golden_frames(
-    phantoms: Sequence[np.ndarray], contract: InputContract
+    phantoms: Sequence[np.ndarray], contract: InputContract, empty: EmptyFrame | None
 ) -> tuple[np.ndarray, ...]:
     """Return phantoms in their own size, and the first also in sizes that a resize must master.
 
@@ -35,6 +78,7 @@ def golden_frames(
     Args:
         phantoms: uint8 [H, W]; none gives none.
         contract: of the network.
+        empty: comes last.
     """
     if not phantoms:
         return ()
@@ -45,7 +89,8 @@ def golden_frames(
         (contract.height + 87, contract.width + 121),
     )
     bounded = [(min(h, MAX_HEIGHT_PX), min(w, MAX_WIDTH_PX)) for h, w in sizes]
-    return (*phantoms, *(resize_grey(first, *size) for size in bounded))
+    resized = (resize_grey(first, *size) for size in bounded)
+    return (*phantoms, *resized, *([empty.frame] if empty else []))
 
 
 def whole_frames(phantoms: Sequence[np.ndarray], width: int, height: int) -> tuple[np.ndarray, ...]:

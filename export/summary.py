@@ -31,6 +31,12 @@ def render_export(exported: Exported, plan: Plan) -> str:
             f"note: the network itself has a Dice of {exported.trained_dice:.3f} on these frames, "
             "so a gate that compares with it proves little; check its training, or its --contract"
         )
+    if exported.empty_frame is None:
+        lines.append(
+            "note: no golden frame has an empty answer: of black, speckle and noise there is none "
+            "that the network leaves clearly unmarked, so the self-test cannot tell a device that "
+            "marks too much by it"
+        )
     lines += [f"note: {note}" for note in notes_without(plan, exported.refused)]
     lines.append(f"bundle: {exported.path} ({exported.precision})")
     if plan.target.kind == "tensorrt":
