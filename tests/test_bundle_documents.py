@@ -321,6 +321,23 @@ def test_a_bundle_is_unpacked_beside_its_file_where_the_plan_of_a_kit_is_looked_
     )
 
 
+def test_through_a_link_the_plan_of_a_kit_is_looked_for_beside_what_it_points_to(
+    folder, tmp_path
+):
+    release = tmp_path / "release"
+    release.mkdir()
+    shutil.copytree(folder, release / "kit")
+    assert run("pack", folder, "--out", release / "packed.edgeseg").exit_code == 0
+    for link, real in (("folder", "kit"), ("file.edgeseg", "packed.edgeseg")):
+        (tmp_path / link).symlink_to(release / real)
+        plan = built_plan(open_bundle(tmp_path / link))
+        assert plan == built_plan(open_bundle(release / real))
+        assert plan.parent == release.resolve()
+    done = run("unpack", tmp_path / "file.edgeseg")
+    assert done.stdout == f"unpacked: {release.resolve() / 'packed'}\n"
+    assert built_plan(open_bundle(release / "packed")) == plan
+
+
 def test_packing_what_is_packed_names_no_file_twice(folder, tmp_path, monkeypatch):
     (tmp_path / "from").mkdir()
     assert run("pack", folder, "--out", tmp_path / "from/toy.edgeseg").exit_code == 0
