@@ -77,9 +77,7 @@ def images_in(path: Path) -> Found:
         found = _MASK.fullmatch(file.stem)
         return found is not None and found[1] in names
 
-    return Found(
-        tuple(file for file in files if not is_mask(file)), tuple(filter(is_mask, files))
-    )
+    return Found(tuple(file for file in files if not is_mask(file)), tuple(filter(is_mask, files)))
 
 
 def _listed(path: Path) -> Found:

@@ -40,9 +40,7 @@ if TYPE_CHECKING:
 
 MAX_SIGNATURE_BYTES = 1 << 20
 _MAX_KEY_BYTES = 1 << 16
-_PUBLIC = (
-    "public key of an elliptic curve (P-256, P-384, P-521), nor a certificate, as plain PEM"
-)
+_PUBLIC = "public key of an elliptic curve (P-256, P-384, P-521), nor a certificate, as plain PEM"
 _PRIVATE = "private key of an elliptic curve (P-256, P-384, P-521) as plain PEM"
 _BASE64 = rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"
 _CERTIFICATE = rb'\{"rawBytes":"' + _BASE64 + rb'"\}'
@@ -50,8 +48,12 @@ _CERTIFICATE = rb'\{"rawBytes":"' + _BASE64 + rb'"\}'
 _FORM = re.compile(
     rb'\{"mediaType":"application/vnd\.dev\.sigstore\.bundle\.v0\.3\+json",'
     rb'"verificationMaterial":\{(?P<signer>"publicKey":\{"hint":"[0-9a-f]{64}"\}'
-    rb'|"x509CertificateChain":\{"certificates":\[' + _CERTIFICATE + rb"(?:," + _CERTIFICATE
-    + rb"){0,%d}" % (certificates.MAX_CERTIFICATES - 1) + rb'\]\}),"tlogEntries":\[\]\},'
+    rb'|"x509CertificateChain":\{"certificates":\['
+    + _CERTIFICATE
+    + rb"(?:,"
+    + _CERTIFICATE
+    + rb"){0,%d}" % (certificates.MAX_CERTIFICATES - 1)
+    + rb'\]\}),"tlogEntries":\[\]\},'
     rb'"dsseEnvelope":\{"payload":"(?P<payload>' + _BASE64 + rb')",'
     rb'"payloadType":"application/vnd\.in-toto\+json",'
     rb'"signatures":\[\{"sig":"(?P<sig>' + _BASE64 + rb')","keyid":""\}\]\}\}'
@@ -215,7 +217,9 @@ def _parse(content: bytes, store: Store) -> _Signed:
             base64.b64encode(base64.b64decode(each)) == each
             for each in (*encoded, found["payload"], found["sig"])
         ):
-            return _Signed(base64.b64decode(found["payload"]), tuple(map(base64.b64decode, encoded)))
+            return _Signed(
+                base64.b64decode(found["payload"]), tuple(map(base64.b64decode, encoded))
+            )
     raise _refused(store, f"{SIGNATURE} is not in the form of OpenSSF Model Signing 1.1")
 
 

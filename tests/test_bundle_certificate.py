@@ -471,9 +471,10 @@ def test_certificates_as_the_manual_makes_them_with_openssl_hold(tmp_path, monke
     text = (ROOT / "docs" / "bundle.md").read_text(encoding="utf-8")
     block = text[text.index("    openssl req -x509") :]
     block = block[: block.index("    edgeseg bundle")]
-    if b"-noenc" not in subprocess.run(
-        ["openssl", "req", "-help"], capture_output=True, check=True
-    ).stderr:
+    if (
+        b"-noenc"
+        not in subprocess.run(["openssl", "req", "-help"], capture_output=True, check=True).stderr
+    ):
         pytest.skip("this openssl is older than 3.0")
     subprocess.run(["sh", "-ec", block], cwd=tmp_path, check=True, capture_output=True)
     folder = write_bundle(tmp_path / "toy")

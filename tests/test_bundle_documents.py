@@ -322,9 +322,7 @@ def test_a_bundle_is_unpacked_beside_its_file_where_the_plan_of_a_kit_is_looked_
     )
 
 
-def test_through_a_link_the_plan_of_a_kit_is_looked_for_beside_what_it_points_to(
-    folder, tmp_path
-):
+def test_through_a_link_the_plan_of_a_kit_is_looked_for_beside_what_it_points_to(folder, tmp_path):
     release = tmp_path / "release"
     release.mkdir()
     shutil.copytree(folder, release / "kit")
