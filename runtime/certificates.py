@@ -93,7 +93,7 @@ def require_links(chain: Chain) -> None:
     """Require that each certificate was issued by the next. Raises ValueError or of `faults`."""
     from cryptography.exceptions import InvalidSignature
 
-    for each, issuer in zip(chain, chain[1:]):  # noqa: B905 - strict is of 3.10
+    for each, issuer in zip(chain, chain[1:]):  # noqa: B905, RUF007 - of 3.10
         digest = each.signature_hash_algorithm
         if digest is not None and digest.digest_size < _LEAST_DIGEST_BYTES:
             raise ValueError(f"the certificate of {subject_of(each)} is signed over {digest.name}")

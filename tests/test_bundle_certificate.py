@@ -388,8 +388,8 @@ def test_another_encoding_of_a_certificate_is_refused(change, which, files, made
 @pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 def test_changed_byte_anywhere_in_a_signature_with_certificates_is_refused(copy, files):
     whole = (copy / "model.sig").read_bytes()
-    end = whole.index(b'"tlogEntries"') + 200  # all up to there but the step, then the payload
-    for position in (*range(0, 150), *range(150, end, 7), *range(end, len(whole), 61)):
+    end = whole.index(b'"tlogEntries"') + 200  # of form and certificates; then the payload
+    for position in (*range(150), *range(150, end, 7), *range(end, len(whole), 61)):
         changed = bytearray(whole)
         changed[position] ^= 1
         (copy / "model.sig").write_bytes(changed)
