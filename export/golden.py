@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -25,11 +26,15 @@ _MOST_PIXELS = 1 << 22  # of a frame graph's golden frames together: a kit has t
 MAX_FLIPPED: Mapping[str, float] = MappingProxyType({"fp32": 0.01, "fp16": 0.02, "int8": 0.1})
 
 # How far below its threshold every logit of a frame with an empty answer must be. There a single
-# pixel fails the replay, so no rounding of another device may lift one over it.
-EMPTY_MARGIN = 2.0
-_SEEDS = range(4)  # of each kind of frame that may have an empty answer
-_GRAIN_PX = 4  # of speckle
-_ECHO = 40.0  # mode of its grey values: as dark as a phantom's tissue
+# pixel fails the replay, so no rounding of another device may lift one over it: on the speckle
+# below, INT8 of both shipped students was within 0.7 of FP32 in OpenVINO, ONNX Runtime and exact
+# arithmetic. (On white noise, which is like nothing they were calibrated with, it was off by 4.)
+EMPTY_MARGIN = 1.0
+# Of speckle: mode of its grey values, height of its grains in px. As dark and fine as that is of
+# what the students were seen to mark least in.
+_SPECKLE = ((15.0, 3), (20.0, 2))
+_WIDER = 3  # times: a scanner's grains are wider than they are high
+_SEEDS = range(4)
 
 
 class EmptyFrame(NamedTuple):
@@ -40,30 +45,31 @@ class EmptyFrame(NamedTuple):
 
 
 def find_empty_frame(forms: Sequence[Form], contract: InputContract) -> EmptyFrame | None:
-    """Return the first frame without a lesion that no form marks, with `EMPTY_MARGIN`.
+    """Return the frame without a lesion that is farthest from being marked by any form.
 
-    It tells a device that marks what it should not from one that is right, which frames with a
-    lesion hardly do. None where every form marks something in each, or comes near to it.
+    Frames with a lesion hardly tell a device that marks what it should not. None where a form marks
+    something in each, or comes within `EMPTY_MARGIN` of it.
     """
     answers = [answer_of(form.run, contract) for form in forms]
-    most = contract.logit_threshold - EMPTY_MARGIN
+    found, least = None, contract.logit_threshold - EMPTY_MARGIN
     for candidate in _candidates(contract):
-        if all(answer(candidate.frame)[0].max() <= most for answer in answers):  # false for NaN
-            return candidate
-    return None
+        highest = float(np.max([answer(candidate.frame)[0] for answer in answers]))
+        if highest < least:  # false for NaN
+            found, least = candidate, highest
+    return found
 
 
 def _candidates(contract: InputContract) -> Iterator[EmptyFrame]:
-    """Yield frames without a lesion, the most telling first, none of them of a patient."""
+    """Yield frames without a lesion, none of them of a patient."""
     height, width = min(contract.height, MAX_HEIGHT_PX), min(contract.width, MAX_WIDTH_PX)
-    for seed in _SEEDS:
-        grains = -(-height // _GRAIN_PX), -(-width // _GRAIN_PX)
-        echo = np.random.default_rng(seed).rayleigh(_ECHO, grains)  # as speckle of even tissue is
+    for (mode, grain), seed in itertools.product(_SPECKLE, _SEEDS):
+        grains = -(-height // grain), -(-width // (_WIDER * grain))
+        echo = np.random.default_rng(seed).rayleigh(mode, grains)  # as even tissue gives it
         grey = np.clip(np.rint(echo), 0, 255).astype(np.uint8)
-        yield EmptyFrame(f"speckle, seed {seed}", resize_grey(grey, height, width))
-    for seed in _SEEDS:
-        noise = np.random.default_rng(seed).integers(0, 256, (height, width), np.uint8)
-        yield EmptyFrame(f"noise, seed {seed}", noise)
+        yield EmptyFrame(
+            f"speckle of mode {mode:g}, grain {grain} px, seed {seed}",
+            resize_grey(grey, height, width),
+        )
     yield EmptyFrame("black", np.zeros((height, width), np.uint8))
 
 

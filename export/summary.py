@@ -33,9 +33,8 @@ def render_export(exported: Exported, plan: Plan) -> str:
         )
     if exported.empty_frame is None:
         lines.append(
-            "note: no golden frame has an empty answer: of black, speckle and noise there is none "
-            "that the network leaves clearly unmarked, so the self-test cannot tell a device that "
-            "marks too much by it"
+            "note: no golden frame has an empty answer, as the network leaves neither speckle nor "
+            "black clearly unmarked; so the self-test tells less of a device that marks too much"
         )
     lines += [f"note: {note}" for note in notes_without(plan, exported.refused)]
     lines.append(f"bundle: {exported.path} ({exported.precision})")
