@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from edgeseg.export.golden import EMPTY_MARGIN, find_empty_frame, golden_frames
+from edgeseg.export.parity import exact_run
+from edgeseg.export.pipeline import Frames, export_bundle
+from edgeseg.export.plan import make_plan
+from edgeseg.export.summary import render_export
+from edgeseg.export.target import find_target
+from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.image import input_from_frame
+from edgeseg.runtime.pgm import grey_from_pgm
+from edgeseg.runtime.session import open_session
+from edgeseg.tests.test_export_gate import Toy, toy_checks
 
 CONTRACT = InputContract(height=32, width=48)
 LEVEL = CONTRACT.logit_threshold
@@ -71,3 +83,82 @@ def test_it_is_within_the_limits_of_what_is_replayed():
     large = InputContract(height=1024, width=1024)
     found = find_empty_frame([always(LEVEL - 9)], large)
     assert found.frame.shape == (600, 800)
+
+
+# --- in what is exported -------------------------------------------------------------------------
+
+
+class Loud(Toy):
+    """Marks every pixel of any frame."""
+
+    def to_onnx(self):
+        model = onnx.load_model_from_string(super().to_onnx())
+        (bias,) = (each for each in model.graph.initializer if each.name == "head.b")
+        bias.CopyFrom(numpy_helper.from_array(np.full(1, 9, np.float32), "head.b"))
+        return model.SerializeToString()
+
+    def run(self, image):
+        return exact_run(self.to_onnx(), 1)(image)
+
+
+def export(network, target, out):
+    """Return what was exported and its plan."""
+    checks = toy_checks()
+    frames = Frames(None, checks, "toys", tuple(each.frame for each in checks[:2]))
+    plan = make_plan(find_target(target), "fp32")
+    return export_bundle(network, plan, out, frames, split=None), plan
+
+
+def test_a_bundle_and_its_selftest_have_it(tmp_path):
+    exported, plan = export(Toy(), "x86-cpu", tmp_path / "toy")
+    vectors = open_bundle(exported.path).manifest.vectors
+    assert len(vectors.frames) == 2 + 3 + 1
+    assert exported.to_dict()["empty_frame"] == exported.empty_frame
+    assert exported.empty_frame.startswith("speckle")
+    assert "empty answer" not in render_export(exported, plan)
+    assert len(vectors.masks) == 2
+    for names in vectors.masks.values():
+        empty = [
+            not grey_from_pgm((exported.path / name).read_bytes(), name).any() for name in names
+        ]
+        assert empty[-1]
+        assert not any(empty[:2])
+    session = open_session(exported.path, engine="onnxruntime")
+    assert session.selftest().passed
+
+    class Marks:
+        """One pixel more, wherever it is."""
+
+        name, facts = session.engine.name, session.engine.facts
+
+        def run(self, image):
+            logits = session.engine.run(image).copy()
+            logits[0, 0, 5, 5] = 9
+            return logits
+
+    more = replace(session, engine=Marks()).selftest()
+    assert (more.passed, more.worst_flipped) == (False, 1.0)
+
+
+def test_the_same_export_has_the_same_frame(tmp_path):
+    first, again = (export(Toy(), "x86-cpu", tmp_path / name)[0].path for name in ("a", "b"))
+    assert (first / "SHA256SUMS").read_bytes() == (again / "SHA256SUMS").read_bytes()
+
+
+def test_a_kit_has_it_too(tmp_path):
+    exported, _ = export(Toy(), "jetson", tmp_path / "kit")
+    inputs, answers = (
+        np.load(exported.path / "vectors" / f"{name}.npy") for name in ("input", "fp32")
+    )
+    assert len(inputs) == len(answers) == 2 + 1
+    assert answers[0].max() > 0
+    assert answers[-1].max() < -EMPTY_MARGIN
+    assert len(open_bundle(exported.path).manifest.vectors.frames) == 2 + 3 + 1
+
+
+def test_where_no_frame_qualifies_the_export_says_so_once(tmp_path):
+    exported, plan = export(Loud(), "x86-cpu", tmp_path / "loud")
+    assert exported.empty_frame is None
+    assert exported.to_dict()["empty_frame"] is None
+    assert len(open_bundle(exported.path).manifest.vectors.frames) == 2 + 3
+    assert render_export(exported, plan).count("note: no golden frame has an empty answer") == 1
