@@ -44,17 +44,16 @@ _PUBLIC = "public key of an elliptic curve (P-256, P-384, P-521), nor a certific
 _PRIVATE = "private key of an elliptic curve (P-256, P-384, P-521) as plain PEM"
 _BASE64 = rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"
 _CERTIFICATE = rb'\{"rawBytes":"' + _BASE64 + rb'"\}'
+_CHAIN = (_CERTIFICATE, _CERTIFICATE, certificates.MAX_CERTIFICATES - 1)
 # As model-signing 1.1 writes it. What a signature does not cover may not vary either.
 _FORM = re.compile(
     rb'\{"mediaType":"application/vnd\.dev\.sigstore\.bundle\.v0\.3\+json",'
-    rb'"verificationMaterial":\{(?P<signer>"publicKey":\{"hint":"[0-9a-f]{64}"\}'
-    rb'|"x509CertificateChain":\{"certificates":\['
-    + _CERTIFICATE
-    + rb"(?:,"
-    + _CERTIFICATE
-    + rb"){0,%d}" % (certificates.MAX_CERTIFICATES - 1)
-    + rb'\]\}),"tlogEntries":\[\]\},'
-    rb'"dsseEnvelope":\{"payload":"(?P<payload>' + _BASE64 + rb')",'
+    rb'"verificationMaterial":\{(?P<signer>"publicKey":\{"hint":"[0-9a-f]{64}"\}|'
+    rb'"x509CertificateChain":\{"certificates":\[%s(?:,%s){0,%d}\]\})'
+    % _CHAIN
+    + rb',"tlogEntries":\[\]\},"dsseEnvelope":\{"payload":"(?P<payload>'
+    + _BASE64
+    + rb')",'
     rb'"payloadType":"application/vnd\.in-toto\+json",'
     rb'"signatures":\[\{"sig":"(?P<sig>' + _BASE64 + rb')","keyid":""\}\]\}\}'
 )

@@ -479,6 +479,6 @@ def test_certificates_as_the_manual_makes_them_with_openssl_hold(tmp_path, monke
     subprocess.run(["sh", "-ec", block], cwd=tmp_path, check=True, capture_output=True)
     folder = write_bundle(tmp_path / "toy")
     monkeypatch.chdir(tmp_path)
-    done = run("sign", "toy", "--key", "private.pem", "--certificate", "maker.pem")
+    done = run("sign", "toy", "--key", "maker-private.pem", "--certificate", "maker.pem")
     assert done.exit_code == 0, done.output
     assert open_bundle(folder, key=tmp_path / "authority.pem").signer == "CN=Maker release"
