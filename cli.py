@@ -490,7 +490,7 @@ def predict(
 ) -> None:
     """Segment IMAGES (files or folders) with BUNDLE: masks, overlays, lesions measured as JSON."""
     from .runtime.lesion import Spacing
-    from .runtime.predict import find_images, masks_beside, predict_files
+    from .runtime.predict import find_images, predict_files
     from .runtime.session import open_session
 
     spacing = Spacing(*spacing_mm) if spacing_mm else None
@@ -503,10 +503,10 @@ def predict(
         fill_holes=fill_holes,
         key=key,
     )
-    records = predict_files(session, found, out, spacing=spacing, progress=progress_of(quiet))
-    left_out = sum(len(masks_beside(path)) for path in images)
-    if left_out:
-        click.echo(f"left out: {left_out} masks (NAME_mask.png beside NAME.png)", err=True)
+    if found.note and not quiet:
+        click.echo(found.note, err=True)
+    progress = progress_of(quiet)
+    records = predict_files(session, found.images, out, spacing=spacing, progress=progress)
     if as_json:
         click.echo(json.dumps(records, indent=1))
     else:

@@ -24,7 +24,7 @@ def inspect(path: Path, key: Path | None, as_json: bool) -> None:
     from .export.datasheet import datasheet_of, render_datasheet
     from .runtime.bundle import open_bundle
 
-    sheet = datasheet_of(open_bundle(path, key=key), verified=key is not None)
+    sheet = datasheet_of(open_bundle(path, key=key))
     click.echo(json.dumps(sheet, indent=1) if as_json else render_datasheet(sheet))
 
 
@@ -42,11 +42,17 @@ def verify(path: Path, key: Path | None, as_json: bool) -> None:
     found = open_bundle(path, key=key)
     signature = "verified" if key else "not verified" if found.is_signed else "none"
     if as_json:
-        result = {"bundle": str(path), "sha256": found.sha256, "signature": signature}
+        result = {
+            "bundle": str(path),
+            "sha256": found.sha256,
+            "signature": signature,
+            "signer": found.signer or None,
+        }
         click.echo(json.dumps(result, indent=1))
     else:
+        by = f", by {found.signer}" if found.signer else ""
         click.echo(
-            f"{path}: {len(found.manifest.files)} files hold, signature {signature}\n"
+            f"{path}: {len(found.manifest.files)} files hold, signature {signature}{by}\n"
             f"SHA-256 {found.sha256}"
         )
 
@@ -54,12 +60,18 @@ def verify(path: Path, key: Path | None, as_json: bool) -> None:
 @bundle.command()
 @click.argument("path", metavar="BUNDLE", type=path_type())
 @click.option("--key", type=path_type(), required=True, help="PEM of the private key.")
-def sign(path: Path, key: Path) -> None:
+@click.option(
+    "--certificate",
+    type=path_type(),
+    help="PEM of the key's certificate, those between it and the root after it; a device then "
+    "trusts the authority that issued it, and needs a clock.",
+)
+def sign(path: Path, key: Path, certificate: Path | None) -> None:
     """Sign BUNDLE with an elliptic-curve key: OpenSSF Model Signing, `model.sig`."""
     from .runtime.bundle import open_bundle
     from .runtime.signature import sign_bundle
 
-    sign_bundle(open_bundle(path).store, key)
+    sign_bundle(open_bundle(path).store, key, certificate)
     click.echo(f"{path}: signed")
 
 
@@ -82,12 +94,13 @@ def pack(path: Path, out: Path | None) -> None:
 @click.option(
     "--out",
     type=path_type(),
-    help="The folder to write; must be new. [default: beside BUNDLE, by name]",
+    help="The folder to write; must be new. [default: beside the file itself, by its name]",
 )
 def unpack(path: Path, out: Path | None) -> None:
     """Write the packed BUNDLE as a folder, once every byte of it was verified."""
     from .runtime.bundle import unpack_bundle
 
-    out = out or path.with_suffix("")  # beside it: there a kit's plan is looked for
+    file = path.resolve() if path.is_symlink() else path
+    out = out or file.with_suffix("")  # beside the file itself: there a kit's plan is looked for
     unpack_bundle(path, out)
     click.echo(f"unpacked: {out}")

@@ -141,6 +141,8 @@ def stream(
         "engine": session.engine.name,
     }
     wanted = Wanted(out, (overlay or default_overlay()) if out else "none", masks)
+    if frames.note:
+        click.echo(frames.note, err=True)
     with contextlib.ExitStack() as stack:
         screen = _serve(stack, about, host, port) if port is not None else None
         result = run_stream(frames, session.predict, pace, about, wanted=wanted, screen=screen)

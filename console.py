@@ -101,7 +101,10 @@ threads_option = click.option(
     "--threads", type=click.IntRange(1), help="Engine threads; default: all."
 )
 key_option = click.option(
-    "--key", type=path_type(), help="PEM file of the public key that must have signed BUNDLE."
+    "--key",
+    type=path_type(),
+    help="PEM file by which BUNDLE must be signed: the maker's public key, or the certificate of "
+    "the authority that certified the maker's.",
 )
 largest_option = click.option(
     "--largest-only", is_flag=True, help="Keep only the largest lesion of an image."

@@ -17,25 +17,25 @@ _PARITY = (
 _LATENCY = ("p50_ms", "ratio", "ratio_low", "ratio_high")
 
 
-def datasheet_of(bundle: Bundle, *, verified: bool) -> dict[str, Any]:
+def datasheet_of(bundle: Bundle) -> dict[str, Any]:
     """Return the facts of a data sheet as JSON takes them.
 
     Args:
         bundle: a verified bundle.
-        verified: whether its signature was verified too.
 
     Raises Refused: E-MANIFEST-FIELD where evidence or provenance are not as an export writes them.
     """
     manifest = bundle.manifest
     signature = "none"
     if bundle.is_signed:
-        signature = "verified" if verified else "there, not verified (no key was given)"
+        signature = "verified" if bundle.verified else "there, not verified (no key was given)"
     try:
         return {
             "bundle": str(bundle.path),
             "schema": manifest.schema,
             "sha256": bundle.sha256,
             "signature": signature,
+            "signer": bundle.signer or None,
             "name": manifest.name,
             "target": manifest.target,
             "precision": manifest.precision,
@@ -79,7 +79,7 @@ def render_datasheet(sheet: Mapping[str, Any]) -> str:
     lines = [
         *_section("bundle for", [f"{sheet['target']}: {sheet['name']}, {sheet['precision']}"]),
         *_section("", [sheet["bundle"], f"{sheet['bytes']} bytes, {sheet['schema']}"]),
-        *_section("signature", [sheet["signature"]]),
+        *_section("signature", [", by ".join(filter(None, (sheet["signature"], sheet["signer"])))]),
         *_section(
             "input",
             [

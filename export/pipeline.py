@@ -38,7 +38,7 @@ from .calibration import (
 )
 from .forms import Form, Recipe, make_forms, rounding_for
 from .frame_gate import FrameGraph, frame_facts, prove_frame_graphs
-from .golden import golden_frames, write_vectors
+from .golden import find_empty_frame, golden_frames, write_vectors
 from .parity import (
     CheckFrame,
     Hop,
@@ -176,6 +176,7 @@ class Exported:
     kept_float: tuple[str, ...]  # convolutions that INT8 leaves in float to pass its gate
     achieved: Mapping[str, Mapping[str, float]]  # form -> precision -> share of MACs
     qat: Mapping[str, Any] | None  # how INT8 was retrained to pass its gate; None: it was not
+    empty_frame: str | None  # how the golden frame with an empty answer was drawn; None: none is
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
@@ -189,6 +190,7 @@ class Exported:
             "kept_float": list(self.kept_float),
             "achieved": self.achieved,
             "qat": None if self.qat is None else dict(self.qat),
+            "empty_frame": self.empty_frame,
         }
 
 
@@ -318,10 +320,11 @@ def export_bundle(
         if verdicts:
             shipped = {chosen: _fastest_first(proved[chosen], verdicts)}
         models = _write_models(folder, shipped)
+        every = [form for each in shipped.values() for form in each.forms]
         whole: tuple[FrameGraph, ...] = ()
         if plan.frame is not None:
             whole = prove_frame_graphs(
-                [form for each in shipped.values() for form in each.forms],
+                every,
                 plan.frame,
                 trained.run,
                 trained.contract,
@@ -332,15 +335,17 @@ def export_bundle(
             hops += tuple(each.hop for each in whole)
             for each in whole:
                 (folder / each.file).write_bytes(each.model)
+        empty = find_empty_frame(every, trained.contract) if frames.vectors else None
         if plan.target.kind == "tensorrt":
             forms = {name: each.forms[0] for name, each in shipped.items()}
             cache = all(each.qat is None for each in shipped.values())
             write_kit(
                 *(folder, recipe, forms, frames.vectors, trained.contract, chosen),
+                empty=empty,
                 frame_graphs=whole,
                 cache=cache,
             )
-        golden = golden_frames(frames.vectors, trained.contract)
+        golden = golden_frames(frames.vectors, trained.contract, empty)
         vectors = write_vectors(folder, golden, shipped[chosen].forms, trained.contract)
         if calibration is not None and any(name != "fp32" for name in shipped):
             (folder / CALIBRATION_FILE).write_text(calibration.to_json(), encoding="utf-8")
@@ -394,6 +399,7 @@ def export_bundle(
         kept_float=kept_float,
         achieved=achieved,
         qat=qat,
+        empty_frame=empty.name if empty else None,
     )
 
 

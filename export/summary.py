@@ -31,6 +31,11 @@ def render_export(exported: Exported, plan: Plan) -> str:
             f"note: the network itself has a Dice of {exported.trained_dice:.3f} on these frames, "
             "so a gate that compares with it proves little; check its training, or its --contract"
         )
+    if exported.empty_frame is None:
+        lines.append(
+            "note: no golden frame has an empty answer, as the network leaves neither speckle nor "
+            "black clearly unmarked; so the self-test tells less of a device that marks too much"
+        )
     lines += [f"note: {note}" for note in notes_without(plan, exported.refused)]
     lines.append(f"bundle: {exported.path} ({exported.precision})")
     if plan.target.kind == "tensorrt":

@@ -17,7 +17,7 @@ from .audit import least_share
 from .forms import Form, Recipe
 from .frame_gate import FrameGraph, run_frames
 from .frame_graph import AROUND
-from .golden import FOLDER, MAX_FLIPPED, whole_frames
+from .golden import FOLDER, MAX_FLIPPED, EmptyFrame, whole_frames
 from .qdq import calibration_cache
 
 _KIT = Path(__file__).parent / "kit"
@@ -32,6 +32,7 @@ def write_kit(
     contract: InputContract,
     default: str,
     *,
+    empty: EmptyFrame | None,
     frame_graphs: Sequence[FrameGraph],
     cache: bool,
 ) -> None:
@@ -44,6 +45,7 @@ def write_kit(
         vectors: golden frames, uint8 [H, W]; what the forms answer to them goes along.
         contract: of the network.
         default: precision that is built when none is asked for.
+        empty: comes last, as it is: no frame graph is asked, whose resize would make it another.
         frame_graphs: of the bundle; they are built and judged as well.
         cache: False leaves calib.cache out: with it INT8 is built from fp32.onnx, and a retrained
             INT8 has other weights.
@@ -57,7 +59,8 @@ def write_kit(
         content = calibration_cache(recipe.master, amax, str(target.tensorrt))
         (folder / "calib.cache").write_text(content, encoding="utf-8")
     (folder / FOLDER).mkdir(exist_ok=True)
-    inputs = np.concatenate([input_from_frame(frame, contract) for frame in vectors])
+    frames = (*vectors, *([empty.frame] if empty else []))
+    inputs = np.concatenate([input_from_frame(frame, contract) for frame in frames])
     _write_array(folder / FOLDER / "input.npy", inputs.astype(np.float32))
     for name, form in forms.items():
         logits = [form.run(image[None]) for image in inputs]

@@ -71,7 +71,11 @@ def engine_files(bundle: Bundle, engine: str) -> Dict[str, bytes]:
 
 
 def built_plan(bundle: Bundle) -> Path:
-    """Return where the plan of a kit lies: beside it, under its name and precision."""
+    """Return where the plan of a kit lies: beside it, under its name and precision.
+
+    Of a path that is a symbolic link, beside what it points to: a link that is switched to another
+    kit must not find the plan of the one before.
+    """
     folder = _folder_of(bundle)
     return folder.with_name(f"{folder.name}-{bundle.manifest.precision}.plan")
 

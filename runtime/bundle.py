@@ -54,7 +54,9 @@ class GoldenVectors:
 
     Frames and masks are files of the bundle, see `pgm`; a mask is 255 where lesion. On another
     machine an engine passes while, for every frame, the pixels that differ are at most
-    `max_flipped` of the lesion's (of 1 px where there is none).
+    `max_flipped` of the lesion's. Where the lesion is empty they are counted against 1 px, so that
+    one of them fails: an export takes such a frame only where every logit is far from the
+    threshold.
     """
 
     frames: Tuple[str, ...] = ()  # phantoms: no image of a patient travels
@@ -228,6 +230,7 @@ class Bundle:
     manifest: Manifest
     sha256: str  # of SHA256SUMS, hence of everything in the bundle but the signature
     verified: bool = False  # whether a key was given to open it and its signature held
+    signer: str = ""  # subject of the certificate by which it held; empty for a bare key
 
     @property
     def path(self) -> Path:
@@ -298,14 +301,15 @@ def open_bundle(path: Path, *, key: Optional[Path] = None) -> Bundle:
 
     Args:
         path: folder, or file written by `edgeseg bundle pack`.
-        key: PEM file with a public key: the bundle must be signed with its private key, which is
-            verified before the manifest is parsed. None asks for no signature and reads none.
+        key: PEM file of a public key, with whose private key the bundle must be signed, or of the
+            certificate of an authority that must have certified the signer. It is verified before
+            the manifest is parsed. None asks for no signature and reads none.
 
     Raises:
         InputError: E-BUNDLE-MISSING (no bundle there), E-KEY-READ.
         Refused: E-BUNDLE-HASH (a file was changed, added or removed), E-BUNDLE-LINK, E-BUNDLE-NAME,
             E-ARCHIVE-FORM, E-ARCHIVE-SIZE, E-MANIFEST-SIZE, E-MANIFEST-NEWER, E-MANIFEST-FIELD,
-            E-SIGNATURE-MISSING, E-SIGNATURE.
+            E-SIGNATURE-MISSING, E-SIGNATURE, E-SIGNATURE-EXPIRED, E-SIGNATURE-NOT-YET.
         EngineError: E-EXTRA-MISSING (a key was given without what verifies signatures).
     """
     with reading(path):
@@ -321,12 +325,13 @@ def open_bundle(path: Path, *, key: Optional[Path] = None) -> Bundle:
         if store.size(name) > limit:
             raise Refused("E-MANIFEST-SIZE", f"{path / name} is over {limit} bytes")
     listed = store.read(SUMS)
+    signer = ""
     if key is not None:
         from .signature import require_signature  # the only use of what may not be installed
 
         if is_archive:  # it is written out for that: nothing that is not listed may be
             _require_sums(store, listed)
-        require_signature(store, key, listed)
+        signer = require_signature(store, key, listed)
     _require_sums(store, listed)
     for name in names:
         require_name(name, path)
@@ -343,7 +348,8 @@ def open_bundle(path: Path, *, key: Optional[Path] = None) -> Bundle:
     for name, digest in manifest.files.items():
         if digest != sums[name]:
             raise changed(path / name)
-    return Bundle(sealed, manifest, sealed.digests[SUMS], verified=key is not None)
+    verified = key is not None
+    return Bundle(sealed, manifest, sealed.digests[SUMS], verified, signer)
 
 
 def pack_bundle(bundle: Path, out: Path) -> None:

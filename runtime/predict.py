@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Dict, FrozenSet, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
@@ -20,20 +20,33 @@ from .session import Session
 _MASK = re.compile(r"(.+)_mask(?:_[0-9]+)?")  # of a file's stem, as the images of BUSI have them
 
 
-def find_images(paths: Sequence[Path]) -> Tuple[Path, ...]:
+class Found(NamedTuple):
+    """Image files to segment, and the masks that lie beside them."""
+
+    images: Tuple[Path, ...]
+    masks: Tuple[Path, ...]  # left out
+
+    @property
+    def note(self) -> str:
+        """What was left out, as one line; empty where nothing was."""
+        count = "1 mask" if len(self.masks) == 1 else f"{len(self.masks)} masks"
+        return f"left out: {count} (NAME_mask.png beside NAME.png)" if self.masks else ""
+
+
+def find_images(paths: Sequence[Path]) -> Found:
     """Return the files named, and the images directly inside the folders named, in order.
 
-    Masks that lie in a folder beside their images are left out, see `masks_beside`.
+    Masks in a folder are left out, see `images_in`.
 
     Raises InputError: E-IMAGE-READ (no such path, or not readable), E-IMAGE-NONE (no image at
     all), E-IMAGE-NAME (two images of one name, whose results would overwrite each other).
     """
     images: Dict[str, Path] = {}
+    masks: List[Path] = []
     for path in paths:
-        masks = masks_beside(path)
-        for image in _images_in(path):
-            if image in masks:
-                continue
+        inside = _listed(path)
+        masks += inside.masks
+        for image in inside.images:
             if image.stem in images:
                 raise InputError(
                     "E-IMAGE-NAME",
@@ -46,35 +59,37 @@ def find_images(paths: Sequence[Path]) -> Tuple[Path, ...]:
             f"no image in {', '.join(map(str, paths))}; name the folder that the images "
             f"({', '.join(IMAGE_SUFFIXES)}) lie directly in: its subfolders are not looked into",
         )
-    return tuple(images.values())
+    return Found(tuple(images.values()), tuple(masks))
 
 
-def masks_beside(path: Path) -> FrozenSet[Path]:
-    """Return the masks of a folder in BUSI's layout: NAME_mask.png, NAME_mask_N.png with NAME.png.
+def images_in(path: Path) -> Found:
+    """Return the images directly inside a folder, sorted by name; a file itself, whatever it is.
 
-    None for a file. Raises InputError: E-IMAGE-READ.
+    The masks of BUSI's layout, NAME_mask.png and NAME_mask_N.png with NAME.png, are no images of a
+    folder. Raises OSError.
     """
     if not path.is_dir():
-        return frozenset()
-    images = _images_in(path)
-    names = {image.stem for image in images}
-    found = ((image, _MASK.fullmatch(image.stem)) for image in images)
-    return frozenset(image for image, mask in found if mask and mask[1] in names)
+        return Found((path,), ())
+    files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in IMAGE_SUFFIXES]
+    names = {file.stem for file in files}
+
+    def is_mask(file: Path) -> bool:
+        found = _MASK.fullmatch(file.stem)
+        return found is not None and found[1] in names
+
+    return Found(tuple(file for file in files if not is_mask(file)), tuple(filter(is_mask, files)))
 
 
-def _images_in(path: Path) -> Tuple[Path, ...]:
-    """Return the images directly inside a folder, sorted; a file itself."""
+def _listed(path: Path) -> Found:
+    """Return the images of a path. Raises InputError: E-IMAGE-READ."""
     try:
         if not path.exists():
             raise InputError("E-IMAGE-READ", f"no such image or folder: {path}; correct the path")
-        if not path.is_dir():
-            return (path,)
-        inside = sorted(path.iterdir())
+        return images_in(path)
     except OSError as error:
         raise InputError(
             "E-IMAGE-READ", f"cannot read {path} ({error.strerror or error}); mend its rights"
         ) from error
-    return tuple(image for image in inside if image.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def predict_files(

@@ -273,7 +273,8 @@ def open_session(
         threads: for the engine; 0 takes every core this process may use.
         largest_only: keep only the largest 8-connected lesion.
         fill_holes: make background that a lesion encloses lesion, before the largest is chosen.
-        key: PEM file of a public key that must have signed the bundle.
+        key: PEM file of the public key, or of the certificate of the authority, by which the
+            bundle must be signed; see `open_bundle`.
 
     Raises:
         InputError: E-BUNDLE-MISSING, E-ENGINE-NOT-IN-BUNDLE, E-LAYOUT, E-KEY-READ.

@@ -1,6 +1,7 @@
-"""The signature of a bundle: OpenSSF Model Signing v1 with an elliptic-curve key, in `model.sig`.
+"""The signature of a bundle: OpenSSF Model Signing v1 in `model.sig`, by elliptic-curve key.
 
-`model_signing verify key BUNDLE --signature BUNDLE/model.sig --public_key KEY` reads it as well.
+Whoever opens a bundle trusts that key itself, or an authority that certified it: then the
+signature brings the certificates along. The standard tool reads either, see `docs/bundle.md`.
 The library is imported only when a key is given; it needs Python 3.9 and the extra ``[sign]``.
 """
 
@@ -13,9 +14,11 @@ import importlib.util
 import json
 import re
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Dict, Iterator, Tuple, TypeVar
+from typing import TYPE_CHECKING, Callable, Dict, Iterator, Optional, Tuple, TypeVar
 
+from . import certificates
 from .errors import EngineError, InputError, OutputError, Refused
 from .files import write_bytes
 from .store import (
@@ -33,34 +36,66 @@ from .store import (
 
 if TYPE_CHECKING:
     import model_signing
+    from cryptography import x509
 
 MAX_SIGNATURE_BYTES = 1 << 20
 _MAX_KEY_BYTES = 1 << 16
-_BASE64 = rb"((?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)"
+_PUBLIC = "public key of an elliptic curve (P-256, P-384, P-521), nor a certificate, as plain PEM"
+_PRIVATE = "private key of an elliptic curve (P-256, P-384, P-521) as plain PEM"
+_BASE64 = rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"
+_CERTIFICATE = rb'\{"rawBytes":"' + _BASE64 + rb'"\}'
+_CHAIN = (_CERTIFICATE, _CERTIFICATE, certificates.MAX_CERTIFICATES - 1)
 # As model-signing 1.1 writes it. What a signature does not cover may not vary either.
 _FORM = re.compile(
     rb'\{"mediaType":"application/vnd\.dev\.sigstore\.bundle\.v0\.3\+json",'
-    rb'"verificationMaterial":\{"publicKey":\{"hint":"[0-9a-f]{64}"\},"tlogEntries":\[\]\},'
-    rb'"dsseEnvelope":\{"payload":"' + _BASE64 + rb'",'
+    rb'"verificationMaterial":\{(?P<signer>"publicKey":\{"hint":"[0-9a-f]{64}"\}|'
+    rb'"x509CertificateChain":\{"certificates":\[%s(?:,%s){0,%d}\]\})'
+    % _CHAIN
+    + rb',"tlogEntries":\[\]\},"dsseEnvelope":\{"payload":"(?P<payload>'
+    + _BASE64
+    + rb')",'
     rb'"payloadType":"application/vnd\.in-toto\+json",'
-    rb'"signatures":\[\{"sig":"' + _BASE64 + rb'","keyid":""\}\]\}\}'
+    rb'"signatures":\[\{"sig":"(?P<sig>' + _BASE64 + rb')","keyid":""\}\]\}\}'
 )
+_RAW_BYTES = re.compile(rb'"rawBytes":"(' + _BASE64 + rb')"')
 T = TypeVar("T")
 
 
-def require_signature(store: Store, key: Path, sums: bytes) -> None:
-    """Verify that a bundle was signed with the private key that belongs to a public key.
+@dataclass(frozen=True)
+class _Signed:
+    """What `model.sig` says."""
+
+    payload: bytes  # what is signed
+    certificates: Tuple[bytes, ...]  # DER, the signer's first; none for a bare key
+
+
+@dataclass(frozen=True)
+class _Trust:
+    """Whom the user trusts."""
+
+    verifier: model_signing.verifying.Config
+    authority: Optional[x509.Certificate]  # None for a bare key
+
+
+def require_signature(store: Store, key: Path, sums: bytes) -> str:
+    """Verify that a bundle was signed by who is trusted.
 
     Nothing of the bundle is parsed for it but the signature itself.
 
     Args:
         store: where the bundle lies.
-        key: PEM file of the public key; P-256, P-384 or P-521.
+        key: PEM file. A public key (P-256, P-384 or P-521): the bundle must be signed with its
+            private key. A certificate: of the authority that must have certified the signer, all
+            certificates being valid now.
         sums: content of SHA256SUMS, by which every other file is verified next.
+
+    Returns:
+        Subject of the signer's certificate; empty for a public key, which names nobody.
 
     Raises:
         InputError: E-KEY-READ.
-        Refused: E-SIGNATURE-MISSING, E-SIGNATURE (another key, another bundle, or no signature).
+        Refused: E-SIGNATURE-MISSING, E-SIGNATURE (another key or authority, another bundle, or no
+            signature), E-SIGNATURE-EXPIRED, E-SIGNATURE-NOT-YET.
         EngineError: E-EXTRA-MISSING.
         OutputError: E-OUT-WRITE (no room for a packed bundle where temporary files go).
     """
@@ -73,16 +108,11 @@ def require_signature(store: Store, key: Path, sums: bytes) -> None:
     if store.size(SIGNATURE) > MAX_SIGNATURE_BYTES:
         raise _refused(store, f"{SIGNATURE} is over {MAX_SIGNATURE_BYTES} bytes")
     content = store.read(SIGNATURE)
-    payload = _payload_of(content, store)
+    signed = _parse(content, store)
     _require_library()
-    import model_signing
-
-    public = _read_key(
-        key,
-        "public",
-        lambda: model_signing.verifying.Config().use_elliptic_key_verifier(public_key=key),
-    )
-    verifier = public.set_hashing_config(_hashing())
+    trust = _read_key(key, _PUBLIC, lambda pem: _trust_of(key, pem))
+    chain = _try(lambda: _chain_of(signed, trust), store)
+    verifier = trust.verifier.set_hashing_config(_hashing())
     with _scratch() as scratch:
         signature = scratch / SIGNATURE  # what is verified is what was read
         signature.write_bytes(content)
@@ -93,21 +123,32 @@ def require_signature(store: Store, key: Path, sums: bytes) -> None:
             write_files(store, folder)
         with reading(store.path):
             _try(lambda: verifier.verify(folder, signature), store)
-    signed = _try(lambda: _digests_of(payload).get(SUMS), store)
-    if signed != (hashlib.sha256(sums).hexdigest(),):
+    covered = _try(lambda: _digests_of(signed.payload).get(SUMS), store)
+    if covered != (hashlib.sha256(sums).hexdigest(),):
         raise _refused(store, f"it does not cover {SUMS}")
+    if trust.authority is None:
+        return ""
+    certificates.require_today(
+        (*chain, trust.authority),
+        f"the signature of {store.path}",
+        "have the bundle signed again with a certificate of today",
+    )
+    return certificates.subject_of(chain[0])
 
 
-def sign_bundle(store: Sealed, key: Path) -> None:
+def sign_bundle(store: Sealed, key: Path, certificate: Optional[Path] = None) -> None:
     """Sign a verified bundle; `model.sig` is added to its folder or its file.
 
     Args:
         store: where the bundle lies, with the hashes that are signed.
         key: PEM file of an elliptic-curve private key (P-256, P-384, P-521), not encrypted.
+        certificate: PEM file of the key's certificate, for who trusts the authority that issued
+            it; those between it and the root come after it. None: for who trusts the key.
 
     Raises:
         InputError: E-KEY-READ, E-OUT-EXISTS (it is signed already).
-        Refused: E-BUNDLE-HASH (the bundle changed since it was verified: nothing is signed).
+        Refused: E-BUNDLE-HASH (the bundle changed since it was verified: nothing is signed),
+            E-SIGNATURE-EXPIRED, E-SIGNATURE-NOT-YET (of a certificate).
         EngineError: E-EXTRA-MISSING.
         OutputError: E-OUT-WRITE.
     """
@@ -120,9 +161,10 @@ def sign_bundle(store: Sealed, key: Path) -> None:
 
     private = _read_key(
         key,
-        "private",
-        lambda: model_signing.signing.Config().use_elliptic_key_signer(private_key=key),
+        _PRIVATE,
+        lambda _: model_signing.signing.Config().use_elliptic_key_signer(private_key=key),
     )
+    chain = () if certificate is None else _own_chain(certificate, key)
     signer = private.set_hashing_config(_hashing())
     with _scratch() as scratch:
         folder, signature = store.path, scratch / SIGNATURE
@@ -133,11 +175,11 @@ def sign_bundle(store: Sealed, key: Path) -> None:
         with reading(store.path):
             signer.sign(folder, signature)
         content = signature.read_bytes()
-        signed = _digests_of(_payload_of(content, store))
+        signed = _digests_of(_parse(content, store).payload)
         for name in sorted(set(signed) | set(store.digests)):
             if signed.get(name) != (store.digests.get(name),):
                 raise changed(store.path / name)
-        write_bytes(folder / SIGNATURE, content)
+        write_bytes(folder / SIGNATURE, _with_chain(content, chain) if chain else content)
         if isinstance(store.inner, Archive):
             write_archive(Sealed(Folder(folder), store.digests), store.path)
 
@@ -165,12 +207,85 @@ def _hashing() -> model_signing.hashing.Config:
     )
 
 
-def _payload_of(content: bytes, store: Store) -> bytes:
-    """Return what is signed. Raises Refused (E-SIGNATURE) for another form."""
+def _parse(content: bytes, store: Store) -> _Signed:
+    """Return what a signature says. Raises Refused (E-SIGNATURE) for another form."""
     found = _FORM.fullmatch(content)
-    if found is None or any(base64.b64encode(base64.b64decode(x)) != x for x in found.groups()):
-        raise _refused(store, f"{SIGNATURE} is not in the form of OpenSSF Model Signing 1.1")
-    return base64.b64decode(found[1])
+    if found is not None:
+        encoded = _RAW_BYTES.findall(found["signer"])
+        if all(
+            base64.b64encode(base64.b64decode(each)) == each
+            for each in (*encoded, found["payload"], found["sig"])
+        ):
+            return _Signed(
+                base64.b64decode(found["payload"]), tuple(map(base64.b64decode, encoded))
+            )
+    raise _refused(store, f"{SIGNATURE} is not in the form of OpenSSF Model Signing 1.1")
+
+
+def _with_chain(content: bytes, chain: certificates.Chain) -> bytes:
+    """Put certificates in the place of the key's hash, as `model_signing sign certificate` does.
+
+    That itself takes no certificate without another above it.
+    """
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    found = _FORM.fullmatch(content)
+    assert found is not None  # the library wrote it, and it was parsed
+    encoded = [base64.b64encode(each.public_bytes(Encoding.DER)) for each in chain]
+    listed = b",".join(b'{"rawBytes":"%s"}' % each for each in encoded)
+    material = b'"x509CertificateChain":{"certificates":[%s]}' % listed
+    return content[: found.start("signer")] + material + content[found.end("signer") :]
+
+
+def _trust_of(key: Path, pem: bytes) -> _Trust:
+    """Return whom a PEM file stands for: its label says whether it is a key or an authority."""
+    import model_signing
+
+    config = model_signing.verifying.Config()
+    if not certificates.is_certificate(pem):
+        return _Trust(config.use_elliptic_key_verifier(public_key=key), None)
+    authority = certificates.read_authority(pem, key)
+    return _Trust(config.use_certificate_verifier(certificate_chain=[key]), authority)
+
+
+def _chain_of(signed: _Signed, trust: _Trust) -> certificates.Chain:
+    """Return the certificates of a signature once they lead to who is trusted; none for a key.
+
+    Raises ValueError or one of `certificates.faults`.
+    """
+    if trust.authority is None:
+        if signed.certificates:
+            raise ValueError("it was made with a certificate; give that of the maker's authority")
+        return ()
+    if not signed.certificates:
+        raise ValueError("it was made with a bare key; give the public key")
+    chain = certificates.parse_chain(signed.certificates)
+    certificates.require_use(chain)
+    certificates.require_path(chain, trust.authority)
+    return chain
+
+
+def _own_chain(certificate: Path, key: Path) -> certificates.Chain:
+    """Return the certificates to sign with.
+
+    Raises InputError (E-KEY-READ), Refused (E-SIGNATURE-EXPIRED, E-SIGNATURE-NOT-YET).
+    """
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    chain = _read_key(
+        certificate,
+        "certificate as plain PEM",
+        lambda pem: certificates.read_chain(pem, certificate),
+    )
+    private = _read_key(key, _PRIVATE, lambda pem: load_pem_private_key(pem, None))
+    if chain[0].public_key() != private.public_key():
+        raise InputError(
+            "E-KEY-READ",
+            f"{certificate} is the certificate of another key than {key}; sign with the key that "
+            "it was issued for",
+        )
+    certificates.require_today(chain, "what would be signed", "have a certificate issued")
+    return chain
 
 
 def _digests_of(payload: bytes) -> Dict[str, Tuple[str, ...]]:
@@ -182,20 +297,20 @@ def _digests_of(payload: bytes) -> Dict[str, Tuple[str, ...]]:
     return found
 
 
-def _read_key(key: Path, kind: str, read: Callable[[], T]) -> T:
-    """Return what the library makes of a key. Raises InputError (E-KEY-READ)."""
+def _read_key(key: Path, what: str, read: Callable[[bytes], T]) -> T:
+    """Return what is made of a PEM file. Raises InputError (E-KEY-READ)."""
     from cryptography.exceptions import UnsupportedAlgorithm
 
     try:
         if key.stat().st_size > _MAX_KEY_BYTES:
             raise ValueError(f"over {_MAX_KEY_BYTES} bytes")
-        return read()
+        return read(key.read_bytes())
     except (OSError, ValueError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise InputError(
             "E-KEY-READ",
-            f"{key} is no {kind} key of an elliptic curve (P-256, P-384, P-521) as plain PEM"
-            f"{f' ({reason})' if reason else ''}; make one with openssl, see docs/bundle.md",
+            f"{key} is no {what}{f' ({reason})' if reason else ''}; make one with openssl, see "
+            "docs/bundle.md",
         ) from error
 
 
@@ -207,10 +322,7 @@ def _try(verify: Callable[[], T], store: Store) -> T:
         return verify()
     except InvalidSignature as error:
         raise _refused(store, "it was made for something else, or by another key") from error
-    except (
-        *(ValueError, TypeError, KeyError, IndexError, AttributeError),
-        *(OverflowError, RecursionError),
-    ) as error:
+    except certificates.faults() as error:
         raise _refused(store, str(error)) from error
 
 
@@ -227,5 +339,5 @@ def _refused(store: Store, why: str) -> Refused:
     return Refused(
         "E-SIGNATURE",
         f"the signature of {store.path} does not hold for this key ({text[:200]}); use the "
-        "maker's public key, or fetch the bundle again",
+        "maker's public key or authority, or fetch the bundle again",
     )

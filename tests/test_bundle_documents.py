@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_newer_minor_with_a_new_field_follows_the_schema(folder):
 
 def test_data_sheet_names_the_schema_of_the_bundle_not_of_the_reader(tmp_path):
     folder = write_bundle(tmp_path / "toy", schema="edgeseg.bundle/2.7")
-    sheet = datasheet_of(open_bundle(folder), verified=False)
+    sheet = datasheet_of(open_bundle(folder))
     assert sheet["schema"] == "edgeseg.bundle/2.7"
     assert "edgeseg.bundle/2.7" in render_datasheet(sheet)
 
@@ -196,7 +197,7 @@ def test_same_content_gives_the_same_bill_and_another_content_another_number():
 
 
 def test_data_sheet_has_what_an_engineer_asks_for(folder):
-    text = render_datasheet(datasheet_of(open_bundle(folder), verified=False))
+    text = render_datasheet(datasheet_of(open_bundle(folder)))
     for fact in (
         *("x86-cpu: toy, int8", "resized to 32x16 px", "the whole frame is the image"),
         *(
@@ -219,7 +220,7 @@ def test_data_sheet_without_evidence_of_latency_or_calibration_says_so(tmp_path)
         evidence={**fields["evidence"], "verdicts": []},
         provenance={**fields["provenance"], "calibration": None},
     )
-    text = render_datasheet(datasheet_of(open_bundle(folder), verified=False))
+    text = render_datasheet(datasheet_of(open_bundle(folder)))
     assert "not measured by the export" in text
     assert "no precision needs it" in text
 
@@ -233,13 +234,13 @@ def test_data_sheet_of_a_bundle_that_tells_nothing_is_refused(tmp_path, field, c
     bundle = open_bundle(folder)
     bundle = dataclasses.replace(bundle, manifest=Manifest.from_json(json.dumps(manifest)))
     with pytest.raises(Refused) as caught:
-        datasheet_of(bundle, verified=False)
+        datasheet_of(bundle)
     assert caught.value.code == "E-MANIFEST-FIELD"
 
 
 def test_data_sheet_shows_what_a_terminal_would_obey(tmp_path):
     folder = write_bundle(tmp_path / "toy", name="\x1b[2Jcleared\r\n")
-    text = render_datasheet(datasheet_of(open_bundle(folder), verified=False))
+    text = render_datasheet(datasheet_of(open_bundle(folder)))
     assert "\x1b" not in text
     assert "\r" not in text
     assert "?[2Jcleared??" in text
@@ -319,6 +320,21 @@ def test_a_bundle_is_unpacked_beside_its_file_where_the_plan_of_a_kit_is_looked_
     assert built_plan(open_bundle(tmp_path / "away/toy.edgeseg")) == built_plan(
         open_bundle(tmp_path / "away/toy")
     )
+
+
+def test_through_a_link_the_plan_of_a_kit_is_looked_for_beside_what_it_points_to(folder, tmp_path):
+    release = tmp_path / "release"
+    release.mkdir()
+    shutil.copytree(folder, release / "kit")
+    assert run("pack", folder, "--out", release / "packed.edgeseg").exit_code == 0
+    for link, real in (("folder", "kit"), ("file.edgeseg", "packed.edgeseg")):
+        (tmp_path / link).symlink_to(release / real)
+        plan = built_plan(open_bundle(tmp_path / link))
+        assert plan == built_plan(open_bundle(release / real))
+        assert plan.parent == release.resolve()
+    done = run("unpack", tmp_path / "file.edgeseg")
+    assert done.stdout == f"unpacked: {release.resolve() / 'packed'}\n"
+    assert built_plan(open_bundle(release / "packed")) == plan
 
 
 def test_packing_what_is_packed_names_no_file_twice(folder, tmp_path, monkeypatch):

@@ -550,7 +550,7 @@ def test_predict_writes_mask_overlay_and_measurements(int8, picture, out):
 def test_predict_takes_folders_and_every_engine_of_the_bundle(int8, data, tmp_path):
     for engine in ("openvino", "onnxruntime"):
         out = tmp_path / engine
-        done = ok("predict", int8, data / "normal", "--out", out, "--engine", engine, "-q")
+        done = ok("predict", int8, data / "normal", "--out", out, "--engine", engine)
         assert f"by {engine}, results in {out}" in done.stdout
         # Masks of the data set lie in the folder too, and are no frames.
         assert len(json.loads((out / "predictions.json").read_text())) == 4

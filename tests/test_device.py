@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -354,8 +355,11 @@ def test_masks_of_a_device_are_those_of_this_machine_and_no_image_stays_there(
     device, bundle, tmp_path
 ):
     frames = standin.write_frames(tmp_path / "frames")
-    link = link_to(device, tmp_path)
+    shutil.copy(frames[0], tmp_path / "frames" / f"{frames[0].stem}_mask.png")
+    said: list[str] = []
+    link = replace(link_to(device, tmp_path), say=said.append)
     assert jobs.predict(link, bundle, None, [tmp_path / "frames"], tmp_path / "there") == 3
+    assert "left out: 1 mask (NAME_mask.png beside NAME.png)" in said
     predict_files(open_session(bundle), frames, tmp_path / "here")
     names = {path.name for path in (tmp_path / "here").iterdir()}
     assert {path.name for path in (tmp_path / "there").iterdir()} == names

@@ -27,6 +27,7 @@ PACKAGES = {
     "edgeseg.runtime.stream.dicom_pixels": {"numpy", "PIL", "pydicom"},
     "edgeseg.runtime.stream.video": {"numpy", "cv2"},
     "edgeseg.runtime.signature": {"model_signing", "cryptography"},
+    "edgeseg.runtime.certificates": {"cryptography", "OpenSSL"},
     "edgeseg.runtime": {"numpy", "PIL"},
     "edgeseg.kd": {"numpy", "PIL", "torch", "safetensors", "openpyxl"},
     "edgeseg.benchmarks.complexity": {"numpy", "onnx", "google"},
@@ -85,6 +86,7 @@ ONLY_INSIDE_FUNCTIONS = {
     "edgeseg.rivals": {"onnx", "onnxruntime", "openvino"},
     "edgeseg.runtime.stream": {"pydicom", "cv2"},
     "edgeseg.runtime.signature": {"model_signing", "cryptography"},
+    "edgeseg.runtime.certificates": {"cryptography", "OpenSSL"},
 }
 
 

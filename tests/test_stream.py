@@ -371,6 +371,17 @@ def test_images_of_one_name_are_two_frames(images):
     assert open_source(images).frames == 4
 
 
+def test_masks_beside_their_images_are_no_frames_and_it_is_said(bundle, images):
+    for name in ("0_mask.png", "0_mask_1.png", "alone_mask.png"):
+        Image.fromarray(np.full((6, 8), 60, np.uint8)).save(images / name)
+    source = open_source(images)
+    assert (source.frames, len(list(source.read()))) == (4, 4)
+    done = stream(bundle, images, "--rate", 100, "--policy", "block")
+    assert done.exit_code == 0, done.output
+    assert done.stderr == "left out: 2 masks (NAME_mask.png beside NAME.png)\n"
+    assert "4 answered" in done.stdout
+
+
 def test_folder_without_images_is_refused(tmp_path):
     with pytest.raises(InputError) as caught:
         open_source(tmp_path)

@@ -170,12 +170,14 @@ def predict(link: Link, bundle: Path, engine: str | None, images: Sequence[Path]
     """
     require_new(out)
     found = find_images(images)
-    payload = images_payload(found)
+    if found.note:
+        link.say(found.note)
+    payload = images_payload(found.images)
     job = _work(link, "predict", bundle, engine)
 
     def once() -> None:  # the images are sent again: the device keeps none where the job ended
-        key = send(link, payload, f"{len(found)} images")
-        names = (f"@root/{key}/content/{image.name}" for image in found)
+        key = send(link, payload, f"{len(found.images)} images")
+        names = (f"@root/{key}/content/{image.name}" for image in found.images)
         run = job._replace(argv=(*job.argv, *names), forget=(key,))
         _run(link, run, folder, "E-DEVICE-PREDICT", {})
 
@@ -189,7 +191,7 @@ def predict(link: Link, bundle: Path, engine: str | None, images: Sequence[Path]
         for path in inner.iterdir():
             path.rename(folder / path.name)
         inner.rmdir()
-    return len(found)
+    return len(found.images)
 
 
 def _forget(link: Link, payload: Payload) -> None:

@@ -1,4 +1,4 @@
-"""Image files as a source: a folder in the order of its names, or one image."""
+"""Image files as a source: a folder in the order of its names, without masks, or one image."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Iterator
 
 from ..errors import InputError
 from ..image import IMAGE_SUFFIXES, read_image
+from ..predict import images_in
 from .source import Item, Source
 
 
@@ -16,21 +17,19 @@ def is_images(path: Path) -> bool:
 
 
 def open_images(path: Path, *, whole_frame: bool = False) -> Source:
-    """Open a folder of images, sorted by name, or a single image; their frames are always whole.
+    """Open a folder of images, see `images_in`, or a single image; their frames are always whole.
 
-    Raises InputError: E-IMAGE-NONE for a folder without any.
+    Raises InputError: E-IMAGE-NONE for a folder without any. OSError.
     """
-    files = [path]
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
+    found = images_in(path)
+    if not found.images:
         raise InputError("E-IMAGE-NONE", f"no image in {path}")
 
     def read() -> Iterator[Item]:
-        for file in files:
+        for file in found.images:
             try:
                 yield read_image(file)
             except InputError as error:
                 yield error
 
-    return Source(path, "images", None, len(files), None, None, read)
+    return Source(path, "images", None, len(found.images), None, None, read, found.note)

@@ -29,6 +29,7 @@ class Source:
     crop: Optional[Tuple[int, int, int, int]]
     spacing: Optional[Spacing]  # of pixels; None: unknown
     read: Callable[[], Iterator[Item]]  # starts from the first frame at each call
+    note: str = ""  # for who starts it, such as what of a folder is left out
 
     def to_dict(self) -> Dict[str, Any]:
         """Return what a record says about the source, as JSON-ready values."""

@@ -52,7 +52,7 @@ def predict(options: argparse.Namespace) -> None:
     """Segment images into OUT/predictions."""
     session = session_of(open_bundle(options.bundle), engine=options.engine)
     _replay(session)
-    predict_files(session, find_images(options.images), options.out / PREDICTIONS)
+    predict_files(session, find_images(options.images).images, options.out / PREDICTIONS)
     print(f"{len(options.images)} images in {session.engine.name}")
 
 
