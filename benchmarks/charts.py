@@ -81,7 +81,7 @@ def accuracy_against_latency(rows: Sequence[Row]) -> str:
                 f'<path class="interval {family(row.kind)}" d="M{x:.1f} {low_px:.1f}V{high_px:.1f}'
                 f'M{x - 4:.1f} {low_px:.1f}h8M{x - 4:.1f} {high_px:.1f}h8"/>'
             )
-    parts += [_marker(row, x, y) for (row, _), (x, y) in zip(scored, points, strict=True)]
+    parts += [marker(row, x, y) for (row, _), (x, y) in zip(scored, points, strict=True)]
     names = [short(row.name) for row, _ in scored]
     parts += labels(names, points, lines, (left + 2, top, WIDTH, bottom - 2))
     facts = "; ".join(
@@ -105,7 +105,7 @@ def _front_path(front: Sequence[tuple[float, float]]) -> str:
     return f'<path class="front" d="M{front[0][0]:.1f} {front[0][1]:.1f}{steps}H{RIGHT}"/>'
 
 
-def _marker(row: Row, x: float, y: float) -> str:
+def marker(row: Row, x: float, y: float) -> str:
     """Draw the shape of the precision in the colour of the engine."""
     look = f'class="mark {family(row.kind)}"'
     if row.precision == "int8":

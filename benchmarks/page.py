@@ -1,4 +1,4 @@
-"""The report as one HTML file: no script, no network, readable on paper, phones and in the dark."""
+"""A report as one HTML file: no script, no network, readable on paper, phones and in the dark."""
 
 from __future__ import annotations
 
@@ -6,29 +6,37 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from .outline import Code, Figure, Figures, Part, Section, Terms, sections
-from .record import BenchmarkRecord
+from .document import (
+    Caution,
+    Code,
+    Document,
+    Figure,
+    Figures,
+    Head,
+    Part,
+    Section,
+    Table,
+    Terms,
+)
 from .style import STYLE
 from .svg import family
-from .tables import Head, Table
-from .wording import CLEARANCE, cautions, headline
+from .wording import CLEARANCE
 
 _LONG = 40  # characters of a cell that get a wide column
 _ROW = 80  # characters of a command on a line of its field
 
 
-def to_html(record: BenchmarkRecord) -> str:
-    """Return the report as one self-contained page; all text from the record is escaped."""
-    date = escape(record.environment.started_utc[:10])
+def to_page(document: Document) -> str:
+    """Return a report as one self-contained page; all text in it is escaped."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>edgeseg benchmark</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f'<header>\n<p class="kind">edgeseg benchmark, {date}'
-        f"</p>\n<h1>{_unbroken(headline(record))}</h1>\n{_cautions(record)}</header>\n"
-        f"<main>\n{''.join(map(_section, sections(record)))}</main>\n"
+        f"<title>{escape(document.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f'<header>\n<p class="kind">{escape(document.title)}, {escape(document.date)}'
+        f"</p>\n<h1>{_unbroken(document.headline)}</h1>\n{_cautions(document.cautions)}</header>\n"
+        f"<main>\n{''.join(map(_section, document.sections))}</main>\n"
         f"<footer><p>{escape(CLEARANCE)}</p></footer>\n</body>\n</html>\n"
     )
 
@@ -38,8 +46,7 @@ def _unbroken(text: str) -> str:
     return escape(text).replace(" %", "&nbsp;%")
 
 
-def _cautions(record: BenchmarkRecord) -> str:
-    found = cautions(record)
+def _cautions(found: Sequence[Caution]) -> str:
     if not found:
         return ""
     items = "".join(
@@ -69,16 +76,16 @@ def _part(part: Part, section: Section) -> str:
     if isinstance(part, Terms):
         return _terms(part.terms)
     if isinstance(part, Code):
-        return _command(part.text)
+        return _command(part)
     return f'<p class="quiet">{escape(part)}</p>'
 
 
-def _command(text: str) -> str:
+def _command(part: Code) -> str:
     """Return a command in a field that Tab reaches and whose keys select and copy it alone."""
-    rows = math.ceil(len(text) / _ROW)  # where a browser does not know `field-sizing`
+    rows = math.ceil(len(part.text) / _ROW)  # where a browser does not know `field-sizing`
     return (
-        f'<textarea readonly spellcheck="false" rows="{rows}" aria-label="Command line">'
-        f"\n{escape(text)}</textarea>"
+        f'<textarea readonly spellcheck="false" rows="{rows}" aria-label="{escape(part.label)}">'
+        f"\n{escape(part.text)}</textarea>"
     )
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -80,6 +82,7 @@ from .yardstick import (
 )
 
 SCHEMA = "edgeseg.benchmark/5"
+MAX_RECORD_BYTES = 1 << 28  # compared with the file's size before anything is read
 ANY_BATCH = 1 << 30  # of a candidate whose engine takes as many frames a call as fit
 MAX_FRAMES = 16  # held in memory for the latency measurement
 _FEW_LESIONS = 30
@@ -626,6 +629,33 @@ def to_json(record: BenchmarkRecord) -> str:
     return json.dumps(json_from_value(record), ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def read_record(file: Path) -> BenchmarkRecord:
+    """Read the .json of a benchmark.
+
+    Raises InputError: E-REPORT-READ (not readable, over `MAX_RECORD_BYTES`), those of `from_json`
+    with the name of the file.
+    """
+    try:
+        size = file.stat().st_size
+        content = file.read_bytes() if size <= MAX_RECORD_BYTES else b""
+    except OSError as error:
+        raise InputError(
+            "E-REPORT-READ",
+            f"cannot read {file} ({error.strerror}); give the .json of a benchmark",
+        ) from error
+    if size > MAX_RECORD_BYTES:
+        raise InputError(
+            "E-REPORT-READ",
+            f"{file} has {size} bytes and a record at most {MAX_RECORD_BYTES}; give the .json of a "
+            "benchmark",
+        )
+    try:
+        return from_json(content)
+    except InputError as error:
+        told = str(error).removeprefix(f"{error.code}: ")
+        raise InputError(error.code, f"{file}: {told}") from error
+
+
 def from_json(text: str | bytes) -> BenchmarkRecord:
     """Read the result of `to_json`, as text or UTF-8.
 
@@ -634,20 +664,28 @@ def from_json(text: str | bytes) -> BenchmarkRecord:
     """
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             "E-REPORT-SCHEMA", f"not JSON ({error}); give the .json of a benchmark"
         ) from error
     found = content.get("schema") if isinstance(content, dict) else None
     if found != SCHEMA:
-        raise InputError(
-            "E-REPORT-SCHEMA",
-            f"schema is {found!r:.60}, this tool reads {SCHEMA!r}; use the version that wrote it",
-        )
+        raise InputError("E-REPORT-SCHEMA", _other_schema(found))
     record = value_from_json(BenchmarkRecord, content, "record")
     if fault := _contradiction(record):
         raise InputError("E-REPORT-SCHEMA", f"{fault}; run the benchmark again")
     return record
+
+
+def _other_schema(found: object) -> str:
+    """Return what a file is that is no record of this version, and what to do about it."""
+    kind, _, version = found.partition("/") if isinstance(found, str) else ("", "", "")
+    if kind != SCHEMA.partition("/")[0] or not re.fullmatch(r"[0-9]{1,9}", version):
+        told = f"its schema is {found!r:.60}" if found else "it names no schema"
+        return f"not the record of a benchmark: {told}; give the .json of a benchmark"
+    newer = int(version) > int(SCHEMA.partition("/")[2])
+    mend = "update edgeseg" if newer else "measure again, or compare with the version that wrote it"
+    return f"schema is {found!r:.60}, this tool reads {SCHEMA!r}; {mend}"
 
 
 def _contradiction(record: BenchmarkRecord) -> str | None:

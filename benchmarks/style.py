@@ -69,6 +69,7 @@ figure .grid{stroke:var(--line);stroke-opacity:.6}
 .percentile{stroke:var(--ink);stroke-width:2.5;fill:none}
 .interval{stroke-width:1.5;fill:none}
 .dots{stroke-width:2.8;stroke-linecap:round;stroke-opacity:.8;fill:none}
+.dots.passes{stroke-width:6}
 .torch{--mark:var(--torch)}.onnxruntime{--mark:var(--onnxruntime)}.openvino{--mark:var(--openvino)}
 .tensorrt{--mark:var(--tensorrt)}.other{--mark:var(--other)}
 .pre{--mark:var(--pre)}.transfer{--mark:var(--transfer)}.engine{--mark:var(--engine)}

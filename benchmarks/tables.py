@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from .accuracy import METRICS
 from .complexity import LayerCost
 from .conditions import Conditions, CpuTicks, Gpu
+from .document import Table, heads
 from .latency import percentile
 from .layers import LayerReport
 from .modes import MODES, OfflineRun, PacedRun, Slope, SoakRun
+from .passes import MIN_PASSES, PassSummary, summarise_passes
 from .prediction import Prediction
 from .process import ON_CPU
 from .record import BenchmarkRecord, Proof, ProofStep, Row
@@ -38,19 +39,6 @@ from .wording import (
 TOP_LAYERS = 12  # have a line of their own, the others are summed
 _LONG = 12  # lines of predictions, above which they are folded
 
-Head = tuple[str, str]  # of a column: title, unit or ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text; the first of each line is its heading."""
-
-    title: str
-    header: tuple[Head, ...]
-    lines: tuple[tuple[str, ...], ...]
-    words: bool = False  # whether the cells are text, not numbers
-    folded: bool = False  # whether a page shows it only when asked
-
 
 def _table_of(
     title: str, columns: Sequence[Column], record: BenchmarkRecord, rows: Sequence[Row]
@@ -60,10 +48,6 @@ def _table_of(
         tuple((column.title, column.unit) for column in columns),
         tuple(tuple(column.cell(record, row) for column in columns) for row in rows),
     )
-
-
-def _heads(*titles: str | Head) -> tuple[Head, ...]:
-    return tuple((title, "") if isinstance(title, str) else title for title in titles)
 
 
 def results_table(record: BenchmarkRecord) -> Table:
@@ -97,6 +81,47 @@ def latency_table(record: BenchmarkRecord) -> Table:
     return _table_of("Latency in detail", columns, record, record.rows)
 
 
+# --- passes --------------------------------------------------------------------------------------
+
+
+def passes_table(record: BenchmarkRecord) -> Table | None:
+    """Return how each row compares with runs of other times; None where none has passes."""
+    lines = tuple(
+        (row.name, *_passes_cells(row, summarise_passes(row)))
+        for row in record.rows
+        if record.settings.passes
+    )
+    header = heads(
+        *("Candidate", "Yardstick", ("Its time", "ms"), ("Time over yardstick's", "99 %")),
+        *("Passes that count", "Spread between passes", "Smallest slow-down it shows"),
+        "Calls set aside",
+    )
+    return Table("Against a yardstick", header, lines) if lines else None
+
+
+def _passes_cells(row: Row, found: PassSummary) -> tuple[str, ...]:
+    yardstick = row.yardstick
+    if yardstick is None:
+        return ("none for this engine", *[MISSING] * 6)
+    low, high = found.interval
+    told = found.count >= MIN_PASSES
+    return (
+        f"{yardstick.engine} {yardstick.precision} ({yardstick.threads} threads)",
+        significant(found.yardstick_ms),
+        significant(found.ratio) + (f" ({significant(low)}–{significant(high)})" if told else ""),
+        f"{found.count} of {found.measured}",
+        percent(found.spread),
+        percent(found.smallest - 1) if told else f"none ({MIN_PASSES} passes needed)",
+        set_aside_text(found),
+    )
+
+
+def set_aside_text(found: PassSummary) -> str:
+    """Return how many calls waited for a core, of how many."""
+    share = f" ({percent(found.set_aside / found.calls)})" if found.calls else ""
+    return f"{found.set_aside} of {found.calls}{share}"
+
+
 # --- modes ---------------------------------------------------------------------------------------
 
 
@@ -113,7 +138,7 @@ def modes_table(record: BenchmarkRecord) -> Table:
     measured = {"single", *settings.modes}
     return Table(
         "Modes",
-        _heads("Mode", "In MLPerf", "Here", "A frame is sent", "Difference from MLPerf"),
+        heads("Mode", "In MLPerf", "Here", "A frame is sent", "Difference from MLPerf"),
         tuple(
             (
                 name,
@@ -131,7 +156,7 @@ def modes_table(record: BenchmarkRecord) -> Table:
 def offline_table(record: BenchmarkRecord) -> Table | None:
     """Return the throughput; None where no row has it."""
     lines = tuple((row.name, *_offline_cells(row.offline)) for row in record.rows if row.offline)
-    header = _heads(
+    header = heads(
         *("Candidate", "Streams × batch", "Threads of a stream", ("Time", "s")),
         *(("Frames/s", "95 %"), ("A call p50", "ms"), ("A call p99", "ms")),
     )
@@ -152,7 +177,7 @@ def _offline_cells(run: OfflineRun) -> tuple[str, ...]:
 def paced_table(record: BenchmarkRecord) -> Table | None:
     """Return what became of a clock's frames; None where no row has it."""
     lines = tuple((row.name, *_paced_cells(row.paced)) for row in record.rows if row.paced)
-    header = _heads(
+    header = heads(
         *("Candidate", ("Clock", "Hz"), "Due", "Answered", "Dropped", "Missed"),
         *(("p50", "ms from the tick"), ("p99", "ms from the tick")),
         *(("Jitter p50", "ms"), ("Jitter p99", "ms"), ("Clock late", "ms, at most")),
@@ -174,7 +199,7 @@ def _paced_cells(run: PacedRun) -> tuple[str, ...]:
 def soak_table(record: BenchmarkRecord) -> Table | None:
     """Return drift and growth over minutes; None where no row has it."""
     lines = tuple((row.name, *_soak_cells(row.soak)) for row in record.rows if row.soak)
-    header = _heads(
+    header = heads(
         *("Candidate", ("Time", "min"), "Frames", ("Drift", "ms/min, 95 %")),
         *(("First window p50", "ms"), ("Last window p50", "ms"), ("Longest", "ms")),
         *(("Memory", "MiB/min, 95 %"), ("Mean clock", "MHz, first to last"), ("Hottest", "°C")),
@@ -216,7 +241,7 @@ def peaks_table(record: BenchmarkRecord) -> Table:
     """Return what each engine and the memory reach on this machine, and how it was measured."""
     return Table(
         "Peaks of this machine, measured",
-        _heads(
+        heads(
             *("Engine", "Threads", ("FP32", "GFLOP/s"), ("INT8", "GOP/s")),
             *(("Bandwidth", "GB/s"), "Steady", "Kernels read", "How"),
         ),
@@ -241,7 +266,7 @@ def attained_table(record: BenchmarkRecord) -> Table:
     """Return which share of the peaks whole networks reach."""
     return Table(
         "Whole networks against the peaks",
-        _heads(
+        heads(
             *("Candidate", "Threads", ("One call", "ms, median")),
             *("Share of compute peak", "Share of roofline"),
             *("Profiler adds", ("Outside layers", "ms, median")),
@@ -306,7 +331,7 @@ def layers_table(row: Row, report: LayerReport) -> Table:
         )
     return Table(
         f"Layers of {row.name} that take most time",
-        _heads(
+        heads(
             *("Layer", "Operator", "Precision", ("MACs", "M"), ("Bytes", "KiB")),
             *(("Time", "ms, median"), "Of one call", "Share of roofline", "Bound by"),
         ),
@@ -390,7 +415,7 @@ def energy_table(record: BenchmarkRecord) -> Table | None:
         for row in record.rows
         if row.energy
     )
-    header = _heads(
+    header = heads(
         *("Candidate", ("Net", "mJ a frame"), ("Gross", "mJ a frame")),
         *(("At rest", "W"), ("Under load", "W"), "Frames", "Rails", ("Readings", "Hz")),
     )
@@ -410,7 +435,7 @@ def rails_table(record: BenchmarkRecord) -> Table | None:
         if row.energy and len(row.energy.rails_net_mj_per_frame) > 1
         for name, net_mj in row.energy.rails_net_mj_per_frame.items()
     )
-    header = _heads("Candidate", "Rail", ("Net", "mJ a frame"), "In the total")
+    header = heads("Candidate", "Rail", ("Net", "mJ a frame"), "In the total")
     return Table("Energy by rail", header, lines) if lines else None
 
 
@@ -425,7 +450,7 @@ def parity_table(record: BenchmarkRecord) -> Table | None:
         if row.proof
         for step in row.proof.steps
     )
-    header = _heads(
+    header = heads(
         *("Candidate: file", ("Logits differ", "at most"), "Pixels flipped"),
         *(("Masks agree", "Dice"), ("Loss of Dice", "95 %"), ("Gate", "at most"), "Result"),
     )
@@ -447,7 +472,7 @@ def _step_cells(step: ProofStep, max_drop: float) -> tuple[str, ...]:
 def proofs_table(record: BenchmarkRecord) -> Table | None:
     """Return on what each export was checked and what it runs in; None without an export."""
     lines = tuple((row.name, *_proof_cells(row.proof)) for row in record.rows if row.proof)
-    header = _heads(
+    header = heads(
         *("Candidate", "Check frames", ("Trained network", "Dice")),
         *(("Achieved precision", "share of the MACs"), "Kept in float"),
     )
@@ -472,7 +497,7 @@ def _proof_cells(proof: Proof) -> tuple[str, ...]:
 
 def metrics_table(record: BenchmarkRecord) -> Table:
     """Return the metrics over images with a lesion, then those over all images."""
-    header = _heads(
+    header = heads(
         *("Candidate", "Dice", "IoU", "Recall", "Precision", "Pixel accuracy", ("HD95", "px")),
         *("Pooled Dice", "Pooled IoU", "False positives", "ECE"),
     )
@@ -501,7 +526,7 @@ def groups_table(record: BenchmarkRecord) -> Table | None:
     scored = [(row.name, row.accuracy) for row in record.rows if row.accuracy]
     if not scored:
         return None
-    header = _heads(
+    header = heads(
         "Candidate", *((group.name, f"n={group.images}") for group in scored[0][1].groups)
     )
     lines = tuple(
@@ -569,16 +594,18 @@ def _cpu_time(before: CpuTicks | None, after: CpuTicks | None) -> str:
 
 def conditions_table(record: BenchmarkRecord) -> Table:
     """Return clocks, temperatures and the like before and after the measurement."""
-    before, after = _condition_cells(record.before), _condition_cells(record.after)
+    before, after = condition_cells(record.before), condition_cells(record.after)
     return Table(
         "Before and after",
-        _heads("Condition", "Before", "After"),
+        heads("Condition", "Before", "After"),
         tuple((name, before[name], after[name]) for name in before),
         words=True,
     )
 
 
-def _condition_cells(now: Conditions) -> dict[str, str]:
+def condition_cells(now: Conditions) -> dict[str, str]:
+    """Return what the conditions are at one moment, by name; the names are always the same."""
+
     def told(value: object, form: str = "") -> str:
         return "not told" if value is None else format(value, form)
 
@@ -636,7 +663,7 @@ def artifacts_table(record: BenchmarkRecord) -> Table:
     """Return which artifact ran how; .json and .csv have the whole hashes."""
     return Table(
         "Artifacts",
-        _heads("Candidate", "Engine", "Precision", "Engine facts", "SHA-256, start"),
+        heads("Candidate", "Engine", "Precision", "Engine facts", "SHA-256, start"),
         tuple(
             (
                 row.name,

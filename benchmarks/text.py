@@ -54,3 +54,11 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = "  ".join("-" * width for width in widths)
     return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def printable(text: str) -> str:
+    """Return lines without what a terminal would obey: names in a record are someone else's text."""
+    lines = text.split("\n")
+    return "\n".join(
+        "".join(each if each.isprintable() else "?" for each in line) for line in lines
+    )
