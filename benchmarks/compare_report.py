@@ -42,7 +42,7 @@ from .report import require_report_path
 from .svg import family
 from .tables import condition_cells, environment_terms, set_aside_text
 from .text import MISSING, percent, printable, signed, significant, text_table
-from .wording import DEFINITIONS, cautions, fps_text, mib, percentile_text
+from .wording import DEFINITIONS, cautions, fps_text, median_text, mib, percentile_text
 
 SUFFIXES = (".html", ".json", ".md")  # of the forms, the page's first
 _CHANGED = ("slower", "faster")
@@ -85,7 +85,8 @@ def comparison_headline(found: RecordComparison) -> str:
 
 
 def _latency_finding(found: RecordComparison) -> str:
-    first, latency = (rows := ordered(found.rows))[0], rows[0].latency
+    rows = ordered(found.rows)
+    first, latency = rows[0], rows[0].latency
     among = f" ({_counts(rows)})" if len(rows) > 1 else ""
     if latency.verdict in _CHANGED:
         return (
@@ -374,15 +375,17 @@ def _measured_table(pairs: Sequence[tuple[Row, Row]]) -> Table:
     lines = tuple(
         (
             new.name,
-            *(
-                _old_to_new(*(percentile_text(row.latency.e2e_ms, q) for row in (old, new)))
-                for q in (0.5, 0.9, 0.99)
-            ),
+            *map(_old_to_new, _times(old), _times(new)),
             *(fps_text(row.offline) for row in (old, new)),
         )
         for old, new in pairs
     )
     return Table("Latency and throughput", header, lines)
+
+
+def _times(row: Row) -> tuple[str, ...]:
+    samples = row.latency.e2e_ms
+    return (median_text(samples), *(percentile_text(samples, q) for q in (0.9, 0.99)))
 
 
 def _memory_table(pairs: Sequence[tuple[Row, Row]]) -> Table:

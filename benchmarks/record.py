@@ -90,6 +90,7 @@ _IDLE_S, _ENERGY_S = 30.0, 60.0  # at rest, then under load
 _BURST_S = 0.5
 _SOAK_WINDOW_S = 10.0  # at most
 _SOAK_WINDOWS = 20  # at least
+_LEAST_MS, _MOST_MS = 1e-6, 1e9  # of a call of a pass: a nanosecond, eleven days
 _REOPEN_MAX_MS = 10_000  # start of a process; what takes longer is opened once
 T = TypeVar("T")
 Frame = npt.NDArray[np.uint8]
@@ -732,7 +733,7 @@ def _is_measured(found: Pass) -> bool:
     blocks = (*found.row, *found.yardstick)
     return len(found.row) == len(found.yardstick) > 0 and all(
         0 < len(block.ms) == len(block.waited_ms)
-        and all(time_ms > 0 and math.isfinite(time_ms) for time_ms in block.ms)
+        and all(_LEAST_MS <= time_ms <= _MOST_MS for time_ms in block.ms)
         for block in blocks
     )
 

@@ -21,6 +21,7 @@ from .text import printable, text_table
 from .wording import TERMINAL_COLUMNS, cautions, dice_of, headline
 
 SUFFIXES = (".html", ".json", ".md", ".csv")  # of the forms, the page's first
+ROOM_BYTES = 16 << 20  # that must be free before anything is measured; most records have 1 to 3 MiB
 
 
 def to_table(record: BenchmarkRecord) -> str:
@@ -204,19 +205,23 @@ def require_report_path(html_path: Path, *, suffixes: Sequence[str] = SUFFIXES) 
 
     Raises:
         InputError: E-REPORT-NAME for an ending other than ``.html``.
-        OutputError: E-OUT-WRITE where the folder cannot be written to, or a file's name is that of
-            a folder.
+        OutputError: E-OUT-WRITE where the folder cannot be written to or has not `ROOM_BYTES`
+            left, or a file's name is that of a folder.
     """
-    if html_path.suffix != ".html":
-        raise InputError(
-            "E-REPORT-NAME", f"{html_path.name} does not end in .html; the page needs that ending"
-        )
+    _require_html(html_path)
     for path in map(html_path.with_suffix, suffixes):
         if path.is_dir():
             raise OutputError(
                 "E-OUT-WRITE", f"cannot write {path}: it is a folder; choose another name"
             )
-    require_writable(html_path)
+    require_writable(html_path, ROOM_BYTES)
+
+
+def _require_html(html_path: Path) -> None:
+    if html_path.suffix != ".html":
+        raise InputError(
+            "E-REPORT-NAME", f"{html_path.name} does not end in .html; the page needs that ending"
+        )
 
 
 def write_reports(record: BenchmarkRecord, html_path: Path) -> tuple[Path, ...]:
@@ -233,7 +238,7 @@ def write_reports(record: BenchmarkRecord, html_path: Path) -> tuple[Path, ...]:
         InputError: E-REPORT-NAME for another ending.
         OutputError: E-OUT-WRITE.
     """
-    require_report_path(html_path)
+    _require_html(html_path)
     forms = (to_html(record), to_json(record), to_markdown(record), to_csv(record))
     contents = dict(zip(map(html_path.with_suffix, SUFFIXES), forms, strict=True))
     write_together(contents)

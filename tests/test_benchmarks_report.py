@@ -276,7 +276,8 @@ def test_page_under_another_ending_is_refused(tmp_path):
 # --- a record with everything, and one with nothing that need not be there ----------------------
 
 SECTIONS = [
-    *("Results", "Plots", "Latency in detail", "Modes", "Layers and roofline"),
+    *("Results", "Plots", "Latency in detail", "How comparable is this run"),
+    *("Modes", "Layers and roofline"),
     *("Memory and energy", "Parity and gates", "Accuracy by class and lesion size"),
     *("All metrics", "Conditions", "Definitions", "Reproduce"),
 ]
@@ -346,6 +347,20 @@ def line_of(record, table, name):
                 "Steady": "yes",
             },
         ),
+        (
+            "Against a yardstick",
+            "OpenVINO INT8",
+            {
+                "Yardstick": "openvino int8 (2 threads)",
+                "Its time (ms)": "2.00",
+                "Passes that count": "10 of 10",
+                # Steps of 1 % to both sides: sqrt(10 / 9) of that.
+                "Spread between passes": "1.1 %",
+                # Of 3 passes one pair of blocks, two calls of row and yardstick each.
+                "Calls set aside": "12 of 240 (5.0 %)",
+            },
+        ),
+        ("Against a yardstick", "UNeXt", {"Yardstick": "none for this engine"}),
         ("Modes", "single", {"In MLPerf": "SingleStream", "Here": "400 calls"}),
         ("Modes", "soak", {"In MLPerf": "no such", "Here": "10 min"}),
         (

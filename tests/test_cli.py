@@ -690,7 +690,8 @@ def test_report_of_another_schema_and_a_budget_that_is_none_are_refused(reports,
     old.write_text(new.read_text().replace("edgeseg.benchmark/5", "edgeseg.benchmark/4"))
     refused("E-REPORT-SCHEMA", INPUT, "benchmark", "--compare", old, new)
     refused("E-BUDGET", INPUT, "benchmark", "--compare", new, new, "--budget", "p99=33")
-    refused("E-BUDGET", INPUT, "benchmark", "--compare", new, new, "--budget", "torch:p99=33ms")
+    both = (reports / "old.json", new)
+    refused("E-BUDGET", INPUT, "benchmark", "--compare", *both, "--budget", "torch:p99=33ms")
 
 
 def test_batch_of_a_bundle_made_for_single_frames_is_refused(int8, phantoms, tmp_path):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from edgeseg.benchmarks.page import to_html
+from edgeseg.benchmarks.report import to_html
 from edgeseg.tests.chromium import MARK_CONTRAST, TEXT_CONTRAST
 from edgeseg.tests.fabricated_record import (
     ENVIRONMENT,

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeseg.benchmarks.report import to_csv, to_html, to_markdown
-from edgeseg.benchmarks.text import fixed, signed, significant
+from edgeseg.benchmarks.text import fixed, percent, signed, significant
 from edgeseg.tests.fabricated_record import bare_record, full_record, full_row, make_record
 
 MIB = 1 << 20
@@ -32,6 +32,13 @@ SAME = {
     "pre_p50_ms": ("Latency in detail", "Preparing (ms, median)", significant),
     "engine_p50_ms": ("Latency in detail", "Engine (ms, median)", significant),
     "post_p50_ms": ("Latency in detail", "Reading out (ms, median)", significant),
+    "yardstick_ms": ("Against a yardstick", "Its time (ms)", significant),
+    "yardstick_ratio": ("Against a yardstick", "Time over yardstick's (99 %)", significant),
+    "passes_spread": ("Against a yardstick", "Spread between passes", percent),
+    "smallest_slowdown": (
+        *("Against a yardstick", "Smallest slow-down it shows"),
+        lambda x: percent(x - 1),
+    ),
     "paced_dropped": ("Mode paced (not in MLPerf)", "Dropped", lambda x: f"{x:g}"),
     "paced_missed": ("Mode paced (not in MLPerf)", "Missed", lambda x: f"{x:g}"),
     "paced_p50_ms": ("Mode paced (not in MLPerf)", "p50 (ms from the tick)", significant),
@@ -128,7 +135,7 @@ def close(shown, expected):
     """The CSV keeps six digits, so the last digit that a table shows may round the other way."""
     if shown == expected:
         return True
-    a, b = (float(text.strip("×+").replace("−", "-")) for text in (shown, expected))
+    a, b = (float(text.strip("×+ %").replace("−", "-")) for text in (shown, expected))
     return math.isclose(a, b, rel_tol=0.011, abs_tol=0.0011)
 
 
