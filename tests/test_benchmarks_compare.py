@@ -525,16 +525,10 @@ def test_dice_budget_that_judges_no_trained_network_fails(budget):
     assert (verdict.passed, verdict.found) == (False, "the network is not trained")
 
 
-@pytest.mark.parametrize("setting", [{"rounds": 400}, {"batch": 4}])
-def test_settings_that_differ_are_listed(setting):
-    old, new = record(row()), record(row())
-    changed = dataclasses.replace(new.settings, **setting)
-    (name, value), was = next(iter(setting.items())), old.settings
-    found = compare_records(old, dataclasses.replace(new, settings=changed))
-    expected = () if getattr(was, name) == value else (
-        f"setting {name}: {getattr(was, name)} → {value}",
-    )
-    assert found.changes == expected
+def test_settings_that_differ_are_listed():
+    old = record(row())
+    new = dataclasses.replace(old, settings=dataclasses.replace(old.settings, batch=4))
+    assert compare_records(old, new).changes == ("setting batch: 1 → 4",)
 
 
 def test_records_the_wrong_way_round_are_told():

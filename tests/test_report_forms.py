@@ -12,8 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeseg.benchmarks.markdown import to_markdown_text
+from edgeseg.benchmarks.page import to_page
 from edgeseg.benchmarks.report import to_csv, to_html, to_markdown
 from edgeseg.benchmarks.text import fixed, percent, signed, significant
+from edgeseg.tests.fabricated_comparison import full_comparison
 from edgeseg.tests.fabricated_record import bare_record, full_record, full_row, make_record
 
 MIB = 1 << 20
@@ -103,8 +106,8 @@ def records(draw):
     return make_record(row)
 
 
-def require_equal_tables(record):
-    ours, theirs = of_page(to_html(record)), of_markdown(to_markdown(record))
+def require_equal_tables(page, text):
+    ours, theirs = of_page(page), of_markdown(text)
     assert len(ours) == len(theirs) > 5
     for page, (title, markdown) in zip(ours, theirs, strict=True):
         assert [list(map(without_brackets, page[0])), *page[1:]] == [
@@ -141,7 +144,12 @@ def close(shown, expected):
 
 @pytest.mark.parametrize("record", [full_record(), bare_record()], ids=["full", "bare"])
 def test_page_and_markdown_have_the_same_tables_cell_by_cell(record):
-    require_equal_tables(record)
+    require_equal_tables(to_html(record), to_markdown(record))
+
+
+def test_page_and_markdown_of_a_comparison_have_the_same_tables_cell_by_cell():
+    document = full_comparison()
+    require_equal_tables(to_page(document), to_markdown_text(document))
 
 
 def test_csv_and_tables_have_the_same_numbers_row_by_row():
@@ -151,5 +159,5 @@ def test_csv_and_tables_have_the_same_numbers_row_by_row():
 @settings(max_examples=15, deadline=None)
 @given(records())
 def test_any_times_and_dice_are_the_same_in_every_form(record):
-    require_equal_tables(record)
+    require_equal_tables(to_html(record), to_markdown(record))
     assert require_equal_csv(record) > 15
