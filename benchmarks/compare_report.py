@@ -50,9 +50,9 @@ _ORDER = (*_CHANGED, "cannot tell", "no difference")  # of rows, what changed fi
 _DEFINED = ("Yardstick and passes", "p50, p90, p99", "Frames/s", "First mask", "Peak memory")
 _NEW_OVER_OLD = (
     "a row's time over its yardstick's in the new run, divided by the same in the old run; above 1 "
-    "is slower. The 99 % interval is Welch's over the passes of both, with an allowance for what no "
-    "pass shows. “Slower” and “faster” mean that it leaves out 1. Else it is “no difference” only "
-    "if a difference of 10 % would have been found 19 times in 20, and “cannot tell” if not."
+    "is slower. The 99 % interval is Welch's over the passes of both, with an allowance for what "
+    "no pass shows. “Slower” and “faster” mean that it leaves out 1. Else it is “no difference” "
+    "only if a difference of 10 % would have been found 19 times in 20, and “cannot tell” if not."
 )
 _MACHINE = (
     "what the machine did between the runs: the time of the yardstick itself, new over old. It is "
@@ -124,8 +124,8 @@ def _dice_finding(found: RecordComparison) -> str:
 
 def _budget_finding(found: RecordComparison) -> str:
     failed, asked = sum(not each.passed for each in found.verdicts), len(found.verdicts)
-    if not asked:
-        return ""
+    if asked < 2:
+        return f"the budget is {'not ' * failed}kept" if asked else ""
     return f"{failed} of {asked} budgets not kept" if failed else f"all {asked} budgets kept"
 
 
@@ -273,8 +273,8 @@ def _cautions(old: BenchmarkRecord, new: BenchmarkRecord) -> list[Caution]:
         for caution in cautions(record):
             told.setdefault((caution.text, caution.invalidates), []).append(which)
     found = [Caution(ORDER, invalidates=True)] if measured_backwards(old, new) else []
-    for (text, invalidates), which in told.items():
-        whose = "Both runs" if len(which) > 1 else f"{which[0]} run"
+    for (text, invalidates), runs in told.items():
+        whose = "Both runs" if len(runs) > 1 else f"{runs[0]} run"
         found.append(Caution(f"{whose}: {text}", invalidates))
     return sorted(found, key=lambda caution: not caution.invalidates)
 
@@ -350,8 +350,7 @@ def _sure_table(rows: Sequence[RowComparison], pairs: Sequence[tuple[Row, Row]])
         *(("Calls set aside", "old"), ("Calls set aside", "new")),
     )
     lines = tuple(
-        (row.name, *_sure_cells(row.latency, *pair))
-        for row, pair in zip(rows, pairs, strict=True)
+        (row.name, *_sure_cells(row.latency, *pair)) for row, pair in zip(rows, pairs, strict=True)
     )
     return Table("How sure is this", header, lines)
 

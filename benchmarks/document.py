@@ -1,4 +1,4 @@
-"""What a report is made of, in whatever form it is written: `page.py` and `markdown.py` write it."""
+"""What a report is made of, in whatever form; `page.py` and `markdown.py` write it."""
 
 from __future__ import annotations
 

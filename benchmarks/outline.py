@@ -175,9 +175,9 @@ def _passes(record: BenchmarkRecord) -> list[Part | None]:
         "to bottom moved during the run.",
     )
     return [
-        "Between two runs a machine changes. So each row was also timed beside a yardstick, a fixed "
-        "network in the same engine, and edgeseg benchmark --compare compares the ratios of the "
-        "two. A slow-down smaller than the one named here would not be found.",
+        "Between two runs a machine changes. So each row was also timed beside a yardstick, a "
+        "fixed network in the same engine, and edgeseg benchmark --compare compares the ratios of "
+        "the two. A slow-down smaller than the one named here would not be found.",
         table,
         Figures((figure,), ()) if strips else None,
     ]

@@ -66,9 +66,7 @@ def ratio_intervals(pairs: Sequence[tuple[RowComparison, Row]]) -> str:
         return ""
     strip_px = 44
     bottom = 4 + strip_px * len(told)
-    ends = [
-        _percent(end) for found, _ in told for end in (found.latency.low, found.latency.high)
-    ]
+    ends = [_percent(end) for found, _ in told for end in (found.latency.low, found.latency.high)]
     axis = _percent_axis(ends, _LEFT)
     parts = [
         x_ticks(axis, 0, bottom, "Time of the new run against the old, %: right is slower"),
@@ -77,10 +75,11 @@ def ratio_intervals(pairs: Sequence[tuple[RowComparison, Row]]) -> str:
     for index, (found, row) in enumerate(told):
         top, latency = strip_px * index, found.latency
         interval = f"{significant(latency.low)}–{significant(latency.high)}"
+        low_px, high_px = axis.at(_percent(latency.low)), axis.at(_percent(latency.high))
         parts += [
             _name(found.name, top),
             _value(f"{significant(latency.ratio)}× ({interval})", top),
-            _whisker(row.kind, *(axis.at(_percent(x)) for x in (latency.low, latency.high)), top + 31),
+            _whisker(row.kind, low_px, high_px, top + 31),
             marker(row, axis.at(_percent(latency.ratio)), top + 31),
         ]
     facts = "; ".join(

@@ -57,7 +57,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def printable(text: str) -> str:
-    """Return lines without what a terminal would obey: names in a record are someone else's text."""
+    """Return lines without what a terminal would obey: a record is someone else's text."""
     lines = text.split("\n")
     return "\n".join(
         "".join(each if each.isprintable() else "?" for each in line) for line in lines

@@ -57,9 +57,9 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "each pass, half of the passes before the rest of the run and half after it; the spread "
         "is the standard deviation of the passes' ratios. Calls in which a thread waited for a "
         f"core for more than {percent(MAX_WAIT, 0)} of the time are set aside, and a pass with too "
-        f"few others does not count. The 99 % interval has an allowance of "
-        f"{percent(BETWEEN_RUNS, 0)} a run for what no pass shows. The smallest slow-down is what a "
-        "comparison with a run of as many passes, spread alike, would find 19 times in 20; it "
+        "few others does not count. The 99 % interval has an allowance of "
+        f"{percent(BETWEEN_RUNS, 0)} a run for what no pass shows. The smallest slow-down is what "
+        "a comparison with a run of as many passes, spread alike, would find 19 times in 20; it "
         f"takes {MIN_PASSES} passes of each.",
         "Frames/s": "mode offline: all streams busy back to back; the streams of a row share its "
         "threads, and a call of a batch counts as so many frames. The 95 % interval is Student's t "

@@ -71,7 +71,7 @@ def test_headline_says_what_changed_by_how_much_and_what_became_of_the_budgets()
 def test_headline_of_one_row_that_did_not_change_says_what_would_have_been_found():
     found = headline(make_record(timed()), later(timed(ratio=1.505)), "p50=1s")
     assert found.startswith("No change of latency was found in a (one of ")
-    assert found.endswith("% would have been); Dice not shown to differ; all 1 budgets kept.")
+    assert found.endswith("% would have been); Dice not shown to differ; the budget is kept.")
 
 
 def test_headline_praises_what_became_faster():
@@ -203,7 +203,7 @@ def test_hostile_name_stays_text_in_every_form():
     hostile = "<script>alert('x')</script>\"&|`*\x1b[2J"
     old = make_record(timed(hostile), notes=[Note("load", hostile)])
     new = later(timed(hostile, ratio=2))
-    document = document_of(old, new, ["p50=1ns"[:-2] + "us"])
+    document = document_of(old, new, ["p50=1us"])
     assert "<script" not in to_page(document)
     assert not re.search(r"<script", to_markdown_text(document))
     assert "\x1b" not in render_comparison(compare_records(old, new))
