@@ -87,26 +87,24 @@ def comparison_headline(found: RecordComparison) -> str:
 def _latency_finding(found: RecordComparison) -> str:
     rows = ordered(found.rows)
     first, latency = rows[0], rows[0].latency
-    among = f" ({_counts(rows)})" if len(rows) > 1 else ""
+    counts = Counter(row.latency.verdict for row in rows)
+    changed, untold = counts["slower"] + counts["faster"], counts["cannot tell"]
     if latency.verdict in _CHANGED:
+        more = f", and {changed - 1} more of {len(rows)} rows changed" if changed > 1 else ""
         return (
             f"{first.name} is {latency.verdict}: {significant(latency.ratio)}× its earlier time "
-            f"(99 % interval {significant(latency.low)}–{significant(latency.high)}){among}"
+            f"(99 % interval {significant(latency.low)}–{significant(latency.high)}){more}"
         )
-    if all(row.latency.verdict == "cannot tell" for row in rows):
-        return f"Whether latency changed cannot be told{among}"
+    if untold == len(rows):
+        return "Whether latency changed cannot be told"
     if len(rows) > 1:
-        return f"No change of latency was found{among}"
+        return f"No change of latency was found in {len(rows) - untold} of {len(rows)} rows" + (
+            f", {untold} cannot be told" if untold else ""
+        )
     return (
         f"No change of latency was found in {first.name} (one of {smallest_text(latency)} would "
         "have been)"
     )
-
-
-def _counts(rows: Sequence[RowComparison]) -> str:
-    counts = Counter(row.latency.verdict for row in rows)
-    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _ORDER if counts[verdict])
-    return f"of {len(rows)} rows: {told}"
 
 
 def _dice_finding(found: RecordComparison) -> str:
@@ -123,10 +121,11 @@ def _dice_finding(found: RecordComparison) -> str:
 
 
 def _budget_finding(found: RecordComparison) -> str:
+    """Count budgets by row: each is judged on every row that it is of."""
     failed, asked = sum(not each.passed for each in found.verdicts), len(found.verdicts)
     if asked < 2:
         return f"the budget is {'not ' * failed}kept" if asked else ""
-    return f"{failed} of {asked} budgets not kept" if failed else f"all {asked} budgets kept"
+    return f"{failed} of {asked} budget checks failed" if failed else f"all {asked} budgets kept"
 
 
 # --- terminal and JSON ---------------------------------------------------------------------------
@@ -254,7 +253,7 @@ def comparison_document(
             section(
                 "As measured",
                 "Each run as it was, with what the machine did still in it: budgets judge these "
-                "figures of the new run, and only the ratio above compares the two.",
+                "figures of the new run, and only the ratio above compares the two. Old → new.",
                 _measured_table(pairs),
                 _memory_table(pairs),
             ),
@@ -313,10 +312,10 @@ def _reasons(rows: Sequence[RowComparison]) -> list[str]:
 def _budgets_table(found: RecordComparison) -> Table | None:
     verdicts = sorted(found.verdicts, key=lambda each: each.passed)
     lines = tuple(
-        (each.budget, each.row, "kept" if each.passed else "not kept", each.found)
+        (each.budget, "kept" if each.passed else "not kept", each.found, each.row)
         for each in verdicts
     )
-    header = heads("Budget", "Row", "Result", "Found")
+    header = heads("Budget", "Result", "Found", "Row")
     return Table("Budgets", header, lines, words=True) if lines else None
 
 
@@ -368,7 +367,7 @@ def _sure_cells(latency: RecordRatio, old: Row, new: Row) -> tuple[str, ...]:
 
 def _measured_table(pairs: Sequence[tuple[Row, Row]]) -> Table:
     header = heads(
-        *("Row", ("p50", "ms, old → new"), ("p90", "ms, old → new"), ("p99", "ms, old → new")),
+        *("Row", ("p50", "ms"), ("p90", "ms"), ("p99", "ms")),
         *(("Frames/s", "old"), ("Frames/s", "new")),
     )
     lines = tuple(
@@ -389,8 +388,7 @@ def _times(row: Row) -> tuple[str, ...]:
 
 def _memory_table(pairs: Sequence[tuple[Row, Row]]) -> Table:
     header = heads(
-        *("Row", ("Peak memory", "MiB, old → new"), ("Start", "ms, old → new")),
-        *(("First mask", "ms, old → new"), ("File", "MiB, old → new")),
+        *("Row", ("Peak memory", "MiB"), ("Start", "ms"), ("First mask", "ms"), ("File", "MiB")),
     )
     lines = tuple((new.name, *map(_old_to_new, _paid(old), _paid(new))) for old, new in pairs)
     return Table("Memory, start and file", header, lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -24,6 +25,7 @@ from .wording import CLEARANCE
 
 _LONG = 40  # characters of a cell that get a wide column
 _ROW = 80  # characters of a command on a line of its field
+_FINDINGS = ("slower", "faster", "worse", "better", "not kept", "failed")  # cells in bold
 
 
 def to_page(document: Document) -> str:
@@ -51,7 +53,7 @@ def _cautions(found: Sequence[Caution]) -> str:
         return ""
     items = "".join(
         f"<li>{'<strong>Invalidates the times:</strong> ' if caution.invalidates else ''}"
-        f"{escape(caution.text)}</li>"
+        f"{_prose(caution.text)}</li>"
         for caution in found
     )
     style = "note bad" if any(caution.invalidates for caution in found) else "note"
@@ -77,7 +79,12 @@ def _part(part: Part, section: Section) -> str:
         return _terms(part.terms)
     if isinstance(part, Code):
         return _command(part)
-    return f'<p class="quiet">{escape(part)}</p>'
+    return f'<p class="quiet">{_prose(part)}</p>'
+
+
+def _prose(text: str) -> str:
+    """Escape a text and keep its options, such as --passes, on one line."""
+    return re.sub(r"(?<![\w-])--[a-z][a-z-]*", r"<code>\g<0></code>", escape(text))
 
 
 def _command(part: Code) -> str:
@@ -120,12 +127,16 @@ def _head(head: Head) -> str:
 def _number(text: str) -> str:
     """Return a cell with what stands in brackets, such as an interval, on a line of its own."""
     value, bracket, rest = escape(text).partition(" (")
-    return f"<td>{value}{f' <small>({rest}</small>' if bracket else ''}</td>"
+    return f"<td>{_finding(value)}{f' <small>({rest}</small>' if bracket else ''}</td>"
 
 
 def _words(text: str) -> str:
     style = ' class="long"' if len(text) > _LONG else ""
-    return f"<td{style}>{escape(text)}</td>"
+    return f"<td{style}>{_finding(escape(text))}</td>"
+
+
+def _finding(cell: str) -> str:
+    return f"<strong>{cell}</strong>" if cell in _FINDINGS else cell
 
 
 def _figures(part: Figures) -> str:
@@ -149,5 +160,5 @@ def _figure(figure: Figure) -> str:
 
 
 def _terms(terms: Mapping[str, str]) -> str:
-    pairs = (f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in terms.items())
+    pairs = (f"<dt>{escape(term)}</dt><dd>{_prose(text)}</dd>" for term, text in terms.items())
     return f"<dl>{''.join(pairs)}</dl>"

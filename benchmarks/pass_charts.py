@@ -70,7 +70,7 @@ def ratio_intervals(pairs: Sequence[tuple[RowComparison, Row]]) -> str:
     axis = _percent_axis(ends, _LEFT)
     parts = [
         x_ticks(axis, 0, bottom, "Time of the new run against the old, %: right is slower"),
-        f'<path class="percentile" d="M{axis.at(0):.1f} 0V{bottom}"/>',
+        f'<path class="base" d="M{axis.at(0):.1f} 0V{bottom}"/>',
     ]
     for index, (found, row) in enumerate(told):
         top, latency = strip_px * index, found.latency

@@ -92,9 +92,9 @@ def passes_table(record: BenchmarkRecord) -> Table | None:
         if record.settings.passes
     )
     header = heads(
-        *("Candidate", "Yardstick", ("Its time", "ms"), ("Time over yardstick's", "99 %")),
-        *("Passes that count", "Spread between passes", "Smallest slow-down it shows"),
-        "Calls set aside",
+        *("Candidate", "Smallest slow-down it shows", "Passes that count"),
+        *("Spread between passes", "Calls set aside", ("Time over yardstick's", "99 %")),
+        *(("Yardstick's time", "ms"), "Yardstick"),
     )
     return Table("Against a yardstick", header, lines) if lines else None
 
@@ -102,17 +102,17 @@ def passes_table(record: BenchmarkRecord) -> Table | None:
 def _passes_cells(row: Row, found: PassSummary) -> tuple[str, ...]:
     yardstick = row.yardstick
     if yardstick is None:
-        return ("none for this engine", *[MISSING] * 6)
+        return (*[MISSING] * 6, "none for this engine")
     low, high = found.interval
     told = found.count >= MIN_PASSES
     return (
-        f"{yardstick.engine} {yardstick.precision} ({yardstick.threads} threads)",
-        significant(found.yardstick_ms),
-        significant(found.ratio) + (f" ({significant(low)}–{significant(high)})" if told else ""),
+        percent(found.smallest - 1) if told else f"none ({MIN_PASSES} passes needed)",
         f"{found.count} of {found.measured}",
         percent(found.spread),
-        percent(found.smallest - 1) if told else f"none ({MIN_PASSES} passes needed)",
         set_aside_text(found),
+        significant(found.ratio) + (f" ({significant(low)}–{significant(high)})" if told else ""),
+        significant(found.yardstick_ms),
+        f"{yardstick.engine} {yardstick.precision} ({yardstick.threads} threads)",
     )
 
 

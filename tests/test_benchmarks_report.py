@@ -352,7 +352,7 @@ def line_of(record, table, name):
             "OpenVINO INT8",
             {
                 "Yardstick": "openvino int8 (2 threads)",
-                "Its time (ms)": "2.00",
+                "Yardstick's time (ms)": "2.00",
                 "Passes that count": "10 of 10",
                 # Steps of 1 % to both sides: sqrt(10 / 9) of that.
                 "Spread between passes": "1.1 %",

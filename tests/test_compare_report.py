@@ -61,9 +61,8 @@ def headline(old, new, *budgets):
 def test_headline_says_what_changed_by_how_much_and_what_became_of_the_budgets():
     found = headline(*two_records(), "p99=33ms", "OpenVINO INT8:slowdown=5%")
     assert re.match(
-        r"OpenVINO INT8 is slower: 1\.20× its earlier time \(99 % interval 1\.\d+–1\.\d+\) "
-        r"\(of 3 rows: 1 slower, 1 cannot tell, 1 no difference\); "
-        r"Dice of OpenVINO INT8 −0\.0\d+ \(−0\.\d+ to −0\.\d+\); 1 of 4 budgets not kept\.$",
+        r"OpenVINO INT8 is slower: 1\.20× its earlier time \(99 % interval 1\.\d+–1\.\d+\); "
+        r"Dice of OpenVINO INT8 −0\.0\d+ \(−0\.\d+ to −0\.\d+\); 1 of 4 budget checks failed\.$",
         found,
     )
 
@@ -91,7 +90,17 @@ def test_rows_that_changed_come_first_and_the_largest_change_foremost():
     found = compare_records(old, new)
     names = [row.name for row in ordered(found.rows)]
     assert names == ["slowest", "slow", "faster", "untold", "same"]
-    assert headline(old, new).startswith("slowest is slower: 1.67× its earlier time")
+    assert re.match(
+        r"slowest is slower: 1\.67× its earlier time \(99 % .*\), and 2 more of 5 rows changed; ",
+        headline(old, new),
+    )
+
+
+def test_headline_of_rows_that_did_not_change_counts_those_that_cannot_be_told():
+    old, new = (each(timed("a"), timed("b"), make_row("c")) for each in (make_record, later))
+    assert headline(old, new).startswith(
+        "No change of latency was found in 2 of 3 rows, 1 cannot be told; "
+    )
 
 
 # --- page and Markdown ---------------------------------------------------------------------------

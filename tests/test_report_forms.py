@@ -35,7 +35,7 @@ SAME = {
     "pre_p50_ms": ("Latency in detail", "Preparing (ms, median)", significant),
     "engine_p50_ms": ("Latency in detail", "Engine (ms, median)", significant),
     "post_p50_ms": ("Latency in detail", "Reading out (ms, median)", significant),
-    "yardstick_ms": ("Against a yardstick", "Its time (ms)", significant),
+    "yardstick_ms": ("Against a yardstick", "Yardstick's time (ms)", significant),
     "yardstick_ratio": ("Against a yardstick", "Time over yardstick's (99 %)", significant),
     "passes_spread": ("Against a yardstick", "Spread between passes", percent),
     "smallest_slowdown": (
