@@ -22,11 +22,13 @@ _EXTRA_OF = {
     **dict.fromkeys(("onnx", "openvino"), "export"),
     "tqdm": "cli",
 }
+# A group without a command shows its help. Click before 8.2 does so without an error.
+_NO_WORDS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 _LINE_EVERY_S = 10.0  # where the output is no terminal
 
 
 class Group(click.Group):
-    """Turns an `EdgesegError` into one line and its exit code; everything else is a bug."""
+    """Turns an `EdgesegError` or a wrong call into one line and its exit code; the rest is bugs."""
 
     def invoke(self, context: click.Context) -> Any:
         """Run a command."""
@@ -34,6 +36,11 @@ class Group(click.Group):
             return super().invoke(context)
         except EdgesegError as error:
             leave(f"{error}", error.exit_code)
+        except click.UsageError as error:
+            if isinstance(error, _NO_WORDS):
+                raise
+            told, command = error.format_message().rstrip("."), error.ctx or context
+            leave(f"E-USAGE: {told}; see `{command.command_path} --help`", error.exit_code)
         except ModuleNotFoundError as error:
             if error.name not in _EXTRA_OF:
                 raise

@@ -40,8 +40,8 @@ from .passes import RecordRatio, summarise_passes
 from .record import BenchmarkRecord, Row
 from .report import require_report_path
 from .svg import family
-from .tables import condition_cells, environment_terms, set_aside_text
-from .text import MISSING, percent, printable, signed, significant, text_table
+from .tables import environment_terms, set_aside_text, told_conditions
+from .text import MISSING, percent, printable, signed_interval, significant, text_table
 from .wording import DEFINITIONS, cautions, fps_text, median_text, mib, percentile_text
 
 SUFFIXES = (".html", ".json", ".md")  # of the forms, the page's first
@@ -116,8 +116,7 @@ def _dice_finding(found: RecordComparison) -> str:
         return "Dice not shown to differ"
     _, name, worst = moved[0]
     more = f" (and {len(moved) - 1} more)" if len(moved) > 1 else ""
-    interval = f"({signed(worst.low)} to {signed(worst.high)})"
-    return f"Dice of {name} {signed(worst.mean)} {interval}{more}"
+    return f"Dice of {name} {signed_interval(worst.mean, worst.low, worst.high)}{more}"
 
 
 def _budget_finding(found: RecordComparison) -> str:
@@ -205,7 +204,7 @@ def _about_latency(row: RowComparison) -> str:
 def _dice_cell(dice: PairedDifference | None) -> str:
     if dice is None:
         return MISSING
-    text = f"{signed(dice.mean)} ({signed(dice.low)} to {signed(dice.high)})"
+    text = signed_interval(dice.mean, dice.low, dice.high)
     return text if dice.differs else f"no difference: {text}"
 
 
@@ -424,11 +423,8 @@ def _runs_table(old: BenchmarkRecord, new: BenchmarkRecord) -> Table:
 
 
 def _conditions_table(old: BenchmarkRecord, new: BenchmarkRecord) -> Table:
-    moments = (old.before, old.after, new.before, new.after)
-    cells = [condition_cells(moment) for moment in moments]
-    lines = tuple((name, *(each[name] for each in cells)) for name in cells[0])
     header = heads("Condition", "Old, before", "Old, after", "New, before", "New, after")
-    return Table("Before and after", header, lines, words=True)
+    return told_conditions((old.before, old.after, new.before, new.after), header)
 
 
 def _definitions() -> dict[str, str]:

@@ -17,6 +17,7 @@ from .charts import (
 )
 from .document import Code, Document, Figure, Figures, Part, Section, Terms, section
 from .pass_charts import pass_strips
+from .passes import MIN_PASSES, summarise_passes
 from .record import BenchmarkRecord
 from .svg import family
 from .tables import (
@@ -41,6 +42,7 @@ from .tables import (
     proofs_table,
     rails_table,
     results_table,
+    selection,
     soak_table,
 )
 from .wording import DEFINITIONS, cautions, headline, mib, mode_name
@@ -113,8 +115,27 @@ def _results_caption(record: BenchmarkRecord) -> str:
         else "Frames/s were not measured."
     )
     return (
-        f"Times: mode {mode_name('single')}, {record.rounds} calls. {offline} The reference is "
-        f"{record.rows[0].name}."
+        f"Times: mode {mode_name('single')}, {record.rounds} calls{_threads(record)}. {offline} "
+        f"{_scored(record)}The reference is {record.rows[0].name}."
+    )
+
+
+def _threads(record: BenchmarkRecord) -> str:
+    """Return on how many threads all rows ran; empty where they differ (a note says so) or not."""
+    threads = {row.engine_facts.get("threads", "") for row in record.rows}
+    number = threads.pop()
+    if threads or not number.isdecimal():
+        return ""
+    return f" on {number} thread{'' if number == '1' else 's'}"
+
+
+def _scored(record: BenchmarkRecord) -> str:
+    accuracy = next((row.accuracy for row in record.rows if row.accuracy), None)
+    if accuracy is None:
+        return ""
+    return (
+        f"Dice: {accuracy.lesions.images} images with a lesion of {record.images} "
+        f"({selection(record)}). "
     )
 
 
@@ -177,10 +198,25 @@ def _passes(record: BenchmarkRecord) -> list[Part | None]:
     return [
         "Between two runs a machine changes. So each row was also timed beside a yardstick, a "
         "fixed network in the same engine, and edgeseg benchmark --compare compares the ratios of "
-        "the two. A slow-down smaller than the one named here would not be found.",
+        "the two. A slow-down smaller than the one named here would probably be missed.",
         table,
+        _too_few_passes(record),
         Figures((figure,), ()) if strips else None,
     ]
+
+
+def _too_few_passes(record: BenchmarkRecord) -> str | None:
+    names = [
+        row.name
+        for row in record.rows
+        if row.yardstick and summarise_passes(row).count < MIN_PASSES
+    ]
+    if not names:
+        return None
+    return (
+        f"{', '.join(names)}: cannot be compared with another run, as in too many passes nearly "
+        "every call waited for a core; measure on a quieter machine, or with more --passes."
+    )
 
 
 def _modes(record: BenchmarkRecord) -> list[Part | None]:

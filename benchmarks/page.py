@@ -37,7 +37,8 @@ def to_page(document: Document) -> str:
         "content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
         f"<title>{escape(document.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         f'<header>\n<p class="kind">{escape(document.title)}, {escape(document.date)}'
-        f"</p>\n<h1>{_unbroken(document.headline)}</h1>\n{_cautions(document.cautions)}</header>\n"
+        f"</p>\n<h1>{_unbroken(document.headline)}</h1>\n{_cautions(document.cautions)}"
+        f"{_contents(document.sections)}</header>\n"
         f"<main>\n{''.join(map(_section, document.sections))}</main>\n"
         f"<footer><p>{escape(CLEARANCE)}</p></footer>\n</body>\n</html>\n"
     )
@@ -63,8 +64,19 @@ def _cautions(found: Sequence[Caution]) -> str:
     )
 
 
+def _contents(sections: Sequence[Section]) -> str:
+    links = "".join(
+        f'<li><a href="#{_key(section)}">{escape(section.title)}</a></li>' for section in sections
+    )
+    return f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n'
+
+
+def _key(section: Section) -> str:
+    return section.title.lower().replace(" ", "-")
+
+
 def _section(section: Section) -> str:
-    key = section.title.lower().replace(" ", "-")
+    key = _key(section)
     content = "\n".join(_part(part, section) for part in section.parts)
     heading = f'<h2 id="{key}">{section.title}</h2>'
     return f'<section aria-labelledby="{key}">\n{heading}\n{content}\n</section>\n'

@@ -315,9 +315,10 @@ def run_benchmark(
             "E-BENCHMARK-EMPTY",
             f"{len(candidates)} candidates, {len(cases)} images; give at least one of each",
         )
-    if len(set(names)) < len(names):
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise InputError(
-            "E-BENCHMARK-NAMES", f"candidates {', '.join(names)} share a name; rename one"
+            "E-BENCHMARK-NAMES",
+            f"{', '.join(twice)} would be there twice; name each source once, or rename a folder",
         )
     single = [each.name for each in candidates if each.open_another is None]
     if settings.streams > 1 and "offline" in settings.modes and single:

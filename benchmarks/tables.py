@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from .accuracy import METRICS
 from .complexity import LayerCost
 from .conditions import Conditions, CpuTicks, Gpu
-from .document import Table, heads
+from .document import Head, Table, heads
 from .latency import percentile
 from .layers import LayerReport
 from .modes import MODES, OfflineRun, PacedRun, Slope, SoakRun
@@ -38,6 +38,8 @@ from .wording import (
 
 TOP_LAYERS = 12  # have a line of their own, the others are summed
 _LONG = 12  # lines of predictions, above which they are folded
+_NOT_TOLD = "not told"  # of a condition that the system does not tell
+_NOT_TOLD_HERE = "Not told by this system"
 
 
 def _table_of(
@@ -105,6 +107,7 @@ def _passes_cells(row: Row, found: PassSummary) -> tuple[str, ...]:
         return (*[MISSING] * 6, "none for this engine")
     low, high = found.interval
     told = found.count >= MIN_PASSES
+    threads = f"{yardstick.threads} thread{'' if yardstick.threads == '1' else 's'}"
     return (
         percent(found.smallest - 1) if told else f"none ({MIN_PASSES} passes needed)",
         f"{found.count} of {found.measured}",
@@ -112,7 +115,7 @@ def _passes_cells(row: Row, found: PassSummary) -> tuple[str, ...]:
         set_aside_text(found),
         significant(found.ratio) + (f" ({significant(low)}–{significant(high)})" if told else ""),
         significant(found.yardstick_ms),
-        f"{yardstick.engine} {yardstick.precision} ({yardstick.threads} threads)",
+        f"{yardstick.engine} {yardstick.precision} ({threads})",
     )
 
 
@@ -445,16 +448,33 @@ def rails_table(record: BenchmarkRecord) -> Table | None:
 def parity_table(record: BenchmarkRecord) -> Table | None:
     """Return each file of each export against its trained network; None without an export."""
     lines = tuple(
-        (f"{row.name}: {step.name}", *_step_cells(step, row.proof.max_drop))
-        for row in record.rows
-        if row.proof
-        for step in row.proof.steps
+        (f"{name}: {step.name}", *_step_cells(step, proof.max_drop))
+        for name, proof in _proofs(record)
+        for step in proof.steps
     )
     header = heads(
-        *("Candidate: file", ("Logits differ", "at most"), "Pixels flipped"),
+        *("Export: file", ("Logits differ", "at most"), "Pixels flipped"),
         *(("Masks agree", "Dice"), ("Loss of Dice", "95 %"), ("Gate", "at most"), "Result"),
     )
     return Table("Files of the exports", header, lines) if lines else None
+
+
+def _proofs(record: BenchmarkRecord) -> list[tuple[str, Proof]]:
+    """Return the proof of each export once, with the name of its rows or what they begin with."""
+    names: dict[str, list[str]] = {}
+    proofs: dict[str, Proof] = {}
+    for row in record.rows:
+        if row.proof:
+            names.setdefault(row.artifact_sha256, []).append(row.name)
+            proofs[row.artifact_sha256] = row.proof
+    return [(_common_name(names[sha256]), proof) for sha256, proof in proofs.items()]
+
+
+def _common_name(names: Sequence[str]) -> str:
+    """Return the bundle of rows that are named ``bundle · engine``, else all names."""
+    bundles = {name.rpartition(" · ")[0] for name in names}
+    bundle = bundles.pop()
+    return bundle if len(names) > 1 and bundle and not bundles else ", ".join(names)
 
 
 def _step_cells(step: ProofStep, max_drop: float) -> tuple[str, ...]:
@@ -471,9 +491,9 @@ def _step_cells(step: ProofStep, max_drop: float) -> tuple[str, ...]:
 
 def proofs_table(record: BenchmarkRecord) -> Table | None:
     """Return on what each export was checked and what it runs in; None without an export."""
-    lines = tuple((row.name, *_proof_cells(row.proof)) for row in record.rows if row.proof)
+    lines = tuple((name, *_proof_cells(proof)) for name, proof in _proofs(record))
     header = heads(
-        *("Candidate", "Check frames", ("Trained network", "Dice")),
+        *("Export", "Check frames", ("Trained network", "Dice")),
         *(("Achieved precision", "share of the MACs"), "Kept in float"),
     )
     return Table("What the exports were checked on", header, lines, words=True) if lines else None
@@ -558,7 +578,7 @@ def environment_terms(record: BenchmarkRecord) -> dict[str, str]:
     where = ", ".join(map(str, place.affinity))
     return {
         "Measured": f"{place.started_utc}, {record.rounds} rounds over {record.frames} frames, "
-        f"{record.images} images scored ({_selection(record)})",
+        f"{record.images} images scored ({selection(record)})",
         "CPU": f"{place.cpu}, {place.cores} logical cores usable"
         + (f" (number {where})" if where else ""),
         "Instructions": ", ".join(place.isa) or "none of interest",
@@ -573,7 +593,8 @@ def environment_terms(record: BenchmarkRecord) -> dict[str, str]:
     }
 
 
-def _selection(record: BenchmarkRecord) -> str:
+def selection(record: BenchmarkRecord) -> str:
+    """Return which images were scored."""
     if record.part == "unseen":
         return "what no network here was trained on"
     if record.split_sha256 is None:
@@ -594,28 +615,30 @@ def _cpu_time(before: CpuTicks | None, after: CpuTicks | None) -> str:
 
 def conditions_table(record: BenchmarkRecord) -> Table:
     """Return clocks, temperatures and the like before and after the measurement."""
-    before, after = condition_cells(record.before), condition_cells(record.after)
-    return Table(
-        "Before and after",
-        heads("Condition", "Before", "After"),
-        tuple((name, before[name], after[name]) for name in before),
-        words=True,
-    )
+    return told_conditions((record.before, record.after), heads("Condition", "Before", "After"))
 
 
-def condition_cells(now: Conditions) -> dict[str, str]:
-    """Return what the conditions are at one moment, by name; the names are always the same."""
+def told_conditions(moments: Sequence[Conditions], header: tuple[Head, ...]) -> Table:
+    """Return the conditions of some moments, a column each; what none tells shares a line."""
+    cells = [_condition_cells(moment) for moment in moments]
+    told = [name for name in cells[0] if any(each[name] != _NOT_TOLD for each in cells)]
+    lines = [(name, *(each[name] for each in cells)) for name in told]
+    if untold := [name.partition(",")[0] for name in cells[0] if name not in told]:
+        lines.append((_NOT_TOLD_HERE, ", ".join(untold), *[MISSING] * (len(cells) - 1)))
+    return Table("Before and after", header, tuple(lines), words=True)
 
+
+def _condition_cells(now: Conditions) -> dict[str, str]:
     def told(value: object, form: str = "") -> str:
-        return "not told" if value is None else format(value, form)
+        return _NOT_TOLD if value is None else format(value, form)
 
     return {
         "Core clocks, MHz": _spread(now.core_mhz),
         "Range of the governor, MHz": f"{told(now.min_mhz, '.0f')} to {told(now.max_mhz, '.0f')}"
         if (now.min_mhz, now.max_mhz) != (None, None)
-        else "not told",
-        "Governor": ", ".join(now.governors) or "not told",
-        "Boost": "not told" if now.boost is None else "on" if now.boost else "off",
+        else _NOT_TOLD,
+        "Governor": ", ".join(now.governors) or _NOT_TOLD,
+        "Boost": _NOT_TOLD if now.boost is None else "on" if now.boost else "off",
         "Temperatures, °C": _by_name(now.temperatures_c),
         "Throttled for temperature, times": told(now.throttle_events),
         "Load average": told(now.load_average, ".2f"),
@@ -632,7 +655,7 @@ def condition_cells(now: Conditions) -> dict[str, str]:
 
 def _spread(values: Sequence[float]) -> str:
     if not values:
-        return "not told"
+        return _NOT_TOLD
     if min(values) == max(values):
         return f"{values[0]:.0f}"
     mean = sum(values) / len(values)
@@ -640,7 +663,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _by_name(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.0f}" for name, value in values.items()) or "not told"
+    return ", ".join(f"{name} {value:.0f}" for name, value in values.items()) or _NOT_TOLD
 
 
 def _gpu_text(gpu: Gpu) -> str:

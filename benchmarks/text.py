@@ -37,9 +37,18 @@ def signed(value: float, decimals: int = 3) -> str:
     return text if float(text) == 0 else ("−" if value < 0 else "+") + text
 
 
+def signed_interval(mean: float, low: float, high: float) -> str:
+    """Return a signed mean with its interval; an end that is not 0 is not written as 0."""
+    nearest = min(abs(low), abs(high)) if low * high > 0 else math.inf
+    decimals = next((n for n in (3, 4) if nearest >= 0.5 * 10**-n), 5)
+    low_text, high_text = signed(low, decimals), signed(high, decimals)
+    return f"{signed(mean, decimals)} ({low_text} to {high_text})"
+
+
 def percent(share: float, decimals: int = 1) -> str:
     """Return a share in 0..1 as percent with so many decimals."""
-    return MISSING if math.isnan(share) else f"{100 * share:.{decimals}f} %"
+    text = MISSING if math.isnan(share) else f"{100 * share:.{decimals}f} %"
+    return text.replace("-", "−")
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

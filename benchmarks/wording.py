@@ -13,7 +13,7 @@ from .latency import P99_MIN_N, LatencyRatio, percentile, percentile_bounds, sup
 from .modes import MODES, OfflineRun
 from .passes import BETWEEN_RUNS, MIN_PASSES
 from .record import BenchmarkRecord, Comparison, Row
-from .text import MISSING, fixed, percent, signed, significant
+from .text import MISSING, fixed, percent, signed_interval, significant
 from .yardstick import MAX_WAIT
 
 Cell = Callable[[BenchmarkRecord, Row], str]
@@ -164,10 +164,8 @@ def dice_difference(difference: PairedDifference | None) -> str:
         return f"not compared ({NOT_TRAINED})"
     if not difference.n:
         return "not compared (no image has a lesion)"
-    text = (
-        f"{signed(difference.mean)} ({signed(difference.low)} to {signed(difference.high)}, "
-        f"n={difference.n})"
-    )
+    interval = signed_interval(difference.mean, difference.low, difference.high)
+    text = f"{interval.removesuffix(')')}, n={difference.n})"
     return text if difference.differs else f"not shown to differ: {text}"
 
 
@@ -246,8 +244,7 @@ def _dice_vs_reference(record: BenchmarkRecord, row: Row) -> str:
         return "reference"
     if comparison.dice is None:
         return MISSING
-    dice = comparison.dice
-    return f"{signed(dice.mean)} ({signed(dice.low)} to {signed(dice.high)})"
+    return signed_interval(comparison.dice.mean, comparison.dice.low, comparison.dice.high)
 
 
 def _dice(record: BenchmarkRecord, row: Row) -> str:

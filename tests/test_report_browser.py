@@ -21,7 +21,7 @@ from edgeseg.tests.fabricated_record import (
     make_row,
 )
 
-REACHED = ".scroll, summary, textarea"  # what Tab must stop at
+REACHED = "a, .scroll, summary, textarea"  # what Tab must stop at
 A4_PX = 718  # between margins of 1 cm
 THEMES = pytest.mark.parametrize(
     "theme", [{}, {"dark": True}, {"paper": True}], ids=["light", "dark", "paper"]
