@@ -264,7 +264,7 @@ def test_findings_come_in_the_order_of_their_list_and_say_what_to_do(quiet):
         throttle_events=9,
         quota_stops=9,
         governors=(),
-        cpu_ticks=CpuTicks(1120, 226, 40, 60),
+        cpu_ticks=CpuTicks(1120, 226, 40, 100),
     )
     found = compare_conditions(quiet, after, on_gpu=False)
     assert [change.code for change in found] == [

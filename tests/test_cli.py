@@ -813,24 +813,26 @@ def test_group_without_a_command_shows_its_commands():
     assert done.exit_code in (0, INPUT)  # of click before and since 8.2
 
 
+STOPPED_IN_A_SOAK = """
+import os, signal, threading
+from edgeseg.__main__ import main
+from edgeseg.benchmarks import record
+
+def stop(*_, **__):
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait(10)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+record.measure_soak = stop
+main()
+"""
+
+
 def test_benchmark_stopped_by_ctrl_c_leaves_nothing(int8, phantoms, tmp_path):
-    command = [sys.executable, "-m", "edgeseg", "benchmark", int8, "--data", phantoms, "-q"]
-    command += ["--engine", "onnxruntime", "--mode", "soak", "--passes", "0", "--threads", "1"]
-    command += ["--rounds", "5", "--out", tmp_path / "to" / "r.html"]
-    code = (
-        "import os, signal, sys, threading\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from edgeseg.benchmarks import record\n"
-        "def stop(*_, **__):\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "    threading.Event().wait(10)\n"
-        "record.measure_soak = stop\n"
-        "from edgeseg.__main__ import main\n"
-        "main()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, command[3:])], capture_output=True, text=True
-    )
+    words = ("benchmark", int8, "--data", phantoms, "--engine", "onnxruntime", "--mode", "soak")
+    words += ("--passes", 0, "--threads", 1, "--rounds", 5, "--out", tmp_path / "to" / "r.html")
+    command = [sys.executable, "-c", STOPPED_IN_A_SOAK, *map(str, words), "-q"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 130
     assert done.stderr.startswith("edgeseg: E-INTERRUPTED: ")
     assert done.stderr.count("\n") == 1
