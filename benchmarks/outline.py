@@ -45,6 +45,7 @@ from .tables import (
     selection,
     soak_table,
 )
+from .text import threads_text
 from .wording import DEFINITIONS, cautions, headline, mib, mode_name
 
 
@@ -126,7 +127,7 @@ def _threads(record: BenchmarkRecord) -> str:
     number = threads.pop()
     if threads or not number.isdecimal():
         return ""
-    return f" on {number} thread{'' if number == '1' else 's'}"
+    return f" on {threads_text(number)}"
 
 
 def _scored(record: BenchmarkRecord) -> str:

@@ -45,8 +45,9 @@ def to_page(document: Document) -> str:
 
 
 def _unbroken(text: str) -> str:
-    """Escape a text and keep its percent signs beside their numbers."""
-    return escape(text).replace(" %", "&nbsp;%")
+    """Escape a text and keep its percent signs beside their numbers and its ranges on a line."""
+    ranges = re.sub(r"[\d.]+–[\d.]+", r'<span class="range">\g<0></span>', escape(text))
+    return ranges.replace(" %", "&nbsp;%")
 
 
 def _cautions(found: Sequence[Caution]) -> str:

@@ -86,6 +86,7 @@ figure .grid{stroke:var(--line);stroke-opacity:.6}
 .key{white-space:nowrap;margin-left:.6em}
 .swatch{display:inline-block;width:.75em;height:.75em;margin-right:.3em;border-radius:2px;
 background:var(--mark)}
+.range{white-space:nowrap}
 code{white-space:nowrap;font:.95em ui-monospace,"DejaVu Sans Mono",Menlo,Consolas,monospace}
 dl{display:grid;grid-template-columns:minmax(8rem,13rem) 1fr;gap:6px 20px;margin:0}
 dt{font-weight:600}

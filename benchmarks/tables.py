@@ -16,7 +16,7 @@ from .passes import MIN_PASSES, PassSummary, summarise_passes
 from .prediction import Prediction
 from .process import ON_CPU
 from .record import BenchmarkRecord, Proof, ProofStep, Row
-from .text import MISSING, fixed, percent, signed, signed_significant, significant
+from .text import MISSING, fixed, percent, signed, signed_significant, significant, threads_text
 from .wording import (
     COLUMNS,
     FILE,
@@ -107,7 +107,6 @@ def _passes_cells(row: Row, found: PassSummary) -> tuple[str, ...]:
         return (*[MISSING] * 6, "none for this engine")
     low, high = found.interval
     told = found.count >= MIN_PASSES
-    threads = f"{yardstick.threads} thread{'' if yardstick.threads == '1' else 's'}"
     return (
         percent(found.smallest - 1) if told else f"none ({MIN_PASSES} passes needed)",
         f"{found.count} of {found.measured}",
@@ -115,7 +114,7 @@ def _passes_cells(row: Row, found: PassSummary) -> tuple[str, ...]:
         set_aside_text(found),
         significant(found.ratio) + (f" ({significant(low)}–{significant(high)})" if told else ""),
         significant(found.yardstick_ms),
-        f"{yardstick.engine} {yardstick.precision} ({threads})",
+        f"{yardstick.engine} {yardstick.precision} ({threads_text(yardstick.threads)})",
     )
 
 

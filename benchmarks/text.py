@@ -51,6 +51,11 @@ def percent(share: float, decimals: int = 1) -> str:
     return text.replace("-", "−")
 
 
+def threads_text(number: str | int) -> str:
+    """Return a number of threads, such as ``2 threads``."""
+    return f"{number} thread{'' if str(number) == '1' else 's'}"
+
+
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return an aligned table: the first column to the left, the others to the right."""
     lines = [header, *rows]
