@@ -27,6 +27,7 @@ from ..runtime.errors import InputError
 from ..runtime.progress import Progress, quiet
 from ..runtime.session import Session
 from .accuracy import (
+    METRICS,
     Accuracy,
     Case,
     ImageScore,
@@ -700,8 +701,8 @@ def _contradiction(record: BenchmarkRecord) -> str | None:
     for row in record.rows:
         if fault := _latency_fault(row.latency, record.rounds) or _load_fault(row):
             return f"{row.name} {fault}"
-        if row.accuracy is not None and not row.accuracy.groups:
-            return f"{row.name} has no accuracy"
+        if row.accuracy is not None and not _is_complete(row.accuracy):
+            return f"{row.name} has no accuracy, or not every metric of a group"
         if row.layers and (fault := _layers_fault(row.layers)):
             return f"{row.name} {fault}"
         if not all(map(_is_measured, row.passes)) or bool(row.passes) != bool(row.yardstick):
@@ -713,6 +714,13 @@ def _contradiction(record: BenchmarkRecord) -> str | None:
     if unknown := [change.code for change in record.changes if change.code not in CHANGES]:
         return f"change {unknown[0]!r} is unknown"
     return None
+
+
+def _is_complete(accuracy: Accuracy) -> bool:
+    return bool(accuracy.groups) and all(
+        set(METRICS) <= set(group.per_image) and {"dice", "iou"} <= set(group.pooled)
+        for group in accuracy.groups
+    )
 
 
 def _latency_fault(run: LatencyRun, rounds: int) -> str | None:
@@ -764,6 +772,6 @@ def _layers_fault(report: LayerReport) -> str | None:
     samples = (*(layer.samples_ms for layer in times.layers), times.profiled_ms, times.plain_ms)
     if not all(samples) or not min(*times.plain_ms, report.attained.measured_ms) > 0:
         return "has layers without a time"
-    if not all(cost.total_bytes > 0 for cost in report.costs):
-        return "has a layer without bytes"
+    if not all(cost.total_bytes > 0 and cost.macs >= 0 for cost in report.costs):
+        return "has a layer without bytes, or of fewer than no products"
     return None
