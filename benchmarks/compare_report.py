@@ -245,7 +245,15 @@ def comparison_document(
         headline=comparison_headline(found),
         cautions=tuple(_cautions(old, new)),
         sections=(
-            section("What changed", _changed_table(rows), *_reasons(rows), *_remarks(found)),
+            section(
+                "What changed",
+                "Latency is judged by the ratio to a fixed network that was timed beside each row, "
+                "from calls that did not wait for a core. The two p50 are of the whole run: they "
+                "have in them what else the machine did.",
+                _changed_table(rows),
+                *_reasons(rows),
+                *_remarks(found),
+            ),
             section("Budgets", _budgets_table(found) or "No budget was given."),
             section("Plots", _plots(rows, pairs) or "No row could be compared in latency."),
             section("How sure is this", _sure_table(rows, pairs)),
