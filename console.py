@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -49,8 +52,22 @@ class Group(click.Group):
                 f"pip install 'edgeseg[{_EXTRA_OF[error.name]}]'",
                 4,
             )
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            _forget_output()
+            leave(
+                "E-OUT-WRITE: no space left where standard output or temporary files go; free some",
+                5,
+            )
         except (KeyboardInterrupt, click.Abort):
             leave("E-INTERRUPTED: stopped; a command that has --resume continues with it", 130)
+
+
+def _forget_output() -> None:
+    """Let what could not be written go, else the interpreter tries again at its end."""
+    with contextlib.suppress(OSError, ValueError):  # output that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def leave(message: str, exit_code: int) -> NoReturn:

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -785,6 +786,39 @@ def test_disk_that_is_full_when_a_comparison_is_written_leaves_the_old_one(repor
         )
     assert names_in(full_disk) == ["change.html", "filler"]
     assert (full_disk / "change.html").read_text() == "before"
+
+
+def test_bundle_for_another_machine_is_not_measured(bundle_of, phantoms, tmp_path):
+    kit = bundle_of("jetson", "fp16")
+    words = ("benchmark", kit, "--data", phantoms, "--out", tmp_path / "to" / "r.html", "-q")
+    refused("E-ENGINE-DEVICE", ENGINE, *words)
+    assert names_in(tmp_path) == []
+
+
+def test_engine_that_is_not_installed_is_named_with_what_to_install(
+    int8, phantoms, tmp_path, monkeypatch
+):
+    find = importlib.util.find_spec
+    hidden = ("openvino", "onnxruntime")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in hidden else find(name)
+    )
+    words = ("benchmark", int8, "--data", phantoms, "--out", tmp_path / "r.html", "-q")
+    refused("E-EXTRA-MISSING", ENGINE, *words)
+    refused("E-EXTRA-MISSING", ENGINE, *words, "--engine", "openvino")
+    assert "pip install 'edgeseg[openvino]'" in call(*words, "--engine", "openvino").stderr
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_result_for_which_standard_output_has_no_room_is_one_line(reports):
+    command = [sys.executable, "-m", "edgeseg", "benchmark", "--compare"]
+    command += [str(reports / "old.json"), str(reports / "new.json")]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == OUTPUT
+    assert done.stderr.startswith("edgeseg: E-OUT-WRITE: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_source_named_twice_and_an_engine_of_none_say_what_to_do(int8, phantoms, tmp_path):
