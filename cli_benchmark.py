@@ -84,12 +84,16 @@ from .runtime.errors import InputError
     show_default=True,
     help="Of each row beside a fixed network, for --compare with other runs.",
 )
-@click.option("--out", type=path_type(), help="The HTML report; .json, .md, .csv go beside.")
+@click.option(
+    "--out",
+    type=path_type(),
+    help="The HTML report; .json, .md, .csv go beside (of a comparison no .csv).",
+)
 @click.option(
     "--compare",
-    type=(path_type(exists=True, dir_okay=False), path_type(exists=True, dir_okay=False)),
+    type=(path_type(), path_type()),
     metavar="OLD.json NEW.json",
-    help="Measure nothing: compare two earlier reports.",
+    help="Measure nothing: compare two earlier reports; --out writes that as a page too.",
 )
 @click.option(
     "--budget",
@@ -131,12 +135,13 @@ def benchmark(
     --compare nothing is measured, and a budget that is not kept ends with exit code 3.
     """
     if compare:
-        unused = set(given(context, context.params)) - {"compare", "budgets", "as_json", "quiet"}
-        if unused:
+        used = {"compare", "budgets", "out", "as_json", "quiet"}
+        if set(given(context, context.params)) - used:
             raise InputError(
-                "E-BENCHMARK-CALL", "--compare measures nothing; leave all but --budget out"
+                "E-BENCHMARK-CALL",
+                "--compare measures nothing; leave all but --budget, --out and --json out",
             )
-        _compare_reports(compare, budgets, as_json)
+        _compare_reports(compare, budgets, out, as_json)
         return
     if not (sources and dataset and out):
         raise InputError("E-BENCHMARK-CALL", "name at least one SOURCE, --data and --out")
@@ -212,20 +217,31 @@ def benchmark(
     click.echo(to_json(record) if as_json else f"{to_table(record)}\nreport: {out}")
 
 
-def _compare_reports(files: tuple[Path, Path], budgets: tuple[str, ...], as_json: bool) -> None:
-    from .benchmarks.compare import (
-        compare_records,
+def _compare_reports(
+    files: tuple[Path, Path], budgets: tuple[str, ...], out: Path | None, as_json: bool
+) -> None:
+    from .benchmarks.compare import compare_records, parse_budget, read_pair, require_budgets
+    from .benchmarks.compare_report import (
+        comparison_document,
         comparison_to_json,
-        parse_budget,
         render_comparison,
-        require_budgets,
+        require_comparison_path,
+        write_comparison,
     )
-    from .benchmarks.record import from_json
 
     limits = [parse_budget(text) for text in budgets]
-    old, new = (from_json(file.read_bytes()) for file in files)
+    if out:
+        require_comparison_path(out, files)
+    old, new = read_pair(*files)
     comparison = compare_records(old, new, limits)
+    if out:
+        command = ["edgeseg", "benchmark", "--compare", *(file.name for file in files)]
+        command += [word for text in budgets for word in ("--budget", text)]
+        document = comparison_document(comparison, old, new, [*command, "--out", out.name])
+        write_comparison(comparison, document, out)
     click.echo(comparison_to_json(comparison) if as_json else render_comparison(comparison))
+    if out and not as_json:
+        click.echo(f"report: {out}")
     require_budgets(comparison)
 
 

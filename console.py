@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -22,11 +25,13 @@ _EXTRA_OF = {
     **dict.fromkeys(("onnx", "openvino"), "export"),
     "tqdm": "cli",
 }
+# A group without a command shows its help. Click before 8.2 does so without an error.
+_NO_WORDS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 _LINE_EVERY_S = 10.0  # where the output is no terminal
 
 
 class Group(click.Group):
-    """Turns an `EdgesegError` into one line and its exit code; everything else is a bug."""
+    """Turns an `EdgesegError` or a wrong call into one line and its exit code; the rest is bugs."""
 
     def invoke(self, context: click.Context) -> Any:
         """Run a command."""
@@ -34,6 +39,11 @@ class Group(click.Group):
             return super().invoke(context)
         except EdgesegError as error:
             leave(f"{error}", error.exit_code)
+        except click.UsageError as error:
+            if isinstance(error, _NO_WORDS):
+                raise
+            told, command = error.format_message().rstrip("."), error.ctx or context
+            leave(f"E-USAGE: {told}; see `{command.command_path} --help`", error.exit_code)
         except ModuleNotFoundError as error:
             if error.name not in _EXTRA_OF:
                 raise
@@ -42,8 +52,22 @@ class Group(click.Group):
                 f"pip install 'edgeseg[{_EXTRA_OF[error.name]}]'",
                 4,
             )
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            _forget_output()
+            leave(
+                "E-OUT-WRITE: no space left where standard output or temporary files go; free some",
+                5,
+            )
         except (KeyboardInterrupt, click.Abort):
             leave("E-INTERRUPTED: stopped; a command that has --resume continues with it", 130)
+
+
+def _forget_output() -> None:
+    """Let what could not be written go, else the interpreter tries again at its end."""
+    with contextlib.suppress(OSError, ValueError):  # output that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def leave(message: str, exit_code: int) -> NoReturn:

@@ -691,17 +691,33 @@ def candidates_of(
     for source in sources:
         candidates = (_of_bundle if source.is_bundle else _of_checkpoint)(source, engines, threads)
         if not candidates:
-            raise InputError("E-ENGINE-NONE", f"{source.path} runs in none of {', '.join(engines)}")
+            raise InputError(
+                "E-ENGINE-NONE",
+                f"{source.path} runs in none of {', '.join(engines)}; name one of "
+                f"{', '.join(_engines_of(source))}, or leave --engine out",
+            )
         found += candidates
         parents += [source.folder.parent.name] * len(candidates)
     unused = set(engines) - {candidate.kind for candidate in found}
     if unused:
-        raise InputError("E-ENGINE-NONE", f"no source runs in {', '.join(sorted(unused))}")
+        known = dict.fromkeys(name for source in sources for name in _engines_of(source))
+        raise InputError(
+            "E-ENGINE-NONE",
+            f"no source runs in {', '.join(sorted(unused))}; name some of {', '.join(known)}",
+        )
     names = Counter(candidate.name for candidate in found)
     return tuple(
         replace(each, name=f"{parent}/{each.name}") if names[each.name] > 1 else each
         for each, parent in zip(found, parents, strict=True)
     )
+
+
+def _engines_of(source: Source) -> list[str]:
+    """Return the engines that a source has files for, whether they are installed or not."""
+    if not source.is_bundle:
+        return list(TORCH_ENGINES)
+    models = open_bundle(source.path).manifest.models
+    return list(dict.fromkeys((*models, *(name for name in ENGINES if files_of(name) in models))))
 
 
 def _of_bundle(source: Source, engines: Sequence[str], threads: int) -> list[Candidate]:

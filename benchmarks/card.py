@@ -15,7 +15,7 @@ from ..runtime.image import resize_grey, resize_mask
 from ..runtime.metrics import boundary_of
 from .accuracy import METRICS, Case, ImageScore
 from .evidence import Evidence, Figures, evidence_to_json
-from .report import markdown_table
+from .markdown import markdown_table
 from .text import fixed, percent, significant
 from .wording import mib, with_interval
 

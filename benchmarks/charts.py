@@ -81,7 +81,7 @@ def accuracy_against_latency(rows: Sequence[Row]) -> str:
                 f'<path class="interval {family(row.kind)}" d="M{x:.1f} {low_px:.1f}V{high_px:.1f}'
                 f'M{x - 4:.1f} {low_px:.1f}h8M{x - 4:.1f} {high_px:.1f}h8"/>'
             )
-    parts += [_marker(row, x, y) for (row, _), (x, y) in zip(scored, points, strict=True)]
+    parts += [marker(row, x, y) for (row, _), (x, y) in zip(scored, points, strict=True)]
     names = [short(row.name) for row, _ in scored]
     parts += labels(names, points, lines, (left + 2, top, WIDTH, bottom - 2))
     facts = "; ".join(
@@ -105,7 +105,7 @@ def _front_path(front: Sequence[tuple[float, float]]) -> str:
     return f'<path class="front" d="M{front[0][0]:.1f} {front[0][1]:.1f}{steps}H{RIGHT}"/>'
 
 
-def _marker(row: Row, x: float, y: float) -> str:
+def marker(row: Row, x: float, y: float) -> str:
     """Draw the shape of the precision in the colour of the engine."""
     look = f'class="mark {family(row.kind)}"'
     if row.precision == "int8":
@@ -284,7 +284,7 @@ def roofline(row: Row, report: LayerReport, peaks: Peaks, key: str) -> str:
     intensities = [cost.intensity for _, cost, _ in dots] + [highest / bandwidth]
     speeds = [_gflops(cost, ms) for _, cost, ms in dots] + [gflops for _, gflops in roofs]
     x_axis = log_axis([min(intensities) / 2, max(intensities) * 2], left, RIGHT)
-    y_axis = log_axis([min(speeds) / 2, max(speeds) * 1.3], bottom, top)
+    y_axis = log_axis([min(speeds) / 2, max(speeds) * 2.5], bottom, top)
     parts = [
         grid(
             x_axis,
@@ -355,7 +355,10 @@ def _roof_names(
     axes: tuple[Axis, Axis],
     taken: Sequence[Box],
 ) -> list[str]:
-    """Write each roof's name along it, above or below, where fewest dots are; best at its end."""
+    """Write each roof's name along it, where fewest dots are: best at its end, right at the line.
+
+    Dots have a radius of up to 11 px, so what lies farther from a roof is clear of those on it.
+    """
     x_axis, y_axis = axes
     parts = []
     for name, gflops in roofs:
@@ -365,7 +368,7 @@ def _roof_names(
         boxes = [
             (RIGHT - width - step, y + shift - 14, RIGHT - step, y + shift)
             for step in range(0, room, 10)
-            for shift in (-3, 19)
+            for shift in (-3, 19, -16, 32)
         ]
         box = emptiest(boxes, taken)
         parts.append(

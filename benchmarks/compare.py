@@ -2,64 +2,33 @@
 
 The records are of two runs at different times, between which the machine changed. So a row's time
 is compared as a ratio to that of its yardstick (`yardstick.py`), pass by pass, and the interval is
-Welch's of the passes' means, widened by what two runs on one machine differ by beyond their passes.
-A verdict is given only where a difference that matters would have been found.
+Welch's of the passes' means, widened by what two runs on one machine differ by beyond their passes
+(`passes.py`). A verdict is given only where a difference that matters would have been found.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-import numpy as np
-
 from ..runtime.errors import InputError, Refused
 from .accuracy import PairedDifference, paired_difference
-from .jsonform import json_from_value
-from .latency import P99_MIN_N, RATIO_CONFIDENCE
+from .latency import P99_MIN_N
 from .nvml import computes_on_nvidia
-from .record import BenchmarkRecord, Row
-from .text import MISSING, fixed, signed, significant, text_table
-from .yardstick import log_ratio, yardstick_log_ms
+from .passes import RecordRatio, record_ratio
+from .record import BenchmarkRecord, Row, Settings, read_record
+from .text import fixed, signed, significant
 
 SCHEMA = "edgeseg.comparison/2"
-MIN_PASSES = 5  # of each run, with an undisturbed call of row and yardstick
-# An allowance for what two runs on one machine differ by beyond what their passes say, as a
-# standard deviation of each run's log. Measured with it (`tests/measure_comparison.py runs`, 11
-# repetitions): the same thing never differed, and a 10 % slowdown was found every time.
-BETWEEN_RUNS = 0.01
-MATTERS = 1.10  # a ratio; "no difference" is said only where one as large would have been found
-_POWER_Z = 1.645  # a difference that large is found 95 times in 100
 _MACHINE = ("cpu", "cores", "isa", "governor")  # fields of the environment
 _MACHINE_OF_GPUS = ("gpus", "gpu_driver")
-
-
-@dataclass(frozen=True)
-class RecordRatio:
-    """The time of a row in the new record over that in the old, the machine's part taken out."""
-
-    ratio: float  # NaN where it could not be told at all
-    low: float  # 99 % interval
-    high: float
-    smallest: float  # ratio above 1 that would have been found 19 times in 20
-    machine: float  # time of the yardstick in the new record over that in the old one
-    passes: tuple[int, int]  # that count, of the old and of the new record
-    reason: str  # why there is no interval; empty where there is one
-
-    @property
-    def verdict(self) -> str:
-        """One of "slower", "faster", "no difference" and "cannot tell"."""
-        if self.low > 1:
-            return "slower"
-        if self.high < 1:
-            return "faster"
-        return "no difference" if self.smallest <= MATTERS else "cannot tell"
+ORDER = "The new record was measured before the old one; name the earlier one first."
 
 
 @dataclass(frozen=True)
@@ -212,14 +181,19 @@ def _slowdown(row: Row, found: RowComparison | None, budget: Budget) -> float | 
     if latency.reason:
         return f"cannot tell: {latency.reason}"
     if latency.verdict == "cannot tell":
-        return f"cannot tell: only {_smallest(latency)} or more would have been found"
+        return f"cannot tell: only {smallest_text(latency)} or more would have been found"
     limit = budget.limit
     if latency.low <= limit < latency.high and latency.smallest > limit:
         return (
             f"cannot tell: {significant(latency.low)} to {significant(latency.high)}×, and only "
-            f"{_smallest(latency)} or more would have been found"
+            f"{smallest_text(latency)} or more would have been found"
         )
     return latency.low
+
+
+def smallest_text(latency: RecordRatio) -> str:
+    """Return the smallest difference that would have been found, in percent."""
+    return f"{100 * (latency.smallest - 1):.1f} %"
 
 
 def _write_ms(value: float) -> str:
@@ -318,6 +292,20 @@ def require_budgets(comparison: RecordComparison) -> None:
 # --- comparison ----------------------------------------------------------------------------------
 
 
+def read_pair(old: Path, new: Path) -> tuple[BenchmarkRecord, BenchmarkRecord]:
+    """Read two records to compare.
+
+    Raises InputError: E-COMPARE-SAME where both are one run, those of `read_record`.
+    """
+    records = read_record(old), read_record(new)
+    if old.samefile(new) or old.read_bytes() == new.read_bytes():
+        raise InputError(
+            "E-COMPARE-SAME",
+            f"{old} and {new} are one run, which equals itself; name the records of two runs",
+        )
+    return records
+
+
 def compare_records(
     old: BenchmarkRecord,
     new: BenchmarkRecord,
@@ -350,12 +338,10 @@ def compare_records(
         rows=tuple(compared.values()),
         only_old=_names_without(old, [before for before, _ in pairs]),
         only_new=_names_without(new, [row for _, row in pairs]),
-        changes=tuple(_changes(old, new, pairs)),
-        warnings=tuple(
-            f"{which} record: {text}"
-            for which, record in (("old", old), ("new", new))
-            for text in [each.text for each in record.changes] + [n.text for n in record.notes]
+        changes=tuple(
+            f"{each.what}: {each.old} → {each.new}" for each in differences(old, new, pairs)
         ),
+        warnings=tuple(_warnings(old, new)),
         verdicts=tuple(
             _judge(budget, row, compared.get(row.name))
             for budget in budgets
@@ -444,100 +430,44 @@ def _why_no_dice(old: Row, new: Row) -> str:
     return "" if any(score.lesion_px for score in old.scores) else "no image has a lesion"
 
 
-def _smallest(latency: RecordRatio) -> str:
-    return f"{100 * (latency.smallest - 1):.1f} %"
+class Difference(NamedTuple):
+    """What two records have different, which may explain why their numbers differ."""
+
+    what: str
+    old: str
+    new: str
 
 
-def record_ratio(new: Row, old: Row) -> RecordRatio:
-    """Return the time of `new` over that of `old`, of two runs, each relative to its yardstick.
-
-    Welch's interval of the difference of the passes' means, in logs, with `BETWEEN_RUNS` added to
-    the variance of each mean.
-    """
-    if reason := _why_no_ratio(new, old):
-        return RecordRatio(*(math.nan,) * 5, passes=(0, 0), reason=reason)
-    logs = [
-        [log for each in row.passes if math.isfinite(log := log_ratio(each))] for row in (old, new)
-    ]
-    speeds = [
-        [log for each in row.passes if math.isfinite(log := yardstick_log_ms(each))]
-        for row in (old, new)
-    ]
-    machine = math.exp(np.mean(speeds[1]) - np.mean(speeds[0])) if all(speeds) else math.nan
-    counts = len(logs[0]), len(logs[1])
-    if min(counts) < MIN_PASSES:
-        return RecordRatio(
-            *(math.nan,) * 4,
-            machine=machine,
-            passes=counts,
-            reason=f"{counts[0]} and {counts[1]} passes had calls that did not wait for a core, "
-            f"{MIN_PASSES} of each are needed; measure on a quieter machine or with more passes",
-        )
-    variances = [float(np.var(each, ddof=1)) / len(each) for each in logs]
-    variance = sum(variances) + 2 * BETWEEN_RUNS**2
-    freedom = variance**2 / max(
-        sum(each**2 / (count - 1) for each, count in zip(variances, counts, strict=True)), 1e-30
-    )
-    middle = float(np.mean(logs[1]) - np.mean(logs[0]))
-    quantile, error = students_t(1 - (1 - RATIO_CONFIDENCE) / 2, freedom), math.sqrt(variance)
-    return RecordRatio(
-        ratio=math.exp(middle),
-        low=math.exp(middle - quantile * error),
-        high=math.exp(middle + quantile * error),
-        smallest=math.exp((quantile + _POWER_Z) * error),
-        machine=machine,
-        passes=counts,
-        reason="",
-    )
-
-
-def _why_no_ratio(new: Row, old: Row) -> str:
-    """Return why the yardsticks of two rows cannot be compared; empty where they can."""
-    for which, row in (("old", old), ("new", new)):
-        if row.yardstick is None:
-            return f"the {which} record has no yardstick beside the row; measure it with --passes"
-    if new.yardstick != old.yardstick:
-        before, after = json_from_value(old.yardstick), json_from_value(new.yardstick)
-        name = next(name for name in before if before[name] != after[name])
-        return (
-            f"the {name} of the yardstick was {before[name]:.40} and is {after[name]:.40}, which "
-            "moves it too; measure both in one run, or with the same"
-        )
-    return ""
-
-
-def students_t(confidence: float, freedom: float) -> float:
-    """Return the quantile of Student's t: the Cornish-Fisher series, within 3 % from 4 degrees on.
-
-    Abramowitz and Stegun 1972, 26.7.5.
-    """
-    z = NormalDist().inv_cdf(confidence)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
-
-
-def _changes(
+def differences(
     old: BenchmarkRecord, new: BenchmarkRecord, pairs: Sequence[tuple[Row, Row]]
-) -> list[str]:
-    """Return what else differs, as ``name: old → new``."""
-    lines: list[str] = []
+) -> list[Difference]:
+    """Return versions, settings and facts of engines that are not the same in both records.
+
+    Args:
+        old: one record.
+        new: the other.
+        pairs: rows that are compared, of old and new.
+    """
+    found: list[Difference] = []
 
     def add(name: str, before: object, after: object) -> None:
         if before != after:
-            lines.append(f"{name}: {before} → {after}")
+            found.append(Difference(name, str(before), str(after)))
 
-    for name in ("system", "python", "commit", *_MACHINE_OF_GPUS):
+    for name in ("system", "container", "affinity", "python", "commit", *_MACHINE_OF_GPUS):
         add(name, getattr(old.environment, name), getattr(new.environment, name))
     packages = old.environment.packages, new.environment.packages
     for name in sorted({*packages[0], *packages[1]}):
         add(name, packages[0].get(name), packages[1].get(name))
-    add("frames", old.frames, new.frames)
+    for name in ("frames", "images", "part"):
+        add(name, getattr(old, name), getattr(new, name))
     add("split", old.split_sha256, new.split_sha256)
+    for field in dataclasses.fields(Settings):
+        add(
+            f"setting {field.name}",
+            getattr(old.settings, field.name),
+            getattr(new.settings, field.name),
+        )
     for before, after in pairs:
         facts = before.engine_facts, after.engine_facts
         add(f"{after.name}, engine", before.kind, after.kind)
@@ -545,81 +475,18 @@ def _changes(
         add(f"{after.name}, input contract", before.contract, after.contract)
         for name in sorted({*facts[0], *facts[1]}):
             add(f"{after.name}, {name}", facts[0].get(name), facts[1].get(name))
-    return lines
+    return found
 
 
-# --- what is shown -------------------------------------------------------------------------------
-
-
-def comparison_to_json(comparison: RecordComparison) -> str:
-    """Return the comparison as JSON text; an undefined number is null."""
-    content = {**json_from_value(comparison), "passed": comparison.passed}
-    for row, found in zip(content["rows"], comparison.rows, strict=True):
-        row["latency"]["verdict"] = found.latency.verdict
-    return json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def render_comparison(comparison: RecordComparison) -> str:
-    """Return the comparison for a terminal: the verdict first, then rows and what else changed."""
-    header = ["row", "old p50 ms", "new p50 ms", "new / old (99 %)", "Dice, new - old (95 %)"]
-    rows = [
-        [
-            row.name if row.name == row.old_name else f"{row.name} (was {row.old_name})",
-            significant(row.old_p50_ms),
-            significant(row.new_p50_ms),
-            _latency_cell(row.latency),
-            _dice_cell(row.dice),
-        ]
-        for row in comparison.rows
+def _warnings(old: BenchmarkRecord, new: BenchmarkRecord) -> list[str]:
+    order = [ORDER] if measured_backwards(old, new) else []
+    return order + [
+        f"{which} record: {text}"
+        for which, record in (("old", old), ("new", new))
+        for text in [each.text for each in record.changes] + [n.text for n in record.notes]
     ]
-    lines = [
-        f"New record of {comparison.new_started_utc} against {comparison.old_started_utc}.",
-        *(
-            f"{'kept' if each.passed else 'FAILED'}: {each.budget}, {each.row}: {each.found}"
-            for each in comparison.verdicts
-        ),
-        "",
-        text_table(header, rows),
-        "",
-        *(line for row in comparison.rows if (line := _about_latency(row))),
-        *(f"note: {warning}" for warning in comparison.warnings),
-        *(
-            f"{row.name}: both runs had the same files, so software or settings differ."
-            for row in comparison.rows
-            if row.same_artifact and row.latency.verdict in ("slower", "faster")
-        ),
-        *(f"{row.name}: no Dice: {row.no_dice}." for row in comparison.rows if row.no_dice),
-        *(f"Only in the old record: {name}." for name in comparison.only_old),
-        *(f"Only in the new record: {name}." for name in comparison.only_new),
-        *(f"Changed: {change}" for change in comparison.changes),
-    ]
-    return "\n".join(lines)
 
 
-def _latency_cell(latency: RecordRatio) -> str:
-    verdict = latency.verdict
-    if latency.reason:
-        return verdict
-    interval = f"({significant(latency.low)}–{significant(latency.high)})"
-    if verdict in ("slower", "faster"):
-        return f"{verdict}: {significant(latency.ratio)}× {interval}"
-    return f"{verdict} {interval}"
-
-
-def _about_latency(row: RowComparison) -> str:
-    """Return what a verdict rests on: what could have been found, and what the machine did."""
-    latency = row.latency
-    if latency.reason:
-        return f"{row.name}: latency: cannot tell: {latency.reason}."
-    return (
-        f"{row.name}: the machine took {significant(latency.machine)}× the time for its yardstick, "
-        f"which is taken out; a difference of {_smallest(latency)} would have been found "
-        f"19 times in 20 ({latency.passes[0]} and {latency.passes[1]} passes)."
-    )
-
-
-def _dice_cell(dice: PairedDifference | None) -> str:
-    if dice is None:
-        return MISSING
-    text = f"{signed(dice.mean)} ({signed(dice.low)} to {signed(dice.high)})"
-    return text if dice.differs else f"no difference: {text}"
+def measured_backwards(old: BenchmarkRecord, new: BenchmarkRecord) -> bool:
+    """Say whether the new record is the earlier one."""
+    return new.environment.started_utc < old.environment.started_utc

@@ -15,10 +15,12 @@ from types import MappingProxyType
 
 from . import nvml
 from .sysfs import read_fields, read_number, read_text
+from .text import percent
 
 MAX_CLOCK_CHANGE = 0.02  # relative
 MAX_STOLEN = 0.02  # of all CPU time
-MAX_OTHERS = 0.05  # of all CPU time
+MAX_OTHERS = 0.05  # of all CPU time; what is more is told
+SPOILING_OTHERS = 0.25  # of all CPU time; times under more are those of a busy machine
 
 _CPU = "sys/devices/system/cpu"
 # How the names of an integrated GPU begin: TX2, Xavier and Orin, then all since JetPack 6.
@@ -47,11 +49,11 @@ CHANGES: Mapping[str, str] = MappingProxyType(
         "its clocks, and measure again.",
         "gpu-throttled": "GPU {gpu} was slowed down ({reasons}); raise its power limit or cool it, "
         "and measure again.",
-        "stolen": "The host gave {share:.1%} of this virtual machine's CPU time to others, which "
+        "stolen": "The host gave {percent} of this virtual machine's CPU time to others, which "
         "makes a slow tail; measure on a machine of its own.",
         "quota": "The control group's CPU quota stopped this process in {count} periods, so the "
         "slow tail is the quota's; raise the quota or run fewer threads.",
-        "others": "Other programs used {share:.1%} of the CPU time meanwhile; stop them and "
+        "others": "Other programs used {percent} of the CPU time meanwhile; stop them and "
         "measure again.",
         "power-mode": "The power mode was {before} before and {after} after the measurement; leave "
         "it alone and measure again.",
@@ -166,9 +168,15 @@ def compare_conditions(
     if not on_gpu:
         before, after = (replace(each, gpus=(), jetson_gpu_mhz={}) for each in (before, after))
     return tuple(
-        Change(code, CHANGES[code].format(**facts), invalidates=code != "others")
+        Change(code, CHANGES[code].format(**facts), invalidates=_invalidates(code, facts))
         for code, facts in _changes(before, after)
     )
+
+
+def _invalidates(code: str, facts: Mapping[str, object]) -> bool:
+    """Say whether times under a change are no times of this machine; a few others only disturb."""
+    share = facts.get("share")
+    return code != "others" or (isinstance(share, float) and share > SPOILING_OTHERS)
 
 
 def gpus_in_use(moment: Conditions) -> tuple[Gpu, ...]:
@@ -194,11 +202,11 @@ def _changes(before: Conditions, after: Conditions) -> Iterator[tuple[str, Mappi
         yield "gpu-throttled", {"gpu": index, "reasons": ", ".join(sorted(reasons[index]))}
     stolen, others = _shares(before.cpu_ticks, after.cpu_ticks)
     if stolen > MAX_STOLEN:
-        yield "stolen", {"share": stolen}
+        yield "stolen", {"share": stolen, "percent": percent(stolen)}
     if stops := _rise(before.quota_stops, after.quota_stops):
         yield "quota", {"count": stops}
     if others > MAX_OTHERS:
-        yield "others", {"share": others}
+        yield "others", {"share": others, "percent": percent(others)}
     if None not in (before.power_mode, after.power_mode) and before.power_mode != after.power_mode:
         yield "power-mode", {"before": before.power_mode, "after": after.power_mode}
     if before.governors != after.governors:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from ..runtime.errors import InputError
 
 T = TypeVar("T")
+_MAX_INT = 1 << 63  # more is no count, and no float either
 _hints = functools.lru_cache(maxsize=None)(get_type_hints)
 
 
@@ -53,14 +54,32 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list):
         return tuple(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, dict):
-        return {key: _read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {
+            _read(str, key, f"a name in {where}"): _read(arguments[1], item, f"{where}.{key}")
+            for key, item in value.items()
+        }
     if origin is Literal and value in arguments:
         return value
+    if type(value) is int and abs(value) >= _MAX_INT:
+        raise _malformed(f"{where} is an integer of over 63 bits")
+    if type(value) is float and not math.isfinite(value):
+        raise _malformed(f"{where} is {value}, which JSON has not")
     if kind is float and (value is None or type(value) in (int, float)):
         return math.nan if value is None else float(value)
+    if kind is str and type(value) is str and not _is_text(value):
+        raise _malformed(f"{where} has half of a surrogate pair")
     if kind in (int, str, bool) and type(value) is kind:
         return value
     raise _malformed(f"{where} is {value!r:.60}, expected {getattr(kind, '__name__', kind)}")
+
+
+def _is_text(value: str) -> bool:
+    """Say whether a string can be written: JSON may have half of a surrogate pair."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_dataclass(kind: Any, value: dict[str, Any], where: str) -> Any:

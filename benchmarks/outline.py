@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 from .charts import (
     LABELLED_LAYERS,
@@ -17,10 +15,12 @@ from .charts import (
     roofline,
     soak_lines,
 )
+from .document import Code, Document, Figure, Figures, Part, Section, Terms, section
+from .pass_charts import pass_strips
+from .passes import MIN_PASSES, summarise_passes
 from .record import BenchmarkRecord
 from .svg import family
 from .tables import (
-    Table,
     artifacts_table,
     attained_table,
     conditions_table,
@@ -36,107 +36,75 @@ from .tables import (
     offline_table,
     paced_table,
     parity_table,
+    passes_table,
     peaks_table,
     predictions_table,
     proofs_table,
     rails_table,
     results_table,
+    selection,
     soak_table,
 )
-from .wording import DEFINITIONS, mib, mode_name
+from .text import threads_text
+from .wording import DEFINITIONS, cautions, headline, mib, mode_name
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A plot; only the page shows it."""
-
-    title: str
-    svg: str  # or HTML of what stands in its place
-    caption: str
-    legend: tuple[tuple[str, str], ...] = ()  # a colour's class in the style sheet, what it means
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Plots that stand beside each other."""
-
-    figures: tuple[Figure, ...]
-    kinds: tuple[str, ...]  # engines whose colours they show
+def report_document(record: BenchmarkRecord) -> Document:
+    """Return the whole report of a record."""
+    return Document(
+        title="edgeseg benchmark",
+        date=record.environment.started_utc[:10],
+        headline=headline(record),
+        cautions=tuple(cautions(record)),
+        sections=_sections(record),
+    )
 
 
-@dataclass(frozen=True)
-class Terms:
-    """Names and what is said of each."""
-
-    terms: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Code:
-    """A command line."""
-
-    text: str
-
-
-Part = str | Table | Terms | Figures | Code  # a text is a paragraph
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading and what stands under it."""
-
-    title: str
-    parts: tuple[Part, ...]
-
-
-def sections(record: BenchmarkRecord) -> tuple[Section, ...]:
-    """Return the whole report below its headline; what was not measured says so."""
+def _sections(record: BenchmarkRecord) -> tuple[Section, ...]:
+    """Return all below the headline; what was not measured says so."""
     return (
-        _section("Results", _results_caption(record), results_table(record)),
-        _section("Plots", _plots(record)),
-        _section("Latency in detail", latency_table(record)),
-        _section("Modes", *_modes(record)),
-        _section("Layers and roofline", *_layers(record)),
-        _section(
+        section("Results", _results_caption(record), results_table(record)),
+        section("Plots", _plots(record)),
+        section("Latency in detail", latency_table(record)),
+        section("How comparable is this run", *_passes(record)),
+        section("Modes", *_modes(record)),
+        section("Layers and roofline", *_layers(record)),
+        section(
             "Memory and energy",
             memory_table(record),
             energy_table(record),
             rails_table(record),
             f"Energy: {record.no_energy}." if record.no_energy else None,
         ),
-        _section(
+        section(
             "Parity and gates",
             parity_table(record) or "No candidate is an export with proofs.",
             proofs_table(record),
         ),
-        _section(
+        section(
             "Accuracy by class and lesion size",
             groups_caption(record),
             groups_table(record) or "No candidate is trained.",
         ),
-        _section(
+        section(
             "All metrics",
             "Means per image over images with a lesion, then pixel-pooled values, then the share "
             "of images without a lesion in which anything was predicted.",
             metrics_table(record),
         ),
-        _section(
+        section(
             "Conditions",
             Terms(environment_terms(record)),
             conditions_table(record),
             artifacts_table(record),
         ),
-        _section("Definitions", Terms(DEFINITIONS)),
-        _section(
+        section("Definitions", Terms(DEFINITIONS)),
+        section(
             "Reproduce",
             Code(shlex.join(record.environment.command)),
             "Folders are left out of the command. The .json beside this report keeps every sample.",
         ),
     )
-
-
-def _section(title: str, *parts: Part | None) -> Section:
-    return Section(title, tuple(part for part in parts if part))
 
 
 def _results_caption(record: BenchmarkRecord) -> str:
@@ -148,8 +116,27 @@ def _results_caption(record: BenchmarkRecord) -> str:
         else "Frames/s were not measured."
     )
     return (
-        f"Times: mode {mode_name('single')}, {record.rounds} calls. {offline} The reference is "
-        f"{record.rows[0].name}."
+        f"Times: mode {mode_name('single')}, {record.rounds} calls{_threads(record)}. {offline} "
+        f"{_scored(record)}The reference is {record.rows[0].name}."
+    )
+
+
+def _threads(record: BenchmarkRecord) -> str:
+    """Return on how many threads all rows ran; empty where they differ (a note says so) or not."""
+    threads = {row.engine_facts.get("threads", "") for row in record.rows}
+    number = threads.pop()
+    if threads or not number.isdecimal():
+        return ""
+    return f" on {threads_text(number)}"
+
+
+def _scored(record: BenchmarkRecord) -> str:
+    accuracy = next((row.accuracy for row in record.rows if row.accuracy), None)
+    if accuracy is None:
+        return ""
+    return (
+        f"Dice: {accuracy.lesions.images} images with a lesion of {record.images} "
+        f"({selection(record)}). "
     )
 
 
@@ -192,6 +179,45 @@ def _plots(record: BenchmarkRecord) -> Figures:
 
 def _kinds(record: BenchmarkRecord) -> tuple[str, ...]:
     return tuple(sorted({row.kind for row in record.rows}, key=lambda kind: (family(kind), kind)))
+
+
+def _passes(record: BenchmarkRecord) -> list[Part | None]:
+    table = passes_table(record)
+    if table is None:
+        return [
+            "The rows of this run compare with each other only: it was measured without --passes, "
+            "so edgeseg benchmark --compare cannot tell a change of the machine from one of a row."
+        ]
+    strips = pass_strips(record.rows)
+    figure = Figure(
+        "Passes",
+        strips,
+        "A dot is a pass, the first one on top: the row's time over its yardstick's, in percent of "
+        "their mean (long line). Below: the 99 % interval of that mean. Dots that drift from top "
+        "to bottom moved during the run.",
+    )
+    return [
+        "Between two runs a machine changes. So each row was also timed beside a yardstick, a "
+        "fixed network in the same engine, and edgeseg benchmark --compare compares the ratios of "
+        "the two. A slow-down smaller than the one named here would probably be missed.",
+        table,
+        _too_few_passes(record),
+        Figures((figure,), ()) if strips else None,
+    ]
+
+
+def _too_few_passes(record: BenchmarkRecord) -> str | None:
+    names = [
+        row.name
+        for row in record.rows
+        if row.yardstick and summarise_passes(row).count < MIN_PASSES
+    ]
+    if not names:
+        return None
+    return (
+        f"{', '.join(names)}: cannot be compared with another run, as in too many passes nearly "
+        "every call waited for a core; measure on a quieter machine, or with more --passes."
+    )
 
 
 def _modes(record: BenchmarkRecord) -> list[Part | None]:

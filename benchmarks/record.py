@@ -8,11 +8,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -25,6 +27,7 @@ from ..runtime.errors import InputError
 from ..runtime.progress import Progress, quiet
 from ..runtime.session import Session
 from .accuracy import (
+    METRICS,
     Accuracy,
     Case,
     ImageScore,
@@ -80,6 +83,7 @@ from .yardstick import (
 )
 
 SCHEMA = "edgeseg.benchmark/5"
+MAX_RECORD_BYTES = 1 << 28  # compared with the file's size before anything is read
 ANY_BATCH = 1 << 30  # of a candidate whose engine takes as many frames a call as fit
 MAX_FRAMES = 16  # held in memory for the latency measurement
 _FEW_LESIONS = 30
@@ -87,6 +91,7 @@ _IDLE_S, _ENERGY_S = 30.0, 60.0  # at rest, then under load
 _BURST_S = 0.5
 _SOAK_WINDOW_S = 10.0  # at most
 _SOAK_WINDOWS = 20  # at least
+_LEAST_MS, _MOST_MS = 1e-6, 1e9  # of a call of a pass: a nanosecond, eleven days
 _REOPEN_MAX_MS = 10_000  # start of a process; what takes longer is opened once
 T = TypeVar("T")
 Frame = npt.NDArray[np.uint8]
@@ -311,9 +316,10 @@ def run_benchmark(
             "E-BENCHMARK-EMPTY",
             f"{len(candidates)} candidates, {len(cases)} images; give at least one of each",
         )
-    if len(set(names)) < len(names):
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise InputError(
-            "E-BENCHMARK-NAMES", f"candidates {', '.join(names)} share a name; rename one"
+            "E-BENCHMARK-NAMES",
+            f"{', '.join(twice)} would be there twice; name each source once, or rename a folder",
         )
     single = [each.name for each in candidates if each.open_another is None]
     if settings.streams > 1 and "offline" in settings.modes and single:
@@ -626,6 +632,33 @@ def to_json(record: BenchmarkRecord) -> str:
     return json.dumps(json_from_value(record), ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def read_record(file: Path) -> BenchmarkRecord:
+    """Read the .json of a benchmark.
+
+    Raises InputError: E-REPORT-READ (not readable, over `MAX_RECORD_BYTES`), those of `from_json`
+    with the name of the file.
+    """
+    try:
+        size = file.stat().st_size
+        content = file.read_bytes() if size <= MAX_RECORD_BYTES else b""
+    except OSError as error:
+        raise InputError(
+            "E-REPORT-READ",
+            f"cannot read {file} ({error.strerror}); give the .json of a benchmark",
+        ) from error
+    if size > MAX_RECORD_BYTES:
+        raise InputError(
+            "E-REPORT-READ",
+            f"{file} has {size} bytes and a record at most {MAX_RECORD_BYTES}; give the .json of a "
+            "benchmark",
+        )
+    try:
+        return from_json(content)
+    except InputError as error:
+        told = str(error).removeprefix(f"{error.code}: ")
+        raise InputError(error.code, f"{file}: {told}") from error
+
+
 def from_json(text: str | bytes) -> BenchmarkRecord:
     """Read the result of `to_json`, as text or UTF-8.
 
@@ -634,20 +667,28 @@ def from_json(text: str | bytes) -> BenchmarkRecord:
     """
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             "E-REPORT-SCHEMA", f"not JSON ({error}); give the .json of a benchmark"
         ) from error
     found = content.get("schema") if isinstance(content, dict) else None
     if found != SCHEMA:
-        raise InputError(
-            "E-REPORT-SCHEMA",
-            f"schema is {found!r:.60}, this tool reads {SCHEMA!r}; use the version that wrote it",
-        )
+        raise InputError("E-REPORT-SCHEMA", _other_schema(found))
     record = value_from_json(BenchmarkRecord, content, "record")
     if fault := _contradiction(record):
         raise InputError("E-REPORT-SCHEMA", f"{fault}; run the benchmark again")
     return record
+
+
+def _other_schema(found: object) -> str:
+    """Return what a file is that is no record of this version, and what to do about it."""
+    kind, _, version = found.partition("/") if isinstance(found, str) else ("", "", "")
+    if kind != SCHEMA.partition("/")[0] or not re.fullmatch(r"[0-9]{1,9}", version):
+        told = f"its schema is {found!r:.60}" if found else "it names no schema"
+        return f"not the record of a benchmark: {told}; give the .json of a benchmark"
+    newer = int(version) > int(SCHEMA.partition("/")[2])
+    mend = "update edgeseg" if newer else "measure again, or compare with the version that wrote it"
+    return f"schema is {found!r:.60}, this tool reads {SCHEMA!r}; {mend}"
 
 
 def _contradiction(record: BenchmarkRecord) -> str | None:
@@ -660,8 +701,8 @@ def _contradiction(record: BenchmarkRecord) -> str | None:
     for row in record.rows:
         if fault := _latency_fault(row.latency, record.rounds) or _load_fault(row):
             return f"{row.name} {fault}"
-        if row.accuracy is not None and not row.accuracy.groups:
-            return f"{row.name} has no accuracy"
+        if row.accuracy is not None and not _is_complete(row.accuracy):
+            return f"{row.name} has no accuracy, or not every metric of a group"
         if row.layers and (fault := _layers_fault(row.layers)):
             return f"{row.name} {fault}"
         if not all(map(_is_measured, row.passes)) or bool(row.passes) != bool(row.yardstick):
@@ -673,6 +714,13 @@ def _contradiction(record: BenchmarkRecord) -> str | None:
     if unknown := [change.code for change in record.changes if change.code not in CHANGES]:
         return f"change {unknown[0]!r} is unknown"
     return None
+
+
+def _is_complete(accuracy: Accuracy) -> bool:
+    return bool(accuracy.groups) and all(
+        set(METRICS) <= set(group.per_image) and {"dice", "iou"} <= set(group.pooled)
+        for group in accuracy.groups
+    )
 
 
 def _latency_fault(run: LatencyRun, rounds: int) -> str | None:
@@ -694,7 +742,7 @@ def _is_measured(found: Pass) -> bool:
     blocks = (*found.row, *found.yardstick)
     return len(found.row) == len(found.yardstick) > 0 and all(
         0 < len(block.ms) == len(block.waited_ms)
-        and all(time_ms > 0 and math.isfinite(time_ms) for time_ms in block.ms)
+        and all(_LEAST_MS <= time_ms <= _MOST_MS for time_ms in block.ms)
         for block in blocks
     )
 
@@ -724,6 +772,6 @@ def _layers_fault(report: LayerReport) -> str | None:
     samples = (*(layer.samples_ms for layer in times.layers), times.profiled_ms, times.plain_ms)
     if not all(samples) or not min(*times.plain_ms, report.attained.measured_ms) > 0:
         return "has layers without a time"
-    if not all(cost.total_bytes > 0 for cost in report.costs):
-        return "has a layer without bytes"
+    if not all(cost.total_bytes > 0 and cost.macs >= 0 for cost in report.costs):
+        return "has a layer without bytes, or of fewer than no products"
     return None

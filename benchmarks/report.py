@@ -9,17 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import InputError
-from ..runtime.files import require_writable, write_bytes
+from ..runtime.errors import InputError, OutputError
+from ..runtime.files import require_writable, write_together
 from .latency import percentile, percentile_bounds, supported_percentile
-from .outline import Code, Figures, Part, Section, Terms, sections
-from .page import to_html
+from .markdown import to_markdown_text
+from .outline import report_document
+from .page import to_page
+from .passes import summarise_passes
 from .record import BenchmarkRecord, Row, to_json
-from .tables import Table
-from .text import text_table
-from .wording import CLEARANCE, TERMINAL_COLUMNS, cautions, dice_of, headline
+from .text import printable, text_table
+from .wording import TERMINAL_COLUMNS, cautions, dice_of, headline
 
-__all__ = ["to_csv", "to_html", "to_markdown", "to_table", "write_reports"]
+SUFFIXES = (".html", ".json", ".md", ".csv")  # of the forms, the page's first
+ROOM_BYTES = 16 << 20  # that must be free before anything is measured; most records have 1 to 3 MiB
 
 
 def to_table(record: BenchmarkRecord) -> str:
@@ -30,56 +32,17 @@ def to_table(record: BenchmarkRecord) -> str:
         f"{'warning, invalidates the times' if caution.invalidates else 'note'}: {caution.text}"
         for caution in cautions(record)
     ]
-    return "\n".join([headline(record), *notes, "", text_table(header, rows)])
+    return printable("\n".join([headline(record), *notes, "", text_table(header, rows)]))
+
+
+def to_html(record: BenchmarkRecord) -> str:
+    """Return the report as one self-contained page."""
+    return to_page(report_document(record))
 
 
 def to_markdown(record: BenchmarkRecord) -> str:
     """Return the whole report but its plots as Markdown."""
-    notes = [
-        f"> **{'Invalidates the times' if caution.invalidates else 'Note'}:** "
-        f"{_escape_markdown(caution.text)}\n"
-        for caution in cautions(record)
-    ]
-    parts = [
-        "# edgeseg benchmark\n",
-        f"**{_escape_markdown(headline(record))}**\n",
-        *notes,
-        *(text for section in sections(record) for text in _markdown_section(section)),
-        "---\n",
-        CLEARANCE,
-    ]
-    return "\n".join(parts) + "\n"
-
-
-def _markdown_section(section: Section) -> list[str]:
-    parts = [part for part in section.parts if not isinstance(part, Figures)]
-    return [f"## {section.title}\n", *(_markdown(part, section) for part in parts)] if parts else []
-
-
-def _markdown(part: Part, section: Section) -> str:
-    if isinstance(part, Table):
-        header = [f"{title} ({unit})" if unit else title for title, unit in part.header]
-        heading = "" if part.title == section.title else f"### {_escape_markdown(part.title)}\n\n"
-        return heading + markdown_table([_escape_markdown(h) for h in header], part.lines)
-    if isinstance(part, Terms):
-        return "".join(f"- **{k}**: {_escape_markdown(v)}\n" for k, v in part.terms.items())
-    if isinstance(part, Code):
-        return f"    {' '.join(part.text.splitlines())}\n"
-    return f"{_escape_markdown(str(part))}\n"
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table: the first column to the left, the others to the right."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
-    lines += [[_escape_markdown(cell) for cell in row] for row in rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _escape_markdown(text: str) -> str:
-    """Keep a name from becoming a table cell, a link, emphasis or HTML."""
-    for character in "\\`*_[]|":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.splitlines()).replace("&", "&amp;").replace("<", "&lt;")
+    return to_markdown_text(report_document(record))
 
 
 def to_csv(record: BenchmarkRecord) -> str:
@@ -112,6 +75,7 @@ def _csv_fields(record: BenchmarkRecord, row: Row) -> dict[str, Any]:
         "first_mask_ms": process.first_mask_ms,
         "rounds": record.rounds,
         **_csv_latency(row),
+        **_csv_passes(row),
         **_csv_modes(row),
         **_csv_energy_and_layers(row),
         **_csv_accuracy(record, row),
@@ -138,6 +102,25 @@ def _csv_latency(row: Row) -> dict[str, Any]:
         "post_p50_ms": percentile(latency.post_ms, 0.5),
         "overhead": latency.overhead,
         "engine_alone_p50_ms": latency.alone_p50_ms,
+    }
+
+
+def _csv_passes(row: Row) -> dict[str, Any]:
+    found, yardstick = summarise_passes(row), row.yardstick
+    low, high = found.interval
+    return {
+        "yardstick_engine": yardstick and yardstick.engine,
+        "yardstick_precision": yardstick and yardstick.precision,
+        "yardstick_ms": found.yardstick_ms,
+        "yardstick_ratio": found.ratio,
+        "yardstick_ratio_low": low,
+        "yardstick_ratio_high": high,
+        "passes": yardstick and found.measured,
+        "passes_that_count": yardstick and found.count,
+        "passes_spread": found.spread,
+        "smallest_slowdown": found.smallest,
+        "passes_calls": yardstick and found.calls,
+        "passes_calls_set_aside": yardstick and found.set_aside,
     }
 
 
@@ -213,22 +196,36 @@ def _csv_cell(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def require_report_path(html_path: Path) -> None:
+def require_report_path(html_path: Path, *, suffixes: Sequence[str] = SUFFIXES) -> None:
     """Check before the long work that the reports can be written.
+
+    Args:
+        html_path: of the page.
+        suffixes: of all files that are written under its name.
 
     Raises:
         InputError: E-REPORT-NAME for an ending other than ``.html``.
-        OutputError: E-OUT-WRITE where the folder cannot be written to.
+        OutputError: E-OUT-WRITE where the folder cannot be written to or has not `ROOM_BYTES`
+            left, or a file's name is that of a folder.
     """
+    _require_html(html_path)
+    for path in map(html_path.with_suffix, suffixes):
+        if path.is_dir():
+            raise OutputError(
+                "E-OUT-WRITE", f"cannot write {path}: it is a folder; choose another name"
+            )
+    require_writable(html_path, ROOM_BYTES)
+
+
+def _require_html(html_path: Path) -> None:
     if html_path.suffix != ".html":
         raise InputError(
             "E-REPORT-NAME", f"{html_path.name} does not end in .html; the page needs that ending"
         )
-    require_writable(html_path)
 
 
 def write_reports(record: BenchmarkRecord, html_path: Path) -> tuple[Path, ...]:
-    """Write the page and, beside it under the same name, .json, .md and .csv; each atomically.
+    """Write the page and, beside it under the same name, .json, .md and .csv; all or none.
 
     Args:
         record: what to report.
@@ -241,13 +238,8 @@ def write_reports(record: BenchmarkRecord, html_path: Path) -> tuple[Path, ...]:
         InputError: E-REPORT-NAME for another ending.
         OutputError: E-OUT-WRITE.
     """
-    require_report_path(html_path)
-    contents = {
-        ".html": to_html(record),
-        ".json": to_json(record),
-        ".md": to_markdown(record),
-        ".csv": to_csv(record),
-    }
-    for suffix, content in contents.items():
-        write_bytes(html_path.with_suffix(suffix), content)
-    return tuple(html_path.with_suffix(suffix) for suffix in contents)
+    _require_html(html_path)
+    forms = (to_html(record), to_json(record), to_markdown(record), to_csv(record))
+    contents = dict(zip(map(html_path.with_suffix, SUFFIXES), forms, strict=True))
+    write_together(contents)
+    return tuple(contents)

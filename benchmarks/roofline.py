@@ -23,6 +23,7 @@ from ..runtime.engines import open_engine
 from .complexity import LayerCost, count_complexity
 from .latency import SETTLE_S, percentile
 from .profile import INT8_TYPES, noise, run_profiled, time_calls
+from .text import threads_text
 
 CHANNELS = 256  # of the convolutions that measure compute, 3×3, in and out
 SIDE = 14  # px, of their images; short calls are more often undisturbed
@@ -56,7 +57,7 @@ class Peaks:
             f"{DEPTH} convolutions 3×3, {CHANNELS} to {CHANNELS} channels, {SIDE}×{SIDE} px, in "
             f"{self.engine} {self.version}, best of {ROUNDS * RUNS}; STREAM triad over 3 arrays of "
             f"{TRIAD_BYTES >> 20} MiB, best of {TRIAD_RUNS}, without what a write reads first; "
-            f"{self.threads} threads"
+            f"{threads_text(self.threads)}"
         )
 
     def compute_gflops(self, precision: str) -> float:

@@ -22,6 +22,9 @@ header{padding-top:32px}
 h1{margin:.25em 0 .4em;font-size:clamp(1.3rem,1rem + 1.6vw,1.9rem);line-height:1.28;
 font-weight:650;text-wrap:balance;overflow-wrap:anywhere}
 h2{margin:2.4em 0 .5em;font-size:1.2rem}
+nav ul{display:flex;flex-wrap:wrap;gap:2px 18px;margin:14px 0 0;padding:0;list-style:none;
+font-size:.875rem}
+nav a{display:inline-block;padding:3px 0;color:var(--ink)}
 h3{margin:1.4em 0 .5em;font-size:1rem}
 figure h3{margin-top:0;overflow-wrap:anywhere}
 p,figcaption{max-width:75ch;overflow-wrap:anywhere}
@@ -32,7 +35,7 @@ p,figcaption{max-width:75ch;overflow-wrap:anywhere}
 .scroll{overflow-x:auto;border:1px solid var(--line);border-radius:6px;
 background:linear-gradient(var(--page),var(--page)) right/24px 100% no-repeat local,
 linear-gradient(to left,var(--line),transparent) right/16px 100% no-repeat}
-.scroll:focus-visible,summary:focus-visible,textarea:focus-visible{
+a:focus-visible,.scroll:focus-visible,summary:focus-visible,textarea:focus-visible{
 outline:3px solid var(--onnxruntime)}
 table{border-collapse:collapse;width:100%;font-size:.875rem;font-variant-numeric:tabular-nums}
 th,td{padding:7px 9px;text-align:right;white-space:nowrap;border-top:1px solid var(--line)}
@@ -69,6 +72,7 @@ figure .grid{stroke:var(--line);stroke-opacity:.6}
 .percentile{stroke:var(--ink);stroke-width:2.5;fill:none}
 .interval{stroke-width:1.5;fill:none}
 .dots{stroke-width:2.8;stroke-linecap:round;stroke-opacity:.8;fill:none}
+.dots.passes{stroke-width:6}
 .torch{--mark:var(--torch)}.onnxruntime{--mark:var(--onnxruntime)}.openvino{--mark:var(--openvino)}
 .tensorrt{--mark:var(--tensorrt)}.other{--mark:var(--other)}
 .pre{--mark:var(--pre)}.transfer{--mark:var(--transfer)}.engine{--mark:var(--engine)}
@@ -82,6 +86,8 @@ figure .grid{stroke:var(--line);stroke-opacity:.6}
 .key{white-space:nowrap;margin-left:.6em}
 .swatch{display:inline-block;width:.75em;height:.75em;margin-right:.3em;border-radius:2px;
 background:var(--mark)}
+.range{white-space:nowrap}
+code{white-space:nowrap;font:.95em ui-monospace,"DejaVu Sans Mono",Menlo,Consolas,monospace}
 dl{display:grid;grid-template-columns:minmax(8rem,13rem) 1fr;gap:6px 20px;margin:0}
 dt{font-weight:600}
 dd{margin:0;max-width:75ch;overflow-wrap:anywhere}
@@ -97,7 +103,7 @@ th:first-child{max-width:9rem;min-width:8rem}}
 --grid:#ddd;--warn:#fff;--warn-line:#a86500;--bad:#fff;--bad-line:#b3261e;
 --torch:#5c6773;--onnxruntime:#0069a6;--openvino:#bd4b00;--tensorrt:#007557;--other:#9a3f7c;
 --pre:#8a5a00;--transfer:#007557;--engine:#0069a6;--post:#9a3f7c}
-html{font-size:9.5pt}body{font-size:1rem}main,header,footer{max-width:none;padding:0}
+nav{display:none}html{font-size:9.5pt}body{font-size:1rem}main,header,footer{max-width:none;padding:0}
 .scroll{overflow:visible;border:0;background:none}table{font-size:7pt}
 th,td{padding:2px 4px;white-space:normal}
 th:first-child{position:static;min-width:6em}table.words td,table.words td.long{min-width:5em}

@@ -45,7 +45,8 @@ class Axis:
 
     def text(self, tick: float) -> str:
         """Return what stands beside a tick."""
-        return f"{tick:g}" if self.decimals is None else f"{tick:.{self.decimals}f}"
+        text = f"{tick:g}" if self.decimals is None else f"{tick:.{self.decimals}f}"
+        return text.replace("-", "−") if tick < 0 else text
 
 
 def log_axis(values: Sequence[float], start_px: float, end_px: float) -> Axis:

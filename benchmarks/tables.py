@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from .accuracy import METRICS
 from .complexity import LayerCost
 from .conditions import Conditions, CpuTicks, Gpu
+from .document import Head, Table, heads
 from .latency import percentile
 from .layers import LayerReport
 from .modes import MODES, OfflineRun, PacedRun, Slope, SoakRun
+from .passes import MIN_PASSES, PassSummary, summarise_passes
 from .prediction import Prediction
 from .process import ON_CPU
 from .record import BenchmarkRecord, Proof, ProofStep, Row
-from .text import MISSING, fixed, percent, signed, signed_significant, significant
+from .text import MISSING, fixed, percent, signed, signed_significant, significant, threads_text
 from .wording import (
     COLUMNS,
     FILE,
@@ -37,19 +38,8 @@ from .wording import (
 
 TOP_LAYERS = 12  # have a line of their own, the others are summed
 _LONG = 12  # lines of predictions, above which they are folded
-
-Head = tuple[str, str]  # of a column: title, unit or ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text; the first of each line is its heading."""
-
-    title: str
-    header: tuple[Head, ...]
-    lines: tuple[tuple[str, ...], ...]
-    words: bool = False  # whether the cells are text, not numbers
-    folded: bool = False  # whether a page shows it only when asked
+_NOT_TOLD = "not told"  # of a condition that the system does not tell
+_NOT_TOLD_HERE = "Not told by this system"
 
 
 def _table_of(
@@ -60,10 +50,6 @@ def _table_of(
         tuple((column.title, column.unit) for column in columns),
         tuple(tuple(column.cell(record, row) for column in columns) for row in rows),
     )
-
-
-def _heads(*titles: str | Head) -> tuple[Head, ...]:
-    return tuple((title, "") if isinstance(title, str) else title for title in titles)
 
 
 def results_table(record: BenchmarkRecord) -> Table:
@@ -97,6 +83,47 @@ def latency_table(record: BenchmarkRecord) -> Table:
     return _table_of("Latency in detail", columns, record, record.rows)
 
 
+# --- passes --------------------------------------------------------------------------------------
+
+
+def passes_table(record: BenchmarkRecord) -> Table | None:
+    """Return how each row compares with runs of other times; None where none has passes."""
+    lines = tuple(
+        (row.name, *_passes_cells(row, summarise_passes(row)))
+        for row in record.rows
+        if record.settings.passes
+    )
+    header = heads(
+        *("Candidate", "Smallest slow-down it shows", "Passes that count"),
+        *("Spread between passes", "Calls set aside", ("Time over yardstick's", "99 %")),
+        *(("Yardstick's time", "ms"), "Yardstick"),
+    )
+    return Table("Against a yardstick", header, lines) if lines else None
+
+
+def _passes_cells(row: Row, found: PassSummary) -> tuple[str, ...]:
+    yardstick = row.yardstick
+    if yardstick is None:
+        return (*[MISSING] * 6, "none for this engine")
+    low, high = found.interval
+    told = found.count >= MIN_PASSES
+    return (
+        percent(found.smallest - 1) if told else f"none ({MIN_PASSES} passes needed)",
+        f"{found.count} of {found.measured}",
+        percent(found.spread),
+        set_aside_text(found),
+        significant(found.ratio) + (f" ({significant(low)}–{significant(high)})" if told else ""),
+        significant(found.yardstick_ms),
+        f"{yardstick.engine} {yardstick.precision} ({threads_text(yardstick.threads)})",
+    )
+
+
+def set_aside_text(found: PassSummary) -> str:
+    """Return how many calls waited for a core, of how many."""
+    share = f" ({percent(found.set_aside / found.calls)})" if found.calls else ""
+    return f"{found.set_aside} of {found.calls}{share}"
+
+
 # --- modes ---------------------------------------------------------------------------------------
 
 
@@ -113,7 +140,7 @@ def modes_table(record: BenchmarkRecord) -> Table:
     measured = {"single", *settings.modes}
     return Table(
         "Modes",
-        _heads("Mode", "In MLPerf", "Here", "A frame is sent", "Difference from MLPerf"),
+        heads("Mode", "In MLPerf", "Here", "A frame is sent", "Difference from MLPerf"),
         tuple(
             (
                 name,
@@ -131,7 +158,7 @@ def modes_table(record: BenchmarkRecord) -> Table:
 def offline_table(record: BenchmarkRecord) -> Table | None:
     """Return the throughput; None where no row has it."""
     lines = tuple((row.name, *_offline_cells(row.offline)) for row in record.rows if row.offline)
-    header = _heads(
+    header = heads(
         *("Candidate", "Streams × batch", "Threads of a stream", ("Time", "s")),
         *(("Frames/s", "95 %"), ("A call p50", "ms"), ("A call p99", "ms")),
     )
@@ -152,7 +179,7 @@ def _offline_cells(run: OfflineRun) -> tuple[str, ...]:
 def paced_table(record: BenchmarkRecord) -> Table | None:
     """Return what became of a clock's frames; None where no row has it."""
     lines = tuple((row.name, *_paced_cells(row.paced)) for row in record.rows if row.paced)
-    header = _heads(
+    header = heads(
         *("Candidate", ("Clock", "Hz"), "Due", "Answered", "Dropped", "Missed"),
         *(("p50", "ms from the tick"), ("p99", "ms from the tick")),
         *(("Jitter p50", "ms"), ("Jitter p99", "ms"), ("Clock late", "ms, at most")),
@@ -174,7 +201,7 @@ def _paced_cells(run: PacedRun) -> tuple[str, ...]:
 def soak_table(record: BenchmarkRecord) -> Table | None:
     """Return drift and growth over minutes; None where no row has it."""
     lines = tuple((row.name, *_soak_cells(row.soak)) for row in record.rows if row.soak)
-    header = _heads(
+    header = heads(
         *("Candidate", ("Time", "min"), "Frames", ("Drift", "ms/min, 95 %")),
         *(("First window p50", "ms"), ("Last window p50", "ms"), ("Longest", "ms")),
         *(("Memory", "MiB/min, 95 %"), ("Mean clock", "MHz, first to last"), ("Hottest", "°C")),
@@ -216,7 +243,7 @@ def peaks_table(record: BenchmarkRecord) -> Table:
     """Return what each engine and the memory reach on this machine, and how it was measured."""
     return Table(
         "Peaks of this machine, measured",
-        _heads(
+        heads(
             *("Engine", "Threads", ("FP32", "GFLOP/s"), ("INT8", "GOP/s")),
             *(("Bandwidth", "GB/s"), "Steady", "Kernels read", "How"),
         ),
@@ -241,7 +268,7 @@ def attained_table(record: BenchmarkRecord) -> Table:
     """Return which share of the peaks whole networks reach."""
     return Table(
         "Whole networks against the peaks",
-        _heads(
+        heads(
             *("Candidate", "Threads", ("One call", "ms, median")),
             *("Share of compute peak", "Share of roofline"),
             *("Profiler adds", ("Outside layers", "ms, median")),
@@ -306,7 +333,7 @@ def layers_table(row: Row, report: LayerReport) -> Table:
         )
     return Table(
         f"Layers of {row.name} that take most time",
-        _heads(
+        heads(
             *("Layer", "Operator", "Precision", ("MACs", "M"), ("Bytes", "KiB")),
             *(("Time", "ms, median"), "Of one call", "Share of roofline", "Bound by"),
         ),
@@ -390,7 +417,7 @@ def energy_table(record: BenchmarkRecord) -> Table | None:
         for row in record.rows
         if row.energy
     )
-    header = _heads(
+    header = heads(
         *("Candidate", ("Net", "mJ a frame"), ("Gross", "mJ a frame")),
         *(("At rest", "W"), ("Under load", "W"), "Frames", "Rails", ("Readings", "Hz")),
     )
@@ -410,7 +437,7 @@ def rails_table(record: BenchmarkRecord) -> Table | None:
         if row.energy and len(row.energy.rails_net_mj_per_frame) > 1
         for name, net_mj in row.energy.rails_net_mj_per_frame.items()
     )
-    header = _heads("Candidate", "Rail", ("Net", "mJ a frame"), "In the total")
+    header = heads("Candidate", "Rail", ("Net", "mJ a frame"), "In the total")
     return Table("Energy by rail", header, lines) if lines else None
 
 
@@ -420,16 +447,33 @@ def rails_table(record: BenchmarkRecord) -> Table | None:
 def parity_table(record: BenchmarkRecord) -> Table | None:
     """Return each file of each export against its trained network; None without an export."""
     lines = tuple(
-        (f"{row.name}: {step.name}", *_step_cells(step, row.proof.max_drop))
-        for row in record.rows
-        if row.proof
-        for step in row.proof.steps
+        (f"{name}: {step.name}", *_step_cells(step, proof.max_drop))
+        for name, proof in _proofs(record)
+        for step in proof.steps
     )
-    header = _heads(
-        *("Candidate: file", ("Logits differ", "at most"), "Pixels flipped"),
+    header = heads(
+        *("Export: file", ("Logits differ", "at most"), "Pixels flipped"),
         *(("Masks agree", "Dice"), ("Loss of Dice", "95 %"), ("Gate", "at most"), "Result"),
     )
     return Table("Files of the exports", header, lines) if lines else None
+
+
+def _proofs(record: BenchmarkRecord) -> list[tuple[str, Proof]]:
+    """Return the proof of each export once, with the name of its rows or what they begin with."""
+    names: dict[str, list[str]] = {}
+    proofs: dict[str, Proof] = {}
+    for row in record.rows:
+        if row.proof:
+            names.setdefault(row.artifact_sha256, []).append(row.name)
+            proofs[row.artifact_sha256] = row.proof
+    return [(_common_name(names[sha256]), proof) for sha256, proof in proofs.items()]
+
+
+def _common_name(names: Sequence[str]) -> str:
+    """Return the bundle of rows that are named ``bundle · engine``, else all names."""
+    bundles = {name.rpartition(" · ")[0] for name in names}
+    bundle = bundles.pop()
+    return bundle if len(names) > 1 and bundle and not bundles else ", ".join(names)
 
 
 def _step_cells(step: ProofStep, max_drop: float) -> tuple[str, ...]:
@@ -446,9 +490,9 @@ def _step_cells(step: ProofStep, max_drop: float) -> tuple[str, ...]:
 
 def proofs_table(record: BenchmarkRecord) -> Table | None:
     """Return on what each export was checked and what it runs in; None without an export."""
-    lines = tuple((row.name, *_proof_cells(row.proof)) for row in record.rows if row.proof)
-    header = _heads(
-        *("Candidate", "Check frames", ("Trained network", "Dice")),
+    lines = tuple((name, *_proof_cells(proof)) for name, proof in _proofs(record))
+    header = heads(
+        *("Export", "Check frames", ("Trained network", "Dice")),
         *(("Achieved precision", "share of the MACs"), "Kept in float"),
     )
     return Table("What the exports were checked on", header, lines, words=True) if lines else None
@@ -472,7 +516,7 @@ def _proof_cells(proof: Proof) -> tuple[str, ...]:
 
 def metrics_table(record: BenchmarkRecord) -> Table:
     """Return the metrics over images with a lesion, then those over all images."""
-    header = _heads(
+    header = heads(
         *("Candidate", "Dice", "IoU", "Recall", "Precision", "Pixel accuracy", ("HD95", "px")),
         *("Pooled Dice", "Pooled IoU", "False positives", "ECE"),
     )
@@ -501,7 +545,7 @@ def groups_table(record: BenchmarkRecord) -> Table | None:
     scored = [(row.name, row.accuracy) for row in record.rows if row.accuracy]
     if not scored:
         return None
-    header = _heads(
+    header = heads(
         "Candidate", *((group.name, f"n={group.images}") for group in scored[0][1].groups)
     )
     lines = tuple(
@@ -533,7 +577,7 @@ def environment_terms(record: BenchmarkRecord) -> dict[str, str]:
     where = ", ".join(map(str, place.affinity))
     return {
         "Measured": f"{place.started_utc}, {record.rounds} rounds over {record.frames} frames, "
-        f"{record.images} images scored ({_selection(record)})",
+        f"{record.images} images scored ({selection(record)})",
         "CPU": f"{place.cpu}, {place.cores} logical cores usable"
         + (f" (number {where})" if where else ""),
         "Instructions": ", ".join(place.isa) or "none of interest",
@@ -548,7 +592,8 @@ def environment_terms(record: BenchmarkRecord) -> dict[str, str]:
     }
 
 
-def _selection(record: BenchmarkRecord) -> str:
+def selection(record: BenchmarkRecord) -> str:
+    """Return which images were scored."""
     if record.part == "unseen":
         return "what no network here was trained on"
     if record.split_sha256 is None:
@@ -569,26 +614,30 @@ def _cpu_time(before: CpuTicks | None, after: CpuTicks | None) -> str:
 
 def conditions_table(record: BenchmarkRecord) -> Table:
     """Return clocks, temperatures and the like before and after the measurement."""
-    before, after = _condition_cells(record.before), _condition_cells(record.after)
-    return Table(
-        "Before and after",
-        _heads("Condition", "Before", "After"),
-        tuple((name, before[name], after[name]) for name in before),
-        words=True,
-    )
+    return told_conditions((record.before, record.after), heads("Condition", "Before", "After"))
+
+
+def told_conditions(moments: Sequence[Conditions], header: tuple[Head, ...]) -> Table:
+    """Return the conditions of some moments, a column each; what none tells shares a line."""
+    cells = [_condition_cells(moment) for moment in moments]
+    told = [name for name in cells[0] if any(each[name] != _NOT_TOLD for each in cells)]
+    lines = [(name, *(each[name] for each in cells)) for name in told]
+    if untold := [name.partition(",")[0] for name in cells[0] if name not in told]:
+        lines.append((_NOT_TOLD_HERE, ", ".join(untold), *[MISSING] * (len(cells) - 1)))
+    return Table("Before and after", header, tuple(lines), words=True)
 
 
 def _condition_cells(now: Conditions) -> dict[str, str]:
     def told(value: object, form: str = "") -> str:
-        return "not told" if value is None else format(value, form)
+        return _NOT_TOLD if value is None else format(value, form)
 
     return {
         "Core clocks, MHz": _spread(now.core_mhz),
         "Range of the governor, MHz": f"{told(now.min_mhz, '.0f')} to {told(now.max_mhz, '.0f')}"
         if (now.min_mhz, now.max_mhz) != (None, None)
-        else "not told",
-        "Governor": ", ".join(now.governors) or "not told",
-        "Boost": "not told" if now.boost is None else "on" if now.boost else "off",
+        else _NOT_TOLD,
+        "Governor": ", ".join(now.governors) or _NOT_TOLD,
+        "Boost": _NOT_TOLD if now.boost is None else "on" if now.boost else "off",
         "Temperatures, °C": _by_name(now.temperatures_c),
         "Throttled for temperature, times": told(now.throttle_events),
         "Load average": told(now.load_average, ".2f"),
@@ -605,7 +654,7 @@ def _condition_cells(now: Conditions) -> dict[str, str]:
 
 def _spread(values: Sequence[float]) -> str:
     if not values:
-        return "not told"
+        return _NOT_TOLD
     if min(values) == max(values):
         return f"{values[0]:.0f}"
     mean = sum(values) / len(values)
@@ -613,7 +662,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _by_name(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.0f}" for name, value in values.items()) or "not told"
+    return ", ".join(f"{name} {value:.0f}" for name, value in values.items()) or _NOT_TOLD
 
 
 def _gpu_text(gpu: Gpu) -> str:
@@ -636,7 +685,7 @@ def artifacts_table(record: BenchmarkRecord) -> Table:
     """Return which artifact ran how; .json and .csv have the whole hashes."""
     return Table(
         "Artifacts",
-        _heads("Candidate", "Engine", "Precision", "Engine facts", "SHA-256, start"),
+        heads("Candidate", "Engine", "Precision", "Engine facts", "SHA-256, start"),
         tuple(
             (
                 row.name,

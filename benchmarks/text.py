@@ -37,9 +37,23 @@ def signed(value: float, decimals: int = 3) -> str:
     return text if float(text) == 0 else ("−" if value < 0 else "+") + text
 
 
+def signed_interval(mean: float, low: float, high: float) -> str:
+    """Return a signed mean with its interval; an end that is not 0 is not written as 0."""
+    nearest = min(abs(low), abs(high)) if low * high > 0 else math.inf
+    decimals = next((n for n in (3, 4) if nearest >= 0.5 * 10**-n), 5)
+    low_text, high_text = signed(low, decimals), signed(high, decimals)
+    return f"{signed(mean, decimals)} ({low_text} to {high_text})"
+
+
 def percent(share: float, decimals: int = 1) -> str:
     """Return a share in 0..1 as percent with so many decimals."""
-    return MISSING if math.isnan(share) else f"{100 * share:.{decimals}f} %"
+    text = MISSING if math.isnan(share) else f"{100 * share:.{decimals}f} %"
+    return text.replace("-", "−")
+
+
+def threads_text(number: str | int) -> str:
+    """Return a number of threads, such as ``2 threads``."""
+    return f"{number} thread{'' if str(number) == '1' else 's'}"
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -54,3 +68,11 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = "  ".join("-" * width for width in widths)
     return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def printable(text: str) -> str:
+    """Return lines without what a terminal would obey: a record is someone else's text."""
+    lines = text.split("\n")
+    return "\n".join(
+        "".join(each if each.isprintable() else "?" for each in line) for line in lines
+    )

@@ -8,10 +8,13 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from .accuracy import CALIBRATION_BINS, MetricSummary, PairedDifference
+from .document import Caution
 from .latency import P99_MIN_N, LatencyRatio, percentile, percentile_bounds, supported_percentile
 from .modes import MODES, OfflineRun
+from .passes import BETWEEN_RUNS, MIN_PASSES
 from .record import BenchmarkRecord, Comparison, Row
-from .text import MISSING, fixed, signed, significant
+from .text import MISSING, fixed, percent, signed_interval, significant
+from .yardstick import MAX_WAIT
 
 Cell = Callable[[BenchmarkRecord, Row], str]
 
@@ -47,6 +50,17 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "pair of blocks gives one ratio of medians; the result is their median, and the 99 % "
         "interval resamples the pairs. “No difference” means the interval holds 1: not shown to "
         "differ, which is not proof of equality.",
+        "Yardstick and passes": "a fixed network of the same kind of layers, timed beside a row in "
+        "blocks that take turns, in the same engine and precision on as many threads (a row of "
+        "PyTorch beside ONNX Runtime's). What the machine does meets both, so the ratio of the two "
+        "can be compared with that of another run where the times cannot. Both are opened anew in "
+        "each pass, half of the passes before the rest of the run and half after it; the spread "
+        "is the standard deviation of the passes' ratios. Calls in which a thread waited for a "
+        f"core for more than {percent(MAX_WAIT, 0)} of the time are set aside, and a pass with too "
+        "few others does not count. The 99 % interval has an allowance of "
+        f"{percent(BETWEEN_RUNS, 0)} a run for what no pass shows. The smallest slow-down is what "
+        "a comparison with a run of as many passes, spread alike, would find 19 times in 20; it "
+        f"takes {MIN_PASSES} passes of each.",
         "Frames/s": "mode offline: all streams busy back to back; the streams of a row share its "
         "threads, and a call of a batch counts as so many frames. The 95 % interval is Student's t "
         "over ten windows.",
@@ -92,13 +106,6 @@ class Column(NamedTuple):
     title: str
     unit: str  # empty where there is none
     cell: Cell
-
-
-class Caution(NamedTuple):
-    """What belongs in front of the numbers."""
-
-    text: str
-    invalidates: bool  # whether the numbers must not be used as they are
 
 
 def headline(record: BenchmarkRecord) -> str:
@@ -157,10 +164,8 @@ def dice_difference(difference: PairedDifference | None) -> str:
         return f"not compared ({NOT_TRAINED})"
     if not difference.n:
         return "not compared (no image has a lesion)"
-    text = (
-        f"{signed(difference.mean)} ({signed(difference.low)} to {signed(difference.high)}, "
-        f"n={difference.n})"
-    )
+    interval = signed_interval(difference.mean, difference.low, difference.high)
+    text = f"{interval.removesuffix(')')}, n={difference.n})"
     return text if difference.differs else f"not shown to differ: {text}"
 
 
@@ -239,8 +244,7 @@ def _dice_vs_reference(record: BenchmarkRecord, row: Row) -> str:
         return "reference"
     if comparison.dice is None:
         return MISSING
-    dice = comparison.dice
-    return f"{signed(dice.mean)} ({signed(dice.low)} to {signed(dice.high)})"
+    return signed_interval(comparison.dice.mean, comparison.dice.low, comparison.dice.high)
 
 
 def _dice(record: BenchmarkRecord, row: Row) -> str:

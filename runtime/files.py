@@ -10,7 +10,7 @@ import shutil
 import signal
 import tempfile
 from pathlib import Path
-from typing import Iterator, Union
+from typing import Iterator, Mapping, Union
 
 from .errors import InputError, OutputError
 
@@ -18,6 +18,7 @@ _WRITE_REFUSED = frozenset(
     (
         *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES),
         *(errno.EPERM, errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.ENAMETOOLONG),
+        errno.EISDIR,
     )
 )
 
@@ -71,12 +72,21 @@ def require_new(target: Path) -> None:
         raise InputError("E-OUT-EXISTS", f"{target} exists already; choose another or remove it")
 
 
-def require_writable(target: Path) -> None:
-    """Raise OutputError (E-OUT-WRITE) unless a file can be made beside `target`."""
+def require_writable(target: Path, room_bytes: int = 0) -> None:
+    """Raise OutputError (E-OUT-WRITE) unless a file can be made beside `target`.
+
+    Nothing is made: where folders are missing, the nearest one that is there is asked.
+
+    Args:
+        target: what is to be written later.
+        room_bytes: that must be free there.
+    """
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target.parent):
+        folder = next(each for each in target.absolute().parents if each.exists())
+        with tempfile.TemporaryFile(dir=folder):
             pass
+        if shutil.disk_usage(folder).free < room_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
         raise cannot_write(target, error) from error
 
@@ -86,6 +96,19 @@ def write_bytes(target: Path, content: Union[bytes, str]) -> None:
     data = content.encode("utf-8") if isinstance(content, str) else content
     with atomic_path(target) as temporary:
         temporary.write_bytes(data)
+
+
+def write_together(contents: Mapping[Path, Union[bytes, str]]) -> None:
+    """Write several whole files; none replaces its old content before all are on the disk.
+
+    Text is UTF-8. Raises OutputError (E-OUT-WRITE).
+    """
+    with contextlib.ExitStack() as stack:
+        for target, content in contents.items():
+            data = content.encode("utf-8") if isinstance(content, str) else content
+            temporary = stack.enter_context(atomic_path(target))
+            temporary.write_bytes(data)
+            _sync(temporary)
 
 
 @contextlib.contextmanager

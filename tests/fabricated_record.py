@@ -24,6 +24,7 @@ from edgeseg.benchmarks.record import (
     Settings,
 )
 from edgeseg.benchmarks.roofline import Peaks, attained
+from edgeseg.benchmarks.yardstick import Block, Pass, Yardstick
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.metrics import PixelCounts
 
@@ -227,6 +228,30 @@ def layer_report(count=3):
     )
 
 
+YARDSTICK = Yardstick("openvino", "1.0", "int8", "2", "ab" * 32)
+
+
+def make_passes(ratio=1.5, *, count=10, step=0.01, machine=1.0, waiting=0):
+    """Passes of a row that takes so many times its yardstick's 2 ms.
+
+    Every other pass is a step above, the others one below; six pairs of blocks of two calls each,
+    and in the first `waiting` passes all calls of one pair waited for a core.
+    """
+
+    def block(ms, waited_ms=0.0):
+        return Block((machine * ms,) * 2, (waited_ms,) * 2)
+
+    def one(index):
+        row_ms = 2 * ratio * (1 + (step if index % 2 else -step))
+        waited = (block(9.0, 5.0),) * (index < waiting)
+        return Pass(
+            (*waited, *(block(row_ms),) * (6 - len(waited))),
+            (*waited, *(block(2.0),) * (6 - len(waited))),
+        )
+
+    return tuple(map(one, range(count)))
+
+
 def soak(windows=20, *, told=True):
     """Half-minute windows: 0.01 ms slower each, the memory constant."""
     return SoakRun(
@@ -263,6 +288,8 @@ def full_row(name, **more):
                 *(84.0, 60.0, {"package-0": 55.0, "dram": 5.0}),
             ),
             "layers": layer_report(),
+            "yardstick": YARDSTICK,
+            "passes": make_passes(waiting=3),
             "proof": Proof(
                 part="validation part",
                 frames=78,
@@ -283,7 +310,13 @@ def full_row(name, **more):
 def full_record():
     """Two trained rows and one that is not, with everything measured and every kind of warning."""
     rows = (
-        full_row("torch FP32", kind="torch", precision="fp32", e2e_ms=(10.0,) * 400),
+        full_row(
+            "torch FP32",
+            kind="torch",
+            precision="fp32",
+            e2e_ms=(10.0,) * 400,
+            artifact_sha256="cd" * 32,
+        ),
         full_row("OpenVINO INT8"),
         untrained("UNeXt", kind="torch-compile", e2e_ms=(1.0,) * 400),
     )
@@ -294,12 +327,12 @@ def full_record():
             Note("not-steady", "UNeXt: not steady."),
         ],
         changes=[
-            change("others", invalidates=False, share=0.07),
+            change("others", invalidates=False, percent="7.0 %"),
             change("cpu-clock", before=2596, after=2100),
         ],
         before=conditions(),
         after=conditions(mhz=2100.0, ticks=1000),
-        settings=Settings(modes=("offline", "paced", "soak"), rounds=400, layers=True),
+        settings=Settings(modes=("offline", "paced", "soak"), rounds=400, layers=True, passes=10),
         peaks=(PEAKS,),
         no_energy=None,
     )

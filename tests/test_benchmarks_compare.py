@@ -9,17 +9,10 @@ import pytest
 
 from edgeseg.benchmarks import compare
 from edgeseg.benchmarks.accuracy import ImageScore, summarise
-from edgeseg.benchmarks.compare import (
-    BUDGETS,
-    compare_records,
-    comparison_to_json,
-    parse_budget,
-    record_ratio,
-    render_comparison,
-    require_budgets,
-    students_t,
-)
+from edgeseg.benchmarks.compare import BUDGETS, compare_records, parse_budget, require_budgets
+from edgeseg.benchmarks.compare_report import comparison_to_json, render_comparison
 from edgeseg.benchmarks.latency import LatencyRun
+from edgeseg.benchmarks.passes import BETWEEN_RUNS, record_ratio, students_t
 from edgeseg.benchmarks.record import Note
 from edgeseg.benchmarks.yardstick import Block, Pass, Yardstick
 from edgeseg.runtime.errors import InputError, Refused
@@ -168,7 +161,7 @@ def test_two_runs_without_any_scatter_may_still_differ_by_what_runs_do():
     assert found.verdict == "no difference"
     assert found.low < 1 < found.ratio == pytest.approx(1.01)
     low, _, high = (math.log(each) for each in (found.low, found.ratio, found.high))
-    assert (high - low) / 2 == pytest.approx(2.576 * math.sqrt(2) * compare.BETWEEN_RUNS, rel=0.01)
+    assert (high - low) / 2 == pytest.approx(2.576 * math.sqrt(2) * BETWEEN_RUNS, rel=0.01)
 
 
 def test_ratio_turned_round_is_its_inverse():
@@ -523,10 +516,23 @@ def test_slowdown_smaller_than_what_could_be_found_is_not_kept():
 
 
 def test_between_runs_is_the_allowance_that_was_measured():
-    assert compare.BETWEEN_RUNS == 0.01  # docs/benchmarking.md, "Whole runs compared"
+    assert BETWEEN_RUNS == 0.01  # docs/benchmarking.md, "Whole runs compared"
 
 
 @pytest.mark.parametrize("budget", ["dice=0.8", "dice_drop=0.005"])
 def test_dice_budget_that_judges_no_trained_network_fails(budget):
     verdict = judge(budget, row(accuracy=None))
     assert (verdict.passed, verdict.found) == (False, "the network is not trained")
+
+
+def test_settings_that_differ_are_listed():
+    old = record(row())
+    new = dataclasses.replace(old, settings=dataclasses.replace(old.settings, batch=4))
+    assert compare_records(old, new).changes == ("setting batch: 1 → 4",)
+
+
+def test_records_the_wrong_way_round_are_told():
+    later = record(row(), started_utc="2026-11-23T09:30:00+00:00")
+    assert compare_records(record(row()), later).warnings == ()
+    (warning,) = compare_records(later, record(row())).warnings
+    assert warning == compare.ORDER

@@ -15,6 +15,7 @@ from edgeseg.benchmarks.conditions import (
     read_conditions,
 )
 from edgeseg.benchmarks.jsonform import json_from_value, value_from_json
+from edgeseg.tests.fabricated_record import NOTHING_TOLD
 from edgeseg.tests.nvml_standin import NOT_TOLD, make_standin
 
 OWN = "1 (my (odd) name) " + " ".join(["S", *"0" * 10, "30", "10", "5", "2", *"0" * 5])
@@ -245,6 +246,17 @@ def test_power_mode_and_gpu_clock_of_a_jetson_are_compared(system):
     assert codes(before, **after) == ["gpu-clock", "power-mode"]
 
 
+@pytest.mark.parametrize(("own", "invalidates"), [(60, False), (20, True)])
+def test_others_spoil_the_times_where_they_take_over_a_quarter(own, invalidates):
+    before, after = (
+        dataclasses.replace(NOTHING_TOLD, cpu_ticks=CpuTicks(*ticks))
+        for ticks in ((0, 0, 0, 0), (100, 70, 0, own))
+    )
+    (found,) = compare_conditions(before, after, on_gpu=False)
+    assert (found.code, found.invalidates) == ("others", invalidates)
+    assert f"used {70 - own}.0 % of" in found.text
+
+
 def test_findings_come_in_the_order_of_their_list_and_say_what_to_do(quiet):
     after = dataclasses.replace(
         quiet,
@@ -252,7 +264,7 @@ def test_findings_come_in_the_order_of_their_list_and_say_what_to_do(quiet):
         throttle_events=9,
         quota_stops=9,
         governors=(),
-        cpu_ticks=CpuTicks(1120, 226, 40, 60),
+        cpu_ticks=CpuTicks(1120, 226, 40, 100),
     )
     found = compare_conditions(quiet, after, on_gpu=False)
     assert [change.code for change in found] == [
@@ -261,5 +273,5 @@ def test_findings_come_in_the_order_of_their_list_and_say_what_to_do(quiet):
     assert [change.code for change in found if not change.invalidates] == ["others"]
     texts = {change.code: change.text for change in found}
     assert "3500 MHz before and at 1500 MHz after" in texts["cpu-clock"]
-    assert "20.0%" in texts["stolen"]
+    assert "20.0 %" in texts["stolen"]
     assert "performance, powersave before and unknown after" in texts["governor"]

@@ -5,19 +5,20 @@ import dataclasses
 import io
 import itertools
 import json
+import math
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-from edgeseg.benchmarks.accuracy import summarise
+from edgeseg.benchmarks.accuracy import PairedDifference, summarise
 from edgeseg.benchmarks.charts import PARTS
 from edgeseg.benchmarks.record import Note, Proof, ProofStep, from_json, to_json
 from edgeseg.benchmarks.report import to_csv, to_html, to_markdown, to_table, write_reports
 from edgeseg.benchmarks.style import STYLE
 from edgeseg.benchmarks.svg import FAMILIES, family
-from edgeseg.benchmarks.text import MISSING
+from edgeseg.benchmarks.text import MISSING, signed_interval
 from edgeseg.runtime.errors import InputError
 from edgeseg.tests.fabricated_record import (
     ENVIRONMENT,
@@ -126,6 +127,9 @@ def test_damaged_record_is_refused(damage):
         put([], "rows", 1, "layers", "times", "plain_ms"),
         put(0.0, "rows", 1, "layers", "attained", "measured_ms"),
         put(-8000, "rows", 1, "layers", "costs", 0, "read_bytes"),
+        put(-1, "rows", 1, "layers", "costs", 0, "macs"),
+        drop("rows", 1, "accuracy", "groups", 0, "per_image", "iou"),
+        drop("rows", 1, "accuracy", "groups", 0, "pooled", "dice"),
         put(0.0, "peaks", 0, "bandwidth_gb_s"),
         put("invented", "changes", 0, "code"),
     ],
@@ -150,6 +154,56 @@ def test_headline_names_the_fastest_row_and_its_dice_difference():
     head = to_table(make_record(SLOW, worse)).splitlines()[0]
     assert head.startswith("INT8 is 5.00× faster than torch FP32 (99 % interval 5.00–5.00)")
     assert "Dice −0.100 (−0.100 to −0.100, n=2)" in head
+
+
+def test_difference_that_is_one_is_not_written_as_none():
+    worse = make_row("INT8", e2e_ms=(2.0,) * 40, dice=(0.8, 0.899))
+    record = make_record(SLOW, dataclasses.replace(worse, scores=SLOW.scores))
+    dice = PairedDifference(-0.0005, -0.0009, -0.0002, 34)
+    changed = dataclasses.replace(record.comparisons[0], dice=dice)
+    record = dataclasses.replace(record, comparisons=(changed,))
+    expected = "−0.0005 (−0.0009 to −0.0002"
+    assert f"Dice {expected}, n=34)" in to_table(record).splitlines()[0]
+    assert f"{expected})" in to_markdown(record)
+
+
+def test_small_ends_of_an_interval_get_more_digits_only_where_it_leaves_out_0():
+    assert signed_interval(-0.02, -0.03, -0.01) == "−0.020 (−0.030 to −0.010)"
+    assert signed_interval(0.0001, -0.0001, 0.0004) == "0.000 (0.000 to 0.000)"
+    assert signed_interval(0.00003, 0.00001, 0.00009) == "+0.00003 (+0.00001 to +0.00009)"
+    assert signed_interval(0.1, math.nan, math.nan) == "+0.100 (– to –)"
+
+
+def test_results_say_on_how_many_threads_and_which_images():
+    text = to_markdown(make_record(SLOW, FAST))
+    assert "40 calls on 2 threads. " in text
+    assert "Dice: 2 images with a lesion of 2 (test part of split abababababab). " in text
+    other = make_row("b", engine_facts={"threads": "1"})
+    assert "40 calls. " in to_markdown(make_record(SLOW, other))
+
+
+def test_export_of_several_rows_has_its_proof_once():
+    rows = [full_row(f"student · {engine}") for engine in ("openvino", "onnxruntime")]
+    text = to_markdown(make_record(*rows, full_row("other", artifact_sha256="cd" * 32)))
+    steps = [line for line in text.splitlines() if ": openvino-int8 |" in line]
+    assert [line.split(":")[0] for line in steps] == ["| student", "| other"]
+
+
+def test_conditions_that_nothing_tells_share_a_line():
+    line = line_of(bare_record(), "Before and after", "Not told by this system")
+    assert line["Before"].startswith("Core clocks, Range of the governor, Governor, Boost")
+    assert "Power mode" in line["Before"]
+    assert "Not told by this system" not in to_markdown(full_record())
+
+
+def test_contents_lead_to_every_section():
+    page = to_html(full_record())
+    links = re.findall(r'<a href="#([^"]*)">', page)
+    assert links == re.findall(r'<h2 id="([^"]*)">', page)
+
+
+def test_terminal_gets_nothing_that_it_would_obey():
+    assert "\x1b" not in to_table(make_record(make_row("a\x1b[2Jb")))
 
 
 def test_headline_says_no_difference_when_the_interval_holds_1():
@@ -222,7 +276,7 @@ def test_page_loads_nothing_and_runs_nothing():
     page = to_html(make_record(SLOW, FAST))
     names = {name for name, _ in Elements(page).found}
     assert not names & {"script", "link", "img", "iframe", "object", "embed", "use", "image"}
-    assert not re.search(r"https?:|url\(|@import|src=|href=|javascript:|\son\w+=", page)
+    assert not re.search(r"https?:|url\(|@import|src=|href=.[^#]|javascript:|\son\w+=", page)
 
 
 def test_page_is_well_formed_and_its_references_resolve():
@@ -276,7 +330,8 @@ def test_page_under_another_ending_is_refused(tmp_path):
 # --- a record with everything, and one with nothing that need not be there ----------------------
 
 SECTIONS = [
-    *("Results", "Plots", "Latency in detail", "Modes", "Layers and roofline"),
+    *("Results", "Plots", "Latency in detail", "How comparable is this run"),
+    *("Modes", "Layers and roofline"),
     *("Memory and energy", "Parity and gates", "Accuracy by class and lesion size"),
     *("All metrics", "Conditions", "Definitions", "Reproduce"),
 ]
@@ -297,7 +352,7 @@ def test_page_of_any_record_is_well_formed_loads_nothing_and_has_no_nan(record):
     assert elements.open == []
     ids = [attrs["id"] for _, attrs in elements.found if "id" in attrs]
     assert len(set(ids)) == len(ids)
-    assert not re.search(r"<script|https?:|url\(|@import|src=|href=|\bnan\b|\bNone\b", page)
+    assert not re.search(r"<script|https?:|url\(|@import|src=|href=.[^#]|\bnan\b|\bNone\b", page)
 
 
 @BOTH
@@ -346,6 +401,20 @@ def line_of(record, table, name):
                 "Steady": "yes",
             },
         ),
+        (
+            "Against a yardstick",
+            "OpenVINO INT8",
+            {
+                "Yardstick": "openvino int8 (2 threads)",
+                "Yardstick's time (ms)": "2.00",
+                "Passes that count": "10 of 10",
+                # Steps of 1 % to both sides: sqrt(10 / 9) of that.
+                "Spread between passes": "1.1 %",
+                # Of 3 passes one pair of blocks, two calls of row and yardstick each.
+                "Calls set aside": "12 of 240 (5.0 %)",
+            },
+        ),
+        ("Against a yardstick", "UNeXt", {"Yardstick": "none for this engine"}),
         ("Modes", "single", {"In MLPerf": "SingleStream", "Here": "400 calls"}),
         ("Modes", "soak", {"In MLPerf": "no such", "Here": "10 min"}),
         (

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -690,7 +691,186 @@ def test_report_of_another_schema_and_a_budget_that_is_none_are_refused(reports,
     old.write_text(new.read_text().replace("edgeseg.benchmark/5", "edgeseg.benchmark/4"))
     refused("E-REPORT-SCHEMA", INPUT, "benchmark", "--compare", old, new)
     refused("E-BUDGET", INPUT, "benchmark", "--compare", new, new, "--budget", "p99=33")
-    refused("E-BUDGET", INPUT, "benchmark", "--compare", new, new, "--budget", "torch:p99=33ms")
+    both = (reports / "old.json", new)
+    refused("E-BUDGET", INPUT, "benchmark", "--compare", *both, "--budget", "torch:p99=33ms")
+
+
+def test_comparison_is_written_as_page_markdown_and_json_whatever_the_budgets_say(
+    reports, tmp_path
+):
+    both = (reports / "old.json", reports / "new.json")
+    page = tmp_path / "new folder" / "change.html"
+    done = call("benchmark", "--compare", *both, "--budget", "p50=1us", "--out", page)
+    assert done.exit_code == REFUSED
+    assert done.stdout.endswith(f"report: {page}\n")
+    assert names_in(page.parent) == ["change.html", "change.json", "change.md"]
+    told = json.loads(ok("benchmark", "--compare", *both, "--json", "--out", page).stdout)
+    assert json.loads(page.with_suffix(".json").read_text()) == told
+    assert "--compare old.json new.json --out change.html" in page.read_text()
+
+
+@pytest.mark.parametrize("name", ["old.html", "new.html"])
+def test_comparison_does_not_write_over_what_it_compares(name, reports):
+    both = (reports / "old.json", reports / "new.json")
+    before = [(path, path.read_bytes()) for path in sorted(reports.iterdir())]
+    refused("E-REPORT-NAME", INPUT, "benchmark", "--compare", *both, "--out", reports / name)
+    assert [(path, path.read_bytes()) for path in sorted(reports.iterdir())] == before
+
+
+def test_record_compared_with_itself_is_refused(reports):
+    refused("E-COMPARE-SAME", INPUT, "benchmark", "--compare", *[reports / "new.json"] * 2)
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "told"),
+    [
+        (None, "E-REPORT-READ", "No such file"),
+        ("folder", "E-REPORT-READ", "Is a directory"),
+        (lambda text: text[: len(text) // 2], "E-REPORT-SCHEMA", "not JSON"),
+        (lambda text: "[" * 100_000, "E-REPORT-SCHEMA", "not JSON"),
+        (lambda text: '{"schema": "edgeseg.comparison/2"}', "E-REPORT-SCHEMA", "not the record"),
+        (lambda text: text.replace("/5", "/4", 1), "E-REPORT-SCHEMA", "measure again"),
+        (lambda text: text.replace("/5", "/6", 1), "E-REPORT-SCHEMA", "update edgeseg"),
+        (lambda text: text.replace('"macs": ', f'"macs": {"9" * 400}', 1), "E-REPORT-SCHEMA", ""),
+        (lambda text: text.replace('"hz": ', '"hz": 1e999, "x": ', 1), "E-REPORT-SCHEMA", ""),
+        (
+            lambda text: text.replace('"python": "', '"python": "\\ud800', 1),
+            *("E-REPORT-SCHEMA", "surrogate"),
+        ),
+    ],
+)
+def test_record_that_cannot_be_read_is_named(damage, code, told, reports, tmp_path):
+    new = tmp_path / "damaged.json"
+    if damage == "folder":
+        new.mkdir()
+    elif damage:
+        new.write_text(damage((reports / "new.json").read_text()))
+    words = ("benchmark", "--compare", reports / "old.json", new)
+    refused(code, INPUT, *words, "--out", tmp_path / "change.html")
+    assert str(new) in call(*words).stderr
+    assert told in call(*words).stderr
+    assert [name for name in names_in(tmp_path) if name != "damaged.json"] == []
+
+
+@pytest.mark.parametrize("suffix", [".html", ".json", ".md", ".csv"])
+def test_folder_in_the_place_of_a_report_is_refused_before_anything_is_measured(
+    suffix, int8, phantoms, tmp_path
+):
+    (tmp_path / f"r{suffix}").mkdir()
+    refused(
+        *("E-OUT-WRITE", OUTPUT, "benchmark", int8, "--data", phantoms),
+        *("--out", tmp_path / "r.html", "-q"),
+    )
+    assert names_in(tmp_path) == [f"r{suffix}"]
+
+
+def test_disk_without_room_for_a_report_is_refused_before_anything_is_measured(
+    int8, phantoms, full_disk
+):
+    out = full_disk / "new" / "r.html"
+    refused("E-OUT-WRITE", OUTPUT, "benchmark", int8, "--data", phantoms, "--out", out, "-q")
+    assert names_in(full_disk) == []
+
+
+def test_disk_that_is_full_when_a_comparison_is_written_leaves_the_old_one(reports, full_disk):
+    from edgeseg.benchmarks import report
+
+    both = (reports / "old.json", reports / "new.json")
+    (full_disk / "change.html").write_text("before")
+    (full_disk / "filler").write_bytes(bytes(40 * 1024))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "ROOM_BYTES", 0)
+        refused(
+            *("E-OUT-WRITE", OUTPUT, "benchmark", "--compare", *both),
+            *("--out", full_disk / "change.html"),
+        )
+    assert names_in(full_disk) == ["change.html", "filler"]
+    assert (full_disk / "change.html").read_text() == "before"
+
+
+def test_bundle_for_another_machine_is_not_measured(bundle_of, phantoms, tmp_path):
+    kit = bundle_of("jetson", "fp16")
+    words = ("benchmark", kit, "--data", phantoms, "--out", tmp_path / "to" / "r.html", "-q")
+    refused("E-ENGINE-DEVICE", ENGINE, *words)
+    assert names_in(tmp_path) == []
+
+
+def test_engine_that_is_not_installed_is_named_with_what_to_install(
+    int8, phantoms, tmp_path, monkeypatch
+):
+    find = importlib.util.find_spec
+    hidden = ("openvino", "onnxruntime")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in hidden else find(name)
+    )
+    words = ("benchmark", int8, "--data", phantoms, "--out", tmp_path / "r.html", "-q")
+    refused("E-EXTRA-MISSING", ENGINE, *words)
+    refused("E-EXTRA-MISSING", ENGINE, *words, "--engine", "openvino")
+    assert "pip install 'edgeseg[openvino]'" in call(*words, "--engine", "openvino").stderr
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_result_for_which_standard_output_has_no_room_is_one_line(reports):
+    command = [sys.executable, "-m", "edgeseg", "benchmark", "--compare"]
+    command += [str(reports / "old.json"), str(reports / "new.json")]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == OUTPUT
+    assert done.stderr.startswith("edgeseg: E-OUT-WRITE: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_source_named_twice_and_an_engine_of_none_say_what_to_do(int8, phantoms, tmp_path):
+    words = ("--data", phantoms, "--out", tmp_path / "a" / "r.html", "-q", "--engine")
+    refused("E-BENCHMARK-NAMES", INPUT, "benchmark", int8, int8, *words, "onnxruntime")
+    done = call("benchmark", int8, *words, "openvnio")
+    assert "name one of openvino, onnxruntime" in done.stderr
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(("benchmark", "b", "--rounds", 0), ("benchmark", "--compare", "a.json"), ("nope",)),
+        *(("data", "nope"), ("data", "split"), ("predict", "--nope")),
+    ],
+)
+def test_wrong_call_is_one_line_with_its_help(words):
+    refused("E-USAGE", INPUT, *words)
+    assert "--help`" in call(*words).stderr
+
+
+def test_group_without_a_command_shows_its_commands():
+    done = call("data")
+    assert "split" in done.output
+    assert done.exit_code in (0, INPUT)  # of click before and since 8.2
+
+
+STOPPED_IN_A_SOAK = """
+import os, signal, threading
+from edgeseg.__main__ import main
+from edgeseg.benchmarks import record
+
+def stop(*_, **__):
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait(10)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+record.measure_soak = stop
+main()
+"""
+
+
+def test_benchmark_stopped_by_ctrl_c_leaves_nothing(int8, phantoms, tmp_path):
+    words = ("benchmark", int8, "--data", phantoms, "--engine", "onnxruntime", "--mode", "soak")
+    words += ("--passes", 0, "--threads", 1, "--rounds", 5, "--out", tmp_path / "to" / "r.html")
+    command = [sys.executable, "-c", STOPPED_IN_A_SOAK, *map(str, words), "-q"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr.startswith("edgeseg: E-INTERRUPTED: ")
+    assert done.stderr.count("\n") == 1
+    assert names_in(tmp_path) == []
 
 
 def test_batch_of_a_bundle_made_for_single_frames_is_refused(int8, phantoms, tmp_path):

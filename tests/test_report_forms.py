@@ -12,8 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeseg.benchmarks.markdown import to_markdown_text
+from edgeseg.benchmarks.page import to_page
 from edgeseg.benchmarks.report import to_csv, to_html, to_markdown
-from edgeseg.benchmarks.text import fixed, signed, significant
+from edgeseg.benchmarks.text import fixed, percent, signed, significant
+from edgeseg.tests.fabricated_comparison import full_comparison
 from edgeseg.tests.fabricated_record import bare_record, full_record, full_row, make_record
 
 MIB = 1 << 20
@@ -32,6 +35,13 @@ SAME = {
     "pre_p50_ms": ("Latency in detail", "Preparing (ms, median)", significant),
     "engine_p50_ms": ("Latency in detail", "Engine (ms, median)", significant),
     "post_p50_ms": ("Latency in detail", "Reading out (ms, median)", significant),
+    "yardstick_ms": ("Against a yardstick", "Yardstick's time (ms)", significant),
+    "yardstick_ratio": ("Against a yardstick", "Time over yardstick's (99 %)", significant),
+    "passes_spread": ("Against a yardstick", "Spread between passes", percent),
+    "smallest_slowdown": (
+        *("Against a yardstick", "Smallest slow-down it shows"),
+        lambda x: percent(x - 1),
+    ),
     "paced_dropped": ("Mode paced (not in MLPerf)", "Dropped", lambda x: f"{x:g}"),
     "paced_missed": ("Mode paced (not in MLPerf)", "Missed", lambda x: f"{x:g}"),
     "paced_p50_ms": ("Mode paced (not in MLPerf)", "p50 (ms from the tick)", significant),
@@ -96,8 +106,8 @@ def records(draw):
     return make_record(row)
 
 
-def require_equal_tables(record):
-    ours, theirs = of_page(to_html(record)), of_markdown(to_markdown(record))
+def require_equal_tables(page, text):
+    ours, theirs = of_page(page), of_markdown(text)
     assert len(ours) == len(theirs) > 5
     for page, (title, markdown) in zip(ours, theirs, strict=True):
         assert [list(map(without_brackets, page[0])), *page[1:]] == [
@@ -128,13 +138,18 @@ def close(shown, expected):
     """The CSV keeps six digits, so the last digit that a table shows may round the other way."""
     if shown == expected:
         return True
-    a, b = (float(text.strip("×+").replace("−", "-")) for text in (shown, expected))
+    a, b = (float(text.strip("×+ %").replace("−", "-")) for text in (shown, expected))
     return math.isclose(a, b, rel_tol=0.011, abs_tol=0.0011)
 
 
 @pytest.mark.parametrize("record", [full_record(), bare_record()], ids=["full", "bare"])
 def test_page_and_markdown_have_the_same_tables_cell_by_cell(record):
-    require_equal_tables(record)
+    require_equal_tables(to_html(record), to_markdown(record))
+
+
+def test_page_and_markdown_of_a_comparison_have_the_same_tables_cell_by_cell():
+    document = full_comparison()
+    require_equal_tables(to_page(document), to_markdown_text(document))
 
 
 def test_csv_and_tables_have_the_same_numbers_row_by_row():
@@ -144,5 +159,5 @@ def test_csv_and_tables_have_the_same_numbers_row_by_row():
 @settings(max_examples=15, deadline=None)
 @given(records())
 def test_any_times_and_dice_are_the_same_in_every_form(record):
-    require_equal_tables(record)
+    require_equal_tables(to_html(record), to_markdown(record))
     assert require_equal_csv(record) > 15

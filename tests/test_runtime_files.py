@@ -11,7 +11,14 @@ import sys
 import pytest
 
 from edgeseg.runtime.errors import InputError, OutputError
-from edgeseg.runtime.files import atomic_folder, atomic_path, sha256_of_file, write_bytes
+from edgeseg.runtime.files import (
+    atomic_folder,
+    atomic_path,
+    require_writable,
+    sha256_of_file,
+    write_bytes,
+    write_together,
+)
 
 WAITS_HALF_WAY = """
 import signal, sys, time
@@ -76,6 +83,45 @@ def test_file_below_a_file_cannot_be_written(tmp_path):
     with pytest.raises(OutputError) as caught:
         write_bytes(tmp_path / "file" / "below", b"")
     assert caught.value.code == "E-OUT-WRITE"
+
+
+def test_folder_in_the_place_of_a_file_is_an_output_error(tmp_path):
+    (tmp_path / "file").mkdir()
+    with pytest.raises(OutputError) as caught:
+        write_bytes(tmp_path / "file", b"")
+    assert caught.value.code == "E-OUT-WRITE"
+    assert names_in(tmp_path) == ["file"]
+
+
+def test_files_are_written_together_or_not_at_all(tmp_path):
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "c").mkdir()
+    write_together({tmp_path / "a": "new", tmp_path / "b": b"new"})
+    with pytest.raises(OutputError):
+        write_together({tmp_path / "a": "newer", tmp_path / "b": "newer", tmp_path / "c": ""})
+    assert [(tmp_path / name).read_text() for name in "ab"] == ["new", "new"]
+    assert names_in(tmp_path) == ["a", "b", "c"]
+
+
+def test_none_of_several_files_is_replaced_where_the_disk_is_too_small_for_the_last(full_disk):
+    contents = {full_disk / name: bytes(30 * 1024) for name in "abc"}
+    (full_disk / "a").write_text("old")
+    with pytest.raises(OutputError):
+        write_together(contents)
+    assert names_in(full_disk) == ["a"]
+    assert (full_disk / "a").read_text() == "old"
+
+
+def test_asking_whether_a_file_can_be_written_makes_nothing(tmp_path):
+    require_writable(tmp_path / "new" / "folder" / "file")
+    assert names_in(tmp_path) == []
+
+
+def test_disk_without_the_room_asked_for_is_not_writable(full_disk):
+    require_writable(full_disk / "file", 1024)
+    with pytest.raises(OutputError, match="No space left on device; free space"):
+        require_writable(full_disk / "new" / "file", 1 << 20)
+    assert names_in(full_disk) == []
 
 
 def test_folder_appears_whole_under_its_name_only_at_the_end(tmp_path):
