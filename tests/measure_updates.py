@@ -44,9 +44,10 @@ mount -t tmpfs memory /memory
 mkdir /memory/upper /memory/work
 mount -t overlay -o lowerdir=/machine,upperdir=/memory/upper,workdir=/memory/work machine /root
 for place in proc sys dev; do mount --move /$place /root/$place; done
-mount -t tmpfs tmp /root/tmp
+mkdir -p /root/scratch
+mount -t tmpfs scratch /root/scratch
 ip link set lo up
-chroot /root /usr/bin/env PATH={path} PYTHONPATH={pythonpath} {command}
+chroot /root /usr/bin/env TMPDIR=/scratch PATH={path} PYTHONPATH={pythonpath} {command}
 echo "{ended}$?"
 poweroff -f
 """
@@ -86,10 +87,10 @@ def walk_under_qemu(package: Path, names: Iterable[str]) -> int:
         shared = "path=/,mount_tag=machine,security_model=none,readonly=on,multidevs=remap"
         process = subprocess.Popen(
             [
-                *("qemu-system-x86_64", "-accel", "kvm", "-accel", "tcg", "-m", "2G", "-smp", "2"),
+                *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "2G", "-smp", "2"),
                 *("-nodefaults", "-nographic", "-serial", "stdio", "-no-reboot", "-net", "none"),
                 *("-virtfs", f"local,{shared}", "-kernel", str(kernel), "-initrd", str(initrd)),
-                *("-append", "console=ttyS0 quiet panic=-1"),
+                *("-append", "console=ttyS0 loglevel=5 panic=-1"),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -13,7 +13,10 @@ ArtifactInstall)
     name=$(stage "$2/tmp/bundle" "") || exit 1
     activate "$name" || exit 1
     ;;
-ArtifactCommit) selftest "$EDGESEG_ROOT/current/bundle" || exit 1 ;;
+ArtifactCommit)
+    selftest "$EDGESEG_ROOT/current/bundle" ||
+        fail "E-UPDATE-SELFTEST: $(in_use) fails its self-test now; not committed" || exit 1
+    ;;
 ArtifactRollback)
     [ -f "$EDGESEG_ROOT/before-mender" ] || exit 0
     alone || exit 1
