@@ -1,6 +1,6 @@
 """Install, refuse, take back and cut updates with RAUC, SWUpdate and Mender themselves.
 
-    sudo python tests/measure_updates.py [rauc] [swupdate] [mender] [--kernel linux-image-….deb]
+    sudo python tests/measure_updates.py [rauc] [swupdate] [mender] [--kernel linux-image-*.deb]
 
 Prints a line for each case and ends with 1 where one went wrong. Each updater runs in a
 copy-on-write view of this machine with processes and mounts of its own, at the places that a device
@@ -69,7 +69,9 @@ def walk_all(names: Iterable[str]) -> int:
             started = time.monotonic()
             for case, found in walk(updater, Path(scratch) / "walk"):
                 ended = time.monotonic()
-                print(f"  {case:55} {ended - started:5.1f} s  {found or 'as it should'}", flush=True)
+                print(
+                    f"  {case:55} {ended - started:5.1f} s  {found or 'as it should'}", flush=True
+                )
                 started = ended
                 ran += 1
                 wrong += bool(found)
@@ -87,7 +89,7 @@ def walk_under_qemu(package: Path, names: Iterable[str]) -> int:
         shared = "path=/,mount_tag=machine,security_model=none,readonly=on,multidevs=remap"
         process = subprocess.Popen(
             [
-                *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "2G", "-smp", "2"),
+                *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "2G", "-smp", "1"),
                 *("-nodefaults", "-nographic", "-serial", "stdio", "-no-reboot", "-net", "none"),
                 *("-virtfs", f"local,{shared}", "-kernel", str(kernel), "-initrd", str(initrd)),
                 *("-append", "console=ttyS0 loglevel=5 panic=-1"),

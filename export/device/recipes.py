@@ -220,8 +220,8 @@ bundle-formats=verity
 path=/etc/rauc/keyring.pem
 """
 _RAUC_DROP_IN = """\
-# For system.conf beside this: RAUC installs nothing unless it knows the slot that was booted, or that
-# it was none of its own.
+# For the system.conf that comes with this: RAUC installs nothing unless it knows which slot was
+# booted, or that it was none of its own.
 [Service]
 ExecStart=
 ExecStart=/usr/bin/rauc --override-boot-slot=_external_ service
