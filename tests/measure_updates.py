@@ -7,9 +7,9 @@ copy-on-write view of this machine with processes and mounts of its own, at the 
 has for it (/data, /etc/rauc, a system bus); a power cut ends all its processes at once. What is
 played: self-test, application and /etc/nv_tegra_release; see `walk` in updates_standin.py.
 
-``--kernel``: a Debian package of another kernel, for what this machine's own lacks, as device mapper
-and with it RAUC's format verity. The same then happens under qemu, on a view of this machine.
-Needs qemu-system-x86 and busybox-static.
+``--kernel``: a Debian package of another kernel, for what this one lacks: the device mapper
+of RAUC's format verity. The same then happens under qemu, on a view of this machine, and takes some
+minutes. Needs qemu-system-x86 and busybox-static.
 """
 
 from __future__ import annotations

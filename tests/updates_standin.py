@@ -293,12 +293,6 @@ class Rauc:
         "dbus-daemon": "dbus-daemon",
         "openssl": "openssl",
     }
-    refusals: ClassVar = {
-        "board": "Compatible mismatch",
-        "l4t": "Compatible mismatch",
-        "key": "signature verification failed",
-        "damage": "signature verification failed",
-    }
     _BUS = """<busconfig>
 <listen>unix:path=/run/bus</listen>
 <auth>EXTERNAL</auth>
@@ -313,6 +307,13 @@ class Rauc:
 
     def __init__(self) -> None:
         self._verity = "device-mapper" in Path("/proc/misc").read_text()
+        self.refusals = {
+            "board": "Compatible mismatch",
+            "l4t": "Compatible mismatch",
+            "key": "signature verification failed",
+            # In format plain the signature is of the whole file, in verity of the tree's root.
+            "damage": "dm-verity status" if self._verity else "signature verification failed",
+        }
 
     def version(self) -> str:
         form = "format verity" if self._verity else "format plain: no device mapper in this kernel"
