@@ -167,6 +167,7 @@ def _mender(recipe: Recipe, folder: Path) -> None:
     (device / "device_type").write_text(f"device_type={recipe.compatible}\n", encoding="utf-8")
     (folder / "make.sh").write_text(
         "#!/bin/sh\n# KEY: the maker's own, PEM; unset for an artifact that is not signed.\n"
+        "# Not PKCS #8: openssl rsa -traditional -in key.pem -out mender.pem\n"
         'set -eu\ncd "$(dirname "$0")"\n'
         "mender-artifact write module-image --type edgeseg-bundle \\\n"
         f"    --device-type {recipe.compatible} --artifact-name edgeseg-{recipe.version} \\\n"
@@ -227,6 +228,7 @@ ExecStart=
 ExecStart=/usr/bin/rauc --override-boot-slot=_external_ service
 """
 _RECOVER_UNIT = """\
+# /data: what is mounted for EDGESEG_ROOT.
 [Unit]
 Description=Take back an edgeseg update that a power cut interrupted
 RequiresMountsFor=/data

@@ -2,7 +2,7 @@
 # RAUC's full custom handler: runs after RAUC has verified the signature and the compatible string,
 # with the update's content mounted. A failure here makes `rauc install` fail.
 
-# RAUC logs what a handler says, and passes on to who called `rauc install` what begins like this.
+# RAUC logs as an error what a handler says like this.
 fail() {
     echo "<< error $1" >&2
     return 1
