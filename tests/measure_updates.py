@@ -1,11 +1,14 @@
 """Install, refuse, take back and cut updates with RAUC, SWUpdate and Mender themselves.
 
-    sudo python tests/measure_updates.py [rauc] [swupdate] [mender] [--kernel linux-image-*.deb]
+    sudo python tests/measure_updates.py [disk] [rauc] [swupdate] [mender] [--kernel linux-*.deb]
 
 Prints a line for each case and ends with 1 where one went wrong. Each updater runs in a
 copy-on-write view of this machine with processes and mounts of its own, at the places that a device
 has for it (/data, /etc/rauc, a system bus); a power cut ends all its processes at once. What is
 played: self-test, application and /etc/nv_tegra_release; see `walk` in updates_standin.py.
+
+``disk``: the scripts alone, on an ext4 that is cut before each of their steps: what the kernel had
+not written out by then is lost; see `walk_disk`.
 
 ``--kernel``: a Debian package of another kernel, for what this one lacks: the device mapper
 of RAUC's format verity. The same then happens under qemu, on a view of this machine, and takes some
@@ -15,6 +18,7 @@ minutes. Needs qemu-system-x86 and busybox-static.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import shlex
@@ -26,7 +30,14 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from edgeseg.tests.updates_standin import UPDATERS, cannot_enter, missing, walk
+from edgeseg.tests.updates_standin import (
+    UPDATERS,
+    cannot_enter,
+    cannot_mount,
+    missing,
+    walk,
+    walk_disk,
+)
 
 _MODULES = (
     *("virtio_pci", "9pnet_virtio", "9p", "overlay", "loop", "squashfs", "dm_mod", "dm_verity"),
@@ -51,6 +62,7 @@ chroot /root /usr/bin/env TMPDIR=/scratch PATH={path} PYTHONPATH={pythonpath} {c
 echo "{ended}$?"
 poweroff -f
 """
+_MOUNTS_ARE_OURS = "EDGESEG_MOUNTS_ARE_OURS"
 _ENDED = "exit code in the virtual machine: "
 
 
@@ -58,16 +70,20 @@ def walk_all(names: Iterable[str]) -> int:
     """Walk through the cases of each updater that is here; return how many went wrong."""
     wrong = ran = 0
     for name in names:
-        updater = UPDATERS[name]
         with tempfile.TemporaryDirectory(prefix="edgeseg-") as scratch:
-            why = missing(updater) or cannot_enter(Path(scratch) / "tried")
+            if name == "disk":
+                why, version, cases = cannot_mount(), "ext4", walk_disk
+            else:
+                updater = UPDATERS[name]
+                why = missing(updater) or cannot_enter(Path(scratch) / "tried")
+                version, cases = updater.version(), functools.partial(walk, updater)
             if why:
                 print(f"{name}: not run, {why}")
                 continue
-            print(f"{name}: {updater.version()}; Linux {os.uname().release}")
+            print(f"{name}: {version}; Linux {os.uname().release}")
             (Path(scratch) / "walk").mkdir()
             started = time.monotonic()
-            for case, found in walk(updater, Path(scratch) / "walk"):
+            for case, found in cases(Path(scratch) / "walk"):
                 ended = time.monotonic()
                 print(
                     f"  {case:55} {ended - started:5.1f} s  {found or 'as it should'}", flush=True
@@ -151,13 +167,17 @@ def _in_order(folder: Path, names: Iterable[str]) -> list[Path]:
 def main() -> None:
     """Walk here or under qemu."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("updaters", nargs="*", metavar="|".join(UPDATERS))
+    known = ["disk", *UPDATERS]
+    parser.add_argument("updaters", nargs="*", metavar="|".join(known))
     parser.add_argument("--kernel", type=Path)
     options = parser.parse_args()
-    names = options.updaters or list(UPDATERS)
+    names = options.updaters or known
     for name in names:
-        if name not in UPDATERS:
-            parser.error(f"no {name!r}; choose of {', '.join(UPDATERS)}")
+        if name not in known:
+            parser.error(f"no {name!r}; choose of {', '.join(known)}")
+    if os.getuid() == 0 and _MOUNTS_ARE_OURS not in os.environ:
+        os.environ[_MOUNTS_ARE_OURS] = "1"
+        os.execvp("unshare", ["unshare", "--mount", sys.executable, *sys.argv])
     if options.kernel:
         raise SystemExit(walk_under_qemu(options.kernel, names))
     raise SystemExit(1 if walk_all(names) else 0)

@@ -29,12 +29,16 @@ from edgeseg.tests.device_standin import (
 )
 from edgeseg.tests.updates_standin import (
     BOARD,
+    CUT,
     L4T,
     Fleet,
     certificate,
+    handler_of,
     pack,
     write_bundle,
+    write_command,
     write_recipe,
+    write_steps,
 )
 
 COMPATIBLE = "orin-nano-8-l4t-36.4.3"
@@ -310,24 +314,6 @@ def test_a_commit_that_mender_refuses_goes_back(fleet, tmp_path):
     assert opened == ["open one", "open two", "open one"]
 
 
-# A power cut: the handler and all that it runs are gone at once.
-CUT = 'kill -9 -"$(cut -d " " -f 6 /proc/self/stat)" $PPID'
-
-
-def write_command(path, text):
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
-def handler_of(fleet, tmp_path, content):
-    """A recipe for RAUC, and a call of its handler."""
-    bundle = write_bundle(tmp_path / f"bundle-{content}", content)
-    out = write_recipe(bundle, "rauc", tmp_path / f"out-{content}")
-    place = {"RAUC_BUNDLE_MOUNT_POINT": str(out / "content")}
-    return out, lambda **more: fleet.sh(out / "content" / "handler.sh", **place, **more).returncode
-
-
 def test_a_switch_that_a_power_cut_interrupted_is_taken_back_at_boot(shipped, fleet, tmp_path):
     assert shipped.ship("good")
     good = (fleet.root / "current").readlink()
@@ -372,22 +358,10 @@ def test_current_is_the_old_release_until_the_new_one_has_passed(fleet, tmp_path
     assert not (fleet.root / "pending").exists()
 
 
-def write_steps(folder):
-    """Write commands that the scripts change the disk with; the power fails before the nth."""
-    folder.mkdir()
-    for name in ("cp", "ln", "mkdir", "mv", "rm", "sync"):
-        real = shutil.which("true" if name == "sync" else name)
-        write_command(
-            folder / name,
-            f'step=$(($(cat "$STEPS") + 1))\necho "$step" >"$STEPS"\n'
-            f'[ "$step" != "$CUT_AT" ] || {CUT}\nexec {real} "$@"',
-        )
-    return f"{folder}:{os.environ['PATH']}"
-
-
 def cut_at_each_step(fleet, tmp_path, run):
     """Run a script on the same device again and again, cut before each of its steps."""
-    path, steps = write_steps(tmp_path / "steps"), tmp_path / "count"
+    steps = tmp_path / "count"
+    path = write_steps(tmp_path / "steps", f'[ "$step" != "$CUT_AT" ] || {CUT}', fleet)
     shutil.copytree(fleet.root, tmp_path / "as-it-was", symlinks=True)
     for step in range(1, 100):
         shutil.rmtree(fleet.root)
@@ -545,6 +519,23 @@ def test_a_roll_back_that_cannot_be_done_is_said(fleet, tmp_path):
     assert "E-UPDATE-RESTART" in fleet.said
     assert handler_of(fleet, tmp_path, "newer")[1]() == 0  # a good update mends it
     assert not (fleet.root / "pending").exists()
+
+
+def test_what_could_not_be_taken_back_stays_for_the_next_boot(fleet, tmp_path):
+    assert handler_of(fleet, tmp_path, "good")[1]() == 0
+    out, handle = handler_of(fleet, tmp_path, "new")
+    (tmp_path / "once").mkdir()
+    write_command(
+        tmp_path / "once" / "ln",
+        f"[ ! -e {tmp_path}/linked ] || exit 1\ntouch {tmp_path}/linked\n"
+        f'exec {shutil.which("ln")} "$@"',
+    )
+    path = f"{tmp_path / 'once'}:{fleet.environment['PATH']}"
+    assert handle(PATH=path, EDGESEG_RESTART="false") == 1
+    assert "E-UPDATE-ROLLBACK" in fleet.said
+    assert fleet.current() == "new"
+    assert fleet.sh(out / "device" / "edgeseg-recover.sh").returncode == 0, fleet.said
+    assert fleet.current() == "good"
 
 
 def test_a_release_that_was_damaged_on_the_device_is_put_in_place_anew(fleet, tmp_path):

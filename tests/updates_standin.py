@@ -7,6 +7,7 @@ run: every file has its place there, and nothing is written here.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -125,6 +126,130 @@ class Fleet:
 
     def history(self) -> list[str]:
         return self.log.read_text().splitlines() if self.log.exists() else []
+
+
+# A power cut: the handler and all that it runs are gone at once.
+CUT = 'kill -9 -"$(cut -d " " -f 6 /proc/self/stat)" $PPID'
+
+
+def write_command(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def handler_of(fleet: Fleet, folder: Path, content: str) -> tuple[Path, Callable[..., int]]:
+    """Return a recipe for RAUC, and a call of its handler, which returns its exit code."""
+    bundle = write_bundle(folder / f"bundle-{content}", content)
+    out = write_recipe(bundle, "rauc", folder / f"out-{content}")
+    place = {"RAUC_BUNDLE_MOUNT_POINT": str(out / "content")}
+    return out, lambda **more: fleet.sh(out / "content" / "handler.sh", **place, **more).returncode
+
+
+def write_steps(folder: Path, action: str, fleet: Fleet) -> str:
+    """Write the commands that the scripts change the disk with; return a PATH on which they are.
+
+    action: what is done before each; $step is its number, counted in the file $STEPS.
+    """
+    folder.mkdir()
+    path = fleet.environment["PATH"]
+    for name in ("cp", "ln", "mkdir", "mv", "rm", "sync"):
+        write_command(
+            folder / name,
+            f'step=$(($(cat "$STEPS") + 1))\necho "$step" >"$STEPS"\n'
+            f'{action}\nexec {shutil.which(name, path=path)} "$@"',
+        )
+    return f"{folder}:{path}"
+
+
+# --- a disk that loses power ----------------------------------------------------------------------
+
+
+_COMMIT_S = 1  # after which ext4 writes out its journal
+
+
+def cannot_mount() -> str:
+    """Say why no disk can be played here, "" where it can."""
+    for tool, package in {"mkfs.ext4": "e2fsprogs", "mount": "mount"}.items():
+        if shutil.which(tool) is None:
+            return f"no {tool} here; apt install {package}"
+    if os.getuid() != 0 or not Path("/dev/loop-control").exists():
+        return "not root, or no loop devices here"
+    return ""
+
+
+def walk_disk(folder: Path) -> Iterator[tuple[str, str]]:
+    """Update on a file system of its own, keep what had reached its disk before each step, and boot
+    from every such disk; yield each with what went wrong, "" if nothing.
+
+    What the kernel had not written out by then is lost, as in a power cut. Mounts: the caller is in
+    a mount namespace that it can leave to the kernel. folder: existing and empty.
+    """
+    for before, wanted in (("good", "new"), ("rotten", "good")):
+        place = folder / before
+        fleet = Fleet(place)
+        fleet.environment["PATH"] = os.environ["PATH"]  # with the real sync
+        disk, steps = place / "disk", place / "steps"
+        with disk.open("wb") as stream:
+            stream.truncate(16 << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-F", str(disk)], check=True)
+        with _mounted(disk, fleet.root):
+            out, handle = handler_of(fleet, place, "good")
+            assert handle() == 0, fleet.said
+            if before == "rotten":
+                (fleet.root / "current" / "bundle" / "model.onnx").write_text(before)
+            else:
+                out, handle = handler_of(fleet, place, wanted)
+            subprocess.run(["sync"], check=True)
+            steps.write_text("0")
+            opened = write_command(place / "opened", f"cat {steps} >{place}/opened-at")
+            # By then the names are written out by themselves, what is in the files is not.
+            action = f'sleep {_COMMIT_S + 0.3}\n/bin/cp {disk} "{disk}-$step"'
+            path = write_steps(place / "bin-steps", action, fleet)
+            assert handle(PATH=path, STEPS=str(steps), EDGESEG_RESTART=opened) == 0, fleet.said
+        last = int(steps.read_text())
+        opened_at = int((place / "opened-at").read_text())
+        for step in range(1, last + 1):
+            with _mounted(Path(f"{disk}-{step}"), fleet.root):
+                booted = (before, wanted) if step > opened_at else (before,)
+                found = _boot_from(fleet, out, handle, (before, wanted), booted)
+            yield f"{before} to {wanted}, cut before step {step} of {last}", found
+
+
+def _boot_from(
+    fleet: Fleet,
+    out: Path,
+    handle: Callable[..., int],
+    either: tuple[str, str],
+    booted: tuple[str, ...],
+) -> str:
+    """Say what goes wrong in a boot, "" if nothing.
+
+    either: what `current` may lead to before it; booted: after it.
+    """
+    if fleet.current() not in either:
+        return f"current is {fleet.current()}"
+    if fleet.sh(out / "device" / "edgeseg-recover.sh").returncode:
+        return fleet.said
+    current = fleet.current()
+    if current not in booted or (fleet.root / "pending").exists():
+        return f"after the boot current is {current}"
+    sums = ["sha256sum", "--quiet", "-c", "SHA256SUMS"]
+    place = fleet.root / "current" / "bundle"
+    if current != "rotten" and subprocess.run(sums, cwd=place, check=False).returncode:
+        return "the release in use is damaged"
+    if handle() or fleet.current() != either[1]:
+        return f"the same update again: current is {fleet.current()}, {fleet.said}"
+    return ""
+
+
+@contextlib.contextmanager
+def _mounted(disk: Path, place: Path) -> Iterator[None]:
+    subprocess.run(["mount", "-o", f"loop,commit={_COMMIT_S}", str(disk), str(place)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
 
 
 # --- the updaters themselves ----------------------------------------------------------------------

@@ -83,10 +83,7 @@ stage() {
         count=$((count + 1))
         name=$id.$count
     done
-    if ! make_part "$1" "$id"; then
-        rm -rf "$EDGESEG_ROOT/part"
-        return 1
-    fi
+    make_part "$1" "$id" || return 1  # what there is of it, prune removes
     { sync && mv -T "$EDGESEG_ROOT/part" "$EDGESEG_ROOT/releases/$name"; } || unwritten || return 1
     echo "$name"
 }
