@@ -605,11 +605,9 @@ def walk(updater: Updater, folder: Path) -> Iterator[tuple[str, str]]:
 
     def judge(said: Said, installed: bool, current: str | None, text: str = "") -> str:
         found = device.current()
-        left = [
-            name
-            for name in ("pending", "part", "current.new", "incoming", "before-mender")
-            if os.path.lexists(device.path(f"/data/edgeseg/{name}"))
-        ]
+        # Mender calls for a roll-back or a clean-up after a cut only with the next installation.
+        names = ("pending", "part", "current.new", "incoming", *["before-mender"] * installed)
+        left = [name for name in names if os.path.lexists(device.path(f"/data/edgeseg/{name}"))]
         good = (said.code == 0) == installed and found == current and text in said.text
         if good and not left:
             return ""
