@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -394,7 +395,7 @@ def test_there_is_a_release_to_open_wherever_an_update_is_cut(fleet, tmp_path, b
         assert handle() == 0, (step, fleet.said)
         assert fleet.current() == wanted, step
         assert len(fleet.releases()) == (1 if before == "rotten" else 2), step
-        left = {"current", "previous", "releases", "lock"}
+        left = {"current", "previous", "releases", "lock", "restart.log"}
         assert {path.name for path in fleet.root.iterdir()} <= left, step
 
 
@@ -422,13 +423,16 @@ def test_an_update_beside_another_is_refused(fleet, tmp_path):
     assert handle() == 0
 
 
-def test_an_application_that_an_update_starts_does_not_keep_the_next_one_out(fleet, tmp_path):
+def test_an_application_that_an_update_starts_keeps_neither_it_nor_the_next_one(fleet, tmp_path):
     handle = handler_of(fleet, tmp_path, "good")[1]
     daemon = write_command(
-        tmp_path / "daemon", f"sleep 60 </dev/null >/dev/null 2>&1 &\necho $! >>{tmp_path}/pids"
+        tmp_path / "daemon", f"echo starting\nsleep 240 &\necho $! >>{tmp_path}/pids"
     )
+    started = time.monotonic()
     assert handle(EDGESEG_RESTART=daemon) == 0
+    assert "starting" in fleet.said
     assert handle(EDGESEG_RESTART=daemon) == 0, fleet.said
+    assert time.monotonic() - started < 120
     for pid in (tmp_path / "pids").read_text().split():
         os.kill(int(pid), signal.SIGKILL)
 

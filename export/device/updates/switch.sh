@@ -7,6 +7,7 @@
 #   $EDGESEG_ROOT/pending               the release before, while a switch is under way; "none" for none
 #   $EDGESEG_ROOT/part                  a release that is being made
 #   $EDGESEG_ROOT/lock                  held by whoever changes any of these
+#   $EDGESEG_ROOT/restart.log           what the last restart said
 #
 # A release is whole when it gets its name, and nothing in it is changed afterwards. A power cut in the
 # middle of a switch leaves `pending`; the recover verb, run at boot, takes the switch back.
@@ -134,8 +135,15 @@ selftest() {
     timeout -k 10 "$EDGESEG_SELFTEST_S" $EDGESEG_SELFTEST "$1" >&2 9>&-
 }
 
+# Reopens current/bundle. What it starts may keep its output open for ever, and RAUC and Mender wait
+# until ours is closed: it gets a file instead.
 restart() {
-    timeout -k 10 "$EDGESEG_RESTART_S" $EDGESEG_RESTART >&2 9>&-
+    log=$EDGESEG_ROOT/restart.log
+    true 2>/dev/null >"$log" || log=/dev/null
+    timeout -k 10 "$EDGESEG_RESTART_S" $EDGESEG_RESTART >"$log" 2>&1 9>&-
+    result=$?
+    cat "$log" >&2
+    return $result
 }
 
 # Proves the release $1 and switches to it, or fails with all as it was.
