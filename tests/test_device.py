@@ -847,7 +847,9 @@ def jetson_facts(tmp_path, monkeypatch):
     monkeypatch.setattr(
         agent,
         "_module",
-        lambda name: {"version": brought[name], "providers": []} if name in brought else None,
+        lambda name: (
+            {"version": brought[name], "providers": [], "error": None} if name in brought else None
+        ),
     )
     write_jetson(tmp_path)
     return agent.look(tmp_path)
@@ -876,7 +878,11 @@ def test_doctor_knows_a_jetson_and_the_target_to_export_for(jetson_facts):
         ({"modules": {"tensorrt": None}}, "python3-libnvinfer"),
         ({"modules": {"numpy": None}}, "apt install python3-numpy"),
         ({"modules": {"PIL": None}}, "apt install python3-pil"),
-        ({"modules": {"tensorrt": {"version": "10.7.0"}}}, "export for the JetPack"),
+        ({"modules": {"tensorrt": {"version": "10.7.0", "error": None}}}, "export for the JetPack"),
+        ({"modules": {"tensorrt": {"version": "10.0.0b6", "error": None}}}, "export for the"),
+        ({"modules": {"tensorrt": {"version": "?", "error": None}}}, "export for the JetPack"),
+        ({"modules": {"tensorrt": {"version": "?", "error": "libnvinfer.so.10"}}}, "libnvinfer"),
+        ({"modules": {"openvino": {"version": "?", "error": "libtbb.so"}}}, "--upgrade openvino"),
         ({"cuda": None}, "nvidia-jetpack"),
         ({"disk_free_mib": 100}, "edgeseg device clean probe"),
         ({"memory_mib": {"available": 100}}, "multi-user.target"),
@@ -889,6 +895,22 @@ def test_doctor_names_the_fix_of_what_is_missing(jetson_facts, change, fix):
         known = jetson_facts[name]
         jetson_facts[name] = {**known, **value} if isinstance(known, dict) else value
     assert any(fix in each for each in fixes(jetson_facts))
+
+
+def test_a_module_that_is_there_and_does_not_load_says_why(tmp_path, monkeypatch, jetson_facts):
+    monkeypatch.undo()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "openvino.py").write_text("print('hello', end='')\nimport numpy_of_another_age")
+    told = agent._module("openvino")
+    assert "numpy_of_another_age" in told["error"]
+    assert agent._module("no_such_module") is None
+    assert agent._module("numpy")["error"] is None
+    jetson_facts["modules"]["openvino"] = told
+    (finding,) = (
+        each for each in doctor.judge(jetson_facts, "probe").findings if "openvino" in each.what
+    )
+    assert "numpy_of_another_age" in finding.what
+    assert not finding.blocks
 
 
 def test_a_table_of_doctor_has_a_column_for_each_device(jetson_facts):

@@ -23,6 +23,7 @@ _MODULES = {
     "PIL": "sudo apt install python3-pil",
     "tensorrt": f"sudo apt install python3-libnvinfer (all of JetPack: {_JETSON_PACKAGE})",
 }
+_ENGINES = ("onnxruntime", "openvino", "tensorrt")  # modules
 # In the device tree's model -> the module's row in targets.json, told apart by memory.
 _FAMILIES = {
     "orin nano": "orin-nano",
@@ -113,9 +114,19 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
+def _loads(module: Mapping[str, Any] | None) -> bool:
+    return module is not None and module["error"] is None
+
+
+def _first_numbers(version: str) -> tuple[int, ...]:
+    """Return the numbers at the start of a version such as "3.13.0rc1"; none of "?"."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return _numbers(found[0]) if found else ()
+
+
 def _findings(facts: Mapping[str, Any], target: str | None, name: str) -> list[Finding]:
     found = []
-    python = _numbers(re.match(r"[\d.]*\d", facts["python"])[0])  # type: ignore[index]
+    python = _first_numbers(facts["python"])
     if python < LEAST_PYTHON:
         found.append(
             Finding(
@@ -129,7 +140,12 @@ def _findings(facts: Mapping[str, Any], target: str | None, name: str) -> list[F
     for module, fix in _MODULES.items():
         if modules[module] is None and (jetson or module != "tensorrt"):
             found.append(Finding(f"no {module} in {facts['executable']}", fix, True))
-    if not jetson and not any(modules[each] for each in ("onnxruntime", "openvino", "tensorrt")):
+    for module, told in modules.items():
+        if told is not None and told["error"] is not None:
+            fix = _MODULES.get(module, f"{facts['executable']} -m pip install --upgrade {module}")
+            what = f"{module} is there and does not load: {told['error']}"
+            found.append(Finding(what, fix, module in _MODULES))
+    if not jetson and not any(map(_loads, (modules[each] for each in _ENGINES))):
         fix = f"{facts['executable']} -m pip install onnxruntime"
         found.append(Finding("no engine", fix, True))
     if jetson and facts["cuda"] is None:
@@ -162,7 +178,7 @@ def _of_target(facts: Mapping[str, Any], target: str | None) -> list[Finding]:
         return [Finding(what, "edgeseg targets lists the rows; report it with this table", False)]
     module = facts["modules"]["tensorrt"]
     wanted = table_of_targets.find_target(target).tensorrt_version
-    if module is None or _numbers(module["version"])[:2] == wanted[:2]:
+    if not _loads(module) or _first_numbers(module["version"])[:2] == wanted[:2]:
         return []
     brings = ".".join(map(str, wanted))
     return [
@@ -199,10 +215,10 @@ def _column(examined: Examined) -> dict[str, str]:
 
     def module(name: str) -> str:
         found = facts["modules"][name]
-        return found["version"] if found else "none"
+        return found["version"] if _loads(found) else "broken" if found else "none"
 
     locked = {True: "locked", False: "free", None: "unknown"}[facts["clocks_locked"]]
-    moved = [each for each in ("cuda", "pycuda") if facts["modules"][each]]
+    moved = [each for each in ("cuda", "pycuda") if _loads(facts["modules"][each])]
     return {
         "model": facts["model"] or "no device tree",
         "machine": facts["machine"],

@@ -108,12 +108,11 @@ def _rauc(recipe: Recipe, folder: Path) -> None:
         f'rauc bundle --cert="$CERT" --key="$KEY" content edgeseg-{recipe.version}.raucb\n',
         encoding="utf-8",
     )
-    device = folder / "device"
-    device.mkdir()
-    (device / "system.conf").write_text(
-        f"# The one line that decides; slots and keyring are the maker's.\n"
-        f"[system]\ncompatible={recipe.compatible}\n",
-        encoding="utf-8",
+    drop_in = folder / "device" / "rauc.service.d" / "edgeseg.conf"
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text(_RAUC_DROP_IN, encoding="utf-8")
+    (folder / "device" / "system.conf").write_text(
+        _SYSTEM_CONF.format(compatible=recipe.compatible), encoding="utf-8"
     )
 
 
@@ -168,6 +167,7 @@ def _mender(recipe: Recipe, folder: Path) -> None:
     (device / "device_type").write_text(f"device_type={recipe.compatible}\n", encoding="utf-8")
     (folder / "make.sh").write_text(
         "#!/bin/sh\n# KEY: the maker's own, PEM; unset for an artifact that is not signed.\n"
+        "# Not PKCS #8: openssl rsa -traditional -in key.pem -out mender.pem\n"
         'set -eu\ncd "$(dirname "$0")"\n'
         "mender-artifact write module-image --type edgeseg-bundle \\\n"
         f"    --device-type {recipe.compatible} --artifact-name edgeseg-{recipe.version} \\\n"
@@ -209,7 +209,26 @@ def _write_tar(path: Path, recipe: Recipe) -> None:
             archive.addfile(entry, io.BytesIO(content))
 
 
+_SYSTEM_CONF = """\
+# For a device whose operating system RAUC does not update: without slots, as nothing is written to
+# one. Where it does, its own file stays, with this compatible string.
+[system]
+compatible={compatible}
+bootloader=noop
+bundle-formats=verity
+
+[keyring]
+path=/etc/rauc/keyring.pem
+"""
+_RAUC_DROP_IN = """\
+# For the system.conf that comes with this: RAUC installs nothing unless it knows which slot was
+# booted, or that it was none of its own.
+[Service]
+ExecStart=
+ExecStart=/usr/bin/rauc --override-boot-slot=_external_ service
+"""
 _RECOVER_UNIT = """\
+# /data: what is mounted for EDGESEG_ROOT.
 [Unit]
 Description=Take back an edgeseg update that a power cut interrupted
 RequiresMountsFor=/data

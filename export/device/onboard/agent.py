@@ -488,10 +488,18 @@ def clean(request: Request) -> None:
 MODULES = ("numpy", "PIL", "tensorrt", "onnxruntime", "openvino", "cuda", "pycuda")
 _PACKAGES = ("nvidia-l4t-core", "nvidia-jetpack", "tensorrt", "libnvinfer*", "python3-libnvinfer")
 _IMPORT = (
-    "import importlib, json\n"
-    "module = importlib.import_module('{0}')\n"
-    "more = module.get_available_providers() if '{0}' == 'onnxruntime' else []\n"
-    "print(json.dumps([str(getattr(module, '__version__', '?')), more]))\n"
+    "import importlib, importlib.util, json, sys\n"
+    "if importlib.util.find_spec('{0}') is None:\n"
+    "    sys.exit(1)\n"
+    "version, more, error = '?', [], None\n"
+    "try:\n"
+    "    module = importlib.import_module('{0}')\n"
+    "    version = str(getattr(module, '__version__', '?'))\n"
+    "    more = module.get_available_providers() if '{0}' == 'onnxruntime' else []\n"
+    "except Exception as reason:\n"
+    "    error = ' '.join((str(reason) or repr(reason)).split())[:200]\n"
+    "print()\n"
+    "print(json.dumps([version, more, error]))\n"
 )
 _LOOK_S = 60.0  # for each program that is asked
 
@@ -575,12 +583,16 @@ def _packages() -> Dict[str, str]:
 
 
 def _module(name: str) -> Optional[Dict[str, Any]]:
-    """Import in a process of its own: a broken library must not end this one."""
+    """Import in a process of its own: a broken library must not end this one.
+
+    Returns None for a module that is not there or ends its process, else its version, providers
+    and the error that importing it gave, None where it gave none.
+    """
     said = _said([sys.executable, "-c", _IMPORT.format(name)])
     if said is None:
         return None
-    version, more = json.loads(said.splitlines()[-1])
-    return {"version": version, "providers": more}
+    version, more, error = json.loads(said.splitlines()[-1])
+    return {"version": version, "providers": more, "error": error}
 
 
 def _cuda(root: Path) -> Optional[str]:

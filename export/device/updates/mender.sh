@@ -1,22 +1,30 @@
 
 # Mender's update module, protocol v3: $1 is the state, $2 the folder with files/, header/ and tmp/.
-# Mender itself has compared the device type and the checksums.
+# It is installed once and takes every bundle. Mender itself has compared device type and checksums;
+# the L4T is part of the device type that the artifact names.
 case "$1" in
 NeedsArtifactReboot) echo No ;;
 SupportsRollback) echo Yes ;;
 ArtifactInstall)
-    require_l4t "@L4T@" || exit 1
-    mkdir -p "$EDGESEG_ROOT" || exit 1
-    note_in_use before-mender || exit 1
-    tar -xf "$2/files/bundle.tar" -C "$2/tmp" || exit 1
-    id=$(stage "$2/tmp/bundle" "") || exit 1
-    activate "$id" || exit 1
+    begin "$(sed -n 's/.*"[a-z0-9-]*-l4t-\([0-9.]*\)".*/\1/p' "$2/header/header-info")" || exit 1
+    note_in_use before-mender || unwritten || exit 1
+    tar -xf "$2/files/bundle.tar" -C "$2/tmp" ||
+        fail "E-UPDATE-WRITE: cannot unpack into $2/tmp; free space" || exit 1
+    name=$(stage "$2/tmp/bundle" "") || exit 1
+    activate "$name" || exit 1
     ;;
-ArtifactCommit) selftest "$EDGESEG_ROOT/current/bundle" || exit 1 ;;
+ArtifactCommit)
+    selftest "$EDGESEG_ROOT/current/bundle" ||
+        fail "E-UPDATE-SELFTEST: $(in_use) fails its self-test now; not committed" || exit 1
+    ;;
 ArtifactRollback)
-    [ ! -f "$EDGESEG_ROOT/before-mender" ] || take_back "$(cat "$EDGESEG_ROOT/before-mender")"
+    [ -f "$EDGESEG_ROOT/before-mender" ] || exit 0
+    alone || exit 1
+    take_back "$(cat "$EDGESEG_ROOT/before-mender")"
     ;;
 Cleanup)
+    [ -d "$EDGESEG_ROOT" ] || exit 0
+    alone || exit 1
     rm -f "$EDGESEG_ROOT/before-mender"
     prune
     ;;

@@ -1,19 +1,26 @@
 # The part that all recipes share: put a bundle in place, test it, go back where it fails.
 #
-#   $EDGESEG_ROOT/releases/ID/bundle    a bundle; ID is the SHA-256 of its SHA256SUMS
+#   $EDGESEG_ROOT/releases/NAME/bundle  a bundle; NAME is the SHA-256 of its SHA256SUMS, with .1 and so
+#                                       on behind it where the release of that name was damaged
 #   $EDGESEG_ROOT/current               link to the release in use: open current/bundle
 #   $EDGESEG_ROOT/previous              link to the one before
 #   $EDGESEG_ROOT/pending               the release before, while a switch is under way; "none" for none
+#   $EDGESEG_ROOT/part                  a release that is being made
+#   $EDGESEG_ROOT/lock                  held by whoever changes any of these
+#   $EDGESEG_ROOT/restart.log           what the last restart said
 #
-# A power cut in between leaves `pending`; the recover verb, run at boot, takes the switch back.
+# A release is whole when it gets its name, and nothing in it is changed afterwards. A power cut in the
+# middle of a switch leaves `pending`; the recover verb, run at boot, takes the switch back.
 
+umask 022
 if [ -r "${EDGESEG_CONF:-/etc/edgeseg/update.conf}" ]; then
     . "${EDGESEG_CONF:-/etc/edgeseg/update.conf}"
 fi
 EDGESEG_ROOT="${EDGESEG_ROOT:-/data/edgeseg}"
 EDGESEG_SELFTEST="${EDGESEG_SELFTEST:-@SELFTEST@}"  # gets the bundle as last argument
 EDGESEG_SELFTEST_S="${EDGESEG_SELFTEST_S:-300}"     # after which it has failed
-EDGESEG_RESTART="${EDGESEG_RESTART:-true}"          # what reopens current/bundle
+EDGESEG_RESTART="${EDGESEG_RESTART:-}"              # what reopens current/bundle
+EDGESEG_RESTART_S="${EDGESEG_RESTART_S:-120}"       # after which it has failed
 EDGESEG_RELEASE_FILE="${EDGESEG_RELEASE_FILE:-/etc/nv_tegra_release}"
 
 fail() {
@@ -21,11 +28,33 @@ fail() {
     return 1
 }
 
+# What every update begins with: refuses another Jetson Linux than $1 and a device that is not set up,
+# and takes back what an earlier update left half done. Where that fails, it says why; what mends it
+# is a good update.
+begin() {
+    require_l4t "$1" || return 1
+    [ -n "$EDGESEG_RESTART" ] ||
+        fail "E-UPDATE-CONF: no EDGESEG_RESTART in /etc/edgeseg/update.conf; set it, or to true" ||
+        return 1
+    alone && { recover || true; }
+}
+
 # Says whether this Jetson Linux is the one that the update is for. $1: such as 36.4.3
 require_l4t() {
     found=$(sed -n 's/^# R\([0-9]*\) (release), REVISION: \([0-9.]*\),.*/\1.\2/p' \
         "$EDGESEG_RELEASE_FILE" 2>/dev/null)
     [ "$found" = "$1" ] || fail "E-UPDATE-L4T: made for L4T $1, here is ${found:-none}; ship another"
+}
+
+# Holds the lock until this script ends, or refuses.
+alone() {
+    { mkdir -p "$EDGESEG_ROOT/releases" && true >>"$EDGESEG_ROOT/lock"; } || unwritten || return 1
+    exec 9>>"$EDGESEG_ROOT/lock"
+    flock -n 9 || fail "E-UPDATE-BUSY: another update runs; wait for it"
+}
+
+unwritten() {
+    fail "E-UPDATE-WRITE: cannot write to $EDGESEG_ROOT; free space or mend its rights"
 }
 
 # Whether the bundle folder $1 has the ID $2 and every byte that its SHA256SUMS says.
@@ -38,30 +67,51 @@ id_of() {
     [ -s "$1/SHA256SUMS" ] && sha256sum <"$1/SHA256SUMS" | cut -d ' ' -f 1
 }
 
-# Copies the bundle folder $1 to its release, verified; prints the ID. $2: ID that it must have, or "".
+# Makes a release of the bundle folder $1, unless a whole one is there; prints its name. $2: ID that
+# it must have, or "". One that is there is never changed, as `current` may lead to it.
 stage() {
     id=$(id_of "$1") || fail "E-UPDATE-HASH: the bundle has no SHA256SUMS; ship it again" || return 1
     [ -z "$2" ] || [ "$id" = "$2" ] || fail "E-UPDATE-HASH: bundle $id, expected $2" || return 1
-    release="$EDGESEG_ROOT/releases/$id"
-    if ! intact "$release/bundle" "$id"; then
-        rm -rf "$release.part" "$release.damaged"
-        mkdir -p "$release.part" || return 1
-        cp -R "$1" "$release.part/bundle" || return 1
-        intact "$release.part/bundle" "$id" ||
-            fail "E-UPDATE-HASH: the bundle is damaged; ship it again" || return 1
-        if [ -f "$release.part/bundle/kit.json" ]; then  # builds and replays its vectors
-            precision=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["default"])' \
-                "$release.part/bundle/kit.json") || return 1
-            python3 -B "$release.part/bundle/build_engine.py" --precision "$precision" \
-                --out "$release.part/bundle-$precision.plan" >&2 ||
-                fail "E-UPDATE-BUILD: the engine could not be built" || return 1
+    for release in "$EDGESEG_ROOT/releases/$id" "$EDGESEG_ROOT/releases/$id".*; do
+        if intact "$release/bundle" "$id" && has_engine "$release"; then
+            echo "${release##*/}"
+            return
         fi
-        sync
-        [ ! -e "$release" ] || mv -T "$release" "$release.damaged" || return 1
-        mv -T "$release.part" "$release" || return 1
-        rm -rf "$release.damaged"
-    fi
-    echo "$id"
+    done
+    name=$id
+    count=0
+    while [ -e "$EDGESEG_ROOT/releases/$name" ]; do
+        count=$((count + 1))
+        name=$id.$count
+    done
+    make_part "$1" "$id" || return 1  # what there is of it, prune removes
+    { sync && mv -T "$EDGESEG_ROOT/part" "$EDGESEG_ROOT/releases/$name"; } || unwritten || return 1
+    echo "$name"
+}
+
+# Copies the bundle folder $1 of the ID $2, verified, and builds the engine of a kit beside it.
+make_part() {
+    part=$EDGESEG_ROOT/part
+    { rm -rf "$part" && mkdir "$part" && cp -R "$1" "$part/bundle"; } || unwritten || return 1
+    intact "$part/bundle" "$2" || fail "E-UPDATE-HASH: the bundle is damaged; ship it again" || return 1
+    [ -f "$part/bundle/kit.json" ] || return 0
+    plan=$(plan_of "$part") || return 1
+    precision=${plan##*/bundle-}
+    python3 -B "$part/bundle/build_engine.py" --precision "${precision%.plan}" --out "$plan" >&2 ||
+        fail "E-UPDATE-BUILD: the engine could not be built"
+}
+
+# Whether the release folder $1 has the engine that it needs: that of a kit has to fit this device.
+has_engine() {
+    [ -f "$1/bundle/kit.json" ] || return 0
+    plan=$(plan_of "$1") && python3 -B "$1/bundle/build_engine.py" --check "$plan" >&2
+}
+
+# Prints the path of the engine that belongs to the kit in the release folder $1.
+plan_of() {
+    precision=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["default"])' \
+        "$1/bundle/kit.json") || fail "E-UPDATE-BUILD: kit.json names no precision" || return 1
+    echo "$1/bundle-$precision.plan"
 }
 
 # Points the link $1 to $2 in one step.
@@ -69,7 +119,7 @@ point() {
     ln -sfn "$2" "$EDGESEG_ROOT/$1.new" && mv -T "$EDGESEG_ROOT/$1.new" "$EDGESEG_ROOT/$1"
 }
 
-# Prints the release in use, such as releases/ID, or "none".
+# Prints the release in use, such as releases/NAME, or "none".
 in_use() {
     readlink "$EDGESEG_ROOT/current" || echo none
 }
@@ -80,30 +130,49 @@ note_in_use() {
         mv -T "$EDGESEG_ROOT/$1.new" "$EDGESEG_ROOT/$1" && sync
 }
 
-# Tests the bundle folder $1.
+# Tests the bundle folder $1. What it starts must not hold our lock.
 selftest() {
-    timeout -k 10 "$EDGESEG_SELFTEST_S" $EDGESEG_SELFTEST "$1" >&2
+    timeout -k 10 "$EDGESEG_SELFTEST_S" $EDGESEG_SELFTEST "$1" >&2 9>&-
 }
 
-# Proves release $1 and switches to it, or fails with all as it was.
+# Reopens current/bundle. What it starts may keep its output open for ever, and RAUC and Mender wait
+# until ours is closed: it gets a file instead.
+restart() {
+    log=$EDGESEG_ROOT/restart.log
+    true 2>/dev/null >"$log" || log=/dev/null
+    timeout -k 10 "$EDGESEG_RESTART_S" $EDGESEG_RESTART >"$log" 2>&1 9>&-
+    result=$?
+    cat "$log" >&2
+    return $result
+}
+
+# Proves the release $1 and switches to it, or fails with all as it was.
 activate() {
     before=$(in_use)
     selftest "$EDGESEG_ROOT/releases/$1/bundle" ||
         fail "E-UPDATE-SELFTEST: release $1 failed its self-test; still on $before" || return 1
-    note_in_use pending || return 1
+    note_in_use pending || unwritten || return 1
     if ! point current "releases/$1"; then
         recover
+        unwritten
         return 1
     fi
-    if ! $EDGESEG_RESTART; then
+    if ! restart; then
         recover
         fail "E-UPDATE-RESTART: the application did not open release $1; back on $(in_use)"
         return 1
     fi
-    if [ "$before" != none ] && [ "$before" != "releases/$1" ]; then
-        point previous "$before" || return 1
-    fi
-    rm -f "$EDGESEG_ROOT/pending" && sync
+    case "$before" in
+    none | "releases/${1%%.*}"*) ;;  # a damaged release of the same bundle is none to go back to
+    *)
+        if ! point previous "$before"; then
+            recover
+            unwritten
+            return 1
+        fi
+        ;;
+    esac
+    sync && rm -f "$EDGESEG_ROOT/pending" && sync
 }
 
 # Takes back a switch that was not finished; does nothing where there is none.
@@ -120,17 +189,19 @@ take_back() {
     none) rm -f "$EDGESEG_ROOT/current" ;;
     *) [ -d "$EDGESEG_ROOT/$1/bundle" ] && point current "$1" ;;
     esac || fail "E-UPDATE-ROLLBACK: still on $found, not back on $1; link current by hand" || return 1
-    rm -f "$EDGESEG_ROOT/pending" && sync || return 1
+    sync && rm -f "$EDGESEG_ROOT/pending" && sync || return 1
     # With no release left there is nothing that the application could open.
-    [ -z "$found" ] || $EDGESEG_RESTART || [ "$1" = none ] ||
+    [ -z "$found" ] || restart || [ "$1" = none ] ||
         fail "E-UPDATE-ROLLBACK: back on $1, but the application was not restarted; restart it"
 }
 
-# Removes releases that neither link names.
+# Removes what neither link leads to and no switch can go back to.
 prune() {
+    rm -rf "$EDGESEG_ROOT/part"
     for release in "$EDGESEG_ROOT"/releases/*; do
         case "releases/${release##*/}" in
         "$(readlink "$EDGESEG_ROOT/current")" | "$(readlink "$EDGESEG_ROOT/previous")") ;;
+        "$(cat "$EDGESEG_ROOT/pending" 2>/dev/null)") ;;
         *) rm -rf "$release" ;;
         esac
     done

@@ -4,18 +4,22 @@
 incoming="@INCOMING@"
 case "$1" in
 preinst)
-    require_l4t "@L4T@" || exit 1
-    rm -rf "$incoming"
-    mkdir -p "$incoming" || exit 1
+    begin "@L4T@" || exit 1
+    { rm -rf "$incoming" && mkdir -p "$incoming"; } || unwritten || exit 1
     ;;
 postinst)
-    id=$(stage "$incoming/bundle" "@BUNDLE@") || exit 1
+    alone || exit 1
+    name=$(stage "$incoming/bundle" "@BUNDLE@") || exit 1
     rm -rf "$incoming"
-    activate "$id" || exit 1
+    activate "$name" || exit 1
     prune
     ;;
 postfailure)
     rm -rf "$incoming"
+    alone || exit 1
     recover
+    result=$?
+    prune
+    exit $result
     ;;
 esac
