@@ -98,7 +98,8 @@ def bytes_by_package(python: Path) -> dict[str, int]:
         "    sizes[each.metadata['Name']] = sum(f.stat().st_size for f in files if f.is_file())\n"
         "print(json.dumps(sizes))"
     )
-    done = subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True)
+    command = [str(python), "-I", "-c", code]  # -I: nothing from this folder or PYTHONPATH
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     sizes: dict[str, int] = json.loads(done.stdout)
     return {name: size for name, size in sizes.items() if name not in ("pip", "setuptools")}
 
@@ -116,7 +117,7 @@ def first_mask(program: Program, cwd: Path) -> tuple[float, float, np.ndarray]:
     """Run a script; return seconds from its start to its mask, peak MiB and the mask."""
     start = time.monotonic()  # one clock for all processes
     done = subprocess.run(
-        [str(program.python), "-c", program.script + _REPORT, *program.arguments],
+        [str(program.python), "-I", "-c", program.script + _REPORT, *program.arguments],
         stdout=subprocess.PIPE,
         check=True,
         cwd=cwd,
