@@ -1,11 +1,12 @@
-"""What predicting with the C runtime costs on a device beside a plain C program of the same engine.
+"""What predicting with the C runtime costs on a device beside plain C programs of the same engine.
 
-EDGESEG_ONNXRUNTIME=ROOT python tests/measure_footprint_c.py BUNDLE [REPEATS]
+EDGESEG_ONNXRUNTIME=ROOT EDGESEG_MMDEPLOY=FOLDER python tests/measure_footprint_c.py BUNDLE [REPEATS]
 
-Builds the example `edgeseg-predict` with each engine alone and with all that are here, and
-tests/plain_sample.c with each. In turns each starts, segments the bundle's first golden frame on
-one thread and writes the mask into a pipe that takes one page: while it waits there, its mask is
-done, and its peak memory (VmHWM) and its mapped files are read. Prints for each program
+Builds the example `edgeseg-predict` with each engine alone and with all that are here,
+tests/plain_sample.c with each, and tests/plain_mmdeploy.c. In turns each starts, segments the
+bundle's first golden frame on one core and writes the mask into a pipe that takes one page: while
+it waits there, its mask is done, and its peak memory (VmHWM) and its mapped files are read. Prints
+for each program
 
     bytes     of program and libedgeseg.so, and of the engine's libraries that it mapped, stripped
     seconds   from its start to the mask; median. The example times a second frame before it
@@ -16,7 +17,9 @@ done, and its peak memory (VmHWM) and its mapped files are read. Prints for each
 and the median and range, over the rounds, of time and memory against the plain program of the same
 round. The plain program verifies nothing, runs the network once (the library runs it once at
 opening besides) and leaves the engine's settings alone but for the threads. REPEATS is 9 if not
-given. ROOT as for `runtime/c/get_onnxruntime.sh`; OpenVINO is that of the Python wheel.
+given. ROOT as for `runtime/c/get_onnxruntime.sh`; FOLDER is `mmdeploy_runtime` of the unpacked wheel
+of mmdeploy-runtime 1.3.1; without one or the other its programs are left out. OpenVINO is that of
+the Python wheel.
 """
 
 from __future__ import annotations
@@ -35,8 +38,9 @@ from statistics import median
 
 import numpy as np
 
-from edgeseg.runtime.bundle import open_bundle
+from edgeseg.runtime.bundle import Bundle, open_bundle
 from edgeseg.runtime.pgm import grey_from_pgm
+from edgeseg.tests.measure_footprint_mmdeploy import write_sdk
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parent / "runtime" / "c"
@@ -52,6 +56,14 @@ class Engine:
     root: Path
     library: Path
     model: str  # suffix of the file that the plain program is given
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program with its arguments, and the folder of the engine that it loads."""
+
+    command: list[str]
+    engine: Path
 
 
 @dataclass(frozen=True)
@@ -86,18 +98,44 @@ def build_example(folder: Path, chosen: list[Engine]) -> Path:
     return folder / "edgeseg-predict"
 
 
-def build_plain(folder: Path, name: str, engine: Engine) -> Path:
-    """Compile the plain program of an engine."""
-    folder.mkdir()
-    program = folder / "plain"
+def compile_plain(program: Path, sources: list[str], library: Path, *includes: Path) -> str:
+    """Compile a plain program against an engine's library; return its path."""
     subprocess.run(
         ["gcc", "-O2", "-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"]
-        + ["-isystem", str(engine.root / "include"), f"-Wl,-rpath,{engine.library.parent}"]
-        + [str(HERE / "plain_sample.c"), str(HERE / f"plain_{name}.c"), str(engine.library)]
-        + ["-lm", "-o", str(program)],
+        + [word for folder in includes for word in ("-isystem", str(folder))]
+        + [str(HERE / source) for source in sources]
+        + [str(library), f"-Wl,-rpath,{library.parent}", "-lm", "-o", str(program)],
         check=True,
     )
-    return program
+    return str(program)
+
+
+def build_all(
+    name: str, here: dict[str, Engine], bundle: Bundle, folder: Path
+) -> dict[str, Program]:
+    """Build the programs of one engine, ours first and the plain one second."""
+    contract, engine = bundle.manifest.contract, here[name]
+    (model,) = (file for file in bundle.manifest.models[name] if file.endswith(engine.model))
+    arguments = [str(bundle.path), "--engine", name, "--threads", "1"]
+    numbers = (contract.width, contract.height, contract.mean, contract.std)
+    level = str(contract.logit_threshold)
+    sources = ["plain_sample.c", f"plain_{name}.c"]
+    plain = compile_plain(folder / "plain", sources, engine.library, engine.root / "include")
+    alone = build_example(folder / "alone", [engine])
+    programs = {
+        "edgeseg": Program([str(alone), *arguments], engine.root),
+        "plain": Program([plain, str(bundle.path / model), *map(str, numbers), level], engine.root),
+    }
+    if len(here) > 1:
+        every = build_example(folder / "every", list(here.values()))
+        programs["edgeseg, every engine"] = Program([str(every), *arguments], engine.root)
+    sdk = os.environ.get("EDGESEG_MMDEPLOY")
+    if sdk and name == "onnxruntime":
+        write_sdk(folder / "sdk", bundle)
+        library = Path(sdk, "libmmdeploy.so.1").resolve()
+        theirs = compile_plain(folder / "mmdeploy", ["plain_mmdeploy.c"], library)
+        programs["mmdeploy"] = Program([theirs, str(folder / "sdk"), level], library.parent)
+    return programs
 
 
 def observe(command: list[str], frame: Path) -> Run:
@@ -136,19 +174,17 @@ def stripped_bytes(file: Path) -> int:
         return os.stat(out.name).st_size
 
 
-def describe(runs: list[Run], ours: Path, engine: Engine, reference: Run) -> str:
+def describe(runs: list[Run], ours: Path, engine: Path, reference: Run) -> str:
     """Return what a program took; `ours` is the folder of what was built here."""
     files = runs[0].files
     own = [file for file in files if file.is_relative_to(ours)]
-    theirs = [file for file in files if file.is_relative_to(engine.root.resolve())]
-    sizes = (sum(map(stripped_bytes, group)) for group in (own, theirs))
-    return "{:7,} B own, {:6.2f} MiB of {} engine files, {:.3f} s, {:5.1f} MiB, {} px differ".format(
-        next(sizes),
-        next(sizes) / MIB,
-        len(theirs),
-        median(run.seconds for run in runs),
-        median(run.mib for run in runs),
-        np.count_nonzero(runs[0].mask != reference.mask),
+    theirs = [file for file in files if file.is_relative_to(engine.resolve())]
+    seconds, mib = (median(getattr(run, each) for run in runs) for each in ("seconds", "mib"))
+    differs = np.count_nonzero(runs[0].mask != reference.mask)
+    return (
+        f"{sum(map(stripped_bytes, own)):7,} B own, "
+        f"{sum(map(stripped_bytes, theirs)) / MIB:6.2f} MiB of {len(theirs)} engine files, "
+        f"{seconds:.3f} s, {mib:5.1f} MiB, {differs} px differ"
     )
 
 
@@ -162,27 +198,12 @@ def against(runs: list[Run], plain: list[Run]) -> str:
     return "time x {}, memory x {}".format(*texts)
 
 
-def compare(name: str, here: dict[str, Engine], bundle: Path, folder: Path, repeats: int) -> None:
-    manifest = open_bundle(bundle).manifest
-    contract, engine = manifest.contract, here[name]
-    (model,) = (file for file in manifest.models[name] if file.endswith(engine.model))
-    arguments = [str(bundle), "--engine", name, "--threads", "1"]
-    numbers = (contract.width, contract.height, contract.mean, contract.std)
-    commands = {
-        "edgeseg": [str(build_example(folder / "alone", [engine])), *arguments],
-        "plain": [
-            str(build_plain(folder / "plain", name, engine)),
-            *(str(bundle / model), *map(str, numbers), str(contract.logit_threshold)),
-        ],
-    }
-    if len(here) > 1:
-        every = build_example(folder / "every", list(here.values()))
-        commands["edgeseg, every engine"] = [str(every), *arguments]
-    frame = bundle / manifest.vectors.frames[0]
-    runs: dict[str, list[Run]] = {each: [] for each in commands}
+def compare(name: str, programs: dict[str, Program], frame: Path, ours: Path, repeats: int) -> None:
+    """Run programs in turns and print what they took; `ours` is the folder they were built in."""
+    runs: dict[str, list[Run]] = {each: [] for each in programs}
     for repeat in range(repeats + 1):  # the first one fills the file caches
-        for each in list(commands)[:: -1 if repeat % 2 else 1]:
-            run = observe(commands[each], frame)
+        for each in list(programs)[:: -1 if repeat % 2 else 1]:
+            run = observe(programs[each].command, frame)
             if repeat:
                 runs[each].append(run)
     reference = runs["edgeseg"][0]
@@ -190,17 +211,22 @@ def compare(name: str, here: dict[str, Engine], bundle: Path, folder: Path, repe
     load = os.getloadavg()[0]
     print(f"{name}: {lesion} px of lesion, {repeats} rounds, load {load:.1f}")
     for each, results in runs.items():
-        print(f"  {each:21} {describe(results, folder, engine, reference)}")
+        print(f"  {each:21} {describe(results, ours, programs[each].engine, reference)}")
         if each != "plain":
             print(f"  {'':21} {against(results, runs['plain'])} the plain one's", flush=True)
 
 
-def main(bundle: Path, repeats: int) -> None:
-    here = engines()
-    for name in open_bundle(bundle).manifest.models:
+def main(path: Path, repeats: int) -> None:
+    bundle, here = open_bundle(path), engines()
+    frame = path / bundle.manifest.vectors.frames[0]
+    every = os.sched_getaffinity(0)
+    for name in bundle.manifest.models:
         if name in here:
             with tempfile.TemporaryDirectory() as folder:
-                compare(name, here, bundle, Path(folder), repeats)
+                programs = build_all(name, here, bundle, Path(folder))
+                os.sched_setaffinity(0, {min(every)})  # the SDK takes every core it sees
+                compare(name, programs, frame, Path(folder), repeats)
+                os.sched_setaffinity(0, every)
 
 
 if __name__ == "__main__":

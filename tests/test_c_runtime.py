@@ -691,7 +691,7 @@ def test_nothing_is_left_after_closing(built, tmp_path):
     assert len(found) == 100
     assert (ours == 0).all()
     assert (files == files[0]).all()
-    assert heap_kib[-1] == heap_kib[1]
+    assert (heap_kib[50:] == heap_kib[-1]).all()  # what malloc keeps at hand fills at first
 
 
 # --- real engines --------------------------------------------------------------------------------
