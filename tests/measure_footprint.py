@@ -6,10 +6,10 @@ BUNDLE is for a CPU. For each of its engines: bytes of every package of a fresh 
 edgeseg and that engine (the base install; with the extra `openvino`), and then, in turns, a process
 that opens the bundle and predicts one frame, and one without edgeseg that reads the same frame
 (Pillow), resizes, infers and thresholds with the same model file and the engine's defaults. Prints
-medians: seconds from the start of the process to the first mask, peak resident memory (VmHWM), their
-ratios within a round (median and range), and how many pixels of the two masks differ. The plain script verifies nothing and resizes the mask to
-the frame with Pillow. REPEATS is 5 if not given. Packages come from the index that pip is set up
-for.
+medians: seconds from the start of the process to the first mask, peak resident memory (VmHWM), the
+ratios of both within a round (median and range), and how many pixels of the two masks differ. The
+plain script verifies nothing and resizes the mask to the frame with Pillow. REPEATS is 5 if not
+given. Packages come from the index that pip is set up for.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What predicting with the C runtime costs on a device beside plain C programs of the same engine.
 
-EDGESEG_ONNXRUNTIME=ROOT EDGESEG_MMDEPLOY=FOLDER python tests/measure_footprint_c.py BUNDLE [REPEATS]
+EDGESEG_ONNXRUNTIME=ROOT EDGESEG_MMDEPLOY=FOLDER \\
+    python tests/measure_footprint_c.py BUNDLE [REPEATS]
 
 Builds the example `edgeseg-predict` with each engine alone and with all that are here,
 tests/plain_sample.c with each, and tests/plain_mmdeploy.c. In turns each starts, segments the
@@ -17,9 +18,9 @@ for each program
 and the median and range, over the rounds, of time and memory against the plain program of the same
 round. The plain program verifies nothing, runs the network once (the library runs it once at
 opening besides) and leaves the engine's settings alone but for the threads. REPEATS is 9 if not
-given. ROOT as for `runtime/c/get_onnxruntime.sh`; FOLDER is `mmdeploy_runtime` of the unpacked wheel
-of mmdeploy-runtime 1.3.1; without one or the other its programs are left out. OpenVINO is that of
-the Python wheel.
+given. ROOT as for `runtime/c/get_onnxruntime.sh`; FOLDER is `mmdeploy_runtime` of the unpacked
+wheel of mmdeploy-runtime 1.3.1; without one or the other its programs are left out. OpenVINO is
+that of the Python wheel.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ def stripped_bytes(file: Path) -> int:
     """Return the size of a program or library without its symbols."""
     with tempfile.NamedTemporaryFile() as out:
         subprocess.run(["strip", "-o", out.name, str(file)], check=True)
-        return os.stat(out.name).st_size
+        return Path(out.name).stat().st_size
 
 
 def describe(runs: list[Run], ours: Path, engine: Path, reference: Run) -> str:
