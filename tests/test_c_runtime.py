@@ -720,6 +720,22 @@ def test_nothing_in_the_process_allocates_after_open(built, tmp_path):
     assert ours == others == 0
 
 
+def cycles(built: Path, bundle: Path, engine: str, count: int) -> np.ndarray:
+    """Open, use and close a bundle; return [cycle, (blocks of ours, files, heap, resident)]."""
+    done = run(built / "edgeseg-cycles", bundle, engine, str(count))
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    return np.array([line.split() for line in done.stdout.splitlines()], int)
+
+
+def test_nothing_is_left_after_closing(built, tmp_path):
+    found = cycles(built, stub_bundle(tmp_path / "b"), "stub", 100)
+    ours, files, heap_kib, _ = found.T
+    assert len(found) == 100
+    assert (ours == 0).all()
+    assert (files == files[0]).all()
+    assert (heap_kib[50:] == heap_kib[-1]).all()  # what malloc keeps at hand fills at first
+
+
 # --- packed into one file ------------------------------------------------------------------------
 
 
@@ -1248,6 +1264,12 @@ def test_our_library_does_not_allocate_after_open(built, int8, engine):
     opening, ours, _, _ = map(int, done.stdout.split())
     assert opening > 10
     assert ours == 0
+
+
+def test_nothing_of_ours_is_left_after_closing_a_real_engine(built, int8, engine):
+    ours, files, _, _ = cycles(built, int8, engine, 4).T
+    assert (ours == 0).all()
+    assert (files == files[0]).all()
 
 
 def test_two_threads_in_a_real_engine_get_right_masks_or_busy(built, int8, engine):

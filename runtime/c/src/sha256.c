@@ -15,8 +15,18 @@ static const uint32_t constants[64] = {
 
 static uint32_t rotate(uint32_t word, int by) { return word >> by | word << (32 - by); }
 
+/* One round, but for moving the eight words on by one: the next round is given them renamed. */
+static inline void mix(uint32_t a, uint32_t b, uint32_t c, uint32_t *d, uint32_t e, uint32_t f,
+                       uint32_t g, uint32_t *h, uint32_t word) {
+    uint32_t choice = (e & f) ^ (~e & g);
+    uint32_t majority = (a & b) ^ (a & c) ^ (b & c);
+    uint32_t first = *h + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) + choice + word;
+    *d += first;
+    *h = first + (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) + majority;
+}
+
 static void compress(uint32_t state[8], const uint8_t *block) {
-    uint32_t w[64], v[8];
+    uint32_t w[64];
     for (int t = 0; t < 16; t++)
         w[t] = (uint32_t)block[4 * t] << 24 | (uint32_t)block[4 * t + 1] << 16 |
                (uint32_t)block[4 * t + 2] << 8 | (uint32_t)block[4 * t + 3];
@@ -25,17 +35,20 @@ static void compress(uint32_t state[8], const uint8_t *block) {
         uint32_t high = rotate(w[t - 2], 17) ^ rotate(w[t - 2], 19) ^ w[t - 2] >> 10;
         w[t] = w[t - 16] + low + w[t - 7] + high;
     }
-    memcpy(v, state, sizeof v);
-    for (int t = 0; t < 64; t++) {
-        uint32_t choice = (v[4] & v[5]) ^ (~v[4] & v[6]);
-        uint32_t majority = (v[0] & v[1]) ^ (v[0] & v[2]) ^ (v[1] & v[2]);
-        uint32_t high = rotate(v[4], 6) ^ rotate(v[4], 11) ^ rotate(v[4], 25);
-        uint32_t low = rotate(v[0], 2) ^ rotate(v[0], 13) ^ rotate(v[0], 22);
-        uint32_t first = v[7] + high + choice + constants[t] + w[t];
-        memmove(v + 1, v, 7 * sizeof *v);
-        v[4] += first;
-        v[0] = first + low + majority;
+    uint32_t a = state[0], b = state[1], c = state[2], d = state[3];
+    uint32_t e = state[4], f = state[5], g = state[6], h = state[7];
+    for (int t = 0; t < 64; t += 8) {
+        const uint32_t *k = constants + t, *x = w + t;
+        mix(a, b, c, &d, e, f, g, &h, k[0] + x[0]);
+        mix(h, a, b, &c, d, e, f, &g, k[1] + x[1]);
+        mix(g, h, a, &b, c, d, e, &f, k[2] + x[2]);
+        mix(f, g, h, &a, b, c, d, &e, k[3] + x[3]);
+        mix(e, f, g, &h, a, b, c, &d, k[4] + x[4]);
+        mix(d, e, f, &g, h, a, b, &c, k[5] + x[5]);
+        mix(c, d, e, &f, g, h, a, &b, k[6] + x[6]);
+        mix(b, c, d, &e, f, g, h, &a, k[7] + x[7]);
     }
+    const uint32_t v[8] = {a, b, c, d, e, f, g, h};
     for (int i = 0; i < 8; i++) state[i] += v[i];
 }
 
