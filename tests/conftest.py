@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import edgeseg  # before OpenVINO, which otherwise reports itself
+
 if TYPE_CHECKING:
     from edgeseg.export.pipeline import Frames
     from edgeseg.tests.chromium import Browser
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(edgeseg.__file__).parent
 # After eight epochs it finds most phantoms' lesions, so that masks are worth comparing.
 _TINY = {
     "size": 64,

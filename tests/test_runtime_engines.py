@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -330,3 +332,14 @@ def test_checkpoint_runs_on_the_cpu_unless_asked_otherwise_and_takes_any_batch()
     with pytest.raises(InputError, match="torch and torch-cuda") as caught:
         shipped().open("onnxruntime", 1)
     assert caught.value.code == "E-ENGINE-NOT-IN-BUNDLE"
+
+
+def test_openvino_reports_nothing_from_here(tmp_path):
+    """Imported alone it leaves an ID of this user in HOME and posts from a forked process."""
+    code = "import edgeseg.runtime.engines.ov, sys; print(sys.modules['openvino_telemetry'])"
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    environment["HOME"] = str(tmp_path)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"
+    assert list(tmp_path.iterdir()) == []
