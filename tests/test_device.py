@@ -925,3 +925,12 @@ def test_a_table_of_doctor_has_a_column_for_each_device(jetson_facts):
     content = json.loads(doctor.to_json(outcomes))
     assert content["orin"]["target"] == "orin-nano-8@jp6.2"
     assert "E-DEVICE-UNREACHABLE" in content["gone"]["error"]
+
+
+def test_looking_for_openvino_lets_it_report_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("CI", raising=False)
+    found = agent._module("openvino")
+    assert found is not None
+    assert found["error"] is None
+    assert list(tmp_path.iterdir()) == []

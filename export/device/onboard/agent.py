@@ -489,6 +489,7 @@ MODULES = ("numpy", "PIL", "tensorrt", "onnxruntime", "openvino", "cuda", "pycud
 _PACKAGES = ("nvidia-l4t-core", "nvidia-jetpack", "tensorrt", "libnvinfer*", "python3-libnvinfer")
 _IMPORT = (
     "import importlib, importlib.util, json, sys\n"
+    "sys.modules['openvino_telemetry'] = None\n"  # OpenVINO's import would report itself
     "if importlib.util.find_spec('{0}') is None:\n"
     "    sys.exit(1)\n"
     "version, more, error = '?', [], None\n"
