@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -83,7 +84,7 @@ def pack(path: Path, out: Path | None) -> None:
     from .runtime.bundle import pack_bundle
     from .runtime.store import SUFFIX
 
-    whole = path.resolve().name
+    whole = Path(os.path.realpath(path)).name  # `Path.resolve` fails for a link to itself
     out = out or Path(whole if whole.endswith(SUFFIX) else whole + SUFFIX)
     pack_bundle(path, out)
     click.echo(f"packed: {out} ({out.stat().st_size} bytes)")
@@ -100,7 +101,9 @@ def unpack(path: Path, out: Path | None) -> None:
     """Write the packed BUNDLE as a folder, once every byte of it was verified."""
     from .runtime.bundle import unpack_bundle
 
-    file = path.resolve() if path.is_symlink() else path
-    out = out or file.with_suffix("")  # beside the file itself: there a kit's plan is looked for
+    # What cannot be read is told where it is opened; `Path` would raise here.
+    is_link = os.path.islink(path)  # noqa: PTH114
+    file = Path(os.path.realpath(path)) if is_link else path
+    out = out or file.parent / file.stem  # beside the file: there a kit's plan is looked for
     unpack_bundle(path, out)
     click.echo(f"unpacked: {out}")

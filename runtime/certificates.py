@@ -1,8 +1,8 @@
 """Certificates: who signed a bundle, under which authority, and whether that holds today.
 
 `model_signing` verifies a chain as of the day on which its first certificate began to be valid,
-lets any certificate sign that may sign anything, and passes over certificates that it does not
-need. What it leaves open is settled here. Its libraries are imported only when a key is given.
+lets any certificate sign that may sign anything, names no purpose for those above it, and passes
+over certificates that it does not need. What it leaves open is settled here. Its libraries are imported only when a key is given.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def read_chain(pem: bytes, path: Path) -> Chain:
             raise ValueError("the root's is in it; leave it out")
         require_use(chain)
         require_links(chain)
+        _require_valid(chain)
         return chain
 
     return _or_key_error(read, f"{path} holds no certificate to sign with")
@@ -83,16 +84,18 @@ def require_path(chain: Chain, authority: x509.Certificate) -> None:
     """
     if chain == (authority,):  # who trusts a signer's own certificate
         return
-    whole = (*chain, authority)
-    if len({each.subject for each in whole}) < len(whole):
-        raise ValueError("one subject has two certificates in it")
-    require_links(whole)
+    require_links((*chain, authority))
 
 
 def require_links(chain: Chain) -> None:
-    """Require that each certificate was issued by the next. Raises ValueError or of `faults`."""
+    """Require that each certificate was issued by the next, which is not limited to other uses.
+
+    Raises ValueError or one of `faults`.
+    """
     from cryptography.exceptions import InvalidSignature
 
+    if len({each.subject for each in chain}) < len(chain):
+        raise ValueError("one subject has two certificates in it")
     for each, issuer in zip(chain, chain[1:]):  # noqa: B905, RUF007 - of 3.10
         digest = each.signature_hash_algorithm
         if digest is not None and digest.digest_size < _LEAST_DIGEST_BYTES:
@@ -104,6 +107,10 @@ def require_links(chain: Chain) -> None:
                 f"the certificate of {subject_of(each)} was not issued by that of "
                 f"{subject_of(issuer)}"
             ) from error
+        if not _may_certify_code(issuer):
+            raise ValueError(
+                f"the certificate of {subject_of(issuer)} is limited to other uses than codeSigning"
+            )
 
 
 def require_use(chain: Chain) -> None:
@@ -180,6 +187,37 @@ def _from_pem(pem: bytes) -> Chain:
     if len(chain) > MAX_CERTIFICATES:
         raise ValueError(f"it holds {len(chain)} certificates, at most {MAX_CERTIFICATES} may be")
     return chain
+
+
+def _may_certify_code(issuer: x509.Certificate) -> bool:
+    from cryptography import x509
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    try:
+        uses = issuer.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return True
+    any_use = ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE
+    return ExtendedKeyUsageOID.CODE_SIGNING in uses or any_use in uses
+
+
+def _require_valid(chain: Chain) -> None:
+    """Require of a chain without its root what `model_signing` will, as of the same day.
+
+    Raises ValueError or one of `faults`.
+    """
+    from OpenSSL import crypto
+
+    signer, *issuers = map(crypto.X509.from_cryptography, chain)
+    store = crypto.X509Store()
+    store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)  # up to the last, for want of the root
+    store.set_time(chain[0].not_valid_before_utc)
+    store.add_cert(issuers[-1] if issuers else signer)
+    try:
+        crypto.X509StoreContext(store, signer, issuers).verify_certificate()
+    except crypto.X509StoreContextError as error:
+        whose = subject_of(error.certificate.to_cryptography())
+        raise ValueError(f"as of the first day of the signer's, that of {whose}: {error}") from error
 
 
 def _is_root(certificate: x509.Certificate) -> bool:

@@ -48,7 +48,7 @@ _CHAIN = (_CERTIFICATE, _CERTIFICATE, certificates.MAX_CERTIFICATES - 1)
 # As model-signing 1.1 writes it. What a signature does not cover may not vary either.
 _FORM = re.compile(
     rb'\{"mediaType":"application/vnd\.dev\.sigstore\.bundle\.v0\.3\+json",'
-    rb'"verificationMaterial":\{(?P<signer>"publicKey":\{"hint":"[0-9a-f]{64}"\}|'
+    rb'"verificationMaterial":\{(?P<signer>"publicKey":\{"hint":"(?P<hint>[0-9a-f]{64})"\}|'
     rb'"x509CertificateChain":\{"certificates":\[%s(?:,%s){0,%d}\]\})'
     % _CHAIN
     + rb',"tlogEntries":\[\]\},"dsseEnvelope":\{"payload":"(?P<payload>'
@@ -110,10 +110,13 @@ def require_signature(store: Store, key: Path, sums: bytes) -> str:
     content = store.read(SIGNATURE)
     signed = _parse(content, store)
     _require_library()
-    trust = _read_key(key, _PUBLIC, lambda pem: _trust_of(key, pem))
-    chain = _try(lambda: _chain_of(signed, trust), store)
-    verifier = trust.verifier.set_hashing_config(_hashing())
+    pem = _read_pem(key, _PUBLIC)
     with _scratch() as scratch:
+        copy = scratch / "key.pem"  # for the library: a pipe gives its content but once
+        copy.write_bytes(pem)
+        trust = _or_key_error(key, _PUBLIC, lambda: _trust_of(key, pem, copy))
+        chain = _try(lambda: _chain_of(signed, trust), store)
+        verifier = trust.verifier.set_hashing_config(_hashing())
         signature = scratch / SIGNATURE  # what is verified is what was read
         signature.write_bytes(content)
         folder = store.path
@@ -159,12 +162,12 @@ def sign_bundle(store: Sealed, key: Path, certificate: Optional[Path] = None) ->
     _require_library()
     import model_signing
 
-    private = _read_key(
+    private = _or_key_error(  # the library alone reads it: a pipe gives its content but once
         key,
         _PRIVATE,
-        lambda _: model_signing.signing.Config().use_elliptic_key_signer(private_key=key),
+        lambda: model_signing.signing.Config().use_elliptic_key_signer(private_key=key),
     )
-    chain = () if certificate is None else _own_chain(certificate, key)
+    chain = () if certificate is None else _own_chain(certificate)
     signer = private.set_hashing_config(_hashing())
     with _scratch() as scratch:
         folder, signature = store.path, scratch / SIGNATURE
@@ -179,7 +182,15 @@ def sign_bundle(store: Sealed, key: Path, certificate: Optional[Path] = None) ->
         for name in sorted(set(signed) | set(store.digests)):
             if signed.get(name) != (store.digests.get(name),):
                 raise changed(store.path / name)
-        write_bytes(folder / SIGNATURE, _with_chain(content, chain) if chain else content)
+        if certificate is not None:
+            if not _is_of(content, chain[0]):
+                raise InputError(
+                    "E-KEY-READ",
+                    f"{certificate} is the certificate of another key than {key}; sign with the "
+                    "key that it was issued for",
+                )
+            content = _with_chain(content, chain)
+        write_bytes(folder / SIGNATURE, content)
         if isinstance(store.inner, Archive):
             write_archive(Sealed(Folder(folder), store.digests), store.path)
 
@@ -222,6 +233,16 @@ def _parse(content: bytes, store: Store) -> _Signed:
     raise _refused(store, f"{SIGNATURE} is not in the form of OpenSSF Model Signing 1.1")
 
 
+def _is_of(content: bytes, certificate: x509.Certificate) -> bool:
+    """Whether a signature by a bare key is by that of a certificate: it holds the key's hash."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    found = _FORM.fullmatch(content)
+    assert found is not None  # the library wrote it, and it was parsed
+    pem = certificate.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return found["hint"] == hashlib.sha256(pem).hexdigest().encode()
+
+
 def _with_chain(content: bytes, chain: certificates.Chain) -> bytes:
     """Put certificates in the place of the key's hash, as `model_signing sign certificate` does.
 
@@ -237,15 +258,21 @@ def _with_chain(content: bytes, chain: certificates.Chain) -> bytes:
     return content[: found.start("signer")] + material + content[found.end("signer") :]
 
 
-def _trust_of(key: Path, pem: bytes) -> _Trust:
-    """Return whom a PEM file stands for: its label says whether it is a key or an authority."""
+def _trust_of(key: Path, pem: bytes, copy: Path) -> _Trust:
+    """Return whom a PEM file stands for: its label says whether it is a key or an authority.
+
+    Args:
+        key: the file as the user named it, for messages.
+        pem: its content.
+        copy: a file with that content.
+    """
     import model_signing
 
     config = model_signing.verifying.Config()
     if not certificates.is_certificate(pem):
-        return _Trust(config.use_elliptic_key_verifier(public_key=key), None)
+        return _Trust(config.use_elliptic_key_verifier(public_key=copy), None)
     authority = certificates.read_authority(pem, key)
-    return _Trust(config.use_certificate_verifier(certificate_chain=[key]), authority)
+    return _Trust(config.use_certificate_verifier(certificate_chain=[copy]), authority)
 
 
 def _chain_of(signed: _Signed, trust: _Trust) -> certificates.Chain:
@@ -265,25 +292,14 @@ def _chain_of(signed: _Signed, trust: _Trust) -> certificates.Chain:
     return chain
 
 
-def _own_chain(certificate: Path, key: Path) -> certificates.Chain:
+def _own_chain(certificate: Path) -> certificates.Chain:
     """Return the certificates to sign with.
 
     Raises InputError (E-KEY-READ), Refused (E-SIGNATURE-EXPIRED, E-SIGNATURE-NOT-YET).
     """
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    chain = _read_key(
-        certificate,
-        "certificate as plain PEM",
-        lambda pem: certificates.read_chain(pem, certificate),
+    chain = certificates.read_chain(
+        _read_pem(certificate, "certificate as plain PEM"), certificate
     )
-    private = _read_key(key, _PRIVATE, lambda pem: load_pem_private_key(pem, None))
-    if chain[0].public_key() != private.public_key():
-        raise InputError(
-            "E-KEY-READ",
-            f"{certificate} is the certificate of another key than {key}; sign with the key that "
-            "it was issued for",
-        )
     certificates.require_today(chain, "what would be signed", "have a certificate issued")
     return chain
 
@@ -297,14 +313,25 @@ def _digests_of(payload: bytes) -> Dict[str, Tuple[str, ...]]:
     return found
 
 
-def _read_key(key: Path, what: str, read: Callable[[bytes], T]) -> T:
+def _read_pem(key: Path, what: str) -> bytes:
+    """Return the content of a PEM file. Raises InputError (E-KEY-READ)."""
+
+    def read() -> bytes:
+        with key.open("rb") as file:
+            pem = file.read(_MAX_KEY_BYTES + 1)
+        if len(pem) > _MAX_KEY_BYTES:
+            raise ValueError(f"over {_MAX_KEY_BYTES} bytes")
+        return pem
+
+    return _or_key_error(key, what, read)
+
+
+def _or_key_error(key: Path, what: str, read: Callable[[], T]) -> T:
     """Return what is made of a PEM file. Raises InputError (E-KEY-READ)."""
     from cryptography.exceptions import UnsupportedAlgorithm
 
     try:
-        if key.stat().st_size > _MAX_KEY_BYTES:
-            raise ValueError(f"over {_MAX_KEY_BYTES} bytes")
-        return read(key.read_bytes())
+        return read()
     except (OSError, ValueError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise InputError(

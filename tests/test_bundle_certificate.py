@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -46,11 +48,13 @@ def certify(
     authority=False,
     sign=True,
     purpose=ExtendedKeyUsageOID.CODE_SIGNING,
+    limits=(),
     digest=hashes.SHA256,
 ):
     """Return a certificate with its private key, as `certificate` and `key`.
 
     days: of the beginning and the end of its validity, from now.
+    limits: what the certificates that an authority issues may be used for; none: anything.
     """
     key = key or ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
@@ -77,8 +81,9 @@ def certify(
             critical=True,
         )
     )
-    if purpose and not authority:
-        builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+    uses = limits if authority else (purpose,)
+    if any(uses):
+        builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
     certificate = builder.sign(issuer.key if issuer else key, digest())
     return SimpleNamespace(certificate=certificate, key=key)
 
@@ -96,6 +101,16 @@ def made():
     maker = certify("Maker release", between)
     gone_root = certify("Gone root", authority=True, days=(-1000, -1))
     gone_between = certify("Gone between", root, authority=True, days=(-900, -1))
+    limited = {
+        name: certify(name, root, authority=True, limits=limits)
+        for name, limits in (
+            ("servers", [ExtendedKeyUsageOID.SERVER_AUTH]),
+            ("code", [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CODE_SIGNING]),
+            ("anything", [ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]),
+        )
+    }
+    twin_above = certify("Twin", root, authority=True)
+    below_twin = certify("Below twin", twin_above, authority=True)
     return SimpleNamespace(
         root=root,
         between=between,
@@ -117,6 +132,12 @@ def made():
         rsa=certify("Rsa", root, key=rsa.generate_private_key(65537, 2048)),
         k1=certify("K1", root, key=ec.generate_private_key(ec.SECP256K1())),
         by_maker=certify("By maker", maker),  # which is no authority
+        renewed=certify("Between", root, key=between.key, authority=True, days=(-1, 900)),
+        twin_above=twin_above,
+        below_twin=below_twin,
+        twin=certify("Twin", below_twin),
+        **limited,
+        **{f"under_{name}": certify(f"Under {name}", each) for name, each in limited.items()},
     )
 
 
@@ -267,14 +288,17 @@ def test_every_certificate_must_be_valid_today(
     names, authority, code, whose, files, made, tmp_path
 ):
     folder = sign_as(tmp_path / "toy", files, *(getattr(made, name) for name in names))
+    before = datetime.datetime.now(datetime.timezone.utc).replace(second=0, microsecond=0)
     error = refusal_of(folder, files / f"{authority}.cer")
     assert (type(error), error.code) == (Refused, code)
+    told = re.search(r"and it is (\S+ \S+) by this clock", str(error))[1]
+    clock = datetime.datetime.strptime(f"{told} +0000", "%Y-%m-%d %H:%M %z")
+    assert before <= clock <= datetime.datetime.now(datetime.timezone.utc)
     certificate = getattr(made, whose).certificate
     for fact in (
         certificate.subject.rfc4514_string(),
         f"{certificate.not_valid_before_utc:%Y-%m-%d}",
         f"{certificate.not_valid_after_utc:%Y-%m-%d}",
-        f"{NOW:%Y-%m}",
         "check the clock",
     ):
         assert fact in str(error), fact
@@ -299,6 +323,32 @@ def test_not_every_certificate_of_the_authority_signs(name, files, made, tmp_pat
     error = refusal_of(folder, files / "root.cer")
     why = {"weak": "sha224", "rsa": "P-256", "k1": "P-256"}.get(name, "codeSigning")
     assert (error.code, why in str(error)) == ("E-SIGNATURE", True)
+
+
+@pytest.mark.parametrize("name", ["code", "anything"])
+def test_an_authority_for_code_among_others_may_stand_between(name, files, tmp_path, made):
+    folder = write_bundle(tmp_path / "toy")
+    chain = (getattr(made, f"under_{name}"), getattr(made, name))
+    write_pem(tmp_path / "chain.cer", *chain)
+    sign_bundle(open_bundle(folder).store, files / f"under_{name}.pem", tmp_path / "chain.cer")
+    assert open_bundle(folder, key=files / "root.cer").signer == f"CN=Under {name}"
+
+
+@pytest.mark.parametrize("place", ["between", "root"])
+def test_an_authority_for_servers_certifies_no_signer(place, files, made, tmp_path):
+    chain, root = (made.under_servers, made.servers), made.root
+    if place == "root":
+        root = certify("Web", authority=True, limits=[ExtendedKeyUsageOID.SERVER_AUTH])
+        chain = (certify("Under web", root),)
+    folder = sign_as(tmp_path / "toy", files, *chain)
+    error = refusal_of(folder, write_pem(tmp_path / "root.cer", root))
+    assert (error.code, "limited to other uses" in str(error)) == ("E-SIGNATURE", True)
+
+
+def test_a_renewed_root_opens_nothing_of_a_signer_from_before(signed, files, made, tmp_path):
+    renewed = certify("Root", key=made.root.key, authority=True, days=(-1, 2000))
+    error = refusal_of(signed, write_pem(tmp_path / "renewed.cer", renewed))
+    assert (error.code, "not yet valid" in str(error)) == ("E-SIGNATURE", True)
 
 
 def test_a_signer_is_no_authority(files, made, tmp_path):
@@ -419,6 +469,10 @@ def test_what_is_no_certificate_of_one_authority_is_no_key(signed, files, made, 
         ("maker", ["maker", "between", "root"], "E-KEY-READ", "the root's is in it"),
         ("maker", ["maker", "under_gone_root"], "E-KEY-READ", "was not issued by"),
         ("server", ["server"], "E-KEY-READ", "codeSigning"),
+        ("by_maker", ["by_maker", "maker", "between"], "E-KEY-READ", "CN=Maker.*: invalid CA"),
+        ("maker", ["maker", "renewed"], "E-KEY-READ", "CN=Between.*: .*not yet valid"),
+        ("twin", ["twin", "below_twin", "twin_above"], "E-KEY-READ", "one subject has two"),
+        ("under_servers", ["under_servers", "servers"], "E-KEY-READ", "limited to other uses"),
         ("rsa", ["rsa"], "E-KEY-READ", "P-256"),
         ("expired", ["expired"], "E-SIGNATURE-EXPIRED", "CN=Expired"),
         ("early", ["early"], "E-SIGNATURE-NOT-YET", "CN=Early"),
@@ -433,6 +487,33 @@ def test_nothing_is_signed_that_no_device_would_open(key, names, code, why, file
     assert caught.value.code == code
     assert "\n" not in str(caught.value)
     assert not (folder / "model.sig").exists()
+
+
+@pytest.fixture
+def pipe():
+    """What makes a path that gives the content of a file once, as `<(...)` in a shell does."""
+    if not Path("/dev/fd").is_dir():
+        pytest.skip("this system has no /dev/fd")
+    with contextlib.ExitStack() as opened:
+
+        def pipe_of(path):
+            reader, writer = os.pipe()
+            opened.callback(os.close, reader)
+            os.write(writer, path.read_bytes())
+            os.close(writer)
+            return Path(f"/dev/fd/{reader}")
+
+        yield pipe_of
+
+
+def test_keys_and_certificates_may_come_from_a_pipe(files, tmp_path, pipe):
+    bare, certified = write_bundle(tmp_path / "bare"), write_bundle(tmp_path / "certified")
+    sign_bundle(open_bundle(bare).store, pipe(files / "maker.pem"))
+    assert open_bundle(bare, key=pipe(files / "maker.pub")).verified
+    sign_bundle(
+        open_bundle(certified).store, pipe(files / "maker.pem"), pipe(files / "chain.cer")
+    )
+    assert open_bundle(certified, key=pipe(files / "root.cer")).signer == "CN=Maker release"
 
 
 @pytest.mark.parametrize("name", ["maker.pem", "maker.pub", "missing", "."])

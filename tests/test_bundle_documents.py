@@ -337,6 +337,15 @@ def test_through_a_link_the_plan_of_a_kit_is_looked_for_beside_what_it_points_to
     assert built_plan(open_bundle(release / "packed")) == plan
 
 
+@pytest.mark.parametrize("command", ["pack", "unpack", "verify"])
+def test_a_link_to_itself_is_no_bundle(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy").symlink_to("toy")
+    done = run(command, "toy")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert run("unpack", ".").stderr.startswith("edgeseg: E-BUNDLE-MISSING")
+
+
 def test_packing_what_is_packed_names_no_file_twice(folder, tmp_path, monkeypatch):
     (tmp_path / "from").mkdir()
     assert run("pack", folder, "--out", tmp_path / "from/toy.edgeseg").exit_code == 0
