@@ -33,6 +33,21 @@ _LINE_EVERY_S = 10.0  # where the output is no terminal
 class Group(click.Group):
     """Turns an `EdgesegError` or a wrong call into one line and its exit code; the rest is bugs."""
 
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Read the options that stand before the command."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            if parent is not None:
+                raise
+            _leave_wrong_call(error, info_name or "edgeseg")
+
     def invoke(self, context: click.Context) -> Any:
         """Run a command."""
         try:
@@ -40,10 +55,7 @@ class Group(click.Group):
         except EdgesegError as error:
             leave(f"{error}", error.exit_code)
         except click.UsageError as error:
-            if isinstance(error, _NO_WORDS):
-                raise
-            told, command = error.format_message().rstrip("."), error.ctx or context
-            leave(f"E-USAGE: {told}; see `{command.command_path} --help`", error.exit_code)
+            _leave_wrong_call(error, context.command_path)
         except ModuleNotFoundError as error:
             if error.name not in _EXTRA_OF:
                 raise
@@ -62,6 +74,15 @@ class Group(click.Group):
             )
         except (KeyboardInterrupt, click.Abort):
             leave("E-INTERRUPTED: stopped; a command that has --resume continues with it", 130)
+
+
+def _leave_wrong_call(error: click.UsageError, command: str) -> NoReturn:
+    """Leave with what is wrong in a call of `command`; raise what shows a group's help again."""
+    if isinstance(error, _NO_WORDS):
+        raise error
+    command = error.ctx.command_path if error.ctx else command
+    told = error.format_message().rstrip(".")
+    leave(f"E-USAGE: {told}; see `{command} --help`", error.exit_code)
 
 
 def _forget_output() -> None:

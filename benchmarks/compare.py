@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from ..runtime.errors import InputError, Refused
 from .accuracy import PairedDifference, paired_difference
+from .jsonform import json_from_value
 from .latency import P99_MIN_N
 from .nvml import computes_on_nvidia
 from .passes import RecordRatio, record_ratio
@@ -297,8 +298,9 @@ def read_pair(old: Path, new: Path) -> tuple[BenchmarkRecord, BenchmarkRecord]:
 
     Raises InputError: E-COMPARE-SAME where both are one run, those of `read_record`.
     """
-    records = read_record(old), read_record(new)
-    if old.samefile(new) or old.read_bytes() == new.read_bytes():
+    records = read_record(old), read_record(new)  # once: they may be pipes
+    # As JSON, in which what is undefined equals itself.
+    if json_from_value(records[0]) == json_from_value(records[1]):
         raise InputError(
             "E-COMPARE-SAME",
             f"{old} and {new} are one run, which equals itself; name the records of two runs",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -465,17 +466,26 @@ def require_comparison_path(html_path: Path, records: Sequence[Path]) -> None:
         records: files that are compared.
 
     Raises:
-        InputError: E-REPORT-NAME for another ending, or where a report of one of these records
-            would be written over.
+        InputError: E-REPORT-NAME for another ending, or where one of these records would be
+            written over.
         OutputError: E-OUT-WRITE, as `require_report_path`.
     """
     require_report_path(html_path, suffixes=SUFFIXES)
-    for record in records:
-        if html_path.with_suffix(".json").resolve() == record.resolve():
-            raise InputError(
-                "E-REPORT-NAME",
-                f"{html_path} is the report of {record}, which is compared; choose another name",
-            )
+    for target in map(html_path.with_suffix, SUFFIXES):
+        for record in records:
+            if _is_same_file(target, record):
+                raise InputError(
+                    "E-REPORT-NAME",
+                    f"{html_path} would write over {record}, which is compared; choose another "
+                    "name",
+                )
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # one is not there, or a link to itself: nothing to write over
+        return False
 
 
 def write_comparison(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import InputError, OutputError
+from ..runtime.errors import InputError
 from ..runtime.files import require_writable, write_together
 from .latency import percentile, percentile_bounds, supported_percentile
 from .markdown import to_markdown_text
@@ -206,15 +206,11 @@ def require_report_path(html_path: Path, *, suffixes: Sequence[str] = SUFFIXES) 
     Raises:
         InputError: E-REPORT-NAME for an ending other than ``.html``.
         OutputError: E-OUT-WRITE where the folder cannot be written to or has not `ROOM_BYTES`
-            left, or a file's name is that of a folder.
+            left, or a file's name is that of a folder or too long.
     """
     _require_html(html_path)
     for path in map(html_path.with_suffix, suffixes):
-        if path.is_dir():
-            raise OutputError(
-                "E-OUT-WRITE", f"cannot write {path}: it is a folder; choose another name"
-            )
-    require_writable(html_path, ROOM_BYTES)
+        require_writable(path, ROOM_BYTES)
 
 
 def _require_html(html_path: Path) -> None:

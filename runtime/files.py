@@ -18,7 +18,7 @@ _WRITE_REFUSED = frozenset(
     (
         *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES),
         *(errno.EPERM, errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.ENAMETOOLONG),
-        errno.EISDIR,
+        *(errno.EISDIR, errno.EBUSY),
     )
 )
 
@@ -73,16 +73,20 @@ def require_new(target: Path) -> None:
 
 
 def require_writable(target: Path, room_bytes: int = 0) -> None:
-    """Raise OutputError (E-OUT-WRITE) unless a file can be made beside `target`.
+    """Raise OutputError (E-OUT-WRITE) unless the file `target` can be written.
 
     Nothing is made: where folders are missing, the nearest one that is there is asked.
 
     Args:
-        target: what is to be written later.
+        target: the file that is to be written later.
         room_bytes: that must be free there.
     """
     try:
+        if os.path.isdir(str(target)):  # Path.is_dir raises for some names before Python 3.14
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         folder = next(each for each in target.absolute().parents if each.exists())
+        with contextlib.suppress(FileNotFoundError):  # too long as a temporary name
+            os.lstat(str(folder / f".{target.name}.12345678"))
         with tempfile.TemporaryFile(dir=folder):
             pass
         if shutil.disk_usage(folder).free < room_bytes:
@@ -99,16 +103,53 @@ def write_bytes(target: Path, content: Union[bytes, str]) -> None:
 
 
 def write_together(contents: Mapping[Path, Union[bytes, str]]) -> None:
-    """Write several whole files; none replaces its old content before all are on the disk.
+    """Write several whole files, or none; text is UTF-8.
 
-    Text is UTF-8. Raises OutputError (E-OUT-WRITE).
+    None is replaced before all are on the disk, and where one cannot be replaced, the others get
+    their old content again. A kill among the renames leaves files that are whole, old or new.
+    Raises OutputError (E-OUT-WRITE).
     """
     with contextlib.ExitStack() as stack:
+        for target in contents:  # first, so that they are left last, after every rename
+            stack.enter_context(_as_before_on_error(target))
         for target, content in contents.items():
             data = content.encode("utf-8") if isinstance(content, str) else content
             temporary = stack.enter_context(atomic_path(target))
             temporary.write_bytes(data)
             _sync(temporary)
+
+
+@contextlib.contextmanager
+def _as_before_on_error(target: Path) -> Iterator[None]:
+    """Make `target` what it was, if the body replaces it and fails afterwards.
+
+    Raises OutputError (E-OUT-WRITE) where what is there cannot be kept aside, as a folder.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            aside = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=str(target.parent))
+            old = Path(stack.enter_context(aside)) / "old"
+            if os.path.lexists(str(target)):
+                _link_or_copy(target, old)
+        except OSError as error:
+            raise cannot_write(target, error) from error
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                if os.path.lexists(str(old)):
+                    old.replace(target)
+                else:
+                    target.unlink(missing_ok=True)
+            raise
+
+
+def _link_or_copy(path: Path, copy: Path) -> None:
+    try:
+        os.link(str(path), str(copy), follow_symlinks=False)
+    except OSError:  # a file system without links, or someone else's file
+        shutil.copy2(str(path), str(copy), follow_symlinks=False)
 
 
 @contextlib.contextmanager

@@ -764,6 +764,16 @@ def test_folder_in_the_place_of_a_report_is_refused_before_anything_is_measured(
     assert names_in(tmp_path) == [f"r{suffix}"]
 
 
+def test_name_too_long_for_a_report_is_refused_before_anything_is_measured(
+    int8, phantoms, reports, tmp_path
+):
+    out = ("--out", tmp_path / f"{'n' * 300}.html")
+    refused("E-OUT-WRITE", OUTPUT, "benchmark", int8, "--data", phantoms, *out, "-q")
+    both = (reports / "old.json", reports / "new.json")
+    refused("E-OUT-WRITE", OUTPUT, "benchmark", "--compare", *both, *out)
+    assert names_in(tmp_path) == []
+
+
 def test_disk_without_room_for_a_report_is_refused_before_anything_is_measured(
     int8, phantoms, full_disk
 ):
@@ -834,6 +844,7 @@ def test_source_named_twice_and_an_engine_of_none_say_what_to_do(int8, phantoms,
     [
         *(("benchmark", "b", "--rounds", 0), ("benchmark", "--compare", "a.json"), ("nope",)),
         *(("data", "nope"), ("data", "split"), ("predict", "--nope")),
+        *(("--nope",), ("--nope", "data", "split"), ("--version=3",)),
     ],
 )
 def test_wrong_call_is_one_line_with_its_help(words):
@@ -841,10 +852,17 @@ def test_wrong_call_is_one_line_with_its_help(words):
     assert "--help`" in call(*words).stderr
 
 
-def test_group_without_a_command_shows_its_commands():
-    done = call("data")
-    assert "split" in done.output
+@pytest.mark.parametrize(("words", "command"), [((), "benchmark"), (("data",), "split")])
+def test_group_without_a_command_shows_its_commands(words, command):
+    done = call(*words)
+    assert done.output.startswith("Usage: ")
+    assert command in done.output
     assert done.exit_code in (0, INPUT)  # of click before and since 8.2
+
+
+@pytest.mark.parametrize("word", ["--help", "-h", "--version"])
+def test_help_and_version_are_results(word):
+    assert ok(word).stderr == ""
 
 
 STOPPED_IN_A_SOAK = """

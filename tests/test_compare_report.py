@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -252,6 +255,34 @@ def test_report_of_a_record_that_is_compared_is_not_written_over(name, written):
     assert caught.value.code == "E-REPORT-NAME"
 
 
+@pytest.mark.parametrize("suffix", [".html", ".json", ".md"])
+def test_record_under_any_of_the_names_is_not_written_over(suffix, written):
+    record = written / f"change{suffix}"
+    (written / "new.json").rename(record)
+    (written / "link.json").symlink_to(record.name)
+    for named in (record, written / "link.json"):
+        with pytest.raises(InputError) as caught:
+            require_comparison_path(written / "change.html", (written / "old.json", named))
+        assert caught.value.code == "E-REPORT-NAME"
+        assert str(named) in str(caught.value)
+
+
+def test_record_that_is_a_link_to_itself_is_left_to_who_reads_it(written):
+    loop = written / "loop.json"
+    loop.symlink_to(loop.name)
+    require_comparison_path(written / "change.html", (loop,))
+    require_comparison_path(written / "loop.html", (loop,))
+    with pytest.raises(InputError) as caught:
+        read_pair(written / "old.json", loop)
+    assert caught.value.code == "E-REPORT-READ"
+
+
+def test_name_that_is_too_long_is_found_before_anything_is_read(written):
+    with pytest.raises(OutputError) as caught:
+        require_comparison_path(written / f"{'n' * 300}.html", ())
+    assert caught.value.code == "E-OUT-WRITE"
+
+
 def test_folder_in_the_place_of_a_file_is_found_before_anything_is_read(written):
     (written / "change.md").mkdir()
     with pytest.raises(OutputError) as caught:
@@ -261,11 +292,25 @@ def test_folder_in_the_place_of_a_file_is_found_before_anything_is_read(written)
 
 
 def test_one_run_is_not_compared_with_itself(written):
-    (written / "copy.json").write_bytes((written / "old.json").read_bytes())
-    for other in ("old.json", "copy.json"):
+    text = (written / "old.json").read_text(encoding="utf-8")
+    (written / "copy.json").write_text(text, encoding="utf-8")
+    (written / "laid-out.json").write_text(json.dumps(json.loads(text), indent=1, sort_keys=True))
+    for other in ("old.json", "copy.json", "laid-out.json"):
         with pytest.raises(InputError) as caught:
             read_pair(written / "old.json", written / other)
         assert caught.value.code == "E-COMPARE-SAME"
+
+
+def test_records_are_read_from_pipes(written):
+    whole = read_pair(written / "old.json", written / "new.json")
+    with contextlib.ExitStack() as stack:
+        pipes = []
+        for name in ("old", "new"):
+            command = ["cat", str(written / f"{name}.json")]
+            process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
+            pipes.append(Path(f"/dev/fd/{process.stdout.fileno()}"))
+        piped = read_pair(*pipes)
+    assert [to_json(record) for record in piped] == [to_json(record) for record in whole]
 
 
 def test_comparison_of_rows_with_layers_and_proofs_stands():

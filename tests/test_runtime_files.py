@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -93,14 +95,47 @@ def test_folder_in_the_place_of_a_file_is_an_output_error(tmp_path):
     assert names_in(tmp_path) == ["file"]
 
 
-def test_files_are_written_together_or_not_at_all(tmp_path):
+def test_files_are_written_together(tmp_path):
+    (tmp_path / "a").write_text("old")
+    write_together({tmp_path / "a": "new", tmp_path / "b": b"new"})
+    assert [(tmp_path / name).read_text() for name in "ab"] == ["new", "new"]
+    assert names_in(tmp_path) == ["a", "b"]
+
+
+@pytest.mark.parametrize("names", ["abc", "acb", "cab"])
+def test_none_of_several_files_is_replaced_where_one_is_a_folder(names, tmp_path):
     (tmp_path / "a").write_text("old")
     (tmp_path / "c").mkdir()
-    write_together({tmp_path / "a": "new", tmp_path / "b": b"new"})
-    with pytest.raises(OutputError):
-        write_together({tmp_path / "a": "newer", tmp_path / "b": "newer", tmp_path / "c": ""})
-    assert [(tmp_path / name).read_text() for name in "ab"] == ["new", "new"]
-    assert names_in(tmp_path) == ["a", "b", "c"]
+    with pytest.raises(OutputError, match="/c: Is a directory"):
+        write_together({tmp_path / name: "new" for name in names})
+    assert (tmp_path / "a").read_text() == "old"
+    assert names_in(tmp_path) == ["a", "c"]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+@pytest.mark.parametrize("busy", "abcd")
+def test_files_are_as_before_where_one_of_several_cannot_be_replaced(
+    busy, links, tmp_path, monkeypatch
+):
+    replace = Path.replace
+
+    def refuse_the_busy(path, target):
+        if target.name == busy:
+            raise OSError(errno.EBUSY, "busy")
+        return replace(path, target)
+
+    def refuse(*_, **__):
+        raise OSError(errno.EPERM, "no links here")
+
+    for name in "bd":
+        (tmp_path / name).write_text("old")
+    monkeypatch.setattr(Path, "replace", refuse_the_busy)
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(OutputError, match=f"/{busy}: busy"):
+        write_together({tmp_path / name: "new" for name in "abcd"})
+    assert names_in(tmp_path) == ["b", "d"]
+    assert [(tmp_path / name).read_text() for name in "bd"] == ["old", "old"]
 
 
 def test_none_of_several_files_is_replaced_where_the_disk_is_too_small_for_the_last(full_disk):
@@ -115,6 +150,21 @@ def test_none_of_several_files_is_replaced_where_the_disk_is_too_small_for_the_l
 def test_asking_whether_a_file_can_be_written_makes_nothing(tmp_path):
     require_writable(tmp_path / "new" / "folder" / "file")
     assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("length", [246, 300])
+def test_name_that_is_too_long_to_be_written_is_not_writable(length, tmp_path):
+    for write in (require_writable, lambda target: write_bytes(target, b"")):
+        with pytest.raises(OutputError, match="File name too long"):
+            write(tmp_path / ("n" * length))
+    require_writable(tmp_path / ("n" * 245))
+    write_bytes(tmp_path / ("n" * 245), b"")
+
+
+@pytest.mark.parametrize("folder", ["/", "."])
+def test_folder_is_not_writable_as_a_file(folder):
+    with pytest.raises(OutputError, match="Is a directory"):
+        require_writable(Path(folder))
 
 
 def test_disk_without_the_room_asked_for_is_not_writable(full_disk):
