@@ -217,7 +217,9 @@ def _require_valid(chain: Chain) -> None:
         crypto.X509StoreContext(store, signer, issuers).verify_certificate()
     except crypto.X509StoreContextError as error:
         whose = subject_of(error.certificate.to_cryptography())
-        raise ValueError(f"as of the first day of the signer's, that of {whose}: {error}") from error
+        raise ValueError(
+            f"as of the first day of the signer's, that of {whose}: {error}"
+        ) from error
 
 
 def _is_root(certificate: x509.Certificate) -> bool:
