@@ -2,7 +2,8 @@
 
 `model_signing` verifies a chain as of the day on which its first certificate began to be valid,
 lets any certificate sign that may sign anything, names no purpose for those above it, and passes
-over certificates that it does not need. What it leaves open is settled here. Its libraries are imported only when a key is given.
+over certificates that it does not need. What it leaves open is settled here. Its libraries are
+imported only when a key is given.
 """
 
 from __future__ import annotations
@@ -217,7 +218,9 @@ def _require_valid(chain: Chain) -> None:
         crypto.X509StoreContext(store, signer, issuers).verify_certificate()
     except crypto.X509StoreContextError as error:
         whose = subject_of(error.certificate.to_cryptography())
-        raise ValueError(f"as of the first day of the signer's, that of {whose}: {error}") from error
+        raise ValueError(
+            f"as of the first day of the signer's, that of {whose}: {error}"
+        ) from error
 
 
 def _is_root(certificate: x509.Certificate) -> bool:

@@ -297,9 +297,7 @@ def _own_chain(certificate: Path) -> certificates.Chain:
 
     Raises InputError (E-KEY-READ), Refused (E-SIGNATURE-EXPIRED, E-SIGNATURE-NOT-YET).
     """
-    chain = certificates.read_chain(
-        _read_pem(certificate, "certificate as plain PEM"), certificate
-    )
+    chain = certificates.read_chain(_read_pem(certificate, "certificate as plain PEM"), certificate)
     certificates.require_today(chain, "what would be signed", "have a certificate issued")
     return chain
 

@@ -510,9 +510,7 @@ def test_keys_and_certificates_may_come_from_a_pipe(files, tmp_path, pipe):
     bare, certified = write_bundle(tmp_path / "bare"), write_bundle(tmp_path / "certified")
     sign_bundle(open_bundle(bare).store, pipe(files / "maker.pem"))
     assert open_bundle(bare, key=pipe(files / "maker.pub")).verified
-    sign_bundle(
-        open_bundle(certified).store, pipe(files / "maker.pem"), pipe(files / "chain.cer")
-    )
+    sign_bundle(open_bundle(certified).store, pipe(files / "maker.pem"), pipe(files / "chain.cer"))
     assert open_bundle(certified, key=pipe(files / "root.cer")).signer == "CN=Maker release"
 
 
