@@ -2,7 +2,8 @@
 
 `model_signing` verifies a chain as of the day on which its first certificate began to be valid,
 lets any certificate sign that may sign anything, names no purpose for those above it, and passes
-over certificates that it does not need. What it leaves open is settled here. Its libraries are imported only when a key is given.
+over certificates that it does not need. What it leaves open is settled here. Its libraries are
+imported only when a key is given.
 """
 
 from __future__ import annotations

@@ -343,7 +343,12 @@ def test_a_link_to_itself_is_no_bundle(command, tmp_path, monkeypatch):
     (tmp_path / "toy").symlink_to("toy")
     done = run(command, "toy")
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
-    assert run("unpack", ".").stderr.startswith("edgeseg: E-BUNDLE-MISSING")
+    assert done.stderr.startswith("edgeseg: E-BUNDLE-MISSING")
+
+
+def test_the_folder_one_is_in_is_unpacked_already(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert "is a folder already" in run("unpack", ".").stderr
 
 
 def test_packing_what_is_packed_names_no_file_twice(folder, tmp_path, monkeypatch):
