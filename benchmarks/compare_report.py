@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -483,7 +482,7 @@ def require_comparison_path(html_path: Path, records: Sequence[Path]) -> None:
 
 def _is_same_file(one: Path, other: Path) -> bool:
     try:
-        return os.path.samefile(one, other)
+        return one.samefile(other)
     except OSError:  # one is not there, or a link to itself: nothing to write over
         return False
 

@@ -82,7 +82,7 @@ def require_writable(target: Path, room_bytes: int = 0) -> None:
         room_bytes: that must be free there.
     """
     try:
-        if os.path.isdir(str(target)):  # Path.is_dir raises for some names before Python 3.14
+        if target.is_dir():  # within the try: before Python 3.14 it raises for some names
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         folder = next(each for each in target.absolute().parents if each.exists())
         with contextlib.suppress(FileNotFoundError):  # too long as a temporary name
