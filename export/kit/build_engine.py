@@ -462,11 +462,12 @@ def read_arrays(path: Path, name: str) -> Dict[str, np.ndarray]:
     import numpy as np
 
     try:
-        stored = np.load(path, allow_pickle=False)
-        if isinstance(stored, np.ndarray):
-            return {name: stored}
-        with stored:
-            return {each: stored[each] for each in stored.files}
+        with path.open("rb") as file:  # numpy leaves it open where an npz is cut
+            stored = np.load(file, allow_pickle=False)
+            if isinstance(stored, np.ndarray):
+                return {name: stored}
+            with stored:
+                return {each: stored[each] for each in stored.files}
     except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
         message = f"{path} holds no arrays ({error}); export the kit again"
         raise kit_files.Refused("E-KIT-FORMAT", message) from error
