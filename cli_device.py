@@ -137,8 +137,8 @@ def build(
     vectors, how = built.facts["vectors"], "checked again" if built.reused else "built"
     click.echo(
         f"{name}: {built.facts['precision']} {how} with TensorRT {built.facts['tensorrt']} on "
-        f"{built.facts['model'] or 'a PC'}; {vectors['flipped_share']:.3%} of pixels unlike the "
-        f"host's in {vectors['frames']} frames; {out}"
+        f"{built.facts['model'] or 'a PC'}; at most {vectors['flipped_share']:.3%} of a frame's "
+        f"lesion unlike the host's in {vectors['frames']} frames; {out}"
     )
 
 

@@ -671,6 +671,20 @@ def test_signature_beside_the_sums_is_left_to_who_has_the_key(open_c, tmp_path):
     assert open_c(folder, "stub").selftest().bit_equal == 2
 
 
+def test_signature_that_nobody_asks_for_is_not_read(built, tmp_path):
+    folder = stub_bundle(tmp_path / "b")
+    with (folder / "model.sig").open("wb") as file:
+        file.truncate(1 << 40)  # takes no space on disk, and hours to read
+    assert run(built / "edgeseg-predict", folder, "--verify", timeout=60).returncode == 0
+
+
+def test_link_in_the_place_of_a_signature_is_refused_without_a_key(open_c, tmp_path):
+    folder = stub_bundle(tmp_path / "b")
+    (folder / "model.sig").symlink_to(folder / "model.stub")
+    with pytest.raises(Failed, match=r"E-BUNDLE-LINK: model\.sig "):
+        open_c(folder, "stub")
+
+
 def test_engine_that_is_not_there_is_named(open_c, tmp_path):
     folder = stub_bundle(tmp_path / "b")
     with pytest.raises(Failed, match=r"E-ENGINE-NOT-IN-BUNDLE: .*'openvino'"):
@@ -1192,8 +1206,29 @@ def test_certificate_is_refused_as_one(open_c, keys, signed, tmp_path):
         open_c(signed, "stub", tmp_path / "our.crt")
 
 
+def test_bundle_signed_with_a_certificate_is_refused_as_one(open_c, code_of, keys, tmp_path):
+    pytest.importorskip("OpenSSL")
+    from cryptography.hazmat.primitives import serialization
+
+    from edgeseg.tests.test_bundle_certificate import certify, write_pem
+
+    private = serialization.load_pem_private_key((keys / "our.pem").read_bytes(), None)
+    certificate = write_pem(tmp_path / "our.cer", certify("Us", key=private))
+    folder = stub_bundle(tmp_path / "b")
+    sign_bundle(open_bundle(folder).store, keys / "our.pem", certificate)
+    pack_bundle(folder, tmp_path / "b.edgeseg")
+    for bundle in (folder, tmp_path / "b.edgeseg"):
+        assert code_of(bundle, keys / "our.pub") == "E-SIGNATURE"
+        with pytest.raises(Failed, match=r"with a certificate, .*bare keys; sign a copy .* alone$"):
+            open_c(bundle, "stub", keys / "our.pub")
+        assert open_c(bundle, "stub").selftest().bit_equal == 2
+
+
 def test_key_with_a_compressed_point_is_refused_by_name(open_c, keys, signed, tmp_path):
     require("openssl")
+    helped = run("openssl", "pkey", "-help")
+    if b"-ec_conv_form" not in helped.stdout + helped.stderr:
+        pytest.skip("needs openssl pkey -ec_conv_form, of OpenSSL 3")
     made = run(
         *("openssl", "pkey", "-in", keys / "our.pem", "-pubout", "-ec_conv_form", "compressed"),
         *("-out", tmp_path / "our.pub"),
@@ -1318,6 +1353,30 @@ def test_example_answers_and_exits_as_documented(built, int8, engine, tmp_path):
 def test_example_refuses_what_it_does_not_understand(built, tmp_path, arguments):
     done = run(built / "edgeseg-predict", stub_bundle(tmp_path / "b"), *arguments)
     assert (done.returncode, done.stderr[:6]) == (2, b"usage:")
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"P5 2 2 65535\n\0\1\0\2\0\3\0\4",
+        b"P5 2 2 2550\n1234",
+        b"P5 2 2 254\n1234",
+        b"P5 2 2 255",
+        b"P5 2 2 2551234",
+        b"P5 2 2 255\n123",
+        b"P5 2 0 255\n",
+        b"P5 2 2 ",
+        b"P2 2 2 255\n1 2 3 4",
+        b"",
+    ],
+)
+def test_example_takes_a_whole_frame_of_8_bits_only(built, tmp_path, frame):
+    example = (built / "edgeseg-predict", tmp_path / "gone")
+    for good in (b"P5 2 2 255\n1234", b"P5\n2 2\n255 \n234"):  # as far as the bundle
+        assert run(*example, input=good).returncode == ERRORS["E-BUNDLE-MISSING"]
+    done = run(*example, input=frame)
+    assert done.returncode == ERRORS["E-ARGUMENT"]
+    assert (done.stderr[:12], done.stderr.count(b"\n")) == (b"E-ARGUMENT: ", 1)
 
 
 @pytest.mark.parametrize("name", ["no folder", "a byte changed", "newer schema", "a pipe"])

@@ -678,6 +678,8 @@ def test_missing_file_added_file_and_sums_that_are_none_are_refused(command, kit
         {"input": {"name": "image"}},
         {"profile": {"min": SINGLE, "opt": SINGLE}},
         {"profile": {"min": FULL, "opt": SINGLE, "max": FULL}},
+        {"profile": {"min": [], "opt": SINGLE, "max": FULL}},
+        {"builds": []},
         {"profile": {"min": SINGLE, "opt": SINGLE, "max": (4, 1, 8, 6)}},
     ],
     ids=lambda change: str(change)[:40],
@@ -1039,7 +1041,7 @@ def engine(command, kit, world, tmp_path):
 
 def test_engine_that_was_built_here_fits(command, kit, world, engine):
     code, stdout, _ = command(kit, "--check", engine)
-    assert (code, stdout) == (0, "fits; 0.000% of pixels unlike the host's\n")
+    assert (code, stdout) == (0, "fits; at most 0.000% of a frame's lesion unlike the host's\n")
     assert world.calls.count("execute_async_v3 7") == 3
     assert not any("build" in call for call in world.calls)
 
@@ -1065,7 +1067,7 @@ def test_engine_from_another_place_is_refused_before_tensorrt_reads_it(
     done = command(kit, "--check", engine)
     assert refusal_of(done) == (3, "E-KIT-ENGINE")
     assert told in done[2]
-    assert done[2].endswith(": run python3 build_engine.py\n")
+    assert done[2].endswith(": run python3 build_engine.py --precision fp16\n")
     assert world.calls == []
 
 
@@ -1278,9 +1280,12 @@ def test_what_stands_around_the_network_does_not_count_whatever_names_it(audit):
     joint = "[ONNX Layer: before/9.Sub]\x1f[ONNX Layer: network/before/Conv]"
     both = convolution(HALF, Name="__myl_both", Metadata=joint)
     first = convolution(HALF, Name="network/before/conv + before/x")
-    text = information(BOXES, named, both, first)
-    assert audit.audit(text, around) == ("macs", 2, {"fp16": 1.0})
-    assert audit.audit(text).convolutions == 4
+    last = convolution(HALF, Name="before/9.Sub + network/before/conv")
+    beside = convolution(HALF, Name="before/2.Conv || network/before/conv")
+    alone = convolution(FLOAT, Name="before/1.Conv + before/2.Relu || after/1.Conv")
+    text = information(BOXES, named, both, first, last, beside, alone)
+    assert audit.audit(text, around) == ("macs", 4, {"fp16": 1.0})
+    assert audit.audit(text).convolutions == 7
     with pytest.raises(ValueError, match="none of the engine's 1 layers"):
         audit.audit(information(BOXES), around)
 
@@ -1335,6 +1340,7 @@ def test_frame_graph_with_a_calibration_cache_or_for_the_dla_is_refused(
         {"vectors": "vectors/gone.npy"},
         {"mask": {"name": "mask"}},
         {"around": None},
+        {"builds": []},
     ],
     ids=lambda change: str(change)[:40],
 )
@@ -1362,6 +1368,38 @@ def test_vectors_that_are_not_of_the_frame_graph_are_refused(stored, command, fr
     assert refusal_of(command(frame_kit, "--frame")) == (3, "E-KIT-FORMAT")
 
 
+@pytest.mark.parametrize("content", [b"", b"no arrays", b"PK\3\4 cut"])
+def test_vectors_that_are_no_arrays_are_refused(content, command, frame_kit, framed):
+    (frame_kit / "vectors" / "frames.npz").write_bytes(content)
+    seal(frame_kit)
+    assert refusal_of(command(frame_kit, "--frame")) == (3, "E-KIT-FORMAT")
+
+
+@pytest.mark.parametrize("name", ["frames.npz", "frames.npy"])
+def test_one_array_where_a_frame_has_two_is_refused(name, command, frame_kit, framed):
+    with (frame_kit / "vectors" / name).open("wb") as file:  # numpy would add the suffix
+        np.save(file, LOGITS)
+    seal(frame_kit)
+    assert refusal_of(command(frame_kit, "--frame")) == (3, "E-KIT-FORMAT")
+
+
+def test_archive_of_arrays_where_one_belongs_is_refused(command, kit, world):
+    with (kit / "vectors" / "input.npy").open("wb") as file:
+        np.savez(file, frames=frames())
+    seal(kit)
+    assert refusal_of(command(kit)) == (3, "E-KIT-FORMAT")
+
+
+def test_frame_engine_that_does_not_fit_says_how_to_build_it_again(
+    command, frame_kit, framed, tmp_path
+):
+    assert command(frame_kit, "--frame", "--precision", "fp16")[0] == 0
+    plan = tmp_path / "kit-fp16-frame.plan"
+    plan.write_bytes(b"plam")
+    done = command(frame_kit, "--check", plan)
+    assert done[2].endswith(": run python3 build_engine.py --precision fp16 --frame\n")
+
+
 def test_frame_engine_that_was_built_here_fits_and_is_judged_by_frames(
     command, frame_kit, framed, tmp_path
 ):
@@ -1369,7 +1407,7 @@ def test_frame_engine_that_was_built_here_fits_and_is_judged_by_frames(
     framed.calls.clear()
     plan = tmp_path / "kit-fp16-frame.plan"
     code, stdout, _ = command(frame_kit, "--check", plan)
-    assert (code, stdout) == (0, "fits; 0.000% of pixels unlike the host's\n")
+    assert (code, stdout) == (0, "fits; at most 0.000% of a frame's lesion unlike the host's\n")
     assert framed.calls.count("execute_async_v3 7") == 3
     assert not any("build" in call for call in framed.calls)
     framed.network = empty

@@ -23,6 +23,7 @@ import json
 import re
 import shlex
 import sys
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Tuple
 
@@ -323,8 +324,8 @@ def make(
         kit_files.write_whole(timing_file, built.timing_cache)  # last: the engine is worth more
     print(
         f"built {out} ({len(built.plan)} bytes): {achieved.share(build.precision):.1%} of the "
-        f"convolutions' {achieved.by} in {build.precision}, {result.flipped_share:.3%} of pixels "
-        f"unlike the host's; frames moved by {cuda.facts.provider}"
+        f"convolutions' {achieved.by} in {build.precision}, at most {result.flipped_share:.3%} of "
+        f"a frame's lesion unlike the host's; frames moved by {cuda.facts.provider}"
     )
 
 
@@ -342,10 +343,13 @@ def check(kit: kit_files.Kit, plan_file: Path, provider: Optional[str]) -> None:
             raise ValueError(f"schema {facts['schema']!r}, this script reads {ENGINE_SCHEMA!r}")
         built_on = Place(*(facts[name] for name in Place._fields))
         sums = facts["plan_sha256"], facts["kit_sha256"]
-        built_from = str(facts["precision"]), str(facts["build"]["onnx"])
+        precision, onnx = str(facts["precision"]), str(facts["build"]["onnx"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         message = f"{plan_file} or its side-car cannot be read ({error!r}): {again}"
         raise kit_files.Refused("E-KIT-ENGINE", message) from error
+    of_frame = is_frame(kit, precision, onnx)
+    if precision in kit.builds:  # else the side-car is of another kit, or was forged
+        again += f" --precision {precision}" + (" --frame" if of_frame else "")
     if sums != (kit_files.sha256_of(plan), kit.sha256):
         what = "side-car" if sums[0] != kit_files.sha256_of(plan) else "kit"
         raise kit_files.Refused("E-KIT-ENGINE", f"{plan_file} is not of this {what}: {again}")
@@ -354,18 +358,18 @@ def check(kit: kit_files.Kit, plan_file: Path, provider: Optional[str]) -> None:
     here = place_of(trt, cuda)
     if here != built_on:
         raise kit_files.Refused("E-KIT-ENGINE", f"built on {built_on}; here is {here}: {again}")
-    build = built_build(kit, *built_from)
+    build = build_of(kit, precision, frame=of_frame)
     log = engine_builder.Log([], [])
     logger = engine_builder.make_logger(trt, log)
     engine = engine_builder.load_engine(trt, logger, log, plan, build)
     result = require_vectors(engine, cuda, kit, build)
-    print(f"fits; {result.flipped_share:.3%} of pixels unlike the host's")
+    print(f"fits; at most {result.flipped_share:.3%} of a frame's lesion unlike the host's")
 
 
-def built_build(kit: kit_files.Kit, precision: str, onnx: str) -> kit_files.Build:
-    """Return which build of the kit made an engine, by what its side-car says."""
+def is_frame(kit: kit_files.Kit, precision: str, onnx: str) -> bool:
+    """Return whether an engine is of the kit's frame graph, by what its side-car says."""
     frame = kit.frames.get(precision)
-    return build_of(kit, precision, frame=frame is not None and frame.onnx == onnx)
+    return frame is not None and frame.onnx == onnx
 
 
 def progress(text: str) -> None:
@@ -437,23 +441,36 @@ def read_vectors(
     kit: kit_files.Kit, build: kit_files.Build
 ) -> Tuple[np.ndarray, Dict[str, np.ndarray]]:
     """Return the frames and what the host answered to them, by output."""
-    import numpy as np
-
-    frames = np.load(kit.folder / build.vectors, allow_pickle=False)
-    stored = np.load(kit.folder / build.expected, allow_pickle=False)
-    if build.mask is None:
-        expected = {build.logits.name: stored}
-    else:
-        with stored:
-            expected = {name: stored[name] for name in stored.files}
+    given = read_arrays(kit.folder / build.vectors, build.input.name)
+    expected = read_arrays(kit.folder / build.expected, build.logits.name)
+    found = {name: (array.shape, str(array.dtype)) for name, array in {**given, **expected}.items()}
+    count = max(found.get(build.input.name, ((), ""))[0][:1], (1,))
     tensors = (build.input, *build.outputs)
-    arrays = {build.input.name: frames, **expected}
-    wanted = {t.name: ((max(len(frames), 1), *t.shape[1:]), t.dtype) for t in tensors}
-    found = {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
-    if found != wanted:
+    wanted = {t.name: ((*count, *t.shape[1:]), t.dtype) for t in tensors}
+    if set(given) != {build.input.name} or found != wanted:
         message = f"the vectors are {found}, kit.json names {wanted}; export again"
         raise kit_files.Refused("E-KIT-FORMAT", message)
-    return frames, expected
+    return given[build.input.name], expected
+
+
+def read_arrays(path: Path, name: str) -> Dict[str, np.ndarray]:
+    """Return the arrays of an npz by their names, that of an npy by the name given.
+
+    Raises:
+        Refused: E-KIT-FORMAT.
+    """
+    import numpy as np
+
+    try:
+        with path.open("rb") as file:  # numpy leaves it open where an npz is cut
+            stored = np.load(file, allow_pickle=False)
+            if isinstance(stored, np.ndarray):
+                return {name: stored}
+            with stored:
+                return {each: stored[each] for each in stored.files}
+    except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+        message = f"{path} holds no arrays ({error}); export the kit again"
+        raise kit_files.Refused("E-KIT-FORMAT", message) from error
 
 
 def compare(

@@ -188,7 +188,7 @@ def read_kit(folder: Path) -> Kit:
             used |= build.files
         if used - listed:
             raise ValueError(f"it names {sorted(used - listed)[0]!r}, which the kit lacks")
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         message = f"{folder / 'kit.json'} is not understood ({error!r}); export the kit again"
         raise Refused("E-KIT-FORMAT", message) from error
     return kit

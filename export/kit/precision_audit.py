@@ -24,6 +24,7 @@ _NAMES = {
     "int8": "int8",
 }
 _ORIGIN = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]+)")
+_JOINT = re.compile(r" \+ | \|\| ")  # fused one after another, or side by side
 _WORD = re.compile(r"\b(" + "|".join(_NAMES) + r")\b", re.IGNORECASE)
 
 
@@ -122,6 +123,6 @@ def _is_convolution(layer: Dict[str, Any]) -> bool:
 
 
 def _is_around(layer: Dict[str, Any], around: Tuple[str, ...]) -> bool:
-    # From 10 on a layer tells its ONNX nodes; before, its name begins with that of the first.
-    nodes = _ORIGIN.findall(layer.get("Metadata", "")) or [layer.get("Name", "")]
+    # From 10 on a layer tells its ONNX nodes; before, its name joins theirs.
+    nodes = _ORIGIN.findall(layer.get("Metadata", "")) or _JOINT.split(layer.get("Name", ""))
     return all(node.startswith(around) for node in nodes)

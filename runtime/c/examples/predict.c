@@ -4,6 +4,7 @@
  * or the positive value of the status (11 for ES_ERR_BUNDLE_HASH).
  */
 #define _POSIX_C_SOURCE 200809L
+#include <ctype.h>
 #include <edgeseg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,7 +24,9 @@ static int complain(int status, const char *message) {
 
 /* Reads a binary PGM of maxval 255 from stdin; NULL if there is none. */
 static uint8_t *read_frame(int *width, int *height) {
-    if (scanf("P5 %d %d 255", width, height) != 2 || getchar() == EOF) return NULL;
+    int end = 0; /* scanf counts numbers only; this tells whether it came past the maxval */
+    if (scanf("P5 %d %d 255%n", width, height, &end) != 2 || end == 0) return NULL;
+    if (!isspace(getchar())) return NULL; /* of a longer number, or there is no pixel */
     if (*width < 1 || *height < 1 || *width > ES_MAX_SIDE || *height > ES_MAX_SIDE) return NULL;
     size_t count = (size_t)*width * (size_t)*height;
     uint8_t *frame = malloc(count);
@@ -120,7 +123,9 @@ int main(int count, char **arguments) {
     }
     int width = 0, height = 0;
     uint8_t *frame = *mode == '\0' ? read_frame(&width, &height) : NULL;
-    if (*mode == '\0' && frame == NULL) return complain(ES_ERR_ARGUMENT, "stdin holds no PGM");
+    if (*mode == '\0' && frame == NULL)
+        return complain(ES_ERR_ARGUMENT,
+                        "stdin holds no whole PGM of maxval 255 (P5); convert the frame to one");
     options.max_width = width;
     options.max_height = height;
     es_session *session = NULL;

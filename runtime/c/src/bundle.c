@@ -80,8 +80,8 @@ static int check_file(void *context, const char *name, const es_file *file) {
     char digest[65];
     size_t unused = 0;
     if (strcmp(name, sums_name) == 0) return ES_OK; /* read already */
-    if (strcmp(name, ES_SIGNATURE) == 0)
-        return es_file_read(file, name, NULL, &unused, digest, c->message);
+    if (strcmp(name, ES_SIGNATURE) == 0) /* read already, or not asked for; in no list of hashes */
+        return file->packed ? es_file_read(file, name, NULL, &unused, digest, c->message) : ES_OK;
     es_sum *sum = find_sum(c, name);
     if (sum == NULL || sum->seen) return es_changed(c->message, name);
     int status = es_file_read(file, name, place_of(c->bundle, name), &c->bundle->total, digest,

@@ -4,6 +4,10 @@
 
 #include "internal.h"
 
+/* How every model.sig begins, whoever signed. */
+#define BEGIN "{\"mediaType\":\"application/vnd.dev.sigstore.bundle.v0.3+json\"," \
+              "\"verificationMaterial\":{"
+
 typedef struct reading {
     char *at, *end;
 } reading;
@@ -62,9 +66,7 @@ static bool take_base64(reading *r, const uint8_t **bytes, size_t *count) {
 
 bool es_signature_read(char *text, size_t count, es_signature *signature) {
     reading r = {text, text + count};
-    return take(&r, "{\"mediaType\":\"application/vnd.dev.sigstore.bundle.v0.3+json\","
-                    "\"verificationMaterial\":{\"publicKey\":{\"hint\":\"") &&
-           take_digits(&r, &signature->hint) &&
+    return take(&r, BEGIN "\"publicKey\":{\"hint\":\"") && take_digits(&r, &signature->hint) &&
            take(&r, "\"},\"tlogEntries\":[]},\"dsseEnvelope\":{\"payload\":\"") &&
            take_base64(&r, &signature->payload, &signature->payload_count) &&
            take(&r, "\",\"payloadType\":\"" ES_PAYLOAD_TYPE "\",\"signatures\":[{\"sig\":\"") &&
@@ -107,9 +109,19 @@ int es_statement_check(const char *text, size_t count, const char sums[65], char
     return covered ? ES_OK : es_not_signed(message, "it was made for something else");
 }
 
+/* Whether the signer's certificate stands where the key's hash would. */
+static bool has_certificate(const es_blob *content) {
+    reading r = {(char *)content->bytes, (char *)content->bytes + content->count};
+    return take(&r, BEGIN "\"x509CertificateChain\":");
+}
+
 /* Verifies the content of model.sig, which is changed. */
 static int check(es_blob *content, const char *key, const char sums[65], char *message) {
     es_signature signature;
+    if (has_certificate(content))
+        return es_fail(message, ES_ERR_SIGNATURE,
+                       "the bundle is signed with a certificate, and this library takes bare keys; "
+                       "sign a copy of it with `edgeseg bundle sign` and the key alone");
     if (!es_signature_read((char *)content->bytes, content->count, &signature))
         return es_not_signed(message, ES_SIGNATURE " is not in the form of Model Signing 1.1");
     int status = es_key_check(key, &signature, message);

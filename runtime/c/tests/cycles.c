@@ -109,6 +109,17 @@ static unsigned long resident_kib(void) {
     return pages * (unsigned long)sysconf(_SC_PAGESIZE) / 1024;
 }
 
+/* In use on the heap. mallinfo2 came with glibc 2.33; before, the fields wrap at 4 GiB. */
+static size_t heap_kib(void) {
+#if __GLIBC_PREREQ(2, 33)
+    struct mallinfo2 heap = mallinfo2();
+    return (heap.uordblks + heap.hblkhd) / 1024;
+#else
+    struct mallinfo heap = mallinfo();
+    return ((size_t)(unsigned)heap.uordblks + (size_t)(unsigned)heap.hblkhd) / 1024;
+#endif
+}
+
 static int cycle(const char *bundle, const es_options *options) {
     static uint8_t frame[SIDE * SIDE], mask[SIDE * SIDE];
     char message[ES_MESSAGE_BYTES];
@@ -126,9 +137,7 @@ int main(int number, char **arguments) {
                           .max_height = SIDE};
     for (int i = atoi(arguments[3]); i > 0; i--) {
         if (cycle(arguments[1], &options) != 0) return 2;
-        struct mallinfo2 heap = mallinfo2();
-        printf("%d %d %zu %lu\n", left(), open_files(), (heap.uordblks + heap.hblkhd) / 1024,
-               resident_kib());
+        printf("%d %d %zu %lu\n", left(), open_files(), heap_kib(), resident_kib());
         if (left() != 0) return 1;
     }
     return seen == 0; /* counted nothing: the counting is wrong */
