@@ -666,8 +666,8 @@ def test_a_release_that_got_a_file_more_is_put_in_place_anew(fleet, tmp_path):
     write_bundle(bundle)
     (bundle / "SHA256SUMS").unlink()
     (bundle / "manifest.json").unlink()
-    (bundle / "folder of").mkdir()
-    (bundle / "folder of" / "a name").write_text("")
+    (bundle / "folder").mkdir()
+    (bundle / "folder" / "name").write_text("")
     seal_bundle(
         bundle,
         bundle_fields(
@@ -682,7 +682,7 @@ def test_a_release_that_got_a_file_more_is_put_in_place_anew(fleet, tmp_path):
         assert fleet.sh(handler, **place).returncode == 0, fleet.said
     (release,) = fleet.releases()
     assert "." not in release  # whole: used again
-    (fleet.root / "current" / "bundle" / "folder of" / "a file").touch()
+    (fleet.root / "current" / "bundle" / "folder" / "a file").touch()
     assert fleet.sh(handler, **place).returncode == 0, fleet.said
     assert fleet.releases() == [f"{release}.1"]
     (fleet.root / "current" / "bundle" / "link").symlink_to("model.onnx")

@@ -437,9 +437,7 @@ class Rauc:
     def _verity(self) -> bool:
         devices = Path("/proc/misc")
         return (
-            devices.exists()
-            and "device-mapper" in devices.read_text()
-            and _kernel_has("dm_verity")
+            devices.exists() and "device-mapper" in devices.read_text() and _kernel_has("dm_verity")
         )
 
     @property
