@@ -3,9 +3,11 @@
 # It is installed once and takes every bundle. Mender itself has compared device type and checksums;
 # the L4T is part of the device type that the artifact names.
 
-# Removes what an earlier update noted: this one's roll-back must not go there, nor one after a power cut.
+# Removes what an earlier update noted: this one's roll-back must not go there, nor one after a power
+# cut.
 forget() {
-    [ ! -e "$EDGESEG_ROOT/before-mender" ] || { rm -f "$EDGESEG_ROOT/before-mender" && sync; } || unwritten
+    noted=$EDGESEG_ROOT/before-mender
+    [ ! -e "$noted" ] || { rm -f "$noted" && sync; } || unwritten
 }
 
 case "$1" in
