@@ -20,10 +20,12 @@ from click.testing import CliRunner
 
 from edgeseg.cli import cli
 from edgeseg.export.device import recipes
-from edgeseg.runtime.bundle import open_bundle
+from edgeseg.runtime.bundle import open_bundle, seal_bundle
+from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import EdgesegError
-from edgeseg.tests import updates_standin
+from edgeseg.tests import measure_updates, updates_standin
 from edgeseg.tests.device_standin import (
+    bundle_fields,
     write_kit_bundle,
     write_onnx_bundle,
     write_played_packages,
@@ -315,6 +317,84 @@ def test_a_commit_that_mender_refuses_goes_back(fleet, tmp_path):
     assert opened == ["open one", "open two", "open one"]
 
 
+def test_going_back_leaves_the_previous_release_as_it_was(fleet, tmp_path):
+    shipped = Shipped("mender", fleet, tmp_path / "shipped")
+    assert shipped.ship("one")
+    assert shipped.ship("two")
+    out = write_recipe(write_bundle(tmp_path / "bundle", "three"), "mender", tmp_path / "out")
+    assert not shipped.mender(out, commit=False)
+    assert fleet.current() == "two"
+    assert (fleet.root / "previous" / "bundle" / "model.onnx").read_text() == "one"
+    assert len(fleet.releases()) == 2
+
+
+def test_a_cut_after_the_previous_release_was_noted_takes_that_back_as_well(fleet, tmp_path):
+    for content in ("one", "two"):
+        assert handler_of(fleet, tmp_path, content)[1]() == 0
+    out, handle = handler_of(fleet, tmp_path, "three")
+    (tmp_path / "bin").mkdir()
+    remove = shutil.which("rm")
+    write_command(
+        tmp_path / "bin" / "rm", f'case "$*" in */pending) {CUT} ;; esac\nexec {remove} "$@"'
+    )
+    assert handle(PATH=f"{tmp_path / 'bin'}:{fleet.environment['PATH']}") == -9
+    assert (fleet.root / "previous" / "bundle" / "model.onnx").read_text() == "two"
+    assert fleet.sh(out / "device" / "edgeseg-recover.sh").returncode == 0
+    assert fleet.current() == "two"
+    assert (fleet.root / "previous" / "bundle" / "model.onnx").read_text() == "one"
+
+
+def test_an_update_that_is_refused_does_not_go_back_to_what_an_earlier_one_noted(fleet, tmp_path):
+    shipped = Shipped("mender", fleet, tmp_path / "shipped")
+    assert shipped.ship("one")
+    one = (fleet.root / "current").readlink()
+    assert shipped.ship("two")
+    (fleet.root / "before-mender").write_text(f"{one}\n")  # its clean-up never came
+    release = Path(fleet.environment["EDGESEG_RELEASE_FILE"])
+    release.write_text("# R35 (release), REVISION: 6.0, GCID: 1, BOARD: generic\n")
+    assert not shipped.ship("new")
+    assert "E-UPDATE-L4T" in fleet.said
+    assert fleet.current() == "two"
+
+
+def test_what_mender_could_go_back_to_is_forgotten_on_the_disk_before_it_is_removed(
+    fleet, tmp_path
+):
+    assert Shipped("mender", fleet, tmp_path / "shipped").ship("one")
+    (fleet.root / "before-mender").write_text("none\n")
+    gone = fleet.root / "releases" / "gone"
+    gone.mkdir()
+    (tmp_path / "bin").mkdir()
+    write_command(
+        tmp_path / "bin" / "sync",
+        f"[ ! -e {fleet.root}/before-mender ] && [ -e {gone} ] && touch {tmp_path}/written",
+    )
+    module = tmp_path / "shipped" / "out-0" / "device" / "edgeseg-bundle"
+    path = f"{tmp_path / 'bin'}:{fleet.environment['PATH']}"
+    assert fleet.sh(module, "Cleanup", str(tmp_path), PATH=path).returncode == 0
+    assert (tmp_path / "written").exists()
+    assert not gone.exists()
+
+
+@pytest.mark.parametrize("link", ["current", "previous"])
+def test_a_link_that_was_made_by_hand_with_a_whole_path_keeps_its_release(fleet, tmp_path, link):
+    for content in ("one", "two"):
+        assert handler_of(fleet, tmp_path, content)[1]() == 0
+    release = (fleet.root / link).resolve()
+    (fleet.root / link).unlink()
+    (fleet.root / link).symlink_to(release)
+    assert handler_of(fleet, tmp_path, "bad")[1]() == 1
+    assert fleet.current() == "two"
+    assert (fleet.root / "previous" / "bundle" / "model.onnx").read_text() == "one"
+    assert handler_of(fleet, tmp_path, "deaf")[1](
+        EDGESEG_RESTART=write_command(
+            tmp_path / "deaf", '! grep -q deaf "$EDGESEG_ROOT/current/bundle/model.onnx"'
+        )
+    )
+    assert "E-UPDATE-ROLLBACK" not in fleet.said
+    assert fleet.current() == "two"
+
+
 def test_a_switch_that_a_power_cut_interrupted_is_taken_back_at_boot(shipped, fleet, tmp_path):
     assert shipped.ship("good")
     good = (fleet.root / "current").readlink()
@@ -333,7 +413,7 @@ def test_a_switch_that_a_power_cut_interrupted_is_taken_back_at_boot(shipped, fl
 def test_a_first_switch_that_a_power_cut_interrupted_leaves_no_current_one(fleet, tmp_path):
     out, handle = handler_of(fleet, tmp_path, "new")
     assert handle(EDGESEG_RESTART=write_command(tmp_path / "cut", CUT)) == -9
-    assert (fleet.root / "pending").read_text() == "none\n"
+    assert (fleet.root / "pending").read_text() == "none\nnone\n"
     assert fleet.sh(out / "device" / "edgeseg-recover.sh").returncode == 0
     assert not (fleet.root / "current").is_symlink()
 
@@ -437,6 +517,32 @@ def test_an_application_that_an_update_starts_keeps_neither_it_nor_the_next_one(
         os.kill(int(pid), signal.SIGKILL)
 
 
+def test_what_an_earlier_restart_started_does_not_write_to_the_log_of_the_next(fleet, tmp_path):
+    handle = handler_of(fleet, tmp_path, "good")[1]
+    waits = "while [ ! -e {} ] && [ $((count += 1)) -lt 500 ]; do sleep 0.02; done"
+    go, gone = tmp_path / "go", tmp_path / "gone"
+    daemon = write_command(
+        tmp_path / "daemon",
+        f"count=0\necho first\n({waits.format(go)}; echo late; touch {gone}) &",
+    )
+    assert handle(EDGESEG_RESTART=daemon) == 0
+    assert "first" in fleet.said
+    second = write_command(
+        tmp_path / "second", f"count=0\ntouch {go}\n{waits.format(gone)}\necho second"
+    )
+    assert handle(EDGESEG_RESTART=second) == 0
+    assert gone.exists()
+    assert (fleet.root / "restart.log").read_bytes() == b"second\n"
+
+
+def test_an_updater_gets_the_end_of_what_a_restart_says(fleet, tmp_path):
+    handle = handler_of(fleet, tmp_path, "good")[1]
+    talk = write_command(tmp_path / "talk", "head -c 20000 /dev/zero | tr '\\0' x\necho end")
+    assert handle(EDGESEG_RESTART=talk) == 0
+    assert fleet.said.endswith("xend\n")
+    assert len(fleet.said) < 5000
+
+
 def test_a_device_that_does_not_say_what_to_restart_is_refused(shipped, fleet):
     del fleet.environment["EDGESEG_RESTART"]
     assert not shipped.ship("good")
@@ -516,6 +622,7 @@ def test_a_roll_back_that_cannot_be_done_is_said(fleet, tmp_path):
     (fleet.root / "pending").write_text("releases/gone\n")
     assert fleet.sh(out / "device" / "edgeseg-recover.sh").returncode == 1
     assert "E-UPDATE-ROLLBACK" in fleet.said
+    assert f"; ln -sfn releases/NAME {fleet.root}/current, with" in fleet.said
     assert fleet.current() == "good"
     new = handler_of(fleet, tmp_path, "new")[1]
     assert new(EDGESEG_RESTART="false") == 1
@@ -552,6 +659,35 @@ def test_a_release_that_was_damaged_on_the_device_is_put_in_place_anew(fleet, tm
         assert fleet.current() == "good"
         assert fleet.releases() == [name]  # the damaged one was in use until then
     assert not (fleet.root / "previous").is_symlink()  # and is none to go back to
+
+
+def test_a_release_that_got_a_file_more_is_put_in_place_anew(fleet, tmp_path):
+    bundle = tmp_path / "bundle"
+    write_bundle(bundle)
+    (bundle / "SHA256SUMS").unlink()
+    (bundle / "manifest.json").unlink()
+    (bundle / "folder").mkdir()
+    (bundle / "folder" / "name").write_text("")
+    seal_bundle(
+        bundle,
+        bundle_fields(
+            "jetson", "fp16", InputContract(height=64, width=64), {"onnxruntime": ("model.onnx",)}
+        ),
+    )
+    (bundle / "model.sig").write_text("no file of SHA256SUMS")
+    out = write_recipe(bundle, "rauc", tmp_path / "out")
+    place = {"RAUC_BUNDLE_MOUNT_POINT": str(out / "content")}
+    handler = out / "content" / "handler.sh"
+    for _ in range(2):
+        assert fleet.sh(handler, **place).returncode == 0, fleet.said
+    (release,) = fleet.releases()
+    assert "." not in release  # whole: used again
+    (fleet.root / "current" / "bundle" / "folder" / "a file").touch()
+    assert fleet.sh(handler, **place).returncode == 0, fleet.said
+    assert fleet.releases() == [f"{release}.1"]
+    (fleet.root / "current" / "bundle" / "link").symlink_to("model.onnx")
+    assert fleet.sh(handler, **place).returncode == 0, fleet.said
+    assert fleet.releases() == [release]
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda sums: sums.write_text("")])
@@ -629,6 +765,29 @@ def test_a_kit_is_built_and_replayed_on_the_device_before_the_switch(fleet, tmp_
 # --- the updaters' own tools, where they are ------------------------------------------------------
 
 
+@pytest.mark.parametrize("updater", sorted(recipes.UPDATERS))
+def test_a_key_is_named_from_where_the_recipe_is_packed(updater, tmp_path):
+    write_recipe(write_bundle(tmp_path / "bundle"), updater, tmp_path / "out")
+    (tmp_path / "tools").mkdir()
+    for tool in ("rauc", "openssl", "cpio", "mender-artifact"):
+        write_command(tmp_path / "tools" / tool, f'echo "$@" >>{tmp_path}/called')
+    path = f"{tmp_path / 'tools'}:{os.environ['PATH']}"
+    (tmp_path / "a key.pem").touch()
+    for key, wanted in (("a key.pem", f"{tmp_path.resolve()}/a key.pem"), ("pkcs11:a", "pkcs11:a")):
+        environment = {**os.environ, "PATH": path, "KEY": key, "CERT": key}
+        subprocess.run(["sh", "out/make.sh"], cwd=tmp_path, env=environment, check=True)
+        called = (tmp_path / "called").read_text()
+        assert re.search(f"[ =]{re.escape(wanted)}( |$)", called, re.MULTILINE), called
+
+
+def test_a_measurement_of_which_nothing_can_run_has_failed(capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert measure_updates.walk_all(recipes.UPDATERS) == 1
+    said = capsys.readouterr().out
+    assert said.count("not run, no ") == len(recipes.UPDATERS)
+    assert "0 cases, 0 wrong" in said
+
+
 def require_tools(*tools):
     for tool, package in tools:
         if shutil.which(tool) is None:
@@ -679,7 +838,7 @@ def swupdate(image, hardware, environment, *options):
 
 
 def test_swupdate_takes_the_image_on_its_board_and_l4t_only(tmp_path):
-    require_tools(("swupdate", "swupdate"), ("cpio", "cpio"))
+    require_tools(("swupdate", "swupdate"), ("cpio", "cpio"), ("openssl", "openssl"))
     bundle = write_bundle(tmp_path / "bundle")
     environment = certificate(tmp_path)  # Debian's swupdate takes nothing that is not signed
     out = pack(write_recipe(bundle, "swupdate", tmp_path / "out"), environment)

@@ -388,7 +388,10 @@ class Updater(Protocol):
 
     name: str
     tools: dict[str, str]  # program -> Debian package
-    refusals: dict[str, str]  # what it says to "board", "l4t", "key" and "damage"
+
+    @property
+    def refusals(self) -> dict[str, str]:
+        """What it says to "board", "l4t", "key" and "damage"."""
 
     def version(self) -> str:
         """Return what the tool calls itself, and how it runs here."""
@@ -430,9 +433,16 @@ class Rauc:
 </busconfig>
 """
 
-    def __init__(self) -> None:
-        self._verity = "device-mapper" in Path("/proc/misc").read_text()
-        self.refusals = {
+    @property
+    def _verity(self) -> bool:
+        devices = Path("/proc/misc")
+        return (
+            devices.exists() and "device-mapper" in devices.read_text() and _kernel_has("dm_verity")
+        )
+
+    @property
+    def refusals(self) -> dict[str, str]:
+        return {
             "board": "Compatible mismatch",
             "l4t": "Compatible mismatch",
             "key": "signature verification failed",
@@ -441,7 +451,7 @@ class Rauc:
         }
 
     def version(self) -> str:
-        form = "format verity" if self._verity else "format plain: no device mapper in this kernel"
+        form = "format verity" if self._verity else "format plain: no dm-verity in this kernel"
         return f"{_first_line('rauc', '--version')}, {form}"
 
     def set_up(self, device: Device, recipe: Path, keys: dict[str, str]) -> None:
@@ -569,7 +579,20 @@ def missing(updater: Updater) -> str:
         return f"{updater.name} installs as root only"
     if shutil.which("unshare") is None or not Path("/dev/loop-control").exists():
         return "no unshare or no loop devices here"
+    if updater.name == "rauc" and not _kernel_has("squashfs"):
+        return "no squashfs in this kernel"
     return ""
+
+
+def _kernel_has(module: str) -> bool:
+    """Whether the kernel has a module, or would load it when it needs it."""
+    systems = Path("/proc/filesystems")
+    if systems.exists() and module in systems.read_text().split():
+        return True
+    if Path("/sys/module", module).exists():
+        return True
+    command = ["modprobe", "--dry-run", "--quiet", module]
+    return shutil.which("modprobe") is not None and not subprocess.call(command)
 
 
 def cannot_enter(folder: Path) -> str:

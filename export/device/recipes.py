@@ -37,6 +37,13 @@ _PLAIN = {
     "version": re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}"),
     "selftest": re.compile(r"[A-Za-z0-9./_=-]+( [A-Za-z0-9./_=-]+)*"),
 }
+# A key may also be what is no file, such as a PKCS #11 URI.
+_FROM_HERE = (
+    "set -eu\n# A path is one from here, not from the recipe's folder.\n"
+    '[ ! -f "${CERT:-}" ] || CERT=$(realpath "$CERT")\n'
+    '[ ! -f "${KEY:-}" ] || KEY=$(realpath "$KEY")\n'
+    'cd "$(dirname "$0")"\n'
+)
 INCOMING = "/data/edgeseg/incoming"  # where SWUpdate unpacks; a path in sw-description is fixed
 
 
@@ -104,7 +111,7 @@ def _rauc(recipe: Recipe, folder: Path) -> None:
         encoding="utf-8",
     )
     (folder / "make.sh").write_text(
-        '#!/bin/sh\n# CERT and KEY: the maker\'s own, PEM.\nset -eu\ncd "$(dirname "$0")"\n'
+        f"#!/bin/sh\n# CERT and KEY: the maker's own, PEM.\n{_FROM_HERE}"
         f'rauc bundle --cert="$CERT" --key="$KEY" content edgeseg-{recipe.version}.raucb\n',
         encoding="utf-8",
     )
@@ -144,7 +151,7 @@ def _swupdate(recipe: Recipe, folder: Path) -> None:
     )
     (folder / "make.sh").write_text(
         "#!/bin/sh\n# KEY and CERT: the maker's own, PEM; unset where no signature is checked.\n"
-        'set -eu\ncd "$(dirname "$0")"\nfiles="sw-description"\n'
+        f'{_FROM_HERE}files="sw-description"\n'
         'if [ -n "${KEY:-}" ]; then\n'
         '    openssl cms -sign -in sw-description -out sw-description.sig -signer "$CERT" \\\n'
         '        -inkey "$KEY" -outform DER -nosmimecap -binary\n'
@@ -168,7 +175,7 @@ def _mender(recipe: Recipe, folder: Path) -> None:
     (folder / "make.sh").write_text(
         "#!/bin/sh\n# KEY: the maker's own, PEM; unset for an artifact that is not signed.\n"
         "# Not PKCS #8: openssl rsa -traditional -in key.pem -out mender.pem\n"
-        'set -eu\ncd "$(dirname "$0")"\n'
+        f"{_FROM_HERE}"
         "mender-artifact write module-image --type edgeseg-bundle \\\n"
         f"    --device-type {recipe.compatible} --artifact-name edgeseg-{recipe.version} \\\n"
         f"    --software-name edgeseg --software-version {recipe.version} \\\n"

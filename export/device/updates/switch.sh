@@ -4,7 +4,8 @@
 #                                       on behind it where the release of that name was damaged
 #   $EDGESEG_ROOT/current               link to the release in use: open current/bundle
 #   $EDGESEG_ROOT/previous              link to the one before
-#   $EDGESEG_ROOT/pending               the release before, while a switch is under way; "none" for none
+#   $EDGESEG_ROOT/pending               while a switch is under way, where the two links led before it: a
+#                                       line each, "none" for none
 #   $EDGESEG_ROOT/part                  a release that is being made
 #   $EDGESEG_ROOT/lock                  held by whoever changes any of these
 #   $EDGESEG_ROOT/restart.log           what the last restart said
@@ -57,9 +58,22 @@ unwritten() {
     fail "E-UPDATE-WRITE: cannot write to $EDGESEG_ROOT; free space or mend its rights"
 }
 
-# Whether the bundle folder $1 has the ID $2 and every byte that its SHA256SUMS says.
-intact() {
-    [ "$(id_of "$1")" = "$2" ] && (cd "$1" && sha256sum -c SHA256SUMS >/dev/null 2>&1)
+# Whether the bundle folder $1 has the ID $2, every byte that its SHA256SUMS says, and no file beside:
+# a self-test refuses one that has.
+intact() (
+    cd "$1" 2>/dev/null && [ "$(id_of .)" = "$2" ] && sha256sum -c SHA256SUMS >/dev/null 2>&1 &&
+        [ "$(files_here | LC_ALL=C sort)" = "$(files_listed | LC_ALL=C sort)" ]
+)
+
+files_here() {
+    find . -type f -print -o ! -type d -exec echo "not a file:" {} \;
+}
+
+# Prints what `files_here` is to find in the folder of a bundle.
+files_listed() {
+    sed 's|^[0-9a-f]*  |./|' SHA256SUMS
+    echo ./SHA256SUMS
+    [ ! -e model.sig ] || echo ./model.sig
 }
 
 # Prints the ID of the bundle folder $1.
@@ -119,14 +133,19 @@ point() {
     ln -sfn "$2" "$EDGESEG_ROOT/$1.new" && mv -T "$EDGESEG_ROOT/$1.new" "$EDGESEG_ROOT/$1"
 }
 
-# Prints the release in use, such as releases/NAME, or "none".
-in_use() {
-    readlink "$EDGESEG_ROOT/current" || echo none
+# Prints the release that the link $1 leads to as releases/NAME, also where the link was made by hand
+# with another path to it, or "none".
+leads_to() {
+    if target=$(readlink "$EDGESEG_ROOT/$1"); then
+        echo "releases/$(basename "$target")"
+    else
+        echo none
+    fi
 }
 
-# Writes the release in use to the file $1, whole or not at all, even where the power fails.
-note_in_use() {
-    in_use >"$EDGESEG_ROOT/$1.new" && sync &&
+# Writes where both links lead to the file $1, whole or not at all, even where the power fails.
+note_links() {
+    { leads_to current && leads_to previous; } >"$EDGESEG_ROOT/$1.new" && sync &&
         mv -T "$EDGESEG_ROOT/$1.new" "$EDGESEG_ROOT/$1" && sync
 }
 
@@ -136,22 +155,23 @@ selftest() {
 }
 
 # Reopens current/bundle. What it starts may keep its output open for ever, and RAUC and Mender wait
-# until ours is closed: it gets a file instead.
+# until ours is closed: it gets a file instead. Always a new one: what an earlier restart started may
+# still write to the old.
 restart() {
     log=$EDGESEG_ROOT/restart.log
-    true 2>/dev/null >"$log" || log=/dev/null
-    timeout -k 10 "$EDGESEG_RESTART_S" $EDGESEG_RESTART >"$log" 2>&1 9>&-
+    { rm -f "$log" && true >>"$log"; } 2>/dev/null || log=/dev/null
+    timeout -k 10 "$EDGESEG_RESTART_S" $EDGESEG_RESTART >>"$log" 2>&1 9>&-
     result=$?
-    cat "$log" >&2
+    tail -c 4096 "$log" >&2
     return $result
 }
 
 # Proves the release $1 and switches to it, or fails with all as it was.
 activate() {
-    before=$(in_use)
+    before=$(leads_to current)
     selftest "$EDGESEG_ROOT/releases/$1/bundle" ||
         fail "E-UPDATE-SELFTEST: release $1 failed its self-test; still on $before" || return 1
-    note_in_use pending || unwritten || return 1
+    note_links pending || unwritten || return 1
     if ! point current "releases/$1"; then
         recover
         unwritten
@@ -159,7 +179,7 @@ activate() {
     fi
     if ! restart; then
         recover
-        fail "E-UPDATE-RESTART: the application did not open release $1; back on $(in_use)"
+        fail "E-UPDATE-RESTART: the application did not open release $1; back on $(leads_to current)"
         return 1
     fi
     case "$before" in
@@ -177,31 +197,40 @@ activate() {
 
 # Takes back a switch that was not finished; does nothing where there is none.
 recover() {
-    [ ! -f "$EDGESEG_ROOT/pending" ] || take_back "$(cat "$EDGESEG_ROOT/pending")"
+    [ ! -f "$EDGESEG_ROOT/pending" ] || take_back pending
 }
 
-# Goes back to $1, as `note_in_use` wrote it, and reopens it where another one was in use. Nothing
-# written, nothing to go back to: an empty $1 changes no link.
+# Lets both links lead where they led when `note_links` wrote the file $1, and reopens the release where
+# another one was in use. Nothing written, nothing to go back to: an empty file changes no link.
 take_back() {
-    found=$(in_use)
-    case "$1" in
+    back=""
+    older=""
+    { read -r back && read -r older; } <"$EDGESEG_ROOT/$1"
+    found=$(leads_to current)
+    case "$back" in
     "" | "$found") found="" ;;
     none) rm -f "$EDGESEG_ROOT/current" ;;
-    *) [ -d "$EDGESEG_ROOT/$1/bundle" ] && point current "$1" ;;
-    esac || fail "E-UPDATE-ROLLBACK: still on $found, not back on $1; link current by hand" || return 1
+    *) [ -d "$EDGESEG_ROOT/$back/bundle" ] && point current "$back" ;;
+    esac || fail "E-UPDATE-ROLLBACK: still on $found, not back on $back; \
+ln -sfn releases/NAME $EDGESEG_ROOT/current, with the NAME of a whole one" || return 1
+    case "$older" in
+    "" | "$(leads_to previous)") ;;
+    none) rm -f "$EDGESEG_ROOT/previous" ;;
+    *) [ ! -d "$EDGESEG_ROOT/$older/bundle" ] || point previous "$older" ;;
+    esac || unwritten || return 1
     sync && rm -f "$EDGESEG_ROOT/pending" && sync || return 1
     # With no release left there is nothing that the application could open.
-    [ -z "$found" ] || restart || [ "$1" = none ] ||
-        fail "E-UPDATE-ROLLBACK: back on $1, but the application was not restarted; restart it"
+    [ -z "$found" ] || restart || [ "$back" = none ] ||
+        fail "E-UPDATE-ROLLBACK: back on $back, but the application was not restarted; restart it"
 }
 
 # Removes what neither link leads to and no switch can go back to.
 prune() {
     rm -rf "$EDGESEG_ROOT/part"
+    kept=$(leads_to current && leads_to previous && cat "$EDGESEG_ROOT/pending" 2>/dev/null)
     for release in "$EDGESEG_ROOT"/releases/*; do
-        case "releases/${release##*/}" in
-        "$(readlink "$EDGESEG_ROOT/current")" | "$(readlink "$EDGESEG_ROOT/previous")") ;;
-        "$(cat "$EDGESEG_ROOT/pending" 2>/dev/null)") ;;
+        case " $(echo $kept) " in  # on one line
+        *" releases/${release##*/} "*) ;;
         *) rm -rf "$release" ;;
         esac
     done
