@@ -9,27 +9,25 @@
  * over CALLS calls and one self-test; and bytes of the rest. Returns 1 where OURS is not 0. */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <link.h>
 #include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "edgeseg.h"
+#include "own_code.h"
 
 enum { SIDE = 200, CALLS = 20 };
 
 extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t);
 extern void *__libc_memalign(size_t, size_t);
 
-static uintptr_t own_begin, own_end; /* of the library's code */
 static unsigned long ours, others, bytes;
 static int counting;
 
 static void count(const void *caller, size_t size) {
-    uintptr_t place = (uintptr_t)caller;
     if (!__atomic_load_n(&counting, __ATOMIC_RELAXED)) return;
-    if (place >= own_begin && place < own_end) {
+    if (is_own(caller)) {
         __atomic_fetch_add(&ours, 1, __ATOMIC_RELAXED);
     } else {
         __atomic_fetch_add(&others, 1, __ATOMIC_RELAXED);
@@ -67,23 +65,6 @@ int posix_memalign(void **memory, size_t alignment, size_t size) {
     void *found = __libc_memalign(alignment, size);
     if (found == NULL) return ENOMEM;
     *memory = found;
-    return 0;
-}
-
-/* Finds the segment that holds es_infer. */
-static int find_own(struct dl_phdr_info *object, size_t size, void *unused) {
-    uintptr_t wanted = (uintptr_t)es_infer;
-    (void)size;
-    (void)unused;
-    for (int i = 0; i < object->dlpi_phnum; i++) {
-        uintptr_t begin = object->dlpi_addr + object->dlpi_phdr[i].p_vaddr;
-        if (object->dlpi_phdr[i].p_type != PT_LOAD || wanted < begin ||
-            wanted >= begin + object->dlpi_phdr[i].p_memsz)
-            continue;
-        own_begin = begin;
-        own_end = begin + object->dlpi_phdr[i].p_memsz;
-        return 1;
-    }
     return 0;
 }
 

@@ -10,13 +10,13 @@
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
-#include <link.h>
 #include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "edgeseg.h"
+#include "own_code.h"
 
 enum { SIDE = 200, MOST = 4096 };
 
@@ -24,14 +24,12 @@ extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t);
 extern void *__libc_memalign(size_t, size_t);
 extern void __libc_free(void *);
 
-static uintptr_t own_begin, own_end; /* of the library's code */
-static void *blocks[MOST];           /* of ours, not yet freed; NULL is a free place */
-static int highest;                  /* place ever used, and one more */
-static unsigned long seen;           /* blocks of ours, ever */
+static void *blocks[MOST]; /* of ours, not yet freed; NULL is a free place */
+static int highest;         /* place ever used, and one more */
+static unsigned long seen;  /* blocks of ours, ever */
 
 static void *remember(const void *caller, void *block) {
-    uintptr_t place = (uintptr_t)caller;
-    if (block == NULL || place < own_begin || place >= own_end) return block;
+    if (block == NULL || !is_own(caller)) return block;
     for (int i = 0; i < MOST; i++) {
         void *empty = NULL;
         if (!__atomic_compare_exchange_n(&blocks[i], &empty, block, 0, __ATOMIC_SEQ_CST,
@@ -66,23 +64,6 @@ void free(void *block) {
             break;
     }
     __libc_free(block);
-}
-
-/* Finds the segment that holds es_infer. */
-static int find_own(struct dl_phdr_info *object, size_t size, void *unused) {
-    uintptr_t wanted = (uintptr_t)es_infer;
-    (void)size;
-    (void)unused;
-    for (int i = 0; i < object->dlpi_phnum; i++) {
-        uintptr_t begin = object->dlpi_addr + object->dlpi_phdr[i].p_vaddr;
-        if (object->dlpi_phdr[i].p_type != PT_LOAD || wanted < begin ||
-            wanted >= begin + object->dlpi_phdr[i].p_memsz)
-            continue;
-        own_begin = begin;
-        own_end = begin + object->dlpi_phdr[i].p_memsz;
-        return 1;
-    }
-    return 0;
 }
 
 static int left(void) {
