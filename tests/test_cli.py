@@ -18,8 +18,8 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from edgeseg import sources
-from edgeseg.cli import cli
+from edgeseg.cli.jobs import sources
+from edgeseg.cli.main import cli
 from edgeseg.export.target import targets
 from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.kd.data.dataset import read_dataset

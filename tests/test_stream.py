@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from edgeseg.cli import cli
+from edgeseg.cli.main import cli
 from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.errors import EngineError, InputError, OutputError
 from edgeseg.runtime.lesion import Spacing

@@ -13,22 +13,22 @@ from types import MappingProxyType
 
 import numpy as np
 
-from .benchmarks.accuracy import ImageScore, score_images
-from .benchmarks.text import text_table
-from .kd.checkpoint import load_checkpoint
-from .kd.config import STUDENT_FILE, TrainConfig
-from .kd.data.dataset import Dataset
-from .kd.data.split import make_split, read_split, samples_of
-from .kd.distill import DISTILLATIONS
-from .kd.engine import TorchEngine
-from .kd.train import is_run, require_settings, train
-from .runtime.bundle import SPLIT_FILE
-from .runtime.engines import available_threads
-from .runtime.errors import InputError
-from .runtime.files import write_bytes
-from .runtime.metrics import bootstrap_interval
-from .runtime.progress import Progress, quiet
-from .runtime.session import Session
+from ...benchmarks.accuracy import ImageScore, score_images
+from ...benchmarks.text import text_table
+from ...kd.checkpoint import load_checkpoint
+from ...kd.config import STUDENT_FILE, TrainConfig
+from ...kd.data.dataset import Dataset
+from ...kd.data.split import make_split, read_split, samples_of
+from ...kd.distill import DISTILLATIONS
+from ...kd.engine import TorchEngine
+from ...kd.train import is_run, require_settings, train
+from ...runtime.bundle import SPLIT_FILE
+from ...runtime.engines import available_threads
+from ...runtime.errors import InputError
+from ...runtime.files import write_bytes
+from ...runtime.metrics import bootstrap_interval
+from ...runtime.progress import Progress, quiet
+from ...runtime.session import Session
 
 SCHEMA = "edgeseg.ablation/1"
 REFERENCE = "routed"

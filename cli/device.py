@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..export.target import PRECISIONS
+from ..runtime.errors import EdgesegError, InputError
 from .console import engine_option, json_option, path_type
-from .export.target import PRECISIONS
-from .runtime.errors import EdgesegError, InputError
 
 if TYPE_CHECKING:
-    from .export.device.jobs import Outcome
-    from .export.device.registry import HostKey
-    from .export.device.transfer import Link
+    from ..export.device.jobs import Outcome
+    from ..export.device.registry import HostKey
+    from ..export.device.transfer import Link
 
 registry_option = click.option(
     "--registry",
@@ -54,8 +54,8 @@ def add(
     registry: Path | None,
 ) -> None:
     """Add a device, or replace NAME, once its host key is accepted and a login works."""
-    from .export.device.adding import add_device
-    from .export.device.registry import Registry, default_folder
+    from ..export.device.adding import add_device
+    from ..export.device.registry import Registry, default_folder
 
     def accept(key: HostKey) -> bool:
         click.echo(f"{url} shows the {key.kind} key {key.fingerprint}", err=True)
@@ -75,8 +75,8 @@ def add(
 @registry_option
 def list_devices(as_json: bool, registry: Path | None) -> None:
     """List the devices."""
-    from .export.device.registry import Registry, default_folder
-    from .export.device.table import render_table
+    from ..export.device.registry import Registry, default_folder
+    from ..export.device.table import render_table
 
     devices = Registry.read(registry or default_folder()).devices.values()
     rows = [(each.name, str(each.address), each.key.fingerprint) for each in devices]
@@ -92,7 +92,7 @@ def list_devices(as_json: bool, registry: Path | None) -> None:
 @registry_option
 def remove(name: str, registry: Path | None) -> None:
     """Forget a device and its host key; nothing on it is touched."""
-    from .export.device.registry import Registry, default_folder
+    from ..export.device.registry import Registry, default_folder
 
     Registry.read(registry or default_folder()).remove(name)
     click.echo(f"{name}: removed from the list")
@@ -104,8 +104,8 @@ def remove(name: str, registry: Path | None) -> None:
 @registry_option
 def doctor(names: tuple[str, ...], as_json: bool, registry: Path | None) -> None:
     """Say what devices are, what they lack and the exact fix; installs nothing."""
-    from .export.device.doctor import examine, render, to_json
-    from .export.device.jobs import on_each
+    from ..export.device.doctor import examine, render, to_json
+    from ..export.device.jobs import on_each
 
     outcomes = on_each(_links(names, registry, retries=0), examine)
     click.echo(to_json(outcomes) if as_json else render(outcomes))
@@ -130,7 +130,7 @@ def build(
     registry: Path | None,
 ) -> None:
     """Build the TensorRT engine of KIT on a device, replay its vectors, bring it back."""
-    from .export.device import jobs
+    from ..export.device import jobs
 
     (link,) = _links((name,), registry, retries=retries)
     built = jobs.build(link, kit, precision, out, frame=frame)
@@ -163,7 +163,7 @@ def benchmark(
 
     A kit is measured with the engine that `edgeseg device build` left there.
     """
-    from .export.device import jobs
+    from ..export.device import jobs
 
     links = _links(names, registry, retries=retries)
     outcomes = jobs.on_each(links, lambda link: jobs.benchmark(link, bundle, engine, rounds))
@@ -193,7 +193,7 @@ def predict(
     registry: Path | None,
 ) -> None:
     """Segment IMAGEs (files or folders) on a device; --out is filled as by `edgeseg predict`."""
-    from .export.device import jobs
+    from ..export.device import jobs
 
     (link,) = _links((name,), registry, retries=retries)
     count = jobs.predict(link, bundle, engine, images, out)
@@ -205,7 +205,7 @@ def predict(
 @registry_option
 def clean(names: tuple[str, ...], registry: Path | None) -> None:
     """Remove all that edgeseg left on devices (~/.cache/edgeseg), unless a job runs there."""
-    from .export.device.jobs import clean_device, on_each
+    from ..export.device.jobs import clean_device, on_each
 
     outcomes = on_each(_links(names, registry, retries=0), clean_device)
     for each in outcomes:
@@ -236,7 +236,7 @@ def recipe(
     bundle: Path, updater: str, board: str, l4t: str, version: str | None, selftest: str, out: Path
 ) -> None:
     """Write what an updater needs to ship BUNDLE to a fleet, with roll-back (docs/updates.md)."""
-    from .export.device.recipes import recipe_of, write_recipe
+    from ..export.device.recipes import recipe_of, write_recipe
 
     found = recipe_of(bundle, board=board, l4t=l4t, version=version, selftest=selftest)
     write_recipe(found, updater, out)
@@ -245,8 +245,8 @@ def recipe(
 
 def _links(names: Sequence[str], registry: Path | None, *, retries: int) -> tuple[Link, ...]:
     """Return a link to each device of these names, each once."""
-    from .export.device.registry import Registry, default_folder
-    from .export.device.transfer import Link
+    from ..export.device.registry import Registry, default_folder
+    from ..export.device.transfer import Link
 
     if len(set(names)) < len(names):
         raise InputError("E-DEVICE-NAME", "a device is named twice; name each once")

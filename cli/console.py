@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 from click.core import ParameterSource
 
-from .runtime.errors import EdgesegError
+from ..runtime.errors import EdgesegError
 
 if TYPE_CHECKING:
-    from .runtime.progress import Progress
+    from ..runtime.progress import Progress
 
 T = TypeVar("T")
 _EXTRA_OF = {
@@ -126,7 +126,7 @@ def bars(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T
 
 def progress_of(quiet: bool) -> Progress:
     """Return what shows progress, or nothing with --quiet."""
-    from .runtime.progress import quiet as silent
+    from ..runtime.progress import quiet as silent
 
     return silent if quiet else bars
 

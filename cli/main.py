@@ -14,11 +14,11 @@ from typing import Any
 
 import click
 
-from . import __version__
-from .cli_benchmark import benchmark, card, probe
-from .cli_bundle import bundle
-from .cli_device import device
-from .cli_stream import stream
+from .. import __version__
+from ..export.target import PRECISIONS
+from ..kd.config import TrainConfig
+from .benchmark import benchmark, card, probe
+from .bundle import bundle
 from .console import (
     F,
     Group,
@@ -35,8 +35,8 @@ from .console import (
     spacing_option,
     threads_option,
 )
-from .export.target import PRECISIONS
-from .kd.config import TrainConfig
+from .device import device
+from .stream import stream
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -57,7 +57,7 @@ def data() -> None:
 @quiet_option
 def data_phantoms(out: Path, count: int, seed: int, quiet: bool) -> None:
     """Write ultrasound phantoms with their masks to OUT, in the BUSI layout."""
-    from .kd.data.phantom import write_phantoms
+    from ..kd.data.phantom import write_phantoms
 
     dataset = write_phantoms(out, count=count, seed=seed, progress=progress_of(quiet))
     click.echo(f"{len(dataset.samples)} phantoms in {out}")
@@ -69,7 +69,7 @@ def data_phantoms(out: Path, count: int, seed: int, quiet: bool) -> None:
 @quiet_option
 def data_audit(folder: Path, as_json: bool, quiet: bool) -> None:
     """List what is wrong in FOLDER: duplicates, conflicts, unreadable files, sizes, empty masks."""
-    from .kd.data.audit import audit_dataset, render
+    from ..kd.data.audit import audit_dataset, render
 
     audit = audit_dataset(folder, progress=progress_of(quiet))
     click.echo(json.dumps(audit.to_dict(), indent=1) if as_json else render(audit))
@@ -104,9 +104,9 @@ def data_split(
 
     With --folds N, OUT/fold-1.json to OUT/fold-N.json; every image is in one test part.
     """
-    from .kd.data.dataset import read_dataset
-    from .kd.data.split import describe_split, make_folds, make_split, write_split
-    from .runtime.files import atomic_folder, require_new, require_writable
+    from ..kd.data.dataset import read_dataset
+    from ..kd.data.split import describe_split, make_folds, make_split, write_split
+    from ..runtime.files import atomic_folder, require_new, require_writable
 
     if folds:
         if fractions:
@@ -171,11 +171,11 @@ def train(
 
     Several GPUs or machines: torchrun --nproc-per-node N -m edgeseg train ...
     """
-    from .kd.config import find_recipe
-    from .kd.data.dataset import read_dataset
-    from .kd.data.split import read_split
-    from .kd.train import read_config
-    from .kd.train import train as run_training
+    from ..kd.config import find_recipe
+    from ..kd.data.dataset import read_dataset
+    from ..kd.data.split import read_split
+    from ..kd.train import read_config
+    from ..kd.train import train as run_training
 
     base = find_recipe(recipe) if recipe else read_config(out) if resume else TrainConfig()
     student = run_training(
@@ -214,10 +214,10 @@ def reproduce(
     **settings: Any,
 ) -> None:
     """Train a student in every way on DATA: the table of what routed distillation is worth."""
-    from .ablation import ROWS, to_text
-    from .ablation import reproduce as run_ablation
-    from .kd.config import find_recipe
-    from .kd.data.dataset import read_dataset
+    from ..kd.config import find_recipe
+    from ..kd.data.dataset import read_dataset
+    from .jobs.ablation import ROWS, to_text
+    from .jobs.ablation import reproduce as run_ablation
 
     results = run_ablation(
         read_dataset(dataset),
@@ -237,8 +237,8 @@ def targets(as_json: bool) -> None:
     """List the targets of `edgeseg export`, with what is known of them."""
     from dataclasses import asdict
 
-    from .export.target import ALIAS, default_jetson, render_targets
-    from .export.target import targets as known
+    from ..export.target import ALIAS, default_jetson, render_targets
+    from ..export.target import targets as known
 
     if as_json:
         content = {name: asdict(target) for name, target in known().items()}
@@ -251,9 +251,9 @@ def targets(as_json: bool) -> None:
 @json_option
 def models(as_json: bool) -> None:
     """List the students that ship, with the figures of their evidence."""
-    from .benchmarks.evidence import read_evidence, render_students
-    from .benchmarks.jsonform import json_from_value
-    from .kd import zoo
+    from ..benchmarks.evidence import read_evidence, render_students
+    from ..benchmarks.jsonform import json_from_value
+    from ..kd import zoo
 
     weights = [zoo.find_weights(name) for name in zoo.available_names()]
     students = [read_evidence(zoo.evidence_file(path), path) for path in weights]
@@ -389,12 +389,12 @@ def export(
     SOURCE is a run, a checkpoint, a shipped student (`edgeseg models`) or an ONNX from elsewhere;
     left out, it is the student t2kd-edge.
     """
-    from .export.plan import make_plan, render_plan
-    from .export.target import find_target
+    from ..export.plan import make_plan, render_plan
+    from ..export.target import find_target
 
     layout = None
     if layout_file:
-        from .sources import read_layout
+        from .jobs.sources import read_layout
 
         layout = read_layout(layout_file)
     plan = make_plan(
@@ -408,7 +408,7 @@ def export(
     )
     if dry_run:
         if source is not None:
-            from .sources import CalibrationRequest, load_exportable, retraining_of
+            from .jobs.sources import CalibrationRequest, load_exportable, retraining_of
 
             found, _ = load_exportable(source, contract)  # what cannot be exported is no plan
             if qat:
@@ -416,11 +416,11 @@ def export(
                 retraining_of(found, request, qat)
         click.echo(json.dumps(plan.to_dict(), indent=1) if as_json else render_plan(plan))
         return
-    from .export.pipeline import Limits, export_bundle
-    from .export.summary import render_export
-    from .kd import zoo
-    from .runtime.files import require_new
-    from .sources import (
+    from ..export.pipeline import Limits, export_bundle
+    from ..export.summary import render_export
+    from ..kd import zoo
+    from ..runtime.files import require_new
+    from .jobs.sources import (
         CalibrationRequest,
         frames_for_export,
         load_exportable,
@@ -489,9 +489,9 @@ def predict(
     quiet: bool,
 ) -> None:
     """Segment IMAGES (files or folders) with BUNDLE: masks, overlays, lesions measured as JSON."""
-    from .runtime.lesion import Spacing
-    from .runtime.predict import find_images, predict_files
-    from .runtime.session import open_session
+    from ..runtime.lesion import Spacing
+    from ..runtime.predict import find_images, predict_files
+    from ..runtime.session import open_session
 
     spacing = Spacing(*spacing_mm) if spacing_mm else None
     found = find_images(images)
@@ -536,8 +536,8 @@ def selftest(
     as_json: bool,
 ) -> None:
     """Replay the golden frames of BUNDLE on this machine; exit code 3 where masks differ."""
-    from .runtime.errors import Refused
-    from .runtime.session import open_session
+    from ..runtime.errors import Refused
+    from ..runtime.session import open_session
 
     result = open_session(bundle, engine=engine, threads=threads or 0, key=key).selftest(
         repeats=repeats
@@ -573,9 +573,9 @@ def evaluate(
     quiet: bool,
 ) -> None:
     """Score SOURCE (a bundle, run, checkpoint or shipped student) on a part of DATA."""
-    from .benchmarks.accuracy import render_accuracy, score_images, summarise, write_scores_csv
-    from .runtime.files import require_writable
-    from .sources import default_part, find_source, samples_for
+    from ..benchmarks.accuracy import render_accuracy, score_images, summarise, write_scores_csv
+    from ..runtime.files import require_writable
+    from .jobs.sources import default_part, find_source, samples_for
 
     if csv_file:
         require_writable(csv_file)

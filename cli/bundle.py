@@ -22,8 +22,8 @@ def bundle() -> None:
 @json_option
 def inspect(path: Path, key: Path | None, as_json: bool) -> None:
     """Print the data sheet of BUNDLE; no model is loaded."""
-    from .export.datasheet import datasheet_of, render_datasheet
-    from .runtime.bundle import open_bundle
+    from ..export.datasheet import datasheet_of, render_datasheet
+    from ..runtime.bundle import open_bundle
 
     sheet = datasheet_of(open_bundle(path, key=key))
     click.echo(json.dumps(sheet, indent=1) if as_json else render_datasheet(sheet))
@@ -38,7 +38,7 @@ def verify(path: Path, key: Path | None, as_json: bool) -> None:
 
     Without --key this tells damage, not intent: who can change a file can change the hashes.
     """
-    from .runtime.bundle import open_bundle
+    from ..runtime.bundle import open_bundle
 
     found = open_bundle(path, key=key)
     signature = "verified" if key else "not verified" if found.is_signed else "none"
@@ -69,8 +69,8 @@ def verify(path: Path, key: Path | None, as_json: bool) -> None:
 )
 def sign(path: Path, key: Path, certificate: Path | None) -> None:
     """Sign BUNDLE with an elliptic-curve key: OpenSSF Model Signing, `model.sig`."""
-    from .runtime.bundle import open_bundle
-    from .runtime.signature import sign_bundle
+    from ..runtime.bundle import open_bundle
+    from ..runtime.signature import sign_bundle
 
     sign_bundle(open_bundle(path).store, key, certificate)
     click.echo(f"{path}: signed")
@@ -81,8 +81,8 @@ def sign(path: Path, key: Path, certificate: Path | None) -> None:
 @click.option("--out", type=path_type(), help="The file to write; must be new. [default: by name]")
 def pack(path: Path, out: Path | None) -> None:
     """Write the folder BUNDLE as one file, NAME.edgeseg: same bundle, same bytes."""
-    from .runtime.bundle import pack_bundle
-    from .runtime.store import SUFFIX
+    from ..runtime.bundle import pack_bundle
+    from ..runtime.store import SUFFIX
 
     whole = Path(os.path.realpath(path)).name  # `Path.resolve` fails for a link to itself
     out = out or Path(whole if whole.endswith(SUFFIX) else whole + SUFFIX)
@@ -99,7 +99,7 @@ def pack(path: Path, out: Path | None) -> None:
 )
 def unpack(path: Path, out: Path | None) -> None:
     """Write the packed BUNDLE as a folder, once every byte of it was verified."""
-    from .runtime.bundle import unpack_bundle
+    from ..runtime.bundle import unpack_bundle
 
     # What cannot be read is told where it is opened; `Path` would raise here.
     is_link = os.path.islink(path)  # noqa: PTH114

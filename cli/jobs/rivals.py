@@ -22,16 +22,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .runtime.contract import InputContract
-from .runtime.engines import ENGINES, Engine, affinity, available_threads, is_installed, open_engine
-from .runtime.errors import EngineError, InputError
-from .runtime.image import input_from_frame
-from .runtime.progress import Progress, quiet
-from .runtime.session import Session
+from ...runtime.contract import InputContract
+from ...runtime.engines import (
+    ENGINES,
+    Engine,
+    affinity,
+    available_threads,
+    is_installed,
+    open_engine,
+)
+from ...runtime.errors import EngineError, InputError
+from ...runtime.image import input_from_frame
+from ...runtime.progress import Progress, quiet
+from ...runtime.session import Session
 
 if TYPE_CHECKING:
-    from .benchmarks.record import Candidate
-    from .kd.checkpoint import Checkpoint
+    from ...benchmarks.record import Candidate
+    from ...kd.checkpoint import Checkpoint
 
 PHANTOMS = 32  # that calibrate where the user gives no frames
 _NOISE_FRAMES = 4  # give networks that are not trained their ranges, which mean nothing
@@ -129,7 +136,7 @@ def rival_candidates(
         InputError: E-RIVAL-NAME, E-RIVAL-SIZE, those of `load_checkpoint`.
         EngineError: E-EXTRA-MISSING, E-ENGINE-COMPILER, E-ENGINE-LOAD, E-AUDIT.
     """
-    from .kd.checkpoint import load_checkpoint
+    from ...kd.checkpoint import load_checkpoint
 
     chosen = rivals_named(names)
     threads = threads or available_threads()
@@ -156,7 +163,7 @@ class _User:
 
 
 def _phantoms() -> Iterator[np.ndarray]:
-    from .kd.data.phantom import draw_phantom
+    from ...kd.data.phantom import draw_phantom
 
     for number in range(1, PHANTOMS + 1):
         yield draw_phantom(("benign", "malignant")[number % 2], number, 0)[0]
@@ -193,8 +200,8 @@ class _NamedEngine:
 
 
 def _open_compiled(checkpoint: Path, folder: Path, threads: int) -> Session:
-    from .kd.checkpoint import load_checkpoint
-    from .kd.engine import TorchEngine
+    from ...kd.checkpoint import load_checkpoint
+    from ...kd.engine import TorchEngine
 
     # An empty cache each time, else only the first start of all would compile.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(dir=folder)
@@ -271,9 +278,9 @@ def _require_engine(engine: str) -> None:
 
 
 def _candidate(name: str, user: _User, folder: Path, threads: int) -> Candidate:
-    from .benchmarks.complexity import count_complexity
-    from .benchmarks.record import Candidate
-    from .kd.models import complexity_of
+    from ...benchmarks.complexity import count_complexity
+    from ...benchmarks.record import Candidate
+    from ...kd.models import complexity_of
 
     rival = RIVALS[name]
     folder.mkdir()
@@ -321,7 +328,7 @@ def _another(name: str, checkpoint: Path, folder: Path, threads: int, each: int)
 
 def _write_model(rival: Rival, user: _User, folder: Path, threads: int) -> bytes:
     """Write the model that the rival's engine opens, and what is known of it; return its ONNX."""
-    from .export.to_onnx import onnx_from_network
+    from ...export.to_onnx import onnx_from_network
 
     contract = user.checkpoint.contract
     if rival.network is not None:
@@ -332,7 +339,7 @@ def _write_model(rival: Rival, user: _User, folder: Path, threads: int) -> bytes
             inputs = (input_from_frame(frame, contract) for frame in user.frames)
             model = _statically_quantised(model, inputs, folder)
     if rival.engine == "openvino":
-        from .export.to_openvino import openvino_from_onnx
+        from ...export.to_openvino import openvino_from_onnx
 
         openvino_from_onnx(model, folder)
     else:
@@ -353,11 +360,11 @@ def _baseline_onnx(network: str, contract: InputContract, precision: str) -> byt
 
     The ranges are those of noise: no time depends on them.
     """
-    from .benchmarks.baselines import build_baseline
-    from .export.qdq import qdq_from_onnx
-    from .export.ranges import measure_ranges
-    from .export.target import find_target
-    from .export.to_onnx import onnx_from_network
+    from ...benchmarks.baselines import build_baseline
+    from ...export.qdq import qdq_from_onnx
+    from ...export.ranges import measure_ranges
+    from ...export.target import find_target
+    from ...export.to_onnx import onnx_from_network
 
     if precision == "fp32":
         built = build_baseline(network, contract.height, contract.width)
@@ -413,8 +420,8 @@ def _int8_share(engine: str, model: bytes, folder: Path, threads: int) -> float:
     """Return the share of all MACs that the engine runs in INT8. Raises EngineError (E-AUDIT)."""
     import onnx
 
-    from .benchmarks.complexity import macs_of_nodes
-    from .export.audit import achieved_in_onnxruntime, achieved_in_openvino
+    from ...benchmarks.complexity import macs_of_nodes
+    from ...export.audit import achieved_in_onnxruntime, achieved_in_openvino
 
     if engine == "onnxruntime":
         return achieved_in_onnxruntime(model, threads).share("int8")

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from ..runtime.errors import InputError
 from .console import (
     engine_option,
     holes_option,
@@ -21,7 +22,6 @@ from .console import (
     spacing_option,
     threads_option,
 )
-from .runtime.errors import InputError
 
 _PORT = 8765
 
@@ -97,14 +97,14 @@ def stream(
     What was due, answered, dropped and missed is told at the end. Ctrl-C ends in good order: what
     there is so far is kept. Not for diagnosis.
     """
-    from .runtime.bundle import open_bundle
-    from .runtime.files import require_new
-    from .runtime.lesion import Spacing
-    from .runtime.session import session_of
-    from .runtime.stream.outputs import default_overlay
-    from .runtime.stream.pipeline import Pace
-    from .runtime.stream.run import Wanted, run_stream
-    from .runtime.stream.sources import open_source
+    from ..runtime.bundle import open_bundle
+    from ..runtime.files import require_new
+    from ..runtime.lesion import Spacing
+    from ..runtime.session import session_of
+    from ..runtime.stream.outputs import default_overlay
+    from ..runtime.stream.pipeline import Pace
+    from ..runtime.stream.run import Wanted, run_stream
+    from ..runtime.stream.sources import open_source
 
     if not out and (overlay or masks):
         raise InputError("E-STREAM-CALL", "--overlay and --masks are of --out; name a folder")
@@ -160,8 +160,8 @@ def stream(
 
 def _serve(stack: contextlib.ExitStack, about: dict[str, Any], host: str | None, port: int) -> Any:
     """Start the page, say where it is, and return its screen."""
-    from .runtime.stream.screen import Screen
-    from .runtime.stream.server import LOOPBACK, Server, is_loopback
+    from ..runtime.stream.screen import Screen
+    from ..runtime.stream.server import LOOPBACK, Server, is_loopback
 
     screen = Screen({**about, "state": "starting"})
     server = stack.enter_context(Server(screen, host or LOOPBACK, port))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ..runtime.errors import InputError
 from .console import (
     given,
     json_option,
@@ -16,7 +17,6 @@ from .console import (
     quiet_option,
     threads_option,
 )
-from .runtime.errors import InputError
 
 
 @click.command()
@@ -158,10 +158,10 @@ def benchmark(
         raise InputError("E-BENCHMARK-CALL", "budgets are judged with --compare; leave them out")
     import tempfile
 
-    from .benchmarks.record import Settings, run_benchmark, to_json
-    from .benchmarks.report import require_report_path, to_table, write_reports
-    from .runtime.files import sha256_of_file
-    from .sources import (
+    from ..benchmarks.record import Settings, run_benchmark, to_json
+    from ..benchmarks.report import require_report_path, to_table, write_reports
+    from ..runtime.files import sha256_of_file
+    from .jobs.sources import (
         candidates_of,
         common_samples,
         default_part,
@@ -192,7 +192,7 @@ def benchmark(
     with tempfile.TemporaryDirectory(prefix="edgeseg-") as folder:
         candidates = candidates_of(found, engines, threads or 0)
         if rivals:
-            from .rivals import PHANTOMS, rival_candidates
+            from .jobs.rivals import PHANTOMS, rival_candidates
 
             network = first_checkpoint(found)
             candidates += rival_candidates(
@@ -220,8 +220,8 @@ def benchmark(
 def _compare_reports(
     files: tuple[Path, Path], budgets: tuple[str, ...], out: Path | None, as_json: bool
 ) -> None:
-    from .benchmarks.compare import compare_records, parse_budget, read_pair, require_budgets
-    from .benchmarks.compare_report import (
+    from ..benchmarks.compare import compare_records, parse_budget, read_pair, require_budgets
+    from ..benchmarks.compare_report import (
         comparison_document,
         comparison_to_json,
         render_comparison,
@@ -277,10 +277,10 @@ def card(
 
     RECORD is the JSON of a benchmark of the measured run and its INT8 bundle on the test part.
     """
-    from .benchmarks.card import write_student
-    from .kd import zoo
-    from .runtime.files import write_bytes
-    from .sources import calibrate_shipped, checkpoint_of, gather_evidence
+    from ..benchmarks.card import write_student
+    from ..kd import zoo
+    from ..runtime.files import write_bytes
+    from .jobs.sources import calibrate_shipped, checkpoint_of, gather_evidence
 
     if name not in zoo.SHIPPED:
         raise InputError(
@@ -308,15 +308,15 @@ def probe(
     """Report this process's own memory and start-up times, for `benchmark`."""
     import numpy as np
 
-    from .benchmarks.process import report_probe
-    from .runtime.session import Session
+    from ..benchmarks.process import report_probe
+    from ..runtime.session import Session
 
     def open_session() -> Session:
         if rival and folder:
-            from .rivals import open_rival
+            from .jobs.rivals import open_rival
 
             return open_rival(rival, source, folder, threads)
-        from .sources import find_source
+        from .jobs.sources import find_source
 
         return find_source(source).open(engine, threads)
 

@@ -13,29 +13,29 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .kd import zoo
-from .kd.config import STUDENT_FILE
-from .runtime.built import engine_files
-from .runtime.bundle import SPLIT_FILE, Bundle, open_bundle
-from .runtime.engines import ENGINES, available_threads, files_of, is_installed
-from .runtime.errors import InputError, Refused
-from .runtime.files import sha256_of_file
-from .runtime.image import read_image
-from .runtime.layout import Layout
-from .runtime.progress import Progress, quiet
-from .runtime.session import Session, first_installed, session_of
-from .runtime.store import SUFFIX
+from ...kd import zoo
+from ...kd.config import STUDENT_FILE
+from ...runtime.built import engine_files
+from ...runtime.bundle import SPLIT_FILE, Bundle, open_bundle
+from ...runtime.engines import ENGINES, available_threads, files_of, is_installed
+from ...runtime.errors import InputError, Refused
+from ...runtime.files import sha256_of_file
+from ...runtime.image import read_image
+from ...runtime.layout import Layout
+from ...runtime.progress import Progress, quiet
+from ...runtime.session import Session, first_installed, session_of
+from ...runtime.store import SUFFIX
 
 if TYPE_CHECKING:
-    from .benchmarks.evidence import Evidence
-    from .benchmarks.latency import Frame
-    from .benchmarks.prediction import DevicePeaks
-    from .benchmarks.record import Candidate, Proof
-    from .export.calibration import CalibrationSet
-    from .export.pipeline import Frames, Network, Retrain, Retrained
-    from .export.qdq import Rounding
-    from .kd.data.dataset import Dataset, Sample
-    from .kd.qat import TrainedRun
+    from ...benchmarks.evidence import Evidence
+    from ...benchmarks.latency import Frame
+    from ...benchmarks.prediction import DevicePeaks
+    from ...benchmarks.record import Candidate, Proof
+    from ...export.calibration import CalibrationSet
+    from ...export.pipeline import Frames, Network, Retrain, Retrained
+    from ...export.qdq import Rounding
+    from ...kd.data.dataset import Dataset, Sample
+    from ...kd.qat import TrainedRun
 
 # What stands in for images where the user has none: drawn anew each time, always the same.
 PHANTOMS = 160
@@ -82,7 +82,7 @@ class Source:
                 "use --part all for data that it never saw, --part unseen for a shipped student",
             )
         if not self.is_bundle:
-            from .kd.checkpoint import load_checkpoint
+            from ...kd.checkpoint import load_checkpoint
 
             trained_with = load_checkpoint(self.path).provenance.get("split_sha256")
             if sha256_of_file(file) != trained_with:
@@ -113,7 +113,7 @@ class Source:
             return frozenset(listed)
         if self.is_onnx or not zoo.evidence_file(self.path).is_file():
             return None
-        from .benchmarks.evidence import read_evidence
+        from ...benchmarks.evidence import read_evidence
 
         return frozenset(read_evidence(zoo.evidence_file(self.path), self.path).trained_on)
 
@@ -131,8 +131,8 @@ class Source:
                 f"{self.path} is a checkpoint and runs in {' and '.join(TORCH_ENGINES)}, not in "
                 f"{engine!r}; export it first",
             )
-        from .kd.checkpoint import load_checkpoint
-        from .kd.engine import TorchCudaEngine, TorchEngine
+        from ...kd.checkpoint import load_checkpoint
+        from ...kd.engine import TorchCudaEngine, TorchEngine
 
         loaded = load_checkpoint(self.path)
         if engine == "torch-cuda":
@@ -185,8 +185,8 @@ def load_exportable(path: Path, contract: Path | None) -> tuple[Source, Network]
 
     Raises InputError: E-SOURCE, E-CONTRACT, those of `load_checkpoint` and `read_onnx`.
     """
-    from .export.foreign import read_onnx
-    from .export.pipeline import load_trained
+    from ...export.foreign import read_onnx
+    from ...export.pipeline import load_trained
 
     if path.suffix == ".onnx" and path.is_file():
         return Source(path, is_bundle=False, is_onnx=True), read_onnx(path, contract)
@@ -246,9 +246,9 @@ def common_samples(
             may have trained another; E-DATA-SEEN if a shipped student was trained on some of
             "all", or on everything; those of `Source.trained_on`.
     """
-    from .kd.data.dataset import read_dataset
-    from .kd.data.duplicates import with_groups
-    from .kd.data.split import read_split, samples_of
+    from ...kd.data.dataset import read_dataset
+    from ...kd.data.duplicates import with_groups
+    from ...kd.data.split import read_split, samples_of
 
     dataset = read_dataset(data)
     if part in ("unseen", "all"):
@@ -333,9 +333,9 @@ def frames_for_export(
             E-CALIB-SYNTHETIC (a record was made from phantoms), those of
             `Source.trained_on` and `Source.split_file`.
     """
-    from .export.parity import CheckFrame
-    from .export.pipeline import Frames
-    from .kd.data.phantom import draw_phantom
+    from ...export.parity import CheckFrame
+    from ...export.pipeline import Frames
+    from ...kd.data.phantom import draw_phantom
 
     if request.synthetic and request.record is not None:
         raise InputError(
@@ -393,7 +393,7 @@ def retraining_of(source: Source, request: CalibrationRequest, epochs: int) -> R
             "E-CALIB-CHOICE",
             "--qat measures the new network on the frames that calibrate; leave --ranges out",
         )
-    from .kd.qat import read_run
+    from ...kd.qat import read_run
 
     return partial(_retrain, source, request.data, read_run(source.path), epochs)
 
@@ -406,9 +406,9 @@ def _retrain(
     rounding: Rounding,
     progress: Progress,
 ) -> Retrained:
-    from .export.pipeline import Retrained, TrainedNetwork
-    from .export.to_onnx import module_of_node
-    from .kd.qat import Quantisation, fine_tune_quantised, load_parts
+    from ...export.pipeline import Retrained, TrainedNetwork
+    from ...export.to_onnx import module_of_node
+    from ...kd.qat import Quantisation, fine_tune_quantised, load_parts
 
     quantisation = Quantisation(
         tuple(module_of_node(name) for name in rounding.convolutions),
@@ -435,7 +435,7 @@ class _Parts:
 
 
 def _phantom_parts(phantoms: Dataset, progress: Progress) -> _Parts:
-    from .kd.data.split import make_split, samples_of
+    from ...kd.data.split import make_split, samples_of
 
     split = make_split(phantoms, seed=0, fractions=_PHANTOM_FRACTIONS, progress=progress)
     return _Parts(
@@ -447,9 +447,9 @@ def _phantom_parts(phantoms: Dataset, progress: Progress) -> _Parts:
 
 def _parts_of(source: Source, data: Path | None, progress: Progress) -> _Parts | None:
     """Return the parts of the user's data; None where a shipped student comes without."""
-    from .export.pipeline import RUN_SPLIT
-    from .kd.data.dataset import read_dataset
-    from .kd.data.split import make_split, samples_of
+    from ...export.pipeline import RUN_SPLIT
+    from ...kd.data.dataset import read_dataset
+    from ...kd.data.split import make_split, samples_of
 
     if data is None and source.trained_on() is None:
         what = "images with masks" if source.is_onnx else "the data set of its run"
@@ -475,8 +475,8 @@ def _calibration_for(
     source: Source, request: CalibrationRequest, parts: _Parts | None, drawn: _Parts | None
 ) -> tuple[CalibrationSet | Path, str]:
     """Return frames or the record of an earlier calibration, and a few words on it."""
-    from .export.calibration import parse_calibration
-    from .export.pipeline import read_calibration_frames
+    from ...export.calibration import parse_calibration
+    from ...export.pipeline import read_calibration_frames
 
     if request.record is not None:
         record = parse_calibration(request.record)
@@ -520,7 +520,7 @@ def _require_train_part(record: Path, frames: Sequence[str], split_file: Path) -
 
     A near-duplicate shares its group's part, so the part of the frame itself tells.
     """
-    from .kd.data.split import read_split
+    from ...kd.data.split import read_split
 
     part_of = {entry.image_sha256: entry.part for entry in read_split(split_file).entries}
     for frame in frames:
@@ -554,10 +554,10 @@ def calibrate_shipped(weights: Source, data: Path, images: int, progress: Progre
         images: most frames.
         progress: wraps the frames.
     """
-    from .export.calibration import calibrate
-    from .export.pipeline import load_trained, read_calibration_frames
-    from .kd.data.dataset import read_dataset
-    from .kd.data.split import read_split, samples_of
+    from ...export.calibration import calibrate
+    from ...export.pipeline import load_trained, read_calibration_frames
+    from ...kd.data.dataset import read_dataset
+    from ...kd.data.split import read_split, samples_of
 
     trained = load_trained(weights.path)
     samples = samples_of(read_split(weights.split_file()), read_dataset(data), "train")
@@ -575,7 +575,7 @@ def calibrate_shipped(weights: Source, data: Path, images: int, progress: Progre
 @contextlib.contextmanager
 def phantom_dataset(progress: Progress = quiet) -> Iterator[Dataset]:
     """Draw `PHANTOMS` phantoms of `PHANTOM_SEED` into a folder that goes with the context."""
-    from .kd.data.phantom import write_phantoms
+    from ...kd.data.phantom import write_phantoms
 
     with tempfile.TemporaryDirectory(prefix="edgeseg-") as folder:
         yield write_phantoms(
@@ -606,13 +606,13 @@ def gather_evidence(
     Raises InputError: E-REPORT-SCHEMA, E-CARD-RECORD, E-CARD-WEIGHTS (the three do not belong
     together), those of `load_checkpoint` and `read_dataset`.
     """
-    from .benchmarks.accuracy import score_images
-    from .benchmarks.card import draw_cases, worst_of
-    from .benchmarks.evidence import SCHEMA, Evidence, figures_of, measured_rows, settings_of
-    from .benchmarks.record import from_json
-    from .kd.checkpoint import load_checkpoint
-    from .kd.data.dataset import read_dataset
-    from .kd.data.split import read_split, samples_of
+    from ...benchmarks.accuracy import score_images
+    from ...benchmarks.card import draw_cases, worst_of
+    from ...benchmarks.evidence import SCHEMA, Evidence, figures_of, measured_rows, settings_of
+    from ...benchmarks.record import from_json
+    from ...kd.checkpoint import load_checkpoint
+    from ...kd.data.dataset import read_dataset
+    from ...kd.data.split import read_split, samples_of
 
     fp32, int8, split_sha256 = measured_rows(from_json(record.read_bytes()))
     trial, shipped = load_checkpoint(measured.path), load_checkpoint(weights.path)
@@ -721,7 +721,7 @@ def _engines_of(source: Source) -> list[str]:
 
 
 def _of_bundle(source: Source, engines: Sequence[str], threads: int) -> list[Candidate]:
-    from .benchmarks.record import Candidate
+    from ...benchmarks.record import Candidate
 
     bundle = open_bundle(source.path)
     manifest = bundle.manifest
@@ -784,8 +784,8 @@ def _onnx_of(bundle: Bundle) -> bytes | None:
 
 
 def _proof_of(bundle: Bundle) -> Proof:
-    from .benchmarks.jsonform import value_from_json
-    from .benchmarks.record import Proof
+    from ...benchmarks.jsonform import value_from_json
+    from ...benchmarks.record import Proof
 
     facts = bundle.manifest.evidence
     try:
@@ -802,8 +802,8 @@ def _proof_of(bundle: Bundle) -> Proof:
 
 def jetson_devices() -> tuple[DevicePeaks, ...]:
     """Return the peaks of every Jetson module, whichever its JetPack."""
-    from .benchmarks.prediction import DevicePeaks
-    from .export.target import targets
+    from ...benchmarks.prediction import DevicePeaks
+    from ...export.target import targets
 
     modules = {name.partition("@")[0]: target for name, target in targets().items() if "@" in name}
     return tuple(
@@ -832,9 +832,9 @@ def _of_checkpoint(source: Source, engines: Sequence[str], threads: int) -> list
     if not wanted:
         return []
     threads = threads or available_threads()
-    from .benchmarks.record import ANY_BATCH, Candidate
-    from .kd.checkpoint import load_checkpoint
-    from .kd.models import complexity_of
+    from ...benchmarks.record import ANY_BATCH, Candidate
+    from ...kd.checkpoint import load_checkpoint
+    from ...kd.models import complexity_of
 
     loaded = load_checkpoint(source.path)
     return [
