@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from edgeseg.benchmarks import nvml, process
-from edgeseg.benchmarks.process import probe_process, report_probe
+from edgeseg.benchmarks.measure import nvml, process
+from edgeseg.benchmarks.measure.process import probe_process, report_probe
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import EngineError
 from edgeseg.runtime.session import Session
