@@ -158,8 +158,9 @@ def benchmark(
         raise InputError("E-BENCHMARK-CALL", "budgets are judged with --compare; leave them out")
     import tempfile
 
-    from ..benchmarks.record import Settings, run_benchmark, to_json
+    from ..benchmarks.record import Settings, to_json
     from ..benchmarks.report.files import require_report_path, to_table, write_reports
+    from ..benchmarks.run import run_benchmark
     from ..runtime.files import sha256_of_file
     from .jobs.sources import (
         candidates_of,

@@ -868,14 +868,14 @@ def test_help_and_version_are_results(word):
 STOPPED_IN_A_SOAK = """
 import os, signal, threading
 from edgeseg.__main__ import main
-from edgeseg.benchmarks import record
+from edgeseg.benchmarks import run
 
 def stop(*_, **__):
     os.kill(os.getpid(), signal.SIGINT)
     threading.Event().wait(10)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-record.measure_soak = stop
+run.measure_soak = stop
 main()
 """
 
