@@ -160,8 +160,8 @@ NOTES: Mapping[str, str] = MappingProxyType(
         "no-layers": "{names}: no times by layer, as the engine has no profiler known here or the "
         "bundle no ONNX; measure one that ONNX Runtime takes too.",
         "no-yardstick": "{names}: there is no yardstick for the engine here (of GPUs only ONNX "
-        "Runtime and OpenVINO have one, and it needs the package onnx), so --compare cannot tell "
-        "the machine from the row; measure both in one run.",
+        "Runtime and OpenVINO have one, and it needs the package onnx), so edgeseg compare cannot "
+        "tell the machine from the row; measure both in one run.",
         "no-waits": "The system does not tell how long a thread waited for a core, so passes take "
         "every call; compare runs of a quiet machine only.",
     }
