@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import html
 import io
 import json
+import math
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,6 +15,8 @@ from html.parser import HTMLParser
 import pytest
 
 from edgeseg.benchmarks.compare import compare_records
+from edgeseg.benchmarks.measure.accuracy import summarise
+from edgeseg.benchmarks.measure.process import ProcessFacts
 from edgeseg.benchmarks.report import metrics
 from edgeseg.benchmarks.report.comparison import comparison_document
 from edgeseg.benchmarks.report.files import to_csv, to_html, to_markdown, to_table
@@ -29,7 +33,7 @@ from edgeseg.benchmarks.report.metrics import (
 )
 from edgeseg.benchmarks.report.page import to_page
 from edgeseg.tests.fabricated_comparison import COMMAND, two_records
-from edgeseg.tests.fabricated_record import full_record
+from edgeseg.tests.fabricated_record import full_record, make_row, score, untrained
 
 PAGES = ("results", "latency", "memory", "accuracy")  # tables of the page and of Markdown
 COMPARED = ("compared times", "compared memory", "compared accuracy")
@@ -177,3 +181,33 @@ def test_description_of_the_csv_is_printed():
     )
     assert done.stderr == ""
     assert done.stdout == csv_description()
+
+
+def test_lesions_missed_are_those_under_a_tenth_of_those_there_are():
+    scores = tuple(score(f"{dice}", "benign", dice) for dice in (0.0, 0.09, 0.1, 0.8))
+    normal = dataclasses.replace(score("normal", "normal", 0.0), lesion_px=0)
+    (metric,) = (each for each in METRICS if each.key == "lesions_missed")
+    row = make_row("a", scores=(*scores, normal), accuracy=summarise((*scores, normal)))
+    assert metric.get(row, None) == 0.5
+    assert {column.cell(row, None) for column in metric.columns} == {"50.0 % (2 of 4)"}
+    none = make_row("a", scores=(normal,), accuracy=summarise((normal,)))
+    assert math.isnan(metric.get(none, None))
+    assert metric.get(untrained("a"), None) is None
+
+
+def test_share_of_lesions_missed_can_be_limited():
+    scores = tuple(score(f"{dice}", "benign", dice) for dice in (0.0, 0.5, 0.6, 0.8))
+    row = make_row("a", scores=scores, accuracy=summarise(scores))
+    kept, broken = parse_budget("lesions_missed=25%"), parse_budget("lesions_missed=0.2")
+    assert (kept.limit, broken.limit) == (0.25, 0.2)
+    assert kept.kind.value(row, None, kept) <= kept.limit
+    assert broken.kind.value(row, None, broken) > broken.limit
+    assert kept.kind.value(untrained("a"), None, kept) == "the network is not trained"
+
+
+def test_power_on_to_first_mask_has_both_parts_in_one_cell():
+    (metric,) = (each for each in METRICS if each.key == "first_frame_ms")
+    process = ProcessFacts(peak_rss_mib=300.0, start_ms=790.0, first_mask_ms=812.0)
+    row = make_row("a", process=process)
+    assert metric.get(row, None) == 22
+    assert metric.columns[0].cell(row, None) == "812 (790 + 22.0)"

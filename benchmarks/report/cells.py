@@ -5,7 +5,10 @@ A number is None where it was not measured and NaN where it is not defined.
 
 from __future__ import annotations
 
+import math
+
 from ..formatting import MISSING, fixed, percent, signed_interval, significant
+from ..measure.accuracy import ImageScore
 from ..measure.latency import percentile, supported_percentile
 from ..measure.process import ON_CPU
 from ..record import Comparison, Row
@@ -13,9 +16,22 @@ from .wording import NOT_TRAINED, dice_of, ratio_text, with_interval
 
 Number = float | None
 Ends = tuple[Number, Number]  # of an interval
+MISSED_BELOW = 0.1  # Dice of a lesion that counts as missed
 
 
 # --- start and memory ----------------------------------------------------------------------------
+
+
+def first_frame_ms(row: Row) -> float:
+    """Return what the first mask takes once the network is ready."""
+    return row.process.first_mask_ms - row.process.start_ms
+
+
+def power_on_text(row: Row) -> str:
+    """Return the time from the start of a process to its first mask, and what it is made of."""
+    parts = (row.process.first_mask_ms, row.process.start_ms, first_frame_ms(row))
+    whole, start, frame = map(significant, parts)
+    return f"{whole} ({start} + {frame})"
 
 
 def gpu_memory_text(row: Row) -> str:
@@ -96,6 +112,30 @@ def mean_dice_text(row: Row) -> str:
 def why_no_dice(row: Row) -> str:
     """Return why a row has no figure of images with a lesion."""
     return "the network is not trained" if row.accuracy is None else "no image has a lesion"
+
+
+def missed_share(row: Row) -> Number:
+    """Return the share of lesions whose Dice is under `MISSED_BELOW`."""
+    if row.accuracy is None:
+        return None
+    lesions = _lesions(row)
+    return len(_missed(lesions)) / len(lesions) if lesions else math.nan
+
+
+def missed_text(row: Row) -> str:
+    """Return that share, and of how many lesions it is."""
+    share, lesions = missed_share(row), _lesions(row)
+    if share is None:
+        return NOT_TRAINED
+    return f"{percent(share)} ({len(_missed(lesions))} of {len(lesions)})" if lesions else MISSING
+
+
+def _lesions(row: Row) -> list[ImageScore]:
+    return [score for score in row.scores if score.lesion_px]
+
+
+def _missed(lesions: list[ImageScore]) -> list[ImageScore]:
+    return [score for score in lesions if score.dice < MISSED_BELOW]
 
 
 def hd95_text(row: Row) -> str:

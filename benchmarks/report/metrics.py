@@ -231,6 +231,8 @@ _file = _of(lambda row: significant(mib(row.file_bytes)))
 _peak = _of(lambda row: significant(row.process.peak_rss_mib))
 _start = _of(lambda row: significant(row.process.start_ms))
 _first_mask = _of(lambda row: significant(row.process.first_mask_ms))
+_first_frame = _of(lambda row: significant(cells.first_frame_ms(row)))
+_MISSED_UNIT = f"Dice under {cells.MISSED_BELOW:g}"
 _fps = _of(lambda row: fps_text(row.offline))
 
 # --- the table -----------------------------------------------------------------------------------
@@ -387,6 +389,18 @@ METRICS: tuple[Metric, ...] = (
             Column("results", "First mask", "ms", _first_mask, order=6),
             Column("memory", "First mask", "ms", _first_mask),
             Column("compared memory", "First mask", "ms", _first_mask),
+        ),
+    ),
+    Metric(
+        "first_frame_ms",
+        "ms",
+        _of(cells.first_frame_ms),
+        "from the ready network to its first mask: first_mask_ms less start_ms",
+        "lower",
+        _time_limit("first_frame", "first_frame=50ms"),
+        (
+            Column("memory", "Power-on to mask", "ms, start + frame", _of(cells.power_on_text)),
+            Column("compared memory", "First frame", "ms", _first_frame),
         ),
     ),
     _fact("rounds", lambda row: len(row.latency.e2e_ms), "timed calls of single frames"),
@@ -642,6 +656,27 @@ METRICS: tuple[Metric, ...] = (
         ),
     ),
     *_ends(("dice_low", "dice_high"), "", "the 95 % interval of Dice", cells.dice_ends),
+    Metric(
+        "lesions_missed",
+        "",
+        _of(cells.missed_share),
+        f"share of lesions whose Dice is under {cells.MISSED_BELOW:g}",
+        "lower",
+        Limit(
+            "lesions_missed",
+            "lesions_missed=5%",
+            {"": times(1), "%": times(0.01)},
+            percent,
+            cells.why_no_dice,
+            limits=(0, 1),
+            of_trained=True,
+        ),
+        (
+            Column("results", "Lesions missed", _MISSED_UNIT, _of(cells.missed_text)),
+            Column("accuracy", "Lesions missed", _MISSED_UNIT, _of(cells.missed_text)),
+            Column("compared accuracy", "Lesions missed", _MISSED_UNIT, _of(cells.missed_text)),
+        ),
+    ),
     _of_lesions("iou", "IoU", "mean IoU over images with a lesion", _mean("iou")),
     _of_lesions("recall", "Recall", "mean recall over images with a lesion", _mean("recall")),
     _of_lesions(
