@@ -137,6 +137,10 @@ def path_type(**options: Any) -> click.Path:
 
 
 F = TypeVar("F", bound=Callable[..., Any])
+# One data set or several, each PATH or NAME=PATH (see `kd.data.dataset.read_datasets`).
+data_argument = click.argument(
+    "dataset", metavar="DATA...", type=path_type(), nargs=-1, required=True
+)
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
 engine_option = click.option(

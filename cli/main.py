@@ -22,6 +22,7 @@ from .bundle import bundle
 from .console import (
     F,
     Group,
+    data_argument,
     engine_option,
     given,
     holes_option,
@@ -144,7 +145,7 @@ def _train_options(command: F, without: tuple[str, ...] = ()) -> F:
 
 
 @cli.command()
-@click.argument("dataset", metavar="DATA", type=path_type())
+@data_argument
 @click.option("--out", type=path_type(), required=True, help="Folder of the run.")
 @click.option("--split", "split_file", type=path_type(), help="Split to use; default: a new one.")
 @click.option("--recipe", help="Settings to start from: t2kd-busi or t2kd-busi-edge.")
@@ -157,7 +158,7 @@ def _train_options(command: F, without: tuple[str, ...] = ()) -> F:
 def train(
     context: click.Context,
     /,
-    dataset: Path,
+    dataset: tuple[Path, ...],
     out: Path,
     split_file: Path | None,
     recipe: str | None,
@@ -169,17 +170,19 @@ def train(
 ) -> None:
     """Train two class teachers on DATA, then the student that both teach (T²KD).
 
+    DATA is one data set or several; NAME=PATH names one, else its folder does.
+
     Several GPUs or machines: torchrun --nproc-per-node N -m edgeseg train ...
     """
     from ..kd.config import find_recipe
-    from ..kd.data.dataset import read_dataset
+    from ..kd.data.dataset import read_datasets
     from ..kd.data.split import read_split
     from ..kd.train import read_config
     from ..kd.train import train as run_training
 
     base = find_recipe(recipe) if recipe else read_config(out) if resume else TrainConfig()
     student = run_training(
-        read_dataset(dataset),
+        read_datasets(dataset),
         out,
         replace(base, **given(context, settings)),
         split=read_split(split_file) if split_file else None,

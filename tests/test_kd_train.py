@@ -15,7 +15,7 @@ import edgeseg.kd.fit as fitting
 import edgeseg.kd.train as training
 from edgeseg.kd.checkpoint import load_checkpoint, read_tensors
 from edgeseg.kd.config import TrainConfig
-from edgeseg.kd.data.dataset import Dataset, read_dataset
+from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.kd.data.split import make_split, read_split
 from edgeseg.kd.train import train
 from edgeseg.runtime.errors import InputError, Refused
@@ -376,7 +376,7 @@ def test_unknown_name_is_refused_with_the_known_ones(changes, code, known, datas
 @pytest.mark.parametrize("label", ["benign", "malignant"])
 def test_data_set_without_a_taught_class_is_refused_and_no_run_is_left(label, dataset, tmp_path):
     others = tuple(sample for sample in dataset.samples if sample.label != label)
-    reduced = Dataset(dataset.root, dataset.layout, others)
+    reduced = replace(dataset, samples=others)
     assert code_of(reduced, tmp_path / "run", SHORT) == "E-DATA-CLASS"
     assert not (tmp_path / "run").exists()
 

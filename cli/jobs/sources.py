@@ -291,7 +291,7 @@ def _untrained_samples(
         raise Refused(
             "E-DATA-SEEN",
             f"the weights were trained on {known} of the {len(dataset.samples)} images in "
-            f"{dataset.root}, so these cannot score them; {mend}",
+            f"{dataset.where}, so these cannot score them; {mend}",
         )
     return unseen
 
