@@ -100,7 +100,7 @@ def main():
                 draw_batch(frames, rows, 0, 0, contract),
                 config,
             ),
-            "ours": lambda: fitting._step(learner, rows, 0),
+            "ours": lambda: fitting._step(learner, rows, np.zeros_like(rows)),
         }
         times = {name: [] for name in steps}
         for pair in range(asked.pairs + 1):
