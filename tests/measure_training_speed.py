@@ -90,7 +90,7 @@ def main():
         )
         network = fitting.placed(build_model(asked.student), CPU).train()
         pupil = fitting._Pupil(network, 0, 0)
-        optimizer = torch.optim.AdamW(pupil.parameters())
+        optimizer = torch.optim.AdamW(pupil.parameters(), fused=True)
         learner = fitting.Learner(pupil, optimizer, stage, around)
         steps = {
             "plain": lambda: plain_step(
