@@ -254,8 +254,8 @@ def targets(as_json: bool) -> None:
 @json_option
 def models(as_json: bool) -> None:
     """List the students that ship, with the figures of their evidence."""
-    from ..benchmarks.evidence import read_evidence, render_students
     from ..benchmarks.jsonform import json_from_value
+    from ..benchmarks.report.evidence import read_evidence, render_students
     from ..kd import zoo
 
     weights = [zoo.find_weights(name) for name in zoo.available_names()]
@@ -576,7 +576,12 @@ def evaluate(
     quiet: bool,
 ) -> None:
     """Score SOURCE (a bundle, run, checkpoint or shipped student) on a part of DATA."""
-    from ..benchmarks.accuracy import render_accuracy, score_images, summarise, write_scores_csv
+    from ..benchmarks.measure.accuracy import (
+        render_accuracy,
+        score_images,
+        summarise,
+        write_scores_csv,
+    )
     from ..runtime.files import require_writable
     from .jobs.sources import default_part, find_source, samples_for
 

@@ -41,6 +41,7 @@ from .frames import Batch, Frames, draw_phantoms, load_frames
 from .log import RunLog
 from .losses import supervised_loss
 from .models import Trace, build_model, centre_channels
+from .sampling import require_drawable, sampling_of
 from .teaching import CLASSES_OF, Teachers, find_teaching
 
 Weights = Mapping[str, torch.Tensor]
@@ -127,9 +128,12 @@ def train(
             run_device,
             progress,
             f"reading {part} images",
+            crops=part == "train" and config.crop_share > 0,
+            empty=part == "train" and config.empty_share > 0,
         )
         for part in ("train", "val")
     }
+    require_drawable(sampling_of(config), frames["train"])
     group = join_group(run_device)
     # On GPUs some of the operators have no deterministic form.
     torch.use_deterministic_algorithms(run_device.type == "cpu")
@@ -149,7 +153,7 @@ def train(
         provenance = {
             "config": asdict(config),
             "split_sha256": split_sha256,
-            "train_images": len(frames["train"].names),
+            "train_images": frames["train"].image_count,
             "data": _sets_of(split, dataset),
         }
         run = _Run(around, frames, provenance)
@@ -228,7 +232,17 @@ def _train_teachers(run: _Run) -> dict[str, Checkpoint]:
         name: str, classes: tuple[str, ...], epochs: int, start: Weights | None, rate: float
     ) -> Checkpoint:
         data, val = (frames[part].of_classes(*classes) for part in ("train", "val"))
-        stage = Stage(f"teacher-{name}", config.teacher, data, val, epochs, rate, _on_masks, start)
+        stage = Stage(
+            f"teacher-{name}",
+            config.teacher,
+            data,
+            val,
+            epochs,
+            rate,
+            _on_masks,
+            start,
+            sampling=sampling_of(config),
+        )
         return taken.get(name) or run.stage(stage)
 
     start, rate = None, config.learning_rate
@@ -269,7 +283,7 @@ def _train_student(run: _Run, teachers: Mapping[str, Checkpoint]) -> None:
 
         def open_caches() -> None:
             for name, teacher in teachers.items():
-                taught = data.of_classes(*teaching.taught_by(name))
+                taught = data.images_only().of_classes(*teaching.taught_by(name))
                 key = _cache_key(teacher, taught, run)
                 caches[name] = LogitCache(
                     around.out / "cache", f"teacher-{name}", key, taught.names, config.views
@@ -292,6 +306,7 @@ def _train_student(run: _Run, teachers: Mapping[str, Checkpoint]) -> None:
             _weights_from_phantoms(run, "student", config.student),
             adapted_channels=centre_channels(config.teacher) if adapted else 0,
             views=config.views,
+            sampling=sampling_of(config),
         ),
         {name: teacher.sha256 for name, teacher in teachers.items()},
     )
