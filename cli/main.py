@@ -16,7 +16,7 @@ import click
 
 from .. import __version__
 from ..export.target import PRECISIONS
-from ..kd.config import TrainConfig
+from ..kd.config import RECIPES, TrainConfig
 from .benchmark import benchmark, card, probe
 from .bundle import bundle
 from .console import (
@@ -148,7 +148,7 @@ def _train_options(command: F, without: tuple[str, ...] = ()) -> F:
 @data_argument
 @click.option("--out", type=path_type(), required=True, help="Folder of the run.")
 @click.option("--split", "split_file", type=path_type(), help="Split to use; default: a new one.")
-@click.option("--recipe", help="Settings to start from: t2kd-busi or t2kd-busi-edge.")
+@click.option("--recipe", help=f"Settings to start from: {', '.join(RECIPES)}.")
 @click.option("--teachers", type=path_type(), help="A run whose teachers are taken.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out with its own settings.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
