@@ -81,7 +81,7 @@ def test_pipe_that_does_not_block_gets_everything():
     os.set_blocking(writing, False)
     with subprocess.Popen([sys.executable, "-c", code], stdout=writing) as process:
         os.close(writing)
-        with open(reading, "rb") as stream:
+        with os.fdopen(reading, "rb") as stream:
             told = stream.read()
     assert process.returncode == 0
     assert told == b"x" * 1_000_000 + b"\n"
