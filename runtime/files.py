@@ -223,7 +223,7 @@ def _ending_signals_as_exit() -> Iterator[None]:
 
     Only in the main thread, and only what nobody handles or ignores, as nohup does.
     """
-    taken: List[int] = []
+    taken: List[signal.Signals] = []
 
     def leave(number: int, frame: object) -> None:
         for each in taken:  # a shell and the terminal that it loses send one each

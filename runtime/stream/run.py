@@ -92,8 +92,8 @@ def _signals_to(stop: Callable[[], None]) -> Iterator[List[int]]:
     """Call `stop` on the first SIGINT, SIGTERM or SIGHUP and yield the list that tells which came.
 
     The second one raises KeyboardInterrupt, where neither is SIGHUP: a shell and the terminal that
-    it loses send one each, and systemd may send it beside SIGTERM. An ignored SIGHUP stays so: nohup asks for that. Only in the main thread;
-    elsewhere signals are the caller's matter.
+    it loses send one each, and systemd may send it beside SIGTERM. An ignored SIGHUP stays so:
+    nohup asks for that. Only in the main thread; elsewhere signals are the caller's matter.
     """
     caught: List[int] = []
 
