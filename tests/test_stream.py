@@ -764,9 +764,15 @@ def test_folder_that_exists_is_refused_before_anything_runs(bundle, images, tmp_
     assert "E-OUT-EXISTS" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_ends_in_good_order_with_complete_outputs(bundle, images, tmp_path, number):
-    out = tmp_path / "out"
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        *((signal.SIGINT,), (signal.SIGTERM,), (signal.SIGHUP,)),
+        *((signal.SIGHUP, signal.SIGHUP), (signal.SIGHUP, signal.SIGTERM)),
+    ],
+)
+def test_signal_ends_in_good_order_with_complete_outputs(bundle, images, tmp_path, numbers):
+    number, out = numbers[0], tmp_path / "out"
     command = [sys.executable, "-m", "edgeseg", "stream", bundle, images, "--rate", 100]
     command += ["--loop", "--out", out, "--overlay", "images"]
     process = subprocess.Popen(
@@ -782,7 +788,8 @@ def test_signal_ends_in_good_order_with_complete_outputs(bundle, images, tmp_pat
             assert time.monotonic() < deadline
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.02)
-        process.send_signal(number)
+        for each in numbers:
+            process.send_signal(each)
         _, told = process.communicate(timeout=30)
     finally:
         process.kill()
