@@ -168,7 +168,7 @@ def _start_of(head: bytes) -> Optional[int]:
 def _syntax_of(data: Any) -> str:
     """Return the UID of the transfer syntax; without one, how pydicom found the elements written.
 
-    Compressed pixels then contradict it, which is told where they are read.
+    Compressed pixels contradict that, see `PixelFormat.require_length`.
     """
     told = data.file_meta.get("TransferSyntaxUID")
     if told:
@@ -192,6 +192,12 @@ def _header_of(data: Any, path: Path, offset: int, whole_frame: bool) -> Header:
             f"{path} has transfer syntax {syntax[:64]!r}, which is not read; convert it to "
             "Explicit VR Little Endian",
         )
+    for keyword in ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation"):
+        if data.get(keyword) is None:
+            raise InputError(
+                "E-DICOM-READ",
+                f"{path} is no DICOM image (it has no {keyword}); name a file with pixels",
+            )
     rows, columns = int(data.Rows), int(data.Columns)
     frames = int(data.get("NumberOfFrames") or 1)
     if not (0 < rows <= 65535 and 0 < columns <= 65535 and frames > 0):
@@ -242,27 +248,23 @@ def _region_of(item: Any, path: Path) -> Optional[Region]:
             return None
 
     spatial_format, data_type = number("RegionSpatialFormat"), number("RegionDataType")
-    left, top = number("RegionLocationMinX0"), number("RegionLocationMinY0")
-    right, bottom = number("RegionLocationMaxX1"), number("RegionLocationMaxY1")
-    if (
-        spatial_format is None
-        or data_type is None
-        or left is None
-        or top is None
-        or right is None
-        or bottom is None
-    ):
-        if spatial_format in (None, _TWO_D) and data_type in (None, _TISSUE):
-            raise InputError(
-                "E-DICOM-REGION",
-                f"{path} tells a region without its spatial format, its data type or a corner, so "
-                "that the tissue is not known; take the frames whole with --whole-frame",
-            )
+    corners = [number(f"RegionLocation{corner}") for corner in ("MinX0", "MinY0", "MaxX1", "MaxY1")]
+    left, top, right, bottom = corners
+    told = [value is not None for value in (spatial_format, data_type, *corners)]
+    may_be_tissue = spatial_format in (None, _TWO_D) and data_type in (None, _TISSUE)
+    # GDCM writes an item with deltas alone, which is no region.
+    if not all(told) and any(told) and may_be_tissue:
+        raise InputError(
+            "E-DICOM-REGION",
+            f"{path} tells a region without its spatial format, its data type or a corner, so that "
+            "the tissue is not known; take the frames whole with --whole-frame",
+        )
+    if not all(told):
         return None
     return Region(
-        spatial_format,
-        data_type,
-        (left, top, right, bottom),
+        spatial_format or 0,
+        data_type or 0,
+        (left or 0, top or 0, right or 0, bottom or 0),
         (number("PhysicalUnitsXDirection") or 0, number("PhysicalUnitsYDirection") or 0),
         (_delta_of(item, "PhysicalDeltaX"), _delta_of(item, "PhysicalDeltaY")),
     )
@@ -297,7 +299,7 @@ def _crop_of(region: Region, pixels: PixelFormat, path: Path) -> Tuple[int, int,
             "it and its spacing with --whole-frame",
         )
     # The far corner belongs to the region; some vendors write the frame's size there.
-    if not (0 <= left and right <= pixels.columns and 0 <= top and bottom <= pixels.rows):
+    if min(left, top) < 0 or right > pixels.columns or bottom > pixels.rows:
         raise InputError(
             "E-DICOM-REGION",
             f"{path} tells a tissue region of {left},{top} to {right},{bottom} in frames of "
@@ -347,7 +349,10 @@ def _palette_of(data: Any, path: Path) -> np.ndarray:
     if length not in (count, count + count % 2, 2 * count):
         raise refused(f"of {count} entries in {length} bytes")
     wide = length == 2 * count
-    tables = np.array([np.frombuffer(table, "<u2" if wide else np.uint8) for table in stored])
+    tables: np.ndarray = np.array(
+        [np.frombuffer(table, "<u2" if wide else np.uint8) for table in stored]
+    )
     if wide and tables.max() > 255:
         tables >>= 8
-    return tables[:, np.clip(np.arange(256) - first, 0, count - 1)].T.astype(np.uint8)
+    palette: np.ndarray = tables[:, np.clip(np.arange(256) - first, 0, count - 1)].T
+    return palette.astype(np.uint8)

@@ -87,13 +87,13 @@ class PixelFormat:
         """Bytes of a frame without compression."""
         return self.rows * self.columns * (2 if self.subsampled else self.samples)
 
-
     def require_length(self, path: Path) -> None:
         """Raise InputError (E-DICOM-PIXELS) where length and photometric contradict each other.
 
         What is uncompressed and shorter is damaged, which `read_frames` tells; but a length that
         fits another number of samples exactly, or that leaves room for more frames, shows that the
-        header is not that of these pixels. Raises OSError.
+        header is not that of these pixels. E-DICOM-SYNTAX: they are compressed, and the transfer
+        syntax, or its absence, says otherwise. Raises OSError.
         """
         if SYNTAXES[self.syntax] is not _decode_native:
             return
@@ -106,7 +106,13 @@ class PixelFormat:
         per_sample = self.frames * self.rows * self.columns
         fits_another = length in (_even(samples * per_sample) for samples in (1, 2, 3))
         excess = length - _even(wanted)
-        if length == _UNDEFINED or length in (wanted, _even(wanted)):
+        if length == _UNDEFINED:
+            raise InputError(
+                "E-DICOM-SYNTAX",
+                f"{path} has compressed pixels and tells no transfer syntax of any compression; "
+                "correct its file meta information",
+            )
+        if length in (wanted, _even(wanted)):
             return
         if fits_another or excess >= self.frame_bytes:
             raise InputError(
@@ -258,7 +264,7 @@ def _true_offsets(file: BinaryIO, table: bytes, frames: int) -> FrozenSet[int]:
     It is not if it is of another length, does not ascend, or points at what is no fragment.
     """
     offsets = [offset for (offset,) in struct.iter_unpack("<I", table[: len(table) // 4 * 4])]
-    ascending = all(one < other for one, other in zip(offsets, offsets[1:]))
+    ascending = offsets == sorted(set(offsets))
     if len(offsets) != frames or offsets[0] != 0 or not ascending:
         return frozenset()
     first = file.tell()
@@ -267,12 +273,14 @@ def _true_offsets(file: BinaryIO, table: bytes, frames: int) -> FrozenSet[int]:
         file.seek(first + offset)
         heads.append(file.read(4))
     file.seek(first)
-    whole = [head for head in heads if len(head) == 4]  # a file that is cut has the others no more
-    return frozenset(offsets if all(head == _ITEM for head in whole) else ())
+    return frozenset(offsets if all(head == _ITEM for head in heads) else ())
 
 
 def _fragments(file: BinaryIO) -> Iterator[Tuple[int, bytes]]:
-    """Yield where each fragment's item begins, and the fragment, up to the closing delimiter, or to the end of a file without it."""
+    """Yield where the item of each fragment begins, and the fragment.
+
+    Up to the closing delimiter, or to the end of a file without it.
+    """
     start = file.tell()
     end = file.seek(0, io.SEEK_END)
     file.seek(start)
@@ -347,9 +355,9 @@ def _decode_jpeg(encoded: bytes, pixels: PixelFormat) -> _Decoded:
         if image.mode == "L":
             return _Decoded(np.asarray(image), _monochrome(pixels))
         photometric = _colours_of_jpeg(image, pixels.photometric)
-        # The JPEG library takes three samples for YCbCr unless the stream says RGB; we convert
-        # ourselves, so that every compression is converted alike.
-        if image.info.get("adobe_transform", 1) != 0 and _component_ids(image) not in _RGB_IDS:
+        # The samples as they are, converted as those of every other compression. These two the
+        # JPEG library takes for RGB itself, all else for YCbCr.
+        if image.info.get("adobe_transform") != 0 and _component_ids(image) != b"RGB":
             image.draft("YCbCr", image.size)
         return _Decoded(np.asarray(image), photometric)
 
@@ -496,11 +504,12 @@ def _grey_of(decoded: _Decoded, pixels: PixelFormat) -> np.ndarray:
     if decoded.photometric == "MONOCHROME1":
         return 255 - samples
     if decoded.photometric == "PALETTE COLOR" and pixels.palette is not None:
-        return _luma(pixels.palette)[samples]
+        through: np.ndarray = _luma(pixels.palette)[samples]
+        return through
     if decoded.photometric == "RGB":
         return _luma(samples)
     # Most pixels of a scan are grey: without colour Y is what the conversion gives too.
-    grey = samples[:, :, 0].copy()
+    grey: np.ndarray = samples[:, :, 0].copy()
     coloured = (samples[:, :, 1:] != 128).any(axis=2)
     grey[coloured] = _luma(_rgb_from_ybr(samples[coloured]))
     return grey
@@ -516,7 +525,8 @@ def _rgb_from_ybr(samples: np.ndarray) -> np.ndarray:
     """Convert YBR_FULL, uint8 [..., 3] (DICOM PS3.3, C.7.6.3.1.2), in the steps of pydicom."""
     converted = samples.astype(np.float32) - np.array([0, 128, 128], np.float32)
     converted = converted @ _RGB_OF_YBR + np.float32(0.5)
-    return np.clip(np.floor(converted), 0, 255).astype(np.uint8)
+    rgb: np.ndarray = np.clip(np.floor(converted), 0, 255).astype(np.uint8)
+    return rgb
 
 
 _RGB_OF_YBR = np.array(
