@@ -5,7 +5,6 @@ Listing a data set looks at names only; pixels are read by `Sample.read_image` a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ...runtime.errors import InputError
-from ...runtime.image import IMAGE_SUFFIXES, read_image, read_mask
+from ...runtime.folder import IMAGE_SUFFIXES, image_files, masked_stem, natural_key, stem_of
+from ...runtime.image import read_image
 from .labels import LABELS as LABELS
 from .labels import LabelList, image_key, read_found_list, read_named_list
-
-_MASK_STEM = re.compile(r"(.+)_mask(?:_\d+)?", re.IGNORECASE)
+from .masks import read_mask
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Sample:
         Raises:
             InputError: E-DATA-MASK-SIZE for a mask of another size than the image,
                 E-DATA-MASK-EMPTY for a lesion without a marked pixel or a normal image with one,
-                or as `runtime.image.read_image`.
+                or as `runtime.image.read_image` and `masks.inspect_mask`.
         """
         height, width = self.read_image().shape
         union = np.zeros((height, width), np.bool_)
@@ -154,24 +153,7 @@ def list_files(root: Path) -> tuple[str, Listing]:
 
 
 def _by_name(samples: Iterable[Sample]) -> tuple[Sample, ...]:
-    return tuple(sorted(samples, key=lambda sample: _natural(sample.name)))
-
-
-def _natural(name: str) -> tuple[list[int | str], str]:
-    """Return a sort key that puts "benign (2)" before "benign (10)"."""
-    parts: list[int | str] = list(re.split(r"(\d+)", name))
-    parts[1::2] = [int(number) for number in parts[1::2]]
-    return parts, name
-
-
-def _images_in(folder: Path) -> list[Path]:
-    """Return the image files, naturally sorted; hidden ones are the file system's own."""
-    found = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "." and path.is_file()
-    ]
-    return sorted(found, key=lambda path: _natural(path.name))
+    return tuple(sorted(samples, key=lambda sample: natural_key(sample.name)))
 
 
 def _folders(root: Path, *names: str) -> list[Path]:
@@ -186,14 +168,15 @@ def _pair(
     """Join images, masks and labels; an image without a label is left out."""
     by_stem: dict[str, list[Path]] = {}
     for mask in masks:
-        matched = _MASK_STEM.fullmatch(mask.stem)
-        by_stem.setdefault(matched[1] if matched else mask.stem, []).append(mask)
+        by_stem.setdefault(masked_stem(mask) or stem_of(mask), []).append(mask)
     samples, stems = [], set()
     for image in images:
-        stems.add(image.stem)
+        stems.add(stem_of(image))
         if image in labels:
             name = image.relative_to(root).as_posix()
-            samples.append(Sample(name, labels[image], image, tuple(by_stem.get(image.stem, ()))))
+            samples.append(
+                Sample(name, labels[image], image, tuple(by_stem.get(stem_of(image), ())))
+            )
     orphans = [mask for stem, found in by_stem.items() if stem not in stems for mask in found]
     return Listing(tuple(samples), tuple(orphans))
 
@@ -202,9 +185,9 @@ def _list_busi(root: Path) -> Listing:
     samples: list[Sample] = []
     orphans: list[Path] = []
     for folder in _folders(root, *LABELS):
-        files = _images_in(folder)
-        masks = [path for path in files if _MASK_STEM.fullmatch(path.stem)]
-        images = [path for path in files if not _MASK_STEM.fullmatch(path.stem)]
+        files = image_files(folder)
+        masks = [path for path in files if masked_stem(path)]
+        images = [path for path in files if not masked_stem(path)]
         listing = _pair(root, images, masks, dict.fromkeys(images, folder.name.casefold()))
         samples += listing.samples
         orphans += listing.orphan_masks
@@ -218,8 +201,8 @@ def _list_with_labels(
     table: Path,
     read_list: Callable[[Path, set[str]], LabelList],
 ) -> Listing:
-    images = [path for folder in _folders(root, image_folder) for path in _images_in(folder)]
-    masks = [path for folder in _folders(root, mask_folder) for path in _images_in(folder)]
+    images = [path for folder in _folders(root, image_folder) for path in image_files(folder)]
+    masks = [path for folder in _folders(root, mask_folder) for path in image_files(folder)]
     if not images:
         return Listing((), tuple(masks))
     given = read_list(table, {image_key(path.name) for path in images})
