@@ -12,10 +12,17 @@ from PIL import Image
 from .contract import InputContract
 from .errors import InputError
 from .folder import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from .image_file import MAX_IMAGE_PIXELS as MAX_IMAGE_PIXELS
 from .image_file import (
-    MAX_IMAGE_PIXELS as MAX_IMAGE_PIXELS,
+    frame_count,
+    frame_numbers,
+    is_deep,
+    open_image,
+    require_one_frame,
+    require_size,
+    upright,
+    without_warnings,
 )
-from .image_file import frame_count, is_deep, open_image, require_one_frame, require_size, upright
 
 MAX_FRAME_SIDE = 16384  # px; the C runtime has the same limit
 
@@ -29,7 +36,7 @@ def read_image(path: Path) -> np.ndarray:
     `MAX_IMAGE_PIXELS`), E-IMAGE-MODE (more than 8 bits a channel), E-IMAGE-FRAMES (several
     frames or pages).
     """
-    with open_image(path) as image:
+    with open_image(path) as image, without_warnings():
         require_one_frame(image, path)
         return _grey_of(image, path)
 
@@ -41,14 +48,16 @@ def read_frames(path: Path) -> Iterator[np.ndarray]:
     told apart.
     """
     with open_image(path) as image:
-        count = getattr(image, "n_frames", 1)
-        if frame_count(image) > count:
-            require_one_frame(image, path)
-        # A picture that APNG shows where animation is not known is no frame of it.
-        for number in range(1 if image.info.get("default_image") else 0, max(count, 1)):
-            image.seek(number)
-            require_size(image, path)
-            yield _grey_of(image, path)
+        with without_warnings():
+            numbers = frame_numbers(image)
+            if frame_count(image) > numbers.stop:
+                require_one_frame(image, path)
+        for number in numbers:
+            with without_warnings():  # not while another is at work on the frame
+                image.seek(number)
+                require_size(image, path)
+                grey = _grey_of(image, path)
+            yield grey
 
 
 def _grey_of(image: Image.Image, path: Path) -> np.ndarray:

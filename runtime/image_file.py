@@ -25,18 +25,27 @@ _UNREADABLE = (
 
 
 @contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silence Pillow: our cap of pixels is lower than its own, and grey has no alpha to lose."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """Open an image file, whose pixels are not decoded yet.
+    """Open an image file, whose pixels are not decoded yet; use it `without_warnings`.
 
     Raises InputError: E-IMAGE-READ (missing, truncated, no image), also for what Pillow raises
     while the file is used; E-IMAGE-SIZE (over `MAX_IMAGE_PIXELS`).
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # bombs: our cap is lower; palettes: grey has no alpha
-            # By a file object: a TIFF that Pillow opens by its path and maps into memory comes
-            # out sheared where its orientation exchanges the sides (Pillow 13).
-            with Path(path).open("rb") as file, Image.open(file) as image:
+        # By a file object: a TIFF that Pillow opens by its path and maps into memory comes out
+        # sheared where its orientation exchanges the sides (Pillow 13).
+        with Path(path).open("rb") as file:
+            with without_warnings():
+                image = Image.open(file)
+            with image:
                 require_size(image, path)
                 yield image
     except FileNotFoundError as error:
@@ -65,15 +74,22 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode.startswith(("I", "F")) or ";16" in str(getattr(image, "tile", ""))
 
 
-def frame_count(image: Image.Image) -> int:
-    """Return how many frames or pages a file has, those of a one-page stack of ImageJ included."""
+def frame_numbers(image: Image.Image) -> range:
+    """Return where `Image.seek` finds the frames or pages of a file."""
     if image.format == "MPO":  # a JPEG of a camera; what follows are previews and other views
-        return 1
+        return range(1)
+    # A picture that APNG shows where animation is not known is no frame of it.
+    first = 1 if image.info.get("default_image") else 0
+    return range(first, max(getattr(image, "n_frames", 1), 1))
+
+
+def frame_count(image: Image.Image) -> int:
+    """Return how many pictures a file holds, those of a one-page stack of ImageJ included."""
     told = 1
     if image.format == "TIFF":
         found = _IMAGEJ.match(str(image.getexif().get(_DESCRIPTION, "")))
         told = int(found[1]) if found else 1
-    return max(told, getattr(image, "n_frames", 1))
+    return max(told, frame_numbers(image).stop)
 
 
 def require_one_frame(image: Image.Image, path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ...runtime.errors import InputError
-from ...runtime.image_file import is_deep, open_image, require_one_frame, upright
+from ...runtime.image_file import is_deep, open_image, require_one_frame, upright, without_warnings
 
 MAX_LEVELS = 32  # of a mask of classes or instances; soft edges have more
 _LOSSY = ("JPEG", "MPO", "JPEG2000")  # formats that change values
@@ -63,7 +63,7 @@ def inspect_mask(path: Path) -> Mask:
     E-IMAGE-FRAMES (several pages), E-IMAGE-READ, E-IMAGE-SIZE, E-IMAGE-MODE (float, or colour of
     more than 8 bits).
     """
-    with open_image(path) as image:
+    with open_image(path) as image, without_warnings():
         require_one_frame(image, path)
         lossy = image.format in _LOSSY
         pixels = _pixels_of(image, path)

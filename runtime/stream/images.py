@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Iterable, Iterator
 
-import numpy as np
-
 from ..errors import InputError
 from ..folder import IMAGE_SUFFIXES
 from ..image import read_frames, read_image
-from ..image_file import frame_count, open_image
+from ..image_file import frame_numbers, open_image, without_warnings
 from ..predict import images_in
 from .source import Item, Source
 
@@ -36,16 +34,13 @@ def open_images(path: Path, *, whole_frame: bool = False) -> Source:
         return Source(
             path, "images", None, count, None, None, lambda: _files(found.images), found.note
         )
-    return Source(
-        path, "images", None, _count_of(path), None, None, lambda: _or_error(read_frames(path))
-    )
+    return Source(path, "images", None, _count_of(path), None, None, lambda: _frames(path))
 
 
 def _count_of(path: Path) -> int:
     try:
-        with open_image(path) as image:
-            still = 1 if image.info.get("default_image") else 0
-            return frame_count(image) - still
+        with open_image(path) as image, without_warnings():
+            return len(frame_numbers(image))
     except InputError:  # said in place of its first frame
         return 1
 
@@ -58,8 +53,12 @@ def _files(paths: Iterable[Path]) -> Iterator[Item]:
             yield error
 
 
-def _or_error(frames: Iterator[np.ndarray]) -> Iterator[Item]:
+def _frames(path: Path) -> Iterator[Item]:
+    number = 0
     try:
-        yield from frames
-    except InputError as error:
-        yield error
+        for frame in read_frames(path):
+            yield frame
+            number += 1
+    except InputError as error:  # what comes after it cannot be told from what is damaged
+        why = str(error).partition(": ")[2]
+        yield InputError(error.code, f"frame {number}: {why}") if number else error
