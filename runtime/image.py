@@ -3,68 +3,70 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Iterator, Optional, Tuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .contract import InputContract
 from .errors import InputError
+from .folder import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from .image_file import MAX_IMAGE_PIXELS as MAX_IMAGE_PIXELS
+from .image_file import (
+    frame_count,
+    frame_numbers,
+    is_deep,
+    open_image,
+    require_one_frame,
+    require_size,
+    upright,
+    without_warnings,
+)
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-MAX_IMAGE_PIXELS = 64 * 1024 * 1024  # refused before decoding; the largest BUSI frame has 0.8 M
 MAX_FRAME_SIDE = 16384  # px; the C runtime has the same limit
 
 
 def read_image(path: Path) -> np.ndarray:
     """Read an image file as grey, uint8 [H, W] (colour by ITU-R BT.601 luma).
 
+    It is turned as its orientation tag says, so that it is the picture that a viewer shows.
+
     Raises InputError: E-IMAGE-READ (missing, truncated, no image), E-IMAGE-SIZE (over
-    `MAX_IMAGE_PIXELS`), E-IMAGE-MODE (more than 8 bits a channel).
+    `MAX_IMAGE_PIXELS`), E-IMAGE-MODE (more than 8 bits a channel), E-IMAGE-FRAMES (several
+    frames or pages).
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # bombs: our cap is lower; palettes: grey has no alpha
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_IMAGE_PIXELS:
-                    raise InputError(
-                        "E-IMAGE-SIZE",
-                        f"{path} has {image.width}x{image.height} pixels, over the cap of "
-                        f"{MAX_IMAGE_PIXELS}; crop or shrink it",
-                    )
-                # Pillow cuts 16-bit colour to 8 by itself; its raw mode tells, as in "RGB;16B".
-                if image.mode.startswith(("I", "F")) or ";16" in str(image.tile):
-                    raise InputError(
-                        "E-IMAGE-MODE",
-                        f"{path} has more than 8 bits a channel (mode {image.mode}); "
-                        "window it to 8 bits first",
-                    )
-                return np.asarray(image.convert("L"))
-    except FileNotFoundError as error:
-        raise InputError("E-IMAGE-READ", f"no such image: {path}") from error
-    except Image.DecompressionBombError as error:  # Pillow's own cap, above ours
-        raise InputError("E-IMAGE-SIZE", f"{path}: {error}; crop or shrink it") from error
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,  # Pillow's word for a broken PNG chunk
-        ValueError,
-    ) as error:
+    with open_image(path) as image, without_warnings():
+        require_one_frame(image, path)
+        return _grey_of(image, path)
+
+
+def read_frames(path: Path) -> Iterator[np.ndarray]:
+    """Yield every frame of an image file (TIFF stack, GIF, APNG) as `read_image` reads one.
+
+    Raises InputError as `read_image`; E-IMAGE-FRAMES for a stack of ImageJ whose pages cannot be
+    told apart.
+    """
+    with open_image(path) as image:
+        with without_warnings():
+            numbers = frame_numbers(image)
+            if frame_count(image) > numbers.stop:
+                require_one_frame(image, path)
+        for number in numbers:
+            with without_warnings():  # not while another is at work on the frame
+                image.seek(number)
+                require_size(image, path)
+                grey = _grey_of(image, path)
+            yield grey
+
+
+def _grey_of(image: Image.Image, path: Path) -> np.ndarray:
+    if is_deep(image):
         raise InputError(
-            "E-IMAGE-READ", f"cannot read image {path} ({error}); replace or remove the file"
-        ) from error
-
-
-def read_mask(path: Path) -> np.ndarray:
-    """Read a mask file as bool [H, W]: True above 127, or above 0 in a file of zeros and ones.
-
-    Noise of a JPEG-compressed mask thus stays background.
-    Raises InputError as `read_image`.
-    """
-    grey = read_image(path)
-    return grey > (127 if grey.max() > 1 else 0)
+            "E-IMAGE-MODE",
+            f"{path} has more than 8 bits a channel (mode {image.mode}); window it to 8 bits first",
+        )
+    return np.asarray(upright(image).convert("L"))
 
 
 def require_frame(frame: np.ndarray) -> None:

@@ -1379,6 +1379,26 @@ def test_example_takes_a_whole_frame_of_8_bits_only(built, tmp_path, frame):
     assert (done.stderr[:12], done.stderr.count(b"\n")) == (b"E-ARGUMENT: ", 1)
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"P5\n# CREATOR: GIMP\n16 16\n255\n",
+        b"P5 # two\n#lines 9 9 255\n16 # width\r\n16#height\n#\n255\n",
+        b"P5\r\n16\t16\r\n255 ",
+    ],
+)
+def test_example_passes_over_comments_of_a_pgm(built, tmp_path, header):
+    example = (built / "edgeseg-predict", tmp_path / "gone")
+    for pixels, code in ((256, "E-BUNDLE-MISSING"), (255, "E-ARGUMENT")):  # whole, cut
+        assert run(*example, input=header + bytes(pixels)).returncode == ERRORS[code]
+
+
+@pytest.mark.parametrize("header", [b"P5\n# only a comment", b"P5\n2 2\n255# no pixel\n1234"])
+def test_example_refuses_a_pgm_whose_header_does_not_end(built, tmp_path, header):
+    done = run(built / "edgeseg-predict", tmp_path / "gone", input=header)
+    assert done.returncode == ERRORS["E-ARGUMENT"]
+
+
 @pytest.mark.parametrize("name", ["no folder", "a byte changed", "newer schema", "a pipe"])
 def test_example_exits_with_the_status_and_one_line(built, tmp_path, name):
     folder = stub_bundle(tmp_path / "b")

@@ -23,11 +23,12 @@ from edgeseg.cli.main import cli
 from edgeseg.export.target import targets
 from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.kd.data.dataset import read_dataset
+from edgeseg.kd.data.masks import read_mask
 from edgeseg.kd.data.split import read_split
 from edgeseg.kd.engine import TorchEngine
 from edgeseg.runtime.bundle import open_bundle, seal_bundle
 from edgeseg.runtime.contract import InputContract
-from edgeseg.runtime.image import read_image, read_mask
+from edgeseg.runtime.image import read_image
 from edgeseg.runtime.metrics import count_pixels, dice_score
 from edgeseg.runtime.session import SelfTest, Session, open_session
 

@@ -18,7 +18,6 @@ from edgeseg.runtime.image import (
     input_from_frame,
     mask_from_logits,
     read_image,
-    read_mask,
     resize_grey,
     resize_mask,
 )
@@ -188,18 +187,6 @@ def test_resized_mask_is_lesion_where_half_of_the_area_is():
     mask[:, :2] = True
     assert resize_mask(mask, 2, 2).tolist() == [[True, False], [True, False]]
     assert resize_grey(mask * np.uint8(200), 4, 4).tolist() == (mask * 200).tolist()
-
-
-@pytest.mark.parametrize("top", [1, 255])
-def test_masks_of_0_and_1_and_of_0_and_255_are_the_same_mask(top, tmp_path):
-    truth = np.eye(6, dtype=bool)
-    Image.fromarray(truth * np.uint8(top)).save(tmp_path / "mask.png")
-    assert (read_mask(tmp_path / "mask.png") == truth).all()
-
-
-def test_faint_noise_of_a_compressed_mask_is_background(tmp_path):
-    Image.fromarray(np.array([[0, 9, 120, 250, 255]], np.uint8)).save(tmp_path / "mask.png")
-    assert read_mask(tmp_path / "mask.png").tolist() == [[False, False, False, True, True]]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])

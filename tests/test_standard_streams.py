@@ -40,7 +40,7 @@ def test_refusal_keeps_its_exit_code_where_standard_streams_are_closed(redirecti
 
 
 def test_closed_stream_is_not_the_next_file_that_is_opened():
-    code = "import os; from edgeseg.stdio import mend_streams; mend_streams()\n"
+    code = "import os; from edgeseg.cli.stdio import mend_streams; mend_streams()\n"
     code += "assert os.open('/', os.O_RDONLY) > 2\n"
     code += "os.write(2, b'a library'); print('a result')\n"
     code += "assert os.system('echo a child >&2') == 0\n"
@@ -76,7 +76,7 @@ def test_result_is_made_though_nobody_reads_of_it(progress, tmp_path):
 
 
 def test_pipe_that_does_not_block_gets_everything():
-    code = "from edgeseg.stdio import mend_streams; mend_streams(); print('x' * 1_000_000)"
+    code = "from edgeseg.cli.stdio import mend_streams; mend_streams(); print('x' * 1_000_000)"
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     with subprocess.Popen([sys.executable, "-c", code], stdout=writing) as process:

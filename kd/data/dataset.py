@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ...runtime.errors import InputError
 from ...runtime.files import sha256_of_file
-from ...runtime.image import IMAGE_SUFFIXES
+from ...runtime.folder import IMAGE_SUFFIXES
 from .labels import EVERY_LABEL as EVERY_LABEL
 from .labels import LABELS as LABELS
 from .labels import UNCLASSED as UNCLASSED

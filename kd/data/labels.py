@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from ...runtime.errors import EngineError, InputError
-from ...runtime.image import IMAGE_SUFFIXES
+from ...runtime.folder import IMAGE_SUFFIXES, composed
 
 LABELS = ("benign", "malignant", "normal")  # classes that a list gives
 UNCLASSED = "lesion"  # label of a lesion whose class the data set does not tell
@@ -40,11 +40,11 @@ class LabelList:
 
 
 def image_key(name: str) -> str:
-    """Return what a file name and a list entry share: no suffix, case or leading zeros.
+    """Return what a file name and a list entry share: no suffix, case, leading zeros or NFD.
 
     "000012.png", "000012" and "12" give the same key.
     """
-    path = PurePath(name.strip().replace("\\", "/"))
+    path = PurePath(composed(name).strip().replace("\\", "/"))
     stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
     return (stem.lstrip("0") or "0") if stem.isdigit() else stem.casefold()
 

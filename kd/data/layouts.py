@@ -18,11 +18,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from ...runtime.errors import InputError
-from ...runtime.image import IMAGE_SUFFIXES, read_image, read_mask
+from ...runtime.folder import image_files, masked_stem, natural_key, stem_of
+from ...runtime.image import read_image
 from .labels import LABELS, UNCLASSED, LabelList, image_key, read_found_list, read_named_list
+from .masks import read_mask
 from .sample import Listing, MaskReader, Sample
 
-_MASK_STEM = re.compile(r"(.+)_mask(?:_\d+)?", re.IGNORECASE)
 _PLAIN_TABLE = "labels.csv"
 _BUS_BRA_TABLE = "bus_data.csv"
 _BREAST_IMAGE = re.compile(r"case\d+", re.IGNORECASE)
@@ -46,24 +47,7 @@ class Layout:
 
 def by_name(samples: Iterable[Sample]) -> tuple[Sample, ...]:
     """Return the samples sorted by name, with numbers in numeric order."""
-    return tuple(sorted(samples, key=lambda sample: _natural(sample.name)))
-
-
-def _natural(name: str) -> tuple[list[int | str], str]:
-    """Return a sort key that puts "benign (2)" before "benign (10)"."""
-    parts: list[int | str] = list(re.split(r"(\d+)", name))
-    parts[1::2] = [int(number) for number in parts[1::2]]
-    return parts, name
-
-
-def _images_in(folder: Path) -> list[Path]:
-    """Return the image files, naturally sorted; hidden ones are the file system's own."""
-    found = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "." and path.is_file()
-    ]
-    return sorted(found, key=lambda path: _natural(path.name))
+    return tuple(sorted(samples, key=lambda sample: natural_key(sample.name)))
 
 
 def _folders(root: Path, *names: str) -> list[Path]:
@@ -72,10 +56,9 @@ def _folders(root: Path, *names: str) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.name.casefold() in wanted and p.is_dir())
 
 
-def _image_stem(mask: str) -> str:
+def _image_stem(mask: Path) -> str:
     """Return the stem of the image that a mask is of: "x" for "x", "x_mask" and "x_mask_1"."""
-    matched = _MASK_STEM.fullmatch(mask)
-    return matched[1] if matched else mask
+    return masked_stem(mask) or stem_of(mask)
 
 
 def _pair(
@@ -84,15 +67,15 @@ def _pair(
     masks: Iterable[Path],
     labels: Mapping[Path, str],
     patients: Mapping[Path, str] = MappingProxyType({}),
-    image_stem: Callable[[str], str] = _image_stem,
+    image_stem: Callable[[Path], str] = _image_stem,
 ) -> Listing:
     """Join images, masks, labels and patients; an image without a label is left out."""
     by_stem: dict[str, list[Path]] = {}
     for mask in masks:
-        by_stem.setdefault(image_stem(mask.stem), []).append(mask)
+        by_stem.setdefault(image_stem(mask), []).append(mask)
     samples, stems = [], set()
     for image in images:
-        stems.add(image.stem)
+        stems.add(stem_of(image))
         if image in labels:
             name = image.relative_to(root).as_posix()
             samples.append(
@@ -100,7 +83,7 @@ def _pair(
                     name,
                     labels[image],
                     image,
-                    tuple(by_stem.get(image.stem, ())),
+                    tuple(by_stem.get(stem_of(image), ())),
                     patient=patients.get(image),
                 )
             )
@@ -112,9 +95,9 @@ def _list_busi(root: Path) -> Listing:
     samples: list[Sample] = []
     orphans: list[Path] = []
     for folder in _folders(root, *LABELS):
-        files = _images_in(folder)
-        masks = [path for path in files if _MASK_STEM.fullmatch(path.stem)]
-        images = [path for path in files if not _MASK_STEM.fullmatch(path.stem)]
+        files = image_files(folder)
+        masks = [path for path in files if masked_stem(path)]
+        images = [path for path in files if not masked_stem(path)]
         listing = _pair(root, images, masks, dict.fromkeys(images, folder.name.casefold()))
         samples += listing.samples
         orphans += listing.orphan_masks
@@ -127,7 +110,7 @@ def _list_with_labels(
     masks: Sequence[Path],
     table: Path,
     read_list: Callable[[Path, set[str]], LabelList],
-    image_stem: Callable[[str], str] = _image_stem,
+    image_stem: Callable[[Path], str] = _image_stem,
 ) -> Listing:
     if not images:
         return Listing((), tuple(masks))
@@ -145,7 +128,7 @@ def _list_with_labels(
 
 
 def _in_folders(root: Path, *names: str) -> list[Path]:
-    return [path for folder in _folders(root, *names) for path in _images_in(folder)]
+    return [path for folder in _folders(root, *names) for path in image_files(folder)]
 
 
 def _tables(root: Path) -> list[Path]:
@@ -185,8 +168,9 @@ def _list_bus_bra(root: Path) -> Listing:
     return _list_with_labels(root, images, masks, table, read_list, _bus_bra_stem)
 
 
-def _bus_bra_stem(mask: str) -> str:
-    return f"bus{mask[len('mask') :]}" if mask.casefold().startswith("mask_") else mask
+def _bus_bra_stem(mask: Path) -> str:
+    stem = stem_of(mask)
+    return f"bus{stem[len('mask') :]}" if stem.casefold().startswith("mask_") else stem
 
 
 def _list_breast(root: Path) -> Listing:
@@ -195,7 +179,7 @@ def _list_breast(root: Path) -> Listing:
     A scan's other masks (``case001_other1.png``) are "other abnormal areas" (doi
     10.7937/9WKK-Q141) and no tumours: they are neither truth nor orphans.
     """
-    files = _images_in(root)
+    files = image_files(root)
     images = [path for path in files if _BREAST_IMAGE.fullmatch(path.stem)]
     stems = {path.stem for path in images}
     masks = [
@@ -211,9 +195,9 @@ def _list_breast(root: Path) -> Listing:
     return replace(listing, samples=tuple(samples))
 
 
-def _breast_stem(mask: str) -> str:
-    matched = _BREAST_MASK.fullmatch(mask)
-    return matched[1] if matched else mask
+def _breast_stem(mask: Path) -> str:
+    matched = _BREAST_MASK.fullmatch(mask.stem)
+    return matched[1] if matched else stem_of(mask)
 
 
 def _list_bus_uclm(root: Path) -> Listing:
@@ -258,7 +242,7 @@ def _list_unlisted(root: Path) -> Listing:
                 f"{folder} has {len(classes)} folders, such as {classes[-1].name}/; masks of one "
                 "kind are read, from it and from 0/ in it, so remove the others",
             )
-        masks += [path for each in classes for path in _images_in(each)]
+        masks += [path for each in classes for path in image_files(each)]
     listing = _pair(root, images, masks, dict.fromkeys(images, UNCLASSED))
     return _with_labels_of_masks(listing, _grey_mask, _unlisted_label)
 
@@ -321,7 +305,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
         ),
         "breast": Layout(
             "'case001.png' beside 'case001_tumor.png' and a class list, *.csv or *.xlsx",
-            lambda root: any(_BREAST_MASK.fullmatch(path.stem) for path in _images_in(root)),
+            lambda root: any(_BREAST_MASK.fullmatch(path.stem) for path in image_files(root)),
             _list_breast,
         ),
         "bus-bra": Layout(

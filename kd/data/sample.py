@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...runtime.errors import InputError
-from ...runtime.image import read_image, read_mask
+from ...runtime.image import read_image
+from .masks import read_mask
 
 MaskReader = Callable[[Path], "npt.NDArray[np.bool_]"]
 
@@ -44,7 +45,7 @@ class Sample:
             InputError: E-DATA-MASK-SIZE for a mask of another size than the image,
                 E-DATA-MASK-EMPTY for a lesion without a marked pixel or a normal image with one,
                 E-DATA-COLOUR for a colour that stands for nothing, or as
-                `runtime.image.read_image`.
+                `runtime.image.read_image` and `masks.inspect_mask`.
         """
         height, width = self.read_image().shape
         union = np.zeros((height, width), np.bool_)
