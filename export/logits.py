@@ -162,9 +162,9 @@ def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
 
 def _only_moves(node: onnx.NodeProto) -> bool:
     if node.op_type == "Resize":
-        return _attribute(node, "mode", b"nearest") == b"nearest"
+        return bool(_attribute(node, "mode", b"nearest") == b"nearest")
     if node.op_type == "Pad":
-        return _attribute(node, "mode", b"constant") != b"constant"
+        return bool(_attribute(node, "mode", b"constant") != b"constant")
     return node.op_type in _MOVES
 
 
