@@ -22,6 +22,7 @@ from ..runtime.errors import InputError
 from .to_onnx import OPSET
 
 _LEAST, _MOST = 7, 24  # what ONNX Runtime takes, and what the rewrites below were compared with
+_RESIZE_MODES = 11  # the opset from which a Resize says how it places pixels
 _IR_VERSION = 8  # of OPSET; a runtime on a device refuses a newer one
 
 
@@ -52,7 +53,7 @@ def at_our_opset(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
     opset = opset_of(model)
     if opset < OPSET:
         try:
-            model = onnx.version_converter.convert_version(model, OPSET)
+            model = _with_modes(onnx.version_converter.convert_version(model, OPSET), opset)
         except Exception as error:  # the converter's errors share no narrower base
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise InputError(
@@ -65,6 +66,17 @@ def at_our_opset(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
     model.ir_version = _IR_VERSION
     del model.opset_import[:]
     model.opset_import.append(helper.make_opsetid("", OPSET))
+    return model
+
+
+def _with_modes(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Say what a Resize before opset 11 and an Upsample are; the converter leaves it out."""
+    for node in model.graph.node:
+        if opset < _RESIZE_MODES and node.op_type == "Resize":
+            said = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+            for attribute in [each for each in node.attribute if each.name in said]:
+                node.attribute.remove(attribute)
+            node.attribute.extend(helper.make_attribute(*each) for each in said.items())
     return model
 
 
@@ -240,8 +252,8 @@ def _smoothed(
 ) -> list[onnx.NodeProto]:
     """Write a linear Resize with antialias as a depthwise Conv with a stride.
 
-    Its triangle is as wide as the step, and where it hangs over the border what is left of it
-    counts as the whole, which the second factor puts right.
+    Where its triangle hangs over the border, the border pixel is repeated, or, with
+    `exclude_outside`, what is left of it counts as the whole, which a factor puts right.
     """
     given = _attributes(node)
     half_pixel = given.get("coordinate_transformation_mode", b"half_pixel") == b"half_pixel"
@@ -253,28 +265,44 @@ def _smoothed(
     steps = [old // new for old, new in zip(before[2:], after[2:], strict=True)]
     taps = [_triangle(step) for step in steps]
     pads = [(len(each) - step) // 2 for each, step in zip(taps, steps, strict=True)]
-    share = [
-        np.array([_inside(place, step, each, old) for place in range(new)], np.float32)
-        for step, each, old, new in zip(steps, taps, before[2:], after[2:], strict=True)
-    ]
     kernel = np.outer(*taps).astype(np.float32)
-    weights = np.broadcast_to(kernel, (before[1], 1, *kernel.shape))
-    inner = f"{node.output[0]}.smooth"
-    return [
+    weights = np.ascontiguousarray(np.broadcast_to(kernel, (before[1], 1, *kernel.shape)))
+    name = node.name or node.output[0]
+    excludes = bool(given.get("exclude_outside", 0))
+    source, smooth = node.input[0], node.output[0]
+    nodes = []
+    if excludes:
+        smooth = f"{node.output[0]}.smooth"
+    else:
+        source = f"{node.output[0]}.padded"
+        whole_pads = graph.store(np.array([0, 0, *pads, 0, 0, *pads], np.int64))
+        nodes.append(
+            helper.make_node(
+                "Pad", [node.input[0], whole_pads], [source], f"{name}.pad", mode="edge"
+            )
+        )
+    nodes.append(
         helper.make_node(
             "Conv",
-            [node.input[0], graph.store(np.ascontiguousarray(weights))],
-            [inner],
-            f"{node.name or node.output[0]}.smooth",
+            [source, graph.store(weights)],
+            [smooth],
+            f"{name}.smooth",
             group=before[1],
             strides=steps,
-            pads=[*pads, *pads],
+            pads=[*pads, *pads] if excludes else [0, 0, 0, 0],
             kernel_shape=list(kernel.shape),
-        ),
-        helper.make_node(
-            "Mul", [inner, graph.store(1 / np.outer(*share)[None, None])], node.output, node.name
-        ),
-    ]
+        )
+    )
+    if excludes:
+        inside = [
+            np.array([_inside(place, step, each, old) for place in range(new)])
+            for step, each, old, new in zip(steps, taps, before[2:], after[2:], strict=True)
+        ]
+        factors = (1 / np.outer(*inside)[None, None]).astype(np.float32)
+        nodes.append(
+            helper.make_node("Mul", [smooth, graph.store(factors)], node.output, node.name)
+        )
+    return nodes
 
 
 def _triangle(step: int) -> np.ndarray:
