@@ -134,10 +134,11 @@ def ends_unbounded(graph: onnx.GraphProto) -> bool:
             return True
         if _only_moves(node) or node.op_type == "Resize":
             waiting.append(node.input[0])
-        elif node.op_type in ("Add", "Sub", "Mul", "Concat"):
+        elif node.op_type in ("Add", "Sub", "Concat"):
             waiting.extend(name for name in node.input if name not in constants)
-        elif node.op_type == "Div":
-            waiting.append(node.input[0])
+        elif node.op_type == "Mul" or (node.op_type == "Div" and node.input[1] in constants):
+            source = _only_source(node, constants)  # two would be any function, x / |x| too
+            waiting.extend([source] if source is not None else [])
     return False
 
 
