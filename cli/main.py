@@ -359,6 +359,11 @@ def _frame_size(
     "--contract", type=path_type(), help="JSON with the input contract of an ONNX that has none."
 )
 @click.option(
+    "--force-contract",
+    is_flag=True,
+    help="Export though the network's own answers to the check frames speak against its contract.",
+)
+@click.option(
     "--out", type=path_type(), help="Folder of the bundle; must be new. [default: by name]"
 )
 @click.option("--dry-run", is_flag=True, help="Check SOURCE, print the plan and write nothing.")
@@ -382,6 +387,7 @@ def export(
     frame: tuple[int, int] | None,
     layout_file: Path | None,
     contract: Path | None,
+    force_contract: bool,
     out: Path | None,
     dry_run: bool,
     as_json: bool,
@@ -452,7 +458,7 @@ def export(
         trained_on=trained_on or (),
         data=found.training_data(),
         layout=layout,
-        limits=Limits(max_drop, max_hd95_rise, method),
+        limits=Limits(max_drop, max_hd95_rise, method, force_contract),
         retrain=retrain,
         progress=progress_of(quiet),
     )
@@ -463,6 +469,8 @@ def export(
         return
     if source is None:
         click.echo(f"no SOURCE was named: the shipped student {zoo.DEFAULT}")
+    if cut := network.provenance.get("cut_off"):
+        note += f"\nthe {cut} at the end of {named} was cut off: its input is the logit"
     click.echo(f"target: {plan.target.name}\n{note}\n{render_export(exported, plan)}")
 
 

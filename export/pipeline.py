@@ -52,6 +52,7 @@ from .parity import (
 from .plan import AUTO, Plan
 from .qdq import Rounding
 from .ranges import require_method
+from .reading import require_normal_input, require_own_answer
 from .sensitivity import rank_convolutions
 from .to_kit import write_kit
 from .verdict import Verdict, measure_verdicts
@@ -154,6 +155,7 @@ class Limits:
     max_drop: float = 0.005  # of Dice, at the upper end of the 95 % interval
     max_hd95_rise_px: float = 1.0  # at the lower end: single frames make it too noisy for more
     method: str = METHOD  # of calibration, key in `ranges.METHODS`
+    force_contract: bool = False  # also where the check frames speak against it, see `reading`
 
     def __post_init__(self) -> None:
         """Raise InputError: E-LIMIT (not finite), E-CALIB-METHOD."""
@@ -288,9 +290,10 @@ def export_bundle(
 
     Raises:
         InputError: E-OUT-EXISTS, E-CALIB-MISSING, E-CALIB-EMPTY, E-CALIB-READ, E-CALIB-METHOD,
-            E-PARITY-FRAMES, E-LAYOUT (with a frame graph, which knows no layout).
-        Refused: E-PARITY, E-ACCURACY, E-BOUNDARY, E-PRECISION-FALLBACK, E-CALIB-RANGE, E-CALIB-KEY,
-            E-RTX-PARSE.
+            E-PARITY-FRAMES, E-LAYOUT (with a frame graph, which knows no layout), E-CONTRACT (the
+            check frames become an input that no image has).
+        Refused: E-CONTRACT-DICE, E-PARITY, E-ACCURACY, E-BOUNDARY, E-PRECISION-FALLBACK,
+            E-CALIB-RANGE, E-CALIB-KEY, E-RTX-PARSE.
         EngineError: E-EXTRA-MISSING, E-AUDIT, E-RTX-BUILD.
         OutputError: E-OUT-WRITE.
     """
@@ -307,7 +310,11 @@ def export_bundle(
     with atomic_folder(out) as folder:
         if split is not None:
             shutil.copyfile(split, folder / SPLIT_FILE)
+        if not limits.force_contract:
+            require_normal_input(trained.contract, frames.checks)
         reference = reference_of(trained.run, trained.contract, frames.checks, progress=progress)
+        if not limits.force_contract:
+            require_own_answer(trained.run, reference)
         master = trained.to_onnx()
         first = _check_master(master, reference, progress)
         calibration = _calibration_of(trained, master, frames.calibration, progress)
@@ -384,6 +391,7 @@ def export_bundle(
                 "refused": dict(refused),
                 "kept_float": list(kept_float),
                 "qat": None if qat is None else dict(qat),
+                **({"contract_forced": True} if limits.force_contract else {}),
             },
         }
         (folder / BOM_FILE).write_text(bom_of(manifest, hashes_of(folder)), encoding="utf-8")

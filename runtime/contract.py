@@ -20,8 +20,8 @@ class InputContract:
 
     height: int = 256  # px, network input, a multiple of 16 (four poolings)
     width: int = 256  # px, network input, a multiple of 16
-    mean: float = 0.33  # of grey / 255 over BUSI's frames
-    std: float = 0.22  # of grey / 255 over BUSI's frames, > 0
+    mean: float = 0.33  # of grey / 255, in [0, 1]; this one over BUSI's frames
+    std: float = 0.22  # of grey / 255, in (0, 1]; this one over BUSI's frames
     threshold: float = 0.5  # probability, in (0, 1)
 
     def __post_init__(self) -> None:
@@ -34,8 +34,12 @@ class InputContract:
                     "E-CONTRACT",
                     f"{name} {value} is not a multiple of 16 in 16..4096; the nearest is {below}",
                 )
-        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
-            raise InputError("E-CONTRACT", "mean and std must be finite and std above 0")
+        if not (0 <= self.mean <= 1 and 0 < self.std <= 1):  # NaN is not
+            raise InputError(
+                "E-CONTRACT",
+                f"mean {self.mean:g} and std {self.std:g} are not in 0..1, std above 0; both are "
+                "of grey / 255, so divide those of grey levels by 255",
+            )
         if not 0 < self.threshold < 1:
             raise InputError("E-CONTRACT", f"threshold {self.threshold} is not inside (0, 1)")
 

@@ -160,15 +160,6 @@ def test_weights_that_are_listed_as_inputs_and_inner_tensors_with_our_names_are_
     )
 
 
-def test_an_output_that_is_a_probability_is_refused(saved, contract_file):
-    model = network()
-    model.graph.node[-1].output[0] = "before"
-    model.graph.node.append(helper.make_node("Sigmoid", ["before"], ["y"]))
-    with pytest.raises(InputError, match="Sigmoid") as caught:
-        read_onnx(saved(model), contract_file)
-    assert caught.value.code == "E-ONNX-SHAPE"
-
-
 def test_weights_in_half_precision_are_refused(saved, contract_file):
     model = network()
     half = numpy_helper.to_array(model.graph.initializer[0]).astype(np.float16)
