@@ -159,7 +159,7 @@ def benchmark(
     import tempfile
 
     from ..benchmarks.record import Settings, run_benchmark, to_json
-    from ..benchmarks.report import require_report_path, to_table, write_reports
+    from ..benchmarks.report.files import require_report_path, to_table, write_reports
     from ..runtime.files import sha256_of_file
     from .jobs.sources import (
         candidates_of,
@@ -221,7 +221,7 @@ def _compare_reports(
     files: tuple[Path, Path], budgets: tuple[str, ...], out: Path | None, as_json: bool
 ) -> None:
     from ..benchmarks.compare import compare_records, parse_budget, read_pair, require_budgets
-    from ..benchmarks.compare_report import (
+    from ..benchmarks.report.comparison import (
         comparison_document,
         comparison_to_json,
         render_comparison,
@@ -277,7 +277,7 @@ def card(
 
     RECORD is the JSON of a benchmark of the measured run and its INT8 bundle on the test part.
     """
-    from ..benchmarks.card import write_student
+    from ..benchmarks.report.model_card import write_student
     from ..kd import zoo
     from ..runtime.files import write_bytes
     from .jobs.sources import calibrate_shipped, checkpoint_of, gather_evidence
@@ -308,7 +308,7 @@ def probe(
     """Report this process's own memory and start-up times, for `benchmark`."""
     import numpy as np
 
-    from ..benchmarks.process import report_probe
+    from ..benchmarks.measure.process import report_probe
     from ..runtime.session import Session
 
     def open_session() -> Session:

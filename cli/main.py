@@ -16,12 +16,13 @@ import click
 
 from .. import __version__
 from ..export.target import PRECISIONS
-from ..kd.config import TrainConfig
+from ..kd.config import RECIPES, TrainConfig
 from .benchmark import benchmark, card, probe
 from .bundle import bundle
 from .console import (
     F,
     Group,
+    data_argument,
     engine_option,
     given,
     holes_option,
@@ -144,10 +145,10 @@ def _train_options(command: F, without: tuple[str, ...] = ()) -> F:
 
 
 @cli.command()
-@click.argument("dataset", metavar="DATA", type=path_type())
+@data_argument
 @click.option("--out", type=path_type(), required=True, help="Folder of the run.")
 @click.option("--split", "split_file", type=path_type(), help="Split to use; default: a new one.")
-@click.option("--recipe", help="Settings to start from: t2kd-busi or t2kd-busi-edge.")
+@click.option("--recipe", help=f"Settings to start from: {', '.join(RECIPES)}.")
 @click.option("--teachers", type=path_type(), help="A run whose teachers are taken.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out with its own settings.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
@@ -157,7 +158,7 @@ def _train_options(command: F, without: tuple[str, ...] = ()) -> F:
 def train(
     context: click.Context,
     /,
-    dataset: Path,
+    dataset: tuple[Path, ...],
     out: Path,
     split_file: Path | None,
     recipe: str | None,
@@ -169,17 +170,19 @@ def train(
 ) -> None:
     """Train two class teachers on DATA, then the student that both teach (T²KD).
 
+    DATA is one data set or several; NAME=PATH names one, else its folder does.
+
     Several GPUs or machines: torchrun --nproc-per-node N -m edgeseg train ...
     """
     from ..kd.config import find_recipe
-    from ..kd.data.dataset import read_dataset
+    from ..kd.data.dataset import read_datasets
     from ..kd.data.split import read_split
     from ..kd.train import read_config
     from ..kd.train import train as run_training
 
     base = find_recipe(recipe) if recipe else read_config(out) if resume else TrainConfig()
     student = run_training(
-        read_dataset(dataset),
+        read_datasets(dataset),
         out,
         replace(base, **given(context, settings)),
         split=read_split(split_file) if split_file else None,
@@ -251,8 +254,8 @@ def targets(as_json: bool) -> None:
 @json_option
 def models(as_json: bool) -> None:
     """List the students that ship, with the figures of their evidence."""
-    from ..benchmarks.evidence import read_evidence, render_students
     from ..benchmarks.jsonform import json_from_value
+    from ..benchmarks.report.evidence import read_evidence, render_students
     from ..kd import zoo
 
     weights = [zoo.find_weights(name) for name in zoo.available_names()]
@@ -573,7 +576,12 @@ def evaluate(
     quiet: bool,
 ) -> None:
     """Score SOURCE (a bundle, run, checkpoint or shipped student) on a part of DATA."""
-    from ..benchmarks.accuracy import render_accuracy, score_images, summarise, write_scores_csv
+    from ..benchmarks.measure.accuracy import (
+        render_accuracy,
+        score_images,
+        summarise,
+        write_scores_csv,
+    )
     from ..runtime.files import require_writable
     from .jobs.sources import default_part, find_source, samples_for
 

@@ -34,7 +34,7 @@ _TINY = {
 @pytest.fixture(scope="session", autouse=True)
 def _short_warmup() -> Iterator[None]:
     """A busy machine never becomes steady; here no figure is quoted, so none waits for it."""
-    from edgeseg.benchmarks import latency
+    from edgeseg.benchmarks.measure import latency
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "WARMUP_CAP_S", 1.0)

@@ -783,7 +783,7 @@ def test_disk_without_room_for_a_report_is_refused_before_anything_is_measured(
 
 
 def test_disk_that_is_full_when_a_comparison_is_written_leaves_the_old_one(reports, full_disk):
-    from edgeseg.benchmarks import report
+    from edgeseg.benchmarks.report import files as report
 
     both = (reports / "old.json", reports / "new.json")
     (full_disk / "change.html").write_text("before")

@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from edgeseg.benchmarks import latency
-from edgeseg.benchmarks.latency import LatencyRun
+from edgeseg.benchmarks.measure import latency
+from edgeseg.benchmarks.measure.latency import LatencyRun
 from edgeseg.cli.jobs.sources import checkpoint_of, samples_for
 from edgeseg.export import target as target_module
 from edgeseg.export import verdict as verdict_module

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgeseg.benchmarks.baselines import BASELINES
-from edgeseg.benchmarks.process import report_probe
+from edgeseg.benchmarks.measure.process import report_probe
 from edgeseg.cli.jobs.rivals import (
     _NETWORKS,
     RIVALS,

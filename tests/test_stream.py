@@ -619,7 +619,7 @@ def test_full_disk_is_an_output_error(full_disk):
 
 
 def test_counts_and_paced_benchmark_mean_the_same():
-    from edgeseg.benchmarks.modes import PacedRun
+    from edgeseg.benchmarks.measure.modes import PacedRun
 
     latencies_ms = (5.0, 33.0, 34.0, 90.0)
     paced = PacedRun(30.0, 6, (0, 1, 2, 5), latencies_ms, 0.0)
@@ -764,9 +764,15 @@ def test_folder_that_exists_is_refused_before_anything_runs(bundle, images, tmp_
     assert "E-OUT-EXISTS" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_ends_in_good_order_with_complete_outputs(bundle, images, tmp_path, number):
-    out = tmp_path / "out"
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        *((signal.SIGINT,), (signal.SIGTERM,), (signal.SIGHUP,)),
+        *((signal.SIGHUP, signal.SIGHUP), (signal.SIGHUP, signal.SIGTERM)),
+    ],
+)
+def test_signal_ends_in_good_order_with_complete_outputs(bundle, images, tmp_path, numbers):
+    number, out = numbers[0], tmp_path / "out"
     command = [sys.executable, "-m", "edgeseg", "stream", bundle, images, "--rate", 100]
     command += ["--loop", "--out", out, "--overlay", "images"]
     process = subprocess.Popen(
@@ -782,7 +788,8 @@ def test_signal_ends_in_good_order_with_complete_outputs(bundle, images, tmp_pat
             assert time.monotonic() < deadline
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.02)
-        process.send_signal(number)
+        for each in numbers:
+            process.send_signal(each)
         _, told = process.communicate(timeout=30)
     finally:
         process.kill()

@@ -13,8 +13,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ...benchmarks.accuracy import ImageScore, score_images
-from ...benchmarks.text import text_table
+from ...benchmarks.formatting import text_table
+from ...benchmarks.measure.accuracy import ImageScore, score_images
 from ...kd.checkpoint import load_checkpoint
 from ...kd.config import STUDENT_FILE, TrainConfig
 from ...kd.data.dataset import Dataset

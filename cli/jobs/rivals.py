@@ -278,7 +278,7 @@ def _require_engine(engine: str) -> None:
 
 
 def _candidate(name: str, user: _User, folder: Path, threads: int) -> Candidate:
-    from ...benchmarks.complexity import count_complexity
+    from ...benchmarks.measure.complexity import count_complexity
     from ...benchmarks.record import Candidate
     from ...kd.models import complexity_of
 
@@ -420,7 +420,7 @@ def _int8_share(engine: str, model: bytes, folder: Path, threads: int) -> float:
     """Return the share of all MACs that the engine runs in INT8. Raises EngineError (E-AUDIT)."""
     import onnx
 
-    from ...benchmarks.complexity import macs_of_nodes
+    from ...benchmarks.measure.complexity import macs_of_nodes
     from ...export.audit import achieved_in_onnxruntime, achieved_in_openvino
 
     if engine == "onnxruntime":

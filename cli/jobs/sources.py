@@ -27,10 +27,10 @@ from ...runtime.session import Session, first_installed, session_of
 from ...runtime.store import SUFFIX
 
 if TYPE_CHECKING:
-    from ...benchmarks.evidence import Evidence
-    from ...benchmarks.latency import Frame
-    from ...benchmarks.prediction import DevicePeaks
+    from ...benchmarks.measure.latency import Frame
+    from ...benchmarks.measure.prediction import DevicePeaks
     from ...benchmarks.record import Candidate, Proof
+    from ...benchmarks.report.evidence import Evidence
     from ...export.calibration import CalibrationSet
     from ...export.pipeline import Frames, Network, Retrain, Retrained
     from ...export.qdq import Rounding
@@ -113,7 +113,7 @@ class Source:
             return frozenset(listed)
         if self.is_onnx or not zoo.evidence_file(self.path).is_file():
             return None
-        from ...benchmarks.evidence import read_evidence
+        from ...benchmarks.report.evidence import read_evidence
 
         return frozenset(read_evidence(zoo.evidence_file(self.path), self.path).trained_on)
 
@@ -291,7 +291,7 @@ def _untrained_samples(
         raise Refused(
             "E-DATA-SEEN",
             f"the weights were trained on {known} of the {len(dataset.samples)} images in "
-            f"{dataset.root}, so these cannot score them; {mend}",
+            f"{dataset.where}, so these cannot score them; {mend}",
         )
     return unseen
 
@@ -606,10 +606,16 @@ def gather_evidence(
     Raises InputError: E-REPORT-SCHEMA, E-CARD-RECORD, E-CARD-WEIGHTS (the three do not belong
     together), those of `load_checkpoint` and `read_dataset`.
     """
-    from ...benchmarks.accuracy import score_images
-    from ...benchmarks.card import draw_cases, worst_of
-    from ...benchmarks.evidence import SCHEMA, Evidence, figures_of, measured_rows, settings_of
+    from ...benchmarks.measure.accuracy import score_images
     from ...benchmarks.record import from_json
+    from ...benchmarks.report.evidence import (
+        SCHEMA,
+        Evidence,
+        figures_of,
+        measured_rows,
+        settings_of,
+    )
+    from ...benchmarks.report.model_card import draw_cases, worst_of
     from ...kd.checkpoint import load_checkpoint
     from ...kd.data.dataset import read_dataset
     from ...kd.data.split import read_split, samples_of
@@ -802,7 +808,7 @@ def _proof_of(bundle: Bundle) -> Proof:
 
 def jetson_devices() -> tuple[DevicePeaks, ...]:
     """Return the peaks of every Jetson module, whichever its JetPack."""
-    from ...benchmarks.prediction import DevicePeaks
+    from ...benchmarks.measure.prediction import DevicePeaks
     from ...export.target import targets
 
     modules = {name.partition("@")[0]: target for name, target in targets().items() if "@" in name}

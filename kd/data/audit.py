@@ -15,8 +15,9 @@ from ...runtime.errors import InputError
 from ...runtime.files import sha256_of_file
 from ...runtime.image import read_image, read_mask
 from ...runtime.progress import Progress, quiet
-from .dataset import LABELS, Sample, list_files
-from .duplicates import groups_from_pairs, near_duplicates
+from .dataset import LABELS, list_files
+from .duplicates import groups_from_pairs, near_duplicates, pairs_of
+from .sample import Sample
 
 _Pixel = TypeVar("_Pixel", np.uint8, np.bool_)
 _SHOWN = 8  # entries of each kind in the text report; to_dict() has all
@@ -99,7 +100,7 @@ def audit_dataset(root: Path, *, progress: Progress = quiet) -> Audit:
         by_digest.setdefault(sha256_of_file(sample.image), []).append(sample.name)
         _check_masks(sample, image.shape, root, found)
     pairs = near_duplicates(readable, progress=progress)
-    members = Counter(groups_from_pairs(len(readable), pairs))
+    members = Counter(groups_from_pairs(len(readable), pairs_of(pairs)))
     sizes = [size for size in members.values() if size > 1]
     labels = Counter(sample.label for sample in readable)
     return Audit(

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.engines import Engine, file_with_suffix, open_engine
-from ..runtime.errors import InputError
+from ...runtime.engines import Engine, file_with_suffix, open_engine
+from ...runtime.errors import InputError
 from .complexity import input_shape, layer_costs, layers_by_name
 from .latency import percentile
 
@@ -216,7 +216,7 @@ def _openvino_block(
     """
     import openvino as ov
 
-    from ..runtime.engines.ov import settings
+    from ...runtime.engines.ov import settings
 
     core = ov.Core()
     network = core.read_model(
@@ -265,7 +265,7 @@ def _profile_onnxruntime(
 ) -> Profile:
     import onnxruntime as ort
 
-    from ..runtime.engines.ort import session_options
+    from ...runtime.engines.ort import session_options
 
     options = session_options(threads)
     options.enable_profiling = True

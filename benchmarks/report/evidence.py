@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runtime.contract import InputContract
-from ..runtime.errors import InputError, Refused
-from ..runtime.files import sha256_of_file
-from .accuracy import Accuracy, ImageScore
-from .jsonform import json_from_value, value_from_json
-from .record import BenchmarkRecord, Row
-from .text import significant, text_table
+from ...runtime.contract import InputContract
+from ...runtime.errors import InputError, Refused
+from ...runtime.files import sha256_of_file
+from ..formatting import significant, text_table
+from ..jsonform import json_from_value, value_from_json
+from ..measure.accuracy import Accuracy, ImageScore
+from ..record import BenchmarkRecord, Row
 from .wording import mib, with_interval
 
 SCHEMA = "edgeseg.evidence/2"
@@ -35,7 +35,7 @@ class Figures:
     artifact_sha256: str  # of the measured checkpoint or bundle
     file_bytes: int  # of its model files alone
     accuracy: Accuracy
-    calibration_error: float  # see `edgeseg.benchmarks.accuracy.calibration_error`
+    calibration_error: float  # see `edgeseg.benchmarks.measure.accuracy.calibration_error`
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.errors import InputError
-from ..runtime.files import write_bytes
-from ..runtime.image import resize_mask
-from ..runtime.metrics import (
+from ...runtime.errors import InputError
+from ...runtime.files import write_bytes
+from ...runtime.image import resize_mask
+from ...runtime.metrics import (
     PixelCounts,
     accuracy_score,
     bootstrap_interval,
@@ -34,9 +34,9 @@ from ..runtime.metrics import (
     precision_score,
     recall_score,
 )
-from ..runtime.progress import Progress, quiet
-from .jsonform import json_from_value
-from .text import fixed, percent, significant, text_table
+from ...runtime.progress import Progress, quiet
+from ..formatting import fixed, percent, significant, text_table
+from ..jsonform import json_from_value
 
 ALL_LESIONS = "all lesions"
 CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from ..compare import RowComparison
+from ..formatting import fixed, percent, significant
+from ..record import Row
+from ..yardstick_passes import MIN_PASSES, PassSummary, summarise_passes
 from .charts import marker
-from .compare import RowComparison
-from .passes import MIN_PASSES, PassSummary, summarise_passes
-from .record import Row
 from .svg import RIGHT, Axis, family, linear_axis, short, svg, x_ticks
-from .text import fixed, percent, significant
 
 _LEFT = 14
 _LEAST_PERCENT = 1.0  # to both sides of 0, so that what hardly moves looks so

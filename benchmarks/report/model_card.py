@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..runtime.files import write_bytes
-from ..runtime.image import resize_grey, resize_mask
-from ..runtime.metrics import boundary_of
-from .accuracy import METRICS, Case, ImageScore
+from ...runtime.files import write_bytes
+from ...runtime.image import resize_grey, resize_mask
+from ...runtime.metrics import boundary_of
+from ..formatting import fixed, percent, significant
+from ..measure.accuracy import METRICS, Case, ImageScore
 from .evidence import Evidence, Figures, evidence_to_json
 from .markdown import markdown_table
-from .text import fixed, percent, significant
 from .wording import mib, with_interval
 
 _WORST_LESIONS = 3

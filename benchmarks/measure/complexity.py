@@ -9,7 +9,7 @@ from math import ceil, prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from ..runtime.errors import InputError
+from ...runtime.errors import InputError
 
 if TYPE_CHECKING:
     import onnx

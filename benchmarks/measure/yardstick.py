@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.engines import ENGINES, open_engine
+from ...runtime.engines import ENGINES, open_engine
 from .latency import garbage_collection_off
 
 PAIRS = 24  # of blocks of a row and its yardstick in a pass, each with an undisturbed call

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from ..formatting import percent
 from . import nvml
 from .sysfs import read_fields, read_number, read_text
-from .text import percent
 
 MAX_CLOCK_CHANGE = 0.02  # relative
 MAX_STOLEN = 0.02  # of all CPU time

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.errors import InputError
-from ..runtime.session import Session
+from ...runtime.errors import InputError
+from ...runtime.session import Session
 from .batches import BatchSession
 from .latency import Frame, garbage_collection_off, percentile, supported_percentile
 

@@ -9,10 +9,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..runtime.errors import InputError
-from ..runtime.files import write_together
-from .accuracy import PairedDifference
-from .compare import (
+from ...runtime.errors import InputError
+from ...runtime.files import write_together
+from ..compare import (
     ORDER,
     RecordComparison,
     RowComparison,
@@ -20,6 +19,11 @@ from .compare import (
     measured_backwards,
     smallest_text,
 )
+from ..formatting import MISSING, percent, printable, signed_interval, significant, text_table
+from ..jsonform import json_from_value
+from ..measure.accuracy import PairedDifference
+from ..record import BenchmarkRecord, Row
+from ..yardstick_passes import RecordRatio, summarise_passes
 from .document import (
     Caution,
     Code,
@@ -32,16 +36,12 @@ from .document import (
     heads,
     section,
 )
-from .jsonform import json_from_value
+from .files import require_report_path
 from .markdown import to_markdown_text
 from .page import to_page
 from .pass_charts import passes_of_both, ratio_intervals
-from .passes import RecordRatio, summarise_passes
-from .record import BenchmarkRecord, Row
-from .report import require_report_path
 from .svg import family
 from .tables import environment_terms, set_aside_text, told_conditions
-from .text import MISSING, percent, printable, signed_interval, significant, text_table
 from .wording import DEFINITIONS, cautions, fps_text, median_text, mib, percentile_text
 
 SUFFIXES = (".html", ".json", ".md")  # of the forms, the page's first

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.errors import EngineError
-from ..runtime.session import Session
+from ...runtime.errors import EngineError
+from ...runtime.session import Session
 from . import nvml
 from .sysfs import read_fields, read_text
 

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path, PurePath
 
-from ..runtime.engines import available_threads
+from ...runtime.engines import available_threads
 from . import nvml
 from .sysfs import read_fields, read_text
 
@@ -70,7 +70,7 @@ def describe_environment(command: Sequence[str]) -> Environment:
         python=platform.python_version(),
         packages={name: _version(name) for name in _PACKAGES},
         command=tuple(map(_without_folders, command)),
-        commit=_commit(Path(__file__).parents[1]),
+        commit=_commit(Path(__file__).parents[2]),
         affinity=tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else (),
         container=_container(Path("/")),
         gpus=tuple(device.name() or "unknown" for device in nvml.devices()),

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import InputError
-from ..runtime.files import require_writable, write_together
-from .latency import percentile, percentile_bounds, supported_percentile
+from ...runtime.errors import InputError
+from ...runtime.files import require_writable, write_together
+from ..formatting import printable, text_table
+from ..measure.latency import percentile, percentile_bounds, supported_percentile
+from ..record import BenchmarkRecord, Row, to_json
+from ..yardstick_passes import summarise_passes
 from .markdown import to_markdown_text
 from .outline import report_document
 from .page import to_page
-from .passes import summarise_passes
-from .record import BenchmarkRecord, Row, to_json
-from .text import printable, text_table
 from .wording import TERMINAL_COLUMNS, cautions, dice_of, headline
 
 SUFFIXES = (".html", ".json", ".md", ".csv")  # of the forms, the page's first

@@ -14,9 +14,9 @@ from statistics import NormalDist
 import numpy as np
 
 from .jsonform import json_from_value
-from .latency import RATIO_CONFIDENCE
+from .measure.latency import RATIO_CONFIDENCE
+from .measure.yardstick import log_ratio, yardstick_log_ms
 from .record import Row
-from .yardstick import log_ratio, yardstick_log_ms
 
 MIN_PASSES = 5  # of each run, with an undisturbed call of row and yardstick
 # An allowance for what two runs on one machine differ by beyond what their passes say, as a

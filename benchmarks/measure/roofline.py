@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.engines import open_engine
+from ...runtime.engines import open_engine
+from ..formatting import threads_text
 from .complexity import LayerCost, count_complexity
 from .latency import SETTLE_S, percentile
 from .profile import INT8_TYPES, noise, run_profiled, time_calls
-from .text import threads_text
 
 CHANNELS = 256  # of the convolutions that measure compute, 3×3, in and out
 SIDE = 14  # px, of their images; short calls are more often undisturbed

@@ -7,14 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from .accuracy import CALIBRATION_BINS, MetricSummary, PairedDifference
+from ..formatting import MISSING, fixed, percent, signed_interval, significant
+from ..measure.accuracy import CALIBRATION_BINS, MetricSummary, PairedDifference
+from ..measure.latency import (
+    P99_MIN_N,
+    LatencyRatio,
+    percentile,
+    percentile_bounds,
+    supported_percentile,
+)
+from ..measure.modes import MODES, OfflineRun
+from ..measure.yardstick import MAX_WAIT
+from ..record import BenchmarkRecord, Comparison, Row
+from ..yardstick_passes import BETWEEN_RUNS, MIN_PASSES
 from .document import Caution
-from .latency import P99_MIN_N, LatencyRatio, percentile, percentile_bounds, supported_percentile
-from .modes import MODES, OfflineRun
-from .passes import BETWEEN_RUNS, MIN_PASSES
-from .record import BenchmarkRecord, Comparison, Row
-from .text import MISSING, fixed, percent, signed_interval, significant
-from .yardstick import MAX_WAIT
 
 Cell = Callable[[BenchmarkRecord, Row], str]
 

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.progress import Progress, quiet
-from ..runtime.session import Session
+from ...runtime.progress import Progress, quiet
+from ...runtime.session import Session
 
 Frame = npt.NDArray[np.uint8]
 

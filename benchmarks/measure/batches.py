@@ -7,8 +7,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ..runtime.errors import EngineError
-from ..runtime.session import Session
+from ...runtime.errors import EngineError
+from ...runtime.session import Session
 from .latency import Frame
 
 # Largest share of a frame's pixels that may differ from the answer to it alone, as an export with

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ..runtime.errors import EngineError
+from ...runtime.errors import EngineError
 from . import nvml
 from .sysfs import read_number, read_text
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from ..runtime.progress import Progress, quiet
+from ...runtime.progress import Progress, quiet
 
 T = TypeVar("T")
 

@@ -5,18 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from .accuracy import METRICS
-from .complexity import LayerCost
-from .conditions import Conditions, CpuTicks, Gpu
+from ..formatting import (
+    MISSING,
+    fixed,
+    percent,
+    signed,
+    signed_significant,
+    significant,
+    threads_text,
+)
+from ..measure.accuracy import METRICS
+from ..measure.complexity import LayerCost
+from ..measure.conditions import Conditions, CpuTicks, Gpu
+from ..measure.latency import percentile
+from ..measure.layers import LayerReport
+from ..measure.modes import MODES, OfflineRun, PacedRun, Slope, SoakRun
+from ..measure.prediction import Prediction
+from ..measure.process import ON_CPU
+from ..record import BenchmarkRecord, Proof, ProofStep, Row
+from ..yardstick_passes import MIN_PASSES, PassSummary, summarise_passes
 from .document import Head, Table, heads
-from .latency import percentile
-from .layers import LayerReport
-from .modes import MODES, OfflineRun, PacedRun, Slope, SoakRun
-from .passes import MIN_PASSES, PassSummary, summarise_passes
-from .prediction import Prediction
-from .process import ON_CPU
-from .record import BenchmarkRecord, Proof, ProofStep, Row
-from .text import MISSING, fixed, percent, signed, signed_significant, significant, threads_text
 from .wording import (
     COLUMNS,
     FILE,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shlex
 
+from ..formatting import threads_text
+from ..record import BenchmarkRecord
+from ..yardstick_passes import MIN_PASSES, summarise_passes
 from .charts import (
     LABELLED_LAYERS,
     PARTS,
@@ -17,8 +20,6 @@ from .charts import (
 )
 from .document import Code, Document, Figure, Figures, Part, Section, Terms, section
 from .pass_charts import pass_strips
-from .passes import MIN_PASSES, summarise_passes
-from .record import BenchmarkRecord
 from .svg import family
 from .tables import (
     artifacts_table,
@@ -45,7 +46,6 @@ from .tables import (
     selection,
     soak_table,
 )
-from .text import threads_text
 from .wording import DEFINITIONS, cautions, headline, mib, mode_name
 
 

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from html import escape
 from types import MappingProxyType
 
-from .complexity import LayerCost
-from .latency import percentile
-from .layers import LayerReport
-from .modes import SoakRun
-from .record import Row
-from .roofline import Peaks
+from ..formatting import fixed, percent, significant
+from ..measure.complexity import LayerCost
+from ..measure.latency import percentile
+from ..measure.layers import LayerReport
+from ..measure.modes import SoakRun
+from ..measure.roofline import Peaks
+from ..record import Row
 from .svg import (
     CHARACTER_PX,
     RIGHT,
@@ -32,7 +33,6 @@ from .svg import (
     svg,
     x_ticks,
 )
-from .text import fixed, percent, significant
 from .wording import dice_of
 
 # Parts of a call, as the style sheet colours them and as people read them.
