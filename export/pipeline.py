@@ -38,7 +38,8 @@ from .calibration import (
 )
 from .forms import Form, Recipe, make_forms, rounding_for
 from .frame_gate import FrameGraph, frame_facts, prove_frame_graphs
-from .golden import find_empty_frame, golden_frames, write_vectors
+from .frame_graph import require_no_least
+from .golden import find_dropped_frame, find_empty_frame, golden_frames, write_vectors
 from .parity import (
     CheckFrame,
     Hop,
@@ -179,6 +180,8 @@ class Exported:
     achieved: Mapping[str, Mapping[str, float]]  # form -> precision -> share of MACs
     qat: Mapping[str, Any] | None  # how INT8 was retrained to pass its gate; None: it was not
     empty_frame: str | None  # how the golden frame with an empty answer was drawn; None: none is
+    least: str  # what masks go without, for people; empty: the contract drops nothing
+    dropped_frame: str | None  # how a golden frame was drawn in which something is dropped
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
@@ -193,6 +196,8 @@ class Exported:
             "achieved": self.achieved,
             "qat": None if self.qat is None else dict(self.qat),
             "empty_frame": self.empty_frame,
+            "least": self.least,
+            "dropped_frame": self.dropped_frame,
         }
 
 
@@ -293,7 +298,7 @@ def export_bundle(
             E-PARITY-FRAMES, E-LAYOUT (with a frame graph, which knows no layout), E-CONTRACT (the
             check frames become an input that no image has).
         Refused: E-CONTRACT-DICE, E-PARITY, E-ACCURACY, E-BOUNDARY, E-PRECISION-FALLBACK,
-            E-CALIB-RANGE, E-CALIB-KEY, E-RTX-PARSE.
+            E-CALIB-RANGE, E-CALIB-KEY, E-RTX-PARSE, E-FRAME-LEAST.
         EngineError: E-EXTRA-MISSING, E-AUDIT, E-RTX-BUILD.
         OutputError: E-OUT-WRITE.
     """
@@ -307,6 +312,8 @@ def export_bundle(
         raise InputError(
             "E-LAYOUT", "a frame graph applies no layout; leave --frame or --layout out"
         )
+    if plan.frame:
+        require_no_least(trained.contract)
     with atomic_folder(out) as folder:
         if split is not None:
             shutil.copyfile(split, folder / SPLIT_FILE)
@@ -352,7 +359,10 @@ def export_bundle(
                 frame_graphs=whole,
                 cache=cache,
             )
-        golden = golden_frames(frames.vectors, trained.contract, empty)
+        dropped = (
+            find_dropped_frame(every, trained.contract, frames.vectors) if frames.vectors else None
+        )
+        golden = golden_frames(frames.vectors, trained.contract, empty, dropped)
         vectors = write_vectors(folder, golden, shipped[chosen].forms, trained.contract)
         if calibration is not None and any(name != "fp32" for name in shipped):
             (folder / CALIBRATION_FILE).write_text(calibration.to_json(), encoding="utf-8")
@@ -408,6 +418,8 @@ def export_bundle(
         achieved=achieved,
         qat=qat,
         empty_frame=empty.name if empty else None,
+        least=trained.contract.least_text,
+        dropped_frame=dropped.name if dropped else None,
     )
 
 

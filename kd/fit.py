@@ -14,6 +14,7 @@ from torch import nn
 
 from ..runtime.contract import InputContract
 from ..runtime.errors import Refused
+from ..runtime.image import kept_logits
 from ..runtime.metrics import count_pixels, dice_score
 from ..runtime.progress import Progress
 from .checkpoint import read_tensors, write_tensors
@@ -295,7 +296,8 @@ def mean_dice(network: Network, frames: Frames, contract: InputContract) -> floa
         image = normalised(frames.images[row : row + 1].float() / 255, contract)
         with mixed_precision(image.device):
             logits = network(image)
-        mask = (logits[0, 0].float() > contract.logit_threshold).cpu().numpy()
+        kept = kept_logits(logits[0, 0].float().cpu().numpy(), contract)
+        mask = kept > contract.logit_threshold
         scores.append(dice_score(count_pixels(mask, truth)))
     return float(np.mean(scores)) if scores else float("nan")
 

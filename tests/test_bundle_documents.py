@@ -53,6 +53,16 @@ def test_manifest_follows_the_schema(folder):
     jsonschema.validate(manifest_of(folder), SCHEMA)
 
 
+@pytest.mark.parametrize("least", [{}, {"least_area": 0.01, "least_peak": 0.7}])
+def test_manifest_has_a_least_lesion_only_where_there_is_one(tmp_path, least):
+    contract = InputContract(height=64, width=96, **least)
+    folder = write_bundle(tmp_path / "toy", contract=contract)
+    jsonschema.validate(manifest_of(folder), SCHEMA)
+    before = {"height", "width", "mean", "std", "threshold"}
+    assert set(manifest_of(folder)["contract"]) == before | set(least)
+    assert open_bundle(folder).manifest.contract == contract
+
+
 @pytest.mark.parametrize(
     "layout",
     [

@@ -17,7 +17,7 @@ from ...runtime.image import read_image
 from ...runtime.progress import Progress, quiet
 from .dataset import LABELS, list_files
 from .duplicates import groups_from_pairs, near_duplicates, pairs_of
-from .masks import Mask, inspect_mask
+from .masks import Mask, inspect_mask, read_mask
 from .sample import Sample
 
 _Content = TypeVar("_Content", npt.NDArray[np.uint8], Mask)
@@ -160,10 +160,16 @@ def _check_masks(
     sample: Sample, shape: tuple[int, ...], root: Path, found: dict[str, list[str]]
 ) -> None:
     """Note the defects of a sample's masks; [H, W] is the image's shape."""
+
+    def inspect(path: Path) -> Mask:
+        if sample.mask_reader is read_mask:
+            return inspect_mask(path)
+        return Mask(sample.mask_reader(path))  # a layout with colours or a rule of its own
+
     union = np.zeros(shape, np.bool_)
     blank, marked, complete = [], False, True
     for path in sample.masks:
-        mask = _read(path, inspect_mask, root, found)
+        mask = _read(path, inspect, root, found)
         if mask is None:
             complete = False
             continue
