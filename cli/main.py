@@ -19,6 +19,7 @@ from ..export.target import PRECISIONS
 from ..kd.config import RECIPES, TrainConfig
 from .benchmark import benchmark, card, probe
 from .bundle import bundle
+from .compare import compare
 from .console import (
     F,
     Group,
@@ -611,6 +612,7 @@ def evaluate(
 
 
 cli.add_command(benchmark)
+cli.add_command(compare)
 cli.add_command(bundle)
 cli.add_command(card)
 cli.add_command(probe)

@@ -15,7 +15,7 @@ LATER = dataclasses.replace(
     packages={**ENVIRONMENT.packages, "numpy": "2.5.0"},
 )
 BUDGETS = ("p99=33ms", "OpenVINO INT8:slowdown=5%", "dice_drop=0.5")
-COMMAND = ("edgeseg", "benchmark", "--compare", "old.json", "new.json")
+COMMAND = ("edgeseg", "compare", "old.json", "new.json")
 
 
 def changed(row, ratio, dice=None, machine=1.0):

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 
 from edgeseg.benchmarks.measure.roofline import files_for
 from edgeseg.benchmarks.measure.yardstick import yardstick_graph
-from edgeseg.benchmarks.record import ANY_BATCH
+from edgeseg.benchmarks.run import ANY_BATCH
 from edgeseg.cli.jobs.sources import candidates_of, find_source
 from edgeseg.kd import zoo
 from edgeseg.runtime.bundle import open_bundle

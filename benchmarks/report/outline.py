@@ -186,7 +186,7 @@ def _passes(record: BenchmarkRecord) -> list[Part | None]:
     if table is None:
         return [
             "The rows of this run compare with each other only: it was measured without --passes, "
-            "so edgeseg benchmark --compare cannot tell a change of the machine from one of a row."
+            "so edgeseg compare cannot tell a change of the machine from one of a row."
         ]
     strips = pass_strips(record.rows)
     figure = Figure(
@@ -198,8 +198,8 @@ def _passes(record: BenchmarkRecord) -> list[Part | None]:
     )
     return [
         "Between two runs a machine changes. So each row was also timed beside a yardstick, a "
-        "fixed network in the same engine, and edgeseg benchmark --compare compares the ratios of "
-        "the two. A slow-down smaller than the one named here would probably be missed.",
+        "fixed network in the same engine, and edgeseg compare compares the ratios of the two. A "
+        "slow-down smaller than the one named here would probably be missed.",
         table,
         _too_few_passes(record),
         Figures((figure,), ()) if strips else None,

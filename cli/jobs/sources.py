@@ -29,8 +29,9 @@ from ...runtime.store import SUFFIX
 if TYPE_CHECKING:
     from ...benchmarks.measure.latency import Frame
     from ...benchmarks.measure.prediction import DevicePeaks
-    from ...benchmarks.record import Candidate, Proof
+    from ...benchmarks.record import Proof
     from ...benchmarks.report.evidence import Evidence
+    from ...benchmarks.run import Candidate
     from ...export.calibration import CalibrationSet
     from ...export.pipeline import Frames, Network, Retrain, Retrained
     from ...export.qdq import Rounding
@@ -727,7 +728,7 @@ def _engines_of(source: Source) -> list[str]:
 
 
 def _of_bundle(source: Source, engines: Sequence[str], threads: int) -> list[Candidate]:
-    from ...benchmarks.record import Candidate
+    from ...benchmarks.run import Candidate
 
     bundle = open_bundle(source.path)
     manifest = bundle.manifest
@@ -838,7 +839,7 @@ def _of_checkpoint(source: Source, engines: Sequence[str], threads: int) -> list
     if not wanted:
         return []
     threads = threads or available_threads()
-    from ...benchmarks.record import ANY_BATCH, Candidate
+    from ...benchmarks.run import ANY_BATCH, Candidate
     from ...kd.checkpoint import load_checkpoint
     from ...kd.models import complexity_of
 
