@@ -26,7 +26,6 @@ from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.session import open_session
 from edgeseg.tests.small_onnx import SIDE, noise
 
- = 32
 CONTRACT = InputContract(SIDE, SIDE)
 WIDTH = 4
 DYNAMO = pytest.param(
