@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from edgeseg.cli import cli
+from edgeseg.cli.main import cli
 from edgeseg.export.parity import CheckFrame, reference_of
 from edgeseg.export.reading import require_normal_input, require_own_answer
 from edgeseg.export.to_onnx import onnx_from_network
