@@ -16,13 +16,14 @@ import click
 
 from .. import __version__
 from ..export.target import PRECISIONS
-from ..kd.config import TrainConfig
+from ..kd.config import RECIPES, TrainConfig
 from .benchmark import benchmark, card, probe
 from .bundle import bundle
 from .compare import compare
 from .console import (
     F,
     Group,
+    data_argument,
     engine_option,
     given,
     holes_option,
@@ -145,10 +146,10 @@ def _train_options(command: F, without: tuple[str, ...] = ()) -> F:
 
 
 @cli.command()
-@click.argument("dataset", metavar="DATA", type=path_type())
+@data_argument
 @click.option("--out", type=path_type(), required=True, help="Folder of the run.")
 @click.option("--split", "split_file", type=path_type(), help="Split to use; default: a new one.")
-@click.option("--recipe", help="Settings to start from: t2kd-busi or t2kd-busi-edge.")
+@click.option("--recipe", help=f"Settings to start from: {', '.join(RECIPES)}.")
 @click.option("--teachers", type=path_type(), help="A run whose teachers are taken.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out with its own settings.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
@@ -158,7 +159,7 @@ def _train_options(command: F, without: tuple[str, ...] = ()) -> F:
 def train(
     context: click.Context,
     /,
-    dataset: Path,
+    dataset: tuple[Path, ...],
     out: Path,
     split_file: Path | None,
     recipe: str | None,
@@ -170,17 +171,19 @@ def train(
 ) -> None:
     """Train two class teachers on DATA, then the student that both teach (T²KD).
 
+    DATA is one data set or several; NAME=PATH names one, else its folder does.
+
     Several GPUs or machines: torchrun --nproc-per-node N -m edgeseg train ...
     """
     from ..kd.config import find_recipe
-    from ..kd.data.dataset import read_dataset
+    from ..kd.data.dataset import read_datasets
     from ..kd.data.split import read_split
     from ..kd.train import read_config
     from ..kd.train import train as run_training
 
     base = find_recipe(recipe) if recipe else read_config(out) if resume else TrainConfig()
     student = run_training(
-        read_dataset(dataset),
+        read_datasets(dataset),
         out,
         replace(base, **given(context, settings)),
         split=read_split(split_file) if split_file else None,
@@ -357,6 +360,11 @@ def _frame_size(
     "--contract", type=path_type(), help="JSON with the input contract of an ONNX that has none."
 )
 @click.option(
+    "--force-contract",
+    is_flag=True,
+    help="Export though the network's own answers to the check frames speak against its contract.",
+)
+@click.option(
     "--out", type=path_type(), help="Folder of the bundle; must be new. [default: by name]"
 )
 @click.option("--dry-run", is_flag=True, help="Check SOURCE, print the plan and write nothing.")
@@ -380,6 +388,7 @@ def export(
     frame: tuple[int, int] | None,
     layout_file: Path | None,
     contract: Path | None,
+    force_contract: bool,
     out: Path | None,
     dry_run: bool,
     as_json: bool,
@@ -450,7 +459,7 @@ def export(
         trained_on=trained_on or (),
         data=found.training_data(),
         layout=layout,
-        limits=Limits(max_drop, max_hd95_rise, method),
+        limits=Limits(max_drop, max_hd95_rise, method, force_contract),
         retrain=retrain,
         progress=progress_of(quiet),
     )
@@ -461,6 +470,8 @@ def export(
         return
     if source is None:
         click.echo(f"no SOURCE was named: the shipped student {zoo.DEFAULT}")
+    if cut := network.provenance.get("cut_off"):
+        note += f"\nthe {cut} at the end of {named} was cut off: its input is the logit"
     click.echo(f"target: {plan.target.name}\n{note}\n{render_export(exported, plan)}")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..runtime.bundle import Bundle
+from ..runtime.contract import InputContract
 from ..runtime.errors import Refused
 from ..runtime.store import MANIFEST, SUMS
 
@@ -87,6 +88,7 @@ def render_datasheet(sheet: Mapping[str, Any]) -> str:
                 f"{contract['height']} px",
                 f"x = (grey / 255 - {contract['mean']}) / {contract['std']}, lesion where "
                 f"probability > {contract['threshold']}",
+                *filter(None, [InputContract.from_dict(contract).least_text]),
                 f"batch {sheet['batch'].get('min', 1)} to {sheet['batch'].get('max', 1)}",
             ],
         ),

@@ -38,7 +38,8 @@ from .calibration import (
 )
 from .forms import Form, Recipe, make_forms, rounding_for
 from .frame_gate import FrameGraph, frame_facts, prove_frame_graphs
-from .golden import find_empty_frame, golden_frames, write_vectors
+from .frame_graph import require_no_least
+from .golden import find_dropped_frame, find_empty_frame, golden_frames, write_vectors
 from .parity import (
     CheckFrame,
     Hop,
@@ -52,6 +53,7 @@ from .parity import (
 from .plan import AUTO, Plan
 from .qdq import Rounding
 from .ranges import require_method
+from .reading import require_normal_input, require_own_answer
 from .sensitivity import rank_convolutions
 from .to_kit import write_kit
 from .verdict import Verdict, measure_verdicts
@@ -154,6 +156,7 @@ class Limits:
     max_drop: float = 0.005  # of Dice, at the upper end of the 95 % interval
     max_hd95_rise_px: float = 1.0  # at the lower end: single frames make it too noisy for more
     method: str = METHOD  # of calibration, key in `ranges.METHODS`
+    force_contract: bool = False  # also where the check frames speak against it, see `reading`
 
     def __post_init__(self) -> None:
         """Raise InputError: E-LIMIT (not finite), E-CALIB-METHOD."""
@@ -177,6 +180,8 @@ class Exported:
     achieved: Mapping[str, Mapping[str, float]]  # form -> precision -> share of MACs
     qat: Mapping[str, Any] | None  # how INT8 was retrained to pass its gate; None: it was not
     empty_frame: str | None  # how the golden frame with an empty answer was drawn; None: none is
+    least: str  # what masks go without, for people; empty: the contract drops nothing
+    dropped_frame: str | None  # how a golden frame was drawn in which something is dropped
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
@@ -191,6 +196,8 @@ class Exported:
             "achieved": self.achieved,
             "qat": None if self.qat is None else dict(self.qat),
             "empty_frame": self.empty_frame,
+            "least": self.least,
+            "dropped_frame": self.dropped_frame,
         }
 
 
@@ -288,9 +295,10 @@ def export_bundle(
 
     Raises:
         InputError: E-OUT-EXISTS, E-CALIB-MISSING, E-CALIB-EMPTY, E-CALIB-READ, E-CALIB-METHOD,
-            E-PARITY-FRAMES, E-LAYOUT (with a frame graph, which knows no layout).
-        Refused: E-PARITY, E-ACCURACY, E-BOUNDARY, E-PRECISION-FALLBACK, E-CALIB-RANGE, E-CALIB-KEY,
-            E-RTX-PARSE.
+            E-PARITY-FRAMES, E-LAYOUT (with a frame graph, which knows no layout), E-CONTRACT (the
+            check frames become an input that no image has).
+        Refused: E-CONTRACT-DICE, E-PARITY, E-ACCURACY, E-BOUNDARY, E-PRECISION-FALLBACK,
+            E-CALIB-RANGE, E-CALIB-KEY, E-RTX-PARSE, E-FRAME-LEAST.
         EngineError: E-EXTRA-MISSING, E-AUDIT, E-RTX-BUILD.
         OutputError: E-OUT-WRITE.
     """
@@ -304,10 +312,16 @@ def export_bundle(
         raise InputError(
             "E-LAYOUT", "a frame graph applies no layout; leave --frame or --layout out"
         )
+    if plan.frame:
+        require_no_least(trained.contract)
     with atomic_folder(out) as folder:
         if split is not None:
             shutil.copyfile(split, folder / SPLIT_FILE)
+        if not limits.force_contract:
+            require_normal_input(trained.contract, frames.checks)
         reference = reference_of(trained.run, trained.contract, frames.checks, progress=progress)
+        if not limits.force_contract:
+            require_own_answer(trained.run, reference)
         master = trained.to_onnx()
         first = _check_master(master, reference, progress)
         calibration = _calibration_of(trained, master, frames.calibration, progress)
@@ -345,7 +359,10 @@ def export_bundle(
                 frame_graphs=whole,
                 cache=cache,
             )
-        golden = golden_frames(frames.vectors, trained.contract, empty)
+        dropped = (
+            find_dropped_frame(every, trained.contract, frames.vectors) if frames.vectors else None
+        )
+        golden = golden_frames(frames.vectors, trained.contract, empty, dropped)
         vectors = write_vectors(folder, golden, shipped[chosen].forms, trained.contract)
         if calibration is not None and any(name != "fp32" for name in shipped):
             (folder / CALIBRATION_FILE).write_text(calibration.to_json(), encoding="utf-8")
@@ -384,6 +401,7 @@ def export_bundle(
                 "refused": dict(refused),
                 "kept_float": list(kept_float),
                 "qat": None if qat is None else dict(qat),
+                **({"contract_forced": True} if limits.force_contract else {}),
             },
         }
         (folder / BOM_FILE).write_text(bom_of(manifest, hashes_of(folder)), encoding="utf-8")
@@ -400,6 +418,8 @@ def export_bundle(
         achieved=achieved,
         qat=qat,
         empty_frame=empty.name if empty else None,
+        least=trained.contract.least_text,
+        dropped_frame=dropped.name if dropped else None,
     )
 
 

@@ -123,6 +123,7 @@ class Manifest:
     def to_json(self) -> str:
         """Return the manifest as canonical JSON text: same content, same bytes."""
         content = {"schema": self.schema, **asdict(self)}  # the schema first
+        content["contract"] = self.contract.to_dict()
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod

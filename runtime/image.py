@@ -3,68 +3,71 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Iterator, Optional, Tuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .contract import InputContract
 from .errors import InputError
+from .folder import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from .image_file import MAX_IMAGE_PIXELS as MAX_IMAGE_PIXELS
+from .image_file import (
+    frame_count,
+    frame_numbers,
+    is_deep,
+    open_image,
+    require_one_frame,
+    require_size,
+    upright,
+    without_warnings,
+)
+from .lesion import small_components
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-MAX_IMAGE_PIXELS = 64 * 1024 * 1024  # refused before decoding; the largest BUSI frame has 0.8 M
 MAX_FRAME_SIDE = 16384  # px; the C runtime has the same limit
 
 
 def read_image(path: Path) -> np.ndarray:
     """Read an image file as grey, uint8 [H, W] (colour by ITU-R BT.601 luma).
 
+    It is turned as its orientation tag says, so that it is the picture that a viewer shows.
+
     Raises InputError: E-IMAGE-READ (missing, truncated, no image), E-IMAGE-SIZE (over
-    `MAX_IMAGE_PIXELS`), E-IMAGE-MODE (more than 8 bits a channel).
+    `MAX_IMAGE_PIXELS`), E-IMAGE-MODE (more than 8 bits a channel), E-IMAGE-FRAMES (several
+    frames or pages).
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # bombs: our cap is lower; palettes: grey has no alpha
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_IMAGE_PIXELS:
-                    raise InputError(
-                        "E-IMAGE-SIZE",
-                        f"{path} has {image.width}x{image.height} pixels, over the cap of "
-                        f"{MAX_IMAGE_PIXELS}; crop or shrink it",
-                    )
-                # Pillow cuts 16-bit colour to 8 by itself; its raw mode tells, as in "RGB;16B".
-                if image.mode.startswith(("I", "F")) or ";16" in str(image.tile):
-                    raise InputError(
-                        "E-IMAGE-MODE",
-                        f"{path} has more than 8 bits a channel (mode {image.mode}); "
-                        "window it to 8 bits first",
-                    )
-                return np.asarray(image.convert("L"))
-    except FileNotFoundError as error:
-        raise InputError("E-IMAGE-READ", f"no such image: {path}") from error
-    except Image.DecompressionBombError as error:  # Pillow's own cap, above ours
-        raise InputError("E-IMAGE-SIZE", f"{path}: {error}; crop or shrink it") from error
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,  # Pillow's word for a broken PNG chunk
-        ValueError,
-    ) as error:
+    with open_image(path) as image, without_warnings():
+        require_one_frame(image, path)
+        return _grey_of(image, path)
+
+
+def read_frames(path: Path) -> Iterator[np.ndarray]:
+    """Yield every frame of an image file (TIFF stack, GIF, APNG) as `read_image` reads one.
+
+    Raises InputError as `read_image`; E-IMAGE-FRAMES for a stack of ImageJ whose pages cannot be
+    told apart.
+    """
+    with open_image(path) as image:
+        with without_warnings():
+            numbers = frame_numbers(image)
+            if frame_count(image) > numbers.stop:
+                require_one_frame(image, path)
+        for number in numbers:
+            with without_warnings():  # not while another is at work on the frame
+                image.seek(number)
+                require_size(image, path)
+                grey = _grey_of(image, path)
+            yield grey
+
+
+def _grey_of(image: Image.Image, path: Path) -> np.ndarray:
+    if is_deep(image):
         raise InputError(
-            "E-IMAGE-READ", f"cannot read image {path} ({error}); replace or remove the file"
-        ) from error
-
-
-def read_mask(path: Path) -> np.ndarray:
-    """Read a mask file as bool [H, W]: True above 127, or above 0 in a file of zeros and ones.
-
-    Noise of a JPEG-compressed mask thus stays background.
-    Raises InputError as `read_image`.
-    """
-    grey = read_image(path)
-    return grey > (127 if grey.max() > 1 else 0)
+            "E-IMAGE-MODE",
+            f"{path} has more than 8 bits a channel (mode {image.mode}); window it to 8 bits first",
+        )
+    return np.asarray(upright(image).convert("L"))
 
 
 def require_frame(frame: np.ndarray) -> None:
@@ -163,15 +166,45 @@ def bilinear_taps(size_in: int, size_out: int) -> Tuple[np.ndarray, np.ndarray, 
     return lower, upper, (position - lower).astype(np.float32)
 
 
+def kept_logits(logits: np.ndarray, contract: InputContract) -> np.ndarray:
+    """Return logits [h, w] of the contract's size in which nothing below its least lesion is left.
+
+    They are the same array where the contract drops nothing in it. A pixel that is dropped ends up
+    below the threshold; all others keep their value.
+    """
+    if not contract.drops:
+        return logits
+    level = contract.logit_threshold
+    above = logits > level
+    rows = np.flatnonzero(above.any(axis=1))
+    if rows.size == 0:
+        return logits
+    columns = np.flatnonzero(above.any(axis=0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    dropped = small_components(above[box], logits[box], contract.least_px, contract.least_logit)
+    if not dropped.any():
+        return logits
+    # The masks of the others stay what they are, to the bit. A pixel of the frame is made of the
+    # four logits of a 2x2 cell. Two pixels of such a cell touch, so that no cell has parts of two
+    # components: one with a pixel that stays has none that goes, and its values do not change; in
+    # all others nothing is above the level any more. The margin is for float32, in which
+    # low + (up - low) * weight may come out above both.
+    kept: np.ndarray = logits.copy()
+    kept[box][dropped.view(np.bool_)] = np.float32(level - 1)
+    return kept
+
+
 def mask_from_logits(
     logits: np.ndarray, contract: InputContract, height: int, width: int
 ) -> np.ndarray:
     """Return the mask, uint8 [height, width] of 0 and 1, in the frame's own geometry.
 
-    The logits [h, w] are interpolated bilinearly (half-pixel centres), then thresholded. Only the
-    box around logits above the threshold is interpolated: outside it every value lies between
-    values below the threshold, so the result is the same and costs what the lesion covers.
+    What is below the least lesion is dropped (`kept_logits`), then the logits [h, w] are
+    interpolated bilinearly (half-pixel centres) and thresholded. Only the box around logits above
+    the threshold is interpolated: outside it every value lies between values below the threshold,
+    so the result is the same and costs what the lesion covers.
     """
+    logits = kept_logits(logits, contract)
     mask = np.zeros((height, width), np.uint8)
     level = contract.logit_threshold
     above = logits > level

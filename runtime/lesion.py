@@ -70,6 +70,27 @@ def keep_largest(mask: np.ndarray) -> np.ndarray:
     return kept
 
 
+def small_components(
+    above: np.ndarray, logits: np.ndarray, least_px: int, least_logit: float
+) -> np.ndarray:
+    """Return where a mask, bool [H, W], has components that are no lesion, uint8 [H, W].
+
+    Those are 8-connected and of fewer pixels than `least_px`, or their highest logit, float32
+    [H, W], lies below `least_logit`.
+    """
+    parts = _components(_runs_of(above), diagonal=True)
+    dropped = np.zeros(above.shape, np.uint8)
+    if not len(parts.areas_px):
+        return dropped
+    lengths = parts.runs.ends - parts.runs.starts
+    # A mask picks its pixels in raster order, and so do the runs.
+    peaks = np.maximum.reduceat(logits[above], lengths.cumsum() - lengths)
+    peaks = np.maximum.reduceat(peaks[parts.order], parts.firsts)
+    small = (parts.areas_px < least_px) | (peaks < np.float32(least_logit))
+    _paint(dropped, parts.runs.take(small[parts.labels]))
+    return dropped
+
+
 def fill_holes(mask: np.ndarray) -> np.ndarray:
     """Return a mask, uint8 [H, W], with its holes as lesion.
 

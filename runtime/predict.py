@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -12,12 +11,11 @@ from PIL import Image
 
 from .errors import InputError
 from .files import atomic_folder
-from .image import IMAGE_SUFFIXES, read_image
+from .folder import IMAGE_SUFFIXES, image_files, masked_stem, stem_of
+from .image import read_image
 from .lesion import Spacing, draw_overlay, lesions_of
 from .progress import Progress, quiet
 from .session import Session
-
-_MASK = re.compile(r"(.+)_mask(?:_[0-9]+)?")  # of a file's stem, as the images of BUSI have them
 
 
 class Found(NamedTuple):
@@ -63,21 +61,18 @@ def find_images(paths: Sequence[Path]) -> Found:
 
 
 def images_in(path: Path) -> Found:
-    """Return the images directly inside a folder, sorted by name; a file itself, whatever it is.
+    """Return the images directly inside a folder in natural order; a file itself, whatever it is.
 
     The masks of BUSI's layout, NAME_mask.png and NAME_mask_N.png with NAME.png, are no images of a
     folder. Raises OSError.
     """
     if not path.is_dir():
         return Found((path,), ())
-    files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in IMAGE_SUFFIXES]
-    names = {file.stem for file in files}
-
-    def is_mask(file: Path) -> bool:
-        found = _MASK.fullmatch(file.stem)
-        return found is not None and found[1] in names
-
-    return Found(tuple(file for file in files if not is_mask(file)), tuple(filter(is_mask, files)))
+    files = image_files(path)
+    stems = set(map(stem_of, files))
+    masks = {file: masked_stem(file) in stems for file in files}
+    images = tuple(file for file in files if not masks[file])
+    return Found(images, tuple(file for file in files if masks[file]))
 
 
 def _listed(path: Path) -> Found:

@@ -16,13 +16,13 @@ from edgeseg.runtime.stream.dicom import open_dicom
 
 def shipped(name: str) -> Path:
     """Return the path of a file in pydicom's wheel; skip the test without pydicom."""
-    data = pytest.importorskip("pydicom.data", reason="pydicom is not installed")
+    data = pytest.importorskip("pydicom.data", reason="no pydicom; make install brings it")
     return Path(data.get_testdata_file(name, download=False) or data.get_charset_files(name)[0])
 
 
 def write_changed(name: str, path: Path, **elements: Any) -> Path:
     """Write a shipped file with elements of its header replaced; None removes one."""
-    pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
+    pydicom = pytest.importorskip("pydicom", reason="no pydicom; make install brings it")
     data = pydicom.dcmread(shipped(name))
     for keyword, value in elements.items():
         if value is None:
@@ -46,6 +46,47 @@ def region(
     item.PhysicalUnitsXDirection = item.PhysicalUnitsYDirection = units
     item.PhysicalDeltaX, item.PhysicalDeltaY = delta, 2 * delta
     return copy.deepcopy(item)
+
+
+def write_pixels(
+    path: Path,
+    pixels: bytes | list[bytes],
+    shape: tuple[int, int],
+    photometric: str = "MONOCHROME2",
+    syntax: str = "1.2.840.10008.1.2.1",
+    *,
+    frames: int = 1,
+    table: bool = True,
+    **elements: Any,
+) -> Path:
+    """Write an 8-bit ultrasound image of rows and columns; a list of frames is encapsulated.
+
+    `table`: with a table of offsets. `elements` are set last, so that they can contradict the rest.
+    """
+    pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.encaps import encapsulate
+
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.3.1"
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
+    data.Rows, data.Columns = shape
+    data.NumberOfFrames = len(pixels) if isinstance(pixels, list) else frames
+    data.PhotometricInterpretation = photometric
+    data.SamplesPerPixel = 1 if photometric.startswith(("MONO", "PAL")) else 3
+    if data.SamplesPerPixel == 3:
+        data.PlanarConfiguration = 0
+    data.BitsAllocated = data.BitsStored = 8
+    data.HighBit, data.PixelRepresentation = 7, 0
+    data.PixelData = encapsulate(pixels, has_bot=table) if isinstance(pixels, list) else pixels
+    data["PixelData"].VR = "OB"
+    data["PixelData"].is_undefined_length = isinstance(pixels, list)
+    for keyword, value in elements.items():
+        setattr(data, keyword, value)
+    data.save_as(path, enforce_file_format=True)
+    return path
 
 
 CINE = "examples_ybr_color.dcm"  # 30 frames of 320x240, JPEG Baseline

@@ -23,11 +23,12 @@ from edgeseg.cli.main import cli
 from edgeseg.export.target import targets
 from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.kd.data.dataset import read_dataset
+from edgeseg.kd.data.masks import read_mask
 from edgeseg.kd.data.split import read_split
 from edgeseg.kd.engine import TorchEngine
 from edgeseg.runtime.bundle import open_bundle, seal_bundle
 from edgeseg.runtime.contract import InputContract
-from edgeseg.runtime.image import read_image, read_mask
+from edgeseg.runtime.image import read_image
 from edgeseg.runtime.metrics import count_pixels, dice_score
 from edgeseg.runtime.session import SelfTest, Session, open_session
 
@@ -820,7 +821,7 @@ def test_engine_that_is_not_installed_is_named_with_what_to_install(
     assert names_in(tmp_path) == []
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full; Linux has it")
 def test_result_for_which_standard_output_has_no_room_is_one_line(reports):
     command = [sys.executable, "-m", "edgeseg", "compare"]
     command += [str(reports / "old.json"), str(reports / "new.json")]

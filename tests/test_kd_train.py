@@ -6,6 +6,7 @@ import csv
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ import edgeseg.kd.fit as fitting
 import edgeseg.kd.train as training
 from edgeseg.kd.checkpoint import load_checkpoint, read_tensors
 from edgeseg.kd.config import TrainConfig
-from edgeseg.kd.data.dataset import Dataset, read_dataset
+from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.kd.data.split import make_split, read_split
 from edgeseg.kd.train import train
 from edgeseg.runtime.errors import InputError, Refused
@@ -234,6 +235,29 @@ def test_other_runtime_errors_are_not_taken_for_a_lack_of_memory(
         train(dataset, tmp_path / "run", SHORT, split=split, device="cpu")
 
 
+def test_state_of_an_optimiser_that_is_not_fused_is_restored_and_goes_on_alike(tmp_path):
+    def made(fused):
+        torch.manual_seed(0)
+        network = torch.nn.Conv2d(1, 4, 3)
+        return network, torch.optim.AdamW(network.parameters(), lr=0.1, fused=fused)
+
+    def steps(network, optimizer, count):
+        for _ in range(count):
+            optimizer.zero_grad()
+            network(torch.ones(1, 1, 8, 8)).square().mean().backward()
+            optimizer.step()
+
+    older, newer = made(fused=False), made(fused=True)
+    steps(*older, 3)
+    fitting._save(tmp_path / "state", older[0], deepcopy(older[0]), older[1], 1)
+    fitting._restore(tmp_path / "state", newer[0], deepcopy(newer[0]), newer[1])
+    for each in (older, newer):
+        steps(*each, 2)
+    for ours, theirs in zip(newer[0].parameters(), older[0].parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+    assert newer[1].param_groups[0]["fused"]
+
+
 def test_resumed_run_that_is_finished_changes_nothing(dataset, run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     before = sha256_of_file(copy / "student.safetensors")
@@ -376,7 +400,7 @@ def test_unknown_name_is_refused_with_the_known_ones(changes, code, known, datas
 @pytest.mark.parametrize("label", ["benign", "malignant"])
 def test_data_set_without_a_taught_class_is_refused_and_no_run_is_left(label, dataset, tmp_path):
     others = tuple(sample for sample in dataset.samples if sample.label != label)
-    reduced = Dataset(dataset.root, dataset.layout, others)
+    reduced = replace(dataset, samples=others)
     assert code_of(reduced, tmp_path / "run", SHORT) == "E-DATA-CLASS"
     assert not (tmp_path / "run").exists()
 
@@ -398,7 +422,7 @@ def test_resume_without_a_run_is_refused(dataset, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU; needs a machine without one")
 def test_device_that_is_not_there_is_refused(dataset, tmp_path):
     with pytest.raises(InputError) as caught:
         train(dataset, tmp_path / "run", SHORT, device="cuda")
@@ -454,11 +478,17 @@ def test_images_of_the_test_part_are_never_read(phantoms, split, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "dtype"),
-    [({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)],
+    ("capabilities", "cap", "dtype"),
+    [
+        ({"avx512_bf16": True}, "", torch.bfloat16),
+        ({"avx512_bf16": True}, "AVX512_CORE_AMX", torch.bfloat16),
+        ({"avx512_bf16": True}, "avx512_core_vnni", torch.float32),
+        ({"avx2": True}, "", torch.float32),
+    ],
 )
-def test_cpu_trains_in_bfloat16_only_where_it_computes_in_it(monkeypatch, capabilities, dtype):
+def test_cpu_trains_in_bfloat16_only_where_it_computes_in_it(monkeypatch, capabilities, cap, dtype):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
     cpu = torch.device("cpu")
     assert fitting.compute_dtype(cpu) == dtype
     with fitting.mixed_precision(cpu):

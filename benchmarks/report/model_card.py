@@ -201,7 +201,8 @@ def _facts(evidence: Evidence) -> str:
         ["normalisation", f"(grey / 255 − {contract.mean:g}) / {contract.std:g}"],
         [
             "answer",
-            f"a logit a pixel; lesion where the probability is above {contract.threshold:g}",
+            f"a logit a pixel; lesion where the probability is above {contract.threshold:g}"
+            + (f", {contract.least_text}" if contract.drops else ""),
         ],
         ["parameters", f"{significant(evidence.parameters / 1e6)} M"],
         ["multiply-accumulates a frame", f"{significant(evidence.macs / 1e9)} G"],

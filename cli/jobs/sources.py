@@ -156,7 +156,7 @@ def find_source(path: Path) -> Source:
         )
     if (path / "manifest.json").is_file() or (path / "SHA256SUMS").is_file():
         return Source(path, is_bundle=True)
-    if path.suffix == ".onnx" and path.is_file():
+    if path.suffix.lower() == ".onnx" and path.is_file():
         raise InputError("E-SOURCE", f"{path} is ONNX, which only `edgeseg export` takes")
     checkpoint = path / STUDENT_FILE if path.is_dir() else path
     if not checkpoint.is_file():
@@ -189,7 +189,7 @@ def load_exportable(path: Path, contract: Path | None) -> tuple[Source, Network]
     from ...export.foreign import read_onnx
     from ...export.pipeline import load_trained
 
-    if path.suffix == ".onnx" and path.is_file():
+    if path.suffix.lower() == ".onnx" and path.is_file():
         return Source(path, is_bundle=False, is_onnx=True), read_onnx(path, contract)
     if contract is not None:
         raise InputError("E-CONTRACT", f"{path} carries its input contract; leave --contract out")
@@ -292,7 +292,7 @@ def _untrained_samples(
         raise Refused(
             "E-DATA-SEEN",
             f"the weights were trained on {known} of the {len(dataset.samples)} images in "
-            f"{dataset.root}, so these cannot score them; {mend}",
+            f"{dataset.where}, so these cannot score them; {mend}",
         )
     return unseen
 

@@ -13,12 +13,15 @@ import numpy.typing as npt
 
 from ...runtime.errors import InputError
 from ...runtime.files import sha256_of_file
-from ...runtime.image import read_image, read_mask
+from ...runtime.image import read_image
 from ...runtime.progress import Progress, quiet
-from .dataset import LABELS, Sample, list_files
-from .duplicates import groups_from_pairs, near_duplicates
+from .dataset import LABELS, list_files
+from .duplicates import groups_from_pairs, near_duplicates, pairs_of
+from .masks import Mask, inspect_mask, read_mask
+from .sample import Sample
 
-_Pixel = TypeVar("_Pixel", np.uint8, np.bool_)
+_Content = TypeVar("_Content", npt.NDArray[np.uint8], Mask)
+_LARGE = 0.5  # share of the image from which on a lesion is listed
 _SHOWN = 8  # entries of each kind in the text report; to_dict() has all
 
 
@@ -39,6 +42,11 @@ class Audit:
     size_mismatches: tuple[str, ...]  # "mask 10x10, image 20x20"
     without_mask: tuple[str, ...]  # lesion images without any mask file
     empty_masks: tuple[str, ...]  # lesion images whose masks mark nothing
+    blank_files: tuple[str, ...]  # mask files that mark nothing beside others that do
+    several_pages: tuple[str, ...]  # "name: reason", images and masks
+    odd_values: tuple[str, ...]  # "name: values 0, 100", masks not of 0 and 1 or full scale
+    alpha_masks: tuple[str, ...]  # masks that are not opaque everywhere
+    large_lesions: tuple[str, ...]  # "name: 57 %" of a lesion image
     marked_normals: tuple[str, ...]  # normal images whose masks mark something
     orphan_masks: tuple[str, ...]
     label_faults: tuple[str, ...]
@@ -68,11 +76,22 @@ _PROBLEMS = {  # field: its line in the report
     "size_mismatches": "masks of another size than their image",
     "without_mask": "lesion images without a mask",
     "empty_masks": "lesion images with an empty mask",
+    "blank_files": "mask files that mark nothing",
+    "several_pages": "files of several pages",
+    "odd_values": "masks of values that are not 0 and 1, or 0 and full scale",
+    "alpha_masks": "masks with an alpha channel that is not opaque",
+    "large_lesions": "lesions over half of the image",
     "marked_normals": "normal images with a lesion marked",
     "orphan_masks": "masks without an image",
     "label_faults": "faults of the class list",
     "identical": "sets of identical images",
 }
+
+
+_FOUND_IN_FILES = (
+    *("unreadable", "size_mismatches", "empty_masks", "marked_normals", "blank_files"),
+    *("several_pages", "odd_values", "alpha_masks", "large_lesions"),
+)
 
 
 def audit_dataset(root: Path, *, progress: Progress = quiet) -> Audit:
@@ -88,18 +107,18 @@ def audit_dataset(root: Path, *, progress: Progress = quiet) -> Audit:
         EngineError: E-EXTRA-MISSING, for an XLSX class list without openpyxl.
     """
     layout, listing = list_files(root)
-    found: dict[str, list[str]] = {kind: [] for kind in _PROBLEMS}
+    found: dict[str, list[str]] = {kind: [] for kind in _FOUND_IN_FILES}
     readable: list[Sample] = []
     by_digest: dict[str, list[str]] = {}
     for sample in progress(listing.samples, "checking files"):
-        image = _read(sample.image, read_image, root, found["unreadable"])
+        image = _read(sample.image, read_image, root, found)
         if image is None:
             continue
         readable.append(sample)
         by_digest.setdefault(sha256_of_file(sample.image), []).append(sample.name)
         _check_masks(sample, image.shape, root, found)
     pairs = near_duplicates(readable, progress=progress)
-    members = Counter(groups_from_pairs(len(readable), pairs))
+    members = Counter(groups_from_pairs(len(readable), pairs_of(pairs)))
     sizes = [size for size in members.values() if size > 1]
     labels = Counter(sample.label for sample in readable)
     return Audit(
@@ -113,11 +132,8 @@ def audit_dataset(root: Path, *, progress: Progress = quiet) -> Audit:
             for pair in pairs
             if readable[pair.first].label != readable[pair.second].label
         ),
-        unreadable=tuple(found["unreadable"]),
-        size_mismatches=tuple(found["size_mismatches"]),
+        **{kind: tuple(found[kind]) for kind in _FOUND_IN_FILES},
         without_mask=tuple(sample.name for sample in listing.without_mask),
-        empty_masks=tuple(found["empty_masks"]),
-        marked_normals=tuple(found["marked_normals"]),
         orphan_masks=tuple(_name(mask, root) for mask in listing.orphan_masks),
         label_faults=listing.label_faults,
         identical=tuple(tuple(names) for names in by_digest.values() if len(names) > 1),
@@ -129,16 +145,14 @@ def _name(path: Path, root: Path) -> str:
 
 
 def _read(
-    path: Path,
-    read: Callable[[Path], npt.NDArray[_Pixel]],
-    root: Path,
-    unreadable: list[str],
-) -> npt.NDArray[_Pixel] | None:
+    path: Path, read: Callable[[Path], _Content], root: Path, found: dict[str, list[str]]
+) -> _Content | None:
     """Return the pixels, or None after noting why there are none."""
     try:
         return read(path)
     except InputError as error:
-        unreadable.append(f"{_name(path, root)}: {error}")
+        kind = "several_pages" if error.code == "E-IMAGE-FRAMES" else "unreadable"
+        found[kind].append(f"{_name(path, root)}: {error}")
         return None
 
 
@@ -146,21 +160,43 @@ def _check_masks(
     sample: Sample, shape: tuple[int, ...], root: Path, found: dict[str, list[str]]
 ) -> None:
     """Note the defects of a sample's masks; [H, W] is the image's shape."""
-    marked, complete = False, True
+
+    def inspect(path: Path) -> Mask:
+        if sample.mask_reader is read_mask:
+            return inspect_mask(path)
+        return Mask(sample.mask_reader(path))  # a layout with colours or a rule of its own
+
+    union = np.zeros(shape, np.bool_)
+    blank, marked, complete = [], False, True
     for path in sample.masks:
-        mask = _read(path, read_mask, root, found["unreadable"])
+        mask = _read(path, inspect, root, found)
         if mask is None:
             complete = False
             continue
-        marked = marked or bool(mask.any())
-        if mask.shape != shape:
+        name, lesion = _name(path, root), mask.lesion
+        if mask.odd_values:
+            found["odd_values"].append(f"{name}: {mask.odd_values}")
+        if mask.has_alpha:
+            found["alpha_masks"].append(name)
+        if not lesion.any():
+            blank.append(name)
+        marked = marked or bool(lesion.any())
+        if lesion.shape == shape:
+            union |= lesion
+        else:
             found["size_mismatches"].append(
-                f"{_name(path, root)} {mask.shape[1]}x{mask.shape[0]}, image {shape[1]}x{shape[0]}"
+                f"{name} {lesion.shape[1]}x{lesion.shape[0]}, image {shape[1]}x{shape[0]}"
             )
-    if sample.label == "normal" and marked:
-        found["marked_normals"].append(sample.name)
-    if sample.label != "normal" and sample.masks and complete and not marked:
+    if sample.label == "normal":
+        if marked:
+            found["marked_normals"].append(sample.name)
+        return
+    if sample.masks and complete and not marked:
         found["empty_masks"].append(sample.name)
+    else:
+        found["blank_files"] += blank
+    if union.mean() > _LARGE:
+        found["large_lesions"].append(f"{sample.name}: {union.mean():.0%}")
 
 
 def render(audit: Audit) -> str:

@@ -26,6 +26,8 @@ MAX_REGIONS = 256
 _SUFFIXES = (".dcm", ".dicom")
 # A whole file under zlib, which pydicom would inflate at once, however large it gets.
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
+# The first two bytes of a file without preamble: group 2 or 8, the latter big-endian too.
+_FIRST_GROUPS = (b"\2\0", b"\x08\0", b"\0\x08")
 _TISSUE, _TWO_D, _CM = 1, 1, 3  # Region Data Type, Region Spatial Format, Physical Units
 _TAGS = (
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
@@ -37,6 +39,7 @@ _TAGS = (
         for colour in ("Red", "Green", "Blue")
         for what in ("Descriptor", "Data")
     ),
+    "SegmentedRedPaletteColorLookupTableData",
 )
 
 
@@ -81,9 +84,9 @@ def open_dicom(path: Path, *, whole_frame: bool = False) -> Source:
             E-DICOM-SIZE, E-DICOM-REGION (a region that is not within the frame).
         EngineError: E-EXTRA-MISSING without pydicom, or without a decoder for its compression.
     """
-    header = read_header(path)
+    header = read_header(path, whole_frame=whole_frame)
     pixels = header.pixels
-    region = None if whole_frame else tissue_region(header.regions)
+    region = tissue_region(header.regions)
     crop = spacing = None
     if region:
         crop = _crop_of(region, pixels, path)
@@ -106,8 +109,11 @@ def tissue_region(regions: Sequence[Region]) -> Optional[Region]:
     return max(tissue, key=area, default=None)
 
 
-def read_header(path: Path) -> Header:
-    """Read what comes before the pixels; errors as `open_dicom`."""
+def read_header(path: Path, *, whole_frame: bool = False) -> Header:
+    """Read what comes before the pixels; errors as `open_dicom`.
+
+    The regions are not looked at with `whole_frame`.
+    """
     try:
         import pydicom
     except ModuleNotFoundError as error:
@@ -122,11 +128,22 @@ def read_header(path: Path) -> Header:
                 "E-DICOM-SYNTAX",
                 f"{path} is deflated as a whole; convert it, as with `dcmconv +te`",
             )
-        stream = io.BytesIO(head)
+        start = _start_of(head)
+        if start is None:
+            raise InputError(
+                "E-DICOM-READ",
+                f"{path} is no DICOM file (it has no 'DICM' and begins with no element that one "
+                "begins with); send or export it again",
+            )
+        stream = io.BytesIO(head[start:])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what deviates and matters is checked below
-            data = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(_TAGS))
-            return _header_of(data, path, stream.tell())
+            data = pydicom.dcmread(
+                stream, stop_before_pixels=True, specific_tags=list(_TAGS), force=True
+            )
+            header = _header_of(data, path, start + stream.tell(), whole_frame)
+        header.pixels.require_length(path)
+        return header
     except EdgesegError:
         raise
     except Exception as error:  # OSError, and pydicom's of any type for a damaged header
@@ -136,14 +153,51 @@ def read_header(path: Path) -> Header:
         ) from error
 
 
-def _header_of(data: Any, path: Path, offset: int) -> Header:
-    syntax = str(data.file_meta.TransferSyntaxUID)
+def _start_of(head: bytes) -> Optional[int]:
+    """Return where pydicom may begin to read: at the preamble, or at the first element.
+
+    Some archives cut the preamble, its magic word or the whole group of file meta information
+    off. Then a file begins with an element of group 2 or 8 (identification). None: no DICOM.
+    """
+    if head[128:132] == b"DICM":
+        return 0
+    start = len(b"DICM") if head.startswith(b"DICM") else 0
+    return start if head[start : start + 2] in _FIRST_GROUPS and len(head) > start + 8 else None
+
+
+def _syntax_of(data: Any) -> str:
+    """Return the UID of the transfer syntax; without one, how pydicom found the elements written.
+
+    Compressed pixels contradict that, see `PixelFormat.require_length`.
+    """
+    told = data.file_meta.get("TransferSyntaxUID")
+    if told:
+        return str(told)
+    return _UNTOLD[data.original_encoding]
+
+
+# (implicit VR, little endian) -> transfer syntax
+_UNTOLD = {
+    (True, True): "1.2.840.10008.1.2",
+    (False, True): "1.2.840.10008.1.2.1",
+    (False, False): "1.2.840.10008.1.2.2",
+}
+
+
+def _header_of(data: Any, path: Path, offset: int, whole_frame: bool) -> Header:
+    syntax = _syntax_of(data)
     if syntax not in SYNTAXES:
         raise InputError(
             "E-DICOM-SYNTAX",
             f"{path} has transfer syntax {syntax[:64]!r}, which is not read; convert it to "
             "Explicit VR Little Endian",
         )
+    for keyword in ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation"):
+        if data.get(keyword) is None:
+            raise InputError(
+                "E-DICOM-READ",
+                f"{path} is no DICOM image (it has no {keyword}); name a file with pixels",
+            )
     rows, columns = int(data.Rows), int(data.Columns)
     frames = int(data.get("NumberOfFrames") or 1)
     if not (0 < rows <= 65535 and 0 < columns <= 65535 and frames > 0):
@@ -173,26 +227,54 @@ def _header_of(data: Any, path: Path, offset: int) -> Header:
         samples=int(data.get("SamplesPerPixel") or 1),
         planar=int(data.get("PlanarConfiguration") or 0) == 1,
         photometric=photometric,
-        palette=_palette_of(data) if photometric == "PALETTE COLOR" else None,
+        palette=_palette_of(data, path) if photometric == "PALETTE COLOR" else None,
     )
     pixels.require_readable(path)
-    regions = list(data.get("SequenceOfUltrasoundRegions") or ())[:MAX_REGIONS]
-    return Header(pixels, _hz_of(data), tuple(_region_of(item) for item in regions))
+    items = list(data.get("SequenceOfUltrasoundRegions") or ())[:MAX_REGIONS]
+    found = () if whole_frame else (_region_of(item, path) for item in items)
+    return Header(pixels, _hz_of(data), tuple(region for region in found if region))
 
 
-def _region_of(item: Any) -> Region:
+def _region_of(item: Any, path: Path) -> Optional[Region]:
+    """Return a region; None for one that lacks something and is no two-dimensional tissue.
+
+    Raises InputError (E-DICOM-REGION) for one that may be the tissue and lacks something.
+    """
+
+    def number(keyword: str) -> Optional[int]:
+        try:
+            return int(item[keyword].value)
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    spatial_format, data_type = number("RegionSpatialFormat"), number("RegionDataType")
+    corners = [number(f"RegionLocation{corner}") for corner in ("MinX0", "MinY0", "MaxX1", "MaxY1")]
+    left, top, right, bottom = corners
+    told = [value is not None for value in (spatial_format, data_type, *corners)]
+    may_be_tissue = spatial_format in (None, _TWO_D) and data_type in (None, _TISSUE)
+    # GDCM writes an item with deltas alone, which is no region.
+    if not all(told) and any(told) and may_be_tissue:
+        raise InputError(
+            "E-DICOM-REGION",
+            f"{path} tells a region without its spatial format, its data type or a corner, so that "
+            "the tissue is not known; take the frames whole with --whole-frame",
+        )
+    if not all(told):
+        return None
     return Region(
-        int(item.RegionSpatialFormat),
-        int(item.RegionDataType),
-        (
-            int(item.RegionLocationMinX0),
-            int(item.RegionLocationMinY0),
-            int(item.RegionLocationMaxX1),
-            int(item.RegionLocationMaxY1),
-        ),
-        (int(item.get("PhysicalUnitsXDirection", 0)), int(item.get("PhysicalUnitsYDirection", 0))),
-        (float(item.get("PhysicalDeltaX", 0)), float(item.get("PhysicalDeltaY", 0))),
+        spatial_format or 0,
+        data_type or 0,
+        (left or 0, top or 0, right or 0, bottom or 0),
+        (number("PhysicalUnitsXDirection") or 0, number("PhysicalUnitsYDirection") or 0),
+        (_delta_of(item, "PhysicalDeltaX"), _delta_of(item, "PhysicalDeltaY")),
     )
+
+
+def _delta_of(item: Any, keyword: str) -> float:
+    try:
+        return float(item[keyword].value)
+    except (KeyError, TypeError, ValueError):
+        return 0.0  # no spacing
 
 
 def _hz_of(data: Any) -> Optional[float]:
@@ -210,8 +292,14 @@ def _hz_of(data: Any) -> Optional[float]:
 
 def _crop_of(region: Region, pixels: PixelFormat, path: Path) -> Tuple[int, int, int, int]:
     left, top, right, bottom = region.box
+    if left >= right or top >= bottom:
+        raise InputError(
+            "E-DICOM-REGION",
+            f"{path} tells a tissue region without area, {left},{top} to {right},{bottom}; ignore "
+            "it and its spacing with --whole-frame",
+        )
     # The far corner belongs to the region; some vendors write the frame's size there.
-    if not (0 <= left < right <= pixels.columns and 0 <= top < bottom <= pixels.rows):
+    if min(left, top) < 0 or right > pixels.columns or bottom > pixels.rows:
         raise InputError(
             "E-DICOM-REGION",
             f"{path} tells a tissue region of {left},{top} to {right},{bottom} in frames of "
@@ -232,16 +320,39 @@ def _spacing_of(region: Region) -> Optional[Spacing]:
         return None
 
 
-def _palette_of(data: Any) -> np.ndarray:
-    """Return the palette as uint8 [256, 3]; values outside a table take its nearest entry."""
-    columns = []
-    for colour in ("Red", "Green", "Blue"):
-        described = data[f"{colour}PaletteColorLookupTableDescriptor"].value
-        count, first, bits = (int(value) for value in described)
-        count = count or 65536  # of 16 bits, in which it does not fit
-        table = np.frombuffer(
-            data[f"{colour}PaletteColorLookupTableData"].value, np.uint8 if bits == 8 else "<u2"
-        )[:count]
-        wanted = np.clip(np.arange(256) - first, 0, len(table) - 1)
-        columns.append(table[wanted] if bits == 8 else (table[wanted] >> 8).astype(np.uint8))
-    return np.stack(columns, axis=1)
+def _palette_of(data: Any, path: Path) -> np.ndarray:
+    """Return the palette as uint8 [256, 3]; values outside of it take its nearest entry.
+
+    How wide an entry is its length tells, whatever the descriptor says. The high byte of two is
+    taken, unless no entry needs it: then 8-bit values were stored in 16 bits.
+    Raises InputError (E-DICOM-PIXELS) for one that is segmented or contradicts its descriptors.
+    """
+
+    def refused(what: str) -> InputError:
+        return InputError(
+            "E-DICOM-PIXELS", f"{path} has a palette {what}; convert its pixels to RGB"
+        )
+
+    if "SegmentedRedPaletteColorLookupTableData" in data:
+        raise refused("in segments, which is not read")
+    colours = ("Red", "Green", "Blue")
+    described = {
+        tuple(int(value) for value in data[f"{colour}PaletteColorLookupTableDescriptor"].value)
+        for colour in colours
+    }
+    stored = [bytes(data[f"{colour}PaletteColorLookupTableData"].value) for colour in colours]
+    lengths = set(map(len, stored))
+    if len(described) != 1 or len(lengths) != 1:
+        raise refused("whose three tables differ in length or first value")
+    (count, first, _), (length,) = described.pop(), lengths
+    count = count or 65536  # of 16 bits, in which it does not fit
+    if length not in (count, count + count % 2, 2 * count):
+        raise refused(f"of {count} entries in {length} bytes")
+    wide = length == 2 * count
+    tables: np.ndarray = np.array(
+        [np.frombuffer(table, "<u2" if wide else np.uint8) for table in stored]
+    )
+    if wide and tables.max() > 255:
+        tables >>= 8
+    palette: np.ndarray = tables[:, np.clip(np.arange(256) - first, 0, count - 1)].T
+    return palette.astype(np.uint8)

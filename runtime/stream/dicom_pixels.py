@@ -10,7 +10,7 @@ import io
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, Iterator, Optional, Tuple
+from typing import Any, BinaryIO, Callable, Dict, FrozenSet, Iterator, Optional, Tuple
 
 import numpy as np
 from PIL import Image
@@ -23,7 +23,9 @@ MAX_ENCODED_BYTES = 256 << 20  # of one frame
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _PIXEL_DATA = {b"\xe0\x7f\x10\x00": "<", b"\x7f\xe0\x00\x10": ">"}  # tag -> byte order
-_CODESTREAM_STARTS = (b"\xff\xd8", b"\xff\x4f")  # of JPEG and JPEG-LS, and of JPEG 2000
+# Of JPEG and JPEG-LS, of JPEG 2000, and of JPEG 2000 within the boxes of a JP2 file.
+_CODESTREAM_STARTS = (b"\xff\xd8", b"\xff\x4f", b"\0\0\0\x0cjP  ")
+_OF_JPEG_2000 = ("YBR_ICT", "YBR_RCT")  # what only its component transform makes
 _BIG_ENDIAN = "1.2.840.10008.1.2.2"
 
 
@@ -53,12 +55,27 @@ class PixelFormat:
                 f"{path} has {self.samples} samples a pixel as {self.photometric[:32]!r}, which is "
                 f"not read; convert it to one of {', '.join(_SAMPLES)}",
             )
+        contradiction = self._contradiction()
+        if contradiction:
+            raise InputError(
+                "E-DICOM-PIXELS", f"{path} {contradiction}; convert it to Explicit VR Little Endian"
+            )
         if SYNTAXES[self.syntax] is _decode_by_library and not _library_decodes(self.syntax):
             raise EngineError(
                 "E-EXTRA-MISSING",
                 f"no decoder for transfer syntax {self.syntax} of {path}; pip install python-gdcm "
                 "(and pydicom 3), or convert the file",
             )
+
+    def _contradiction(self) -> str:
+        if self.palette is not None and self.syntax == _BIG_ENDIAN:
+            return "has a palette in big-endian words, which is not read"
+        decoder = SYNTAXES[self.syntax]
+        if self.photometric in _OF_JPEG_2000 and decoder is not _decode_jpeg_2000:
+            return f"has pixels as {self.photometric}, which only JPEG 2000 makes"
+        if self.subsampled and self.planar and decoder is _decode_native:
+            return "has colour that is shared by two pixels, but by plane"
+        return ""
 
     @property
     def subsampled(self) -> bool:
@@ -70,11 +87,50 @@ class PixelFormat:
         """Bytes of a frame without compression."""
         return self.rows * self.columns * (2 if self.subsampled else self.samples)
 
+    def require_length(self, path: Path) -> None:
+        """Raise InputError (E-DICOM-PIXELS) where length and photometric contradict each other.
+
+        What is uncompressed and shorter is damaged, which `read_frames` tells; but a length that
+        fits another number of samples exactly, or that leaves room for more frames, shows that the
+        header is not that of these pixels. E-DICOM-SYNTAX: they are compressed, and the transfer
+        syntax, or its absence, says otherwise. Raises OSError.
+        """
+        if SYNTAXES[self.syntax] is not _decode_native:
+            return
+        try:
+            with path.open("rb") as file:
+                length = _element(file, self.offset)[0]
+        except _DamagedError:
+            return
+        wanted = self.frames * self.frame_bytes
+        per_sample = self.frames * self.rows * self.columns
+        fits_another = length in (_even(samples * per_sample) for samples in (1, 2, 3))
+        excess = length - _even(wanted)
+        if length == _UNDEFINED:
+            raise InputError(
+                "E-DICOM-SYNTAX",
+                f"{path} has compressed pixels and tells no transfer syntax of any compression; "
+                "correct its file meta information",
+            )
+        if length in (wanted, _even(wanted)):
+            return
+        if fits_another or excess >= self.frame_bytes:
+            raise InputError(
+                "E-DICOM-PIXELS",
+                f"{path} has {length} bytes of pixels, but {self.frames} frames of "
+                f"{self.columns}x{self.rows} as {self.photometric} need {wanted}: its photometric "
+                "interpretation or its number of frames is wrong; correct the header",
+            )
+
+
+def _even(count: int) -> int:
+    return count + count % 2
+
 
 # Photometric interpretation -> samples per pixel.
 _SAMPLES = {
     **dict.fromkeys(("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"), 1),
-    **dict.fromkeys(("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"), 3),
+    **dict.fromkeys(("RGB", "YBR_FULL", "YBR_FULL_422", *_OF_JPEG_2000), 3),
 }
 
 
@@ -165,17 +221,20 @@ def _native(file: BinaryIO, pixels: PixelFormat, length: int, swap: bool) -> Ite
 def _encapsulated(file: BinaryIO, pixels: PixelFormat) -> Iterator[bytes]:
     """Join the fragments of each frame.
 
-    A fragment starts a frame if a codestream starts with it; of RLE each fragment is a frame. The
-    table of offsets, which comes first, may be empty and is not used.
+    The table of offsets, which comes first, tells where frames start; without one that is true a
+    fragment starts a frame if a codestream starts with it. Of RLE each fragment is a frame.
     """
     one_each = SYNTAXES[pixels.syntax] is _decode_rle
     parts: list[bytes] = []
     done = 0
     fragments = _fragments(file)
-    next(fragments, None)
+    _, table = next(fragments, (0, b""))
+    first = file.tell()
+    starts_at = _true_offsets(file, table, pixels.frames)
+    signature: Optional[Tuple[bytes, ...]] = None
     while True:
         try:
-            fragment = next(fragments, None)
+            at, fragment = next(fragments, (0, None))
         except _DamagedError:
             # Whole, as far as can be told, if it is the next frame's data that is damaged.
             if parts and done + 1 < pixels.frames:
@@ -183,8 +242,11 @@ def _encapsulated(file: BinaryIO, pixels: PixelFormat) -> Iterator[bytes]:
             raise
         if fragment is None:
             break
-        starts = one_each or fragment[:2] in _CODESTREAM_STARTS
-        if parts and starts and pixels.frames > 1:
+        if signature is None:  # within the boxes of JP2 the codestream may begin a fragment too
+            boxed = fragment.startswith(_CODESTREAM_STARTS[-1:])
+            signature = _CODESTREAM_STARTS[-1:] if boxed else _CODESTREAM_STARTS
+        starts = at - first in starts_at if starts_at else fragment.startswith(signature)
+        if parts and (one_each or starts) and pixels.frames > 1:
             yield b"".join(parts)
             parts, done = [], done + 1
             if done == pixels.frames:
@@ -196,12 +258,34 @@ def _encapsulated(file: BinaryIO, pixels: PixelFormat) -> Iterator[bytes]:
         yield b"".join(parts)
 
 
-def _fragments(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the fragments up to the closing delimiter, or to the end of a file without it."""
+def _true_offsets(file: BinaryIO, table: bytes, frames: int) -> FrozenSet[int]:
+    """Return what a table of offsets tells, from where the file is; empty where it is not true.
+
+    It is not if it is of another length, does not ascend, or points at what is no fragment.
+    """
+    offsets = [offset for (offset,) in struct.iter_unpack("<I", table[: len(table) // 4 * 4])]
+    ascending = offsets == sorted(set(offsets))
+    if len(offsets) != frames or offsets[0] != 0 or not ascending:
+        return frozenset()
+    first = file.tell()
+    heads = []
+    for offset in offsets:
+        file.seek(first + offset)
+        heads.append(file.read(4))
+    file.seek(first)
+    return frozenset(offsets if all(head == _ITEM for head in heads) else ())
+
+
+def _fragments(file: BinaryIO) -> Iterator[Tuple[int, bytes]]:
+    """Yield where the item of each fragment begins, and the fragment.
+
+    Up to the closing delimiter, or to the end of a file without it.
+    """
     start = file.tell()
     end = file.seek(0, io.SEEK_END)
     file.seek(start)
     while True:
+        at = file.tell()
         head = file.read(8)
         if len(head) < 8 or head[:4] == _END:
             return
@@ -212,7 +296,7 @@ def _fragments(file: BinaryIO) -> Iterator[bytes]:
             raise _DamagedError("it is beyond reason long")
         if length > end - file.tell():
             raise _DamagedError("the data ends within it")
-        yield file.read(length)
+        yield at, file.read(length)
 
 
 # --- what they mean ------------------------------------------------------------------------------
@@ -265,19 +349,115 @@ def _decode_rle(encoded: bytes, pixels: PixelFormat) -> _Decoded:
     return _Decoded(samples, photometric)
 
 
-def _decode_by_pillow(encoded: bytes, pixels: PixelFormat) -> _Decoded:
-    with Image.open(io.BytesIO(encoded), formats=("JPEG", "JPEG2000")) as image:
-        if image.size != (pixels.columns, pixels.rows):
-            raise _DamagedError(f"it is {image.width}x{image.height}, the header tells another")
-        if image.mode not in ("L", "RGB"):
-            raise _DamagedError(f"it is of mode {image.mode}")
+def _decode_jpeg(encoded: bytes, pixels: PixelFormat) -> _Decoded:
+    with Image.open(io.BytesIO(encoded), formats=("JPEG",)) as image:
+        _require_geometry(image, pixels)
         if image.mode == "L":
             return _Decoded(np.asarray(image), _monochrome(pixels))
-        # Without Adobe's marker the JPEG library takes any three samples for YCbCr.
-        stays_rgb = pixels.photometric == "RGB" and "adobe_transform" not in image.info
-        if image.format == "JPEG" and stays_rgb:
+        photometric = _colours_of_jpeg(image, pixels.photometric)
+        # The samples as they are, converted as those of every other compression. These two the
+        # JPEG library takes for RGB itself, all else for YCbCr.
+        if image.info.get("adobe_transform") != 0 and _component_ids(image) != b"RGB":
             image.draft("YCbCr", image.size)
-        return _Decoded(np.asarray(image), "RGB")
+        return _Decoded(np.asarray(image), photometric)
+
+
+_RGB_IDS = (b"RGB", b"rgb")  # as component identifiers
+
+
+def _component_ids(image: Any) -> bytes:
+    return bytes(layer[0] for layer in image.layer)
+
+
+def _colours_of_jpeg(image: Any, label: str) -> str:
+    """Return what the samples of a JPEG stream are: its own word goes before the label RGB.
+
+    JFIF is YCbCr by its definition (ITU-T T.871), Adobe's marker tells it, and components that are
+    named R, G, B are RGB. As pydicom has it, but that a stream that says both is refused.
+    """
+    adobe = image.info.get("adobe_transform")
+    says_ycc = "jfif" in image.info or adobe == 1
+    named_rgb = _component_ids(image) in _RGB_IDS
+    if says_ycc and (named_rgb or adobe == 0):
+        raise _DamagedError("its JPEG markers say both YCbCr and RGB")
+    if adobe == 0 and not named_rgb and label != "RGB":
+        raise _DamagedError(f"Adobe's marker says RGB and the header {label}")
+    if named_rgb:
+        return "RGB"
+    return "YBR_FULL" if says_ycc or label != "RGB" else "RGB"
+
+
+def _decode_jpeg_2000(encoded: bytes, pixels: PixelFormat) -> _Decoded:
+    stream = _codestream_of(encoded)  # boxes may ask a decoder for a conversion of their own
+    transformed = _component_transform(stream)
+    with Image.open(io.BytesIO(stream), formats=("JPEG2000",)) as image:
+        _require_geometry(image, pixels)
+        if image.mode == "L":
+            return _Decoded(np.asarray(image), _monochrome(pixels))
+        # A decoder undoes the transform that the stream tells, and the samples are RGB then.
+        if transformed != _TRANSFORMED.get(pixels.photometric, transformed):
+            raise _DamagedError(
+                f"its stream has {'a' if transformed else 'no'} component transform and the header "
+                f"says {pixels.photometric}"
+            )
+        full = pixels.photometric in ("YBR_FULL", "YBR_FULL_422")
+        return _Decoded(np.asarray(image), "YBR_FULL" if full else "RGB")
+
+
+# Whether the stream of JPEG 2000 has a component transform, by the header's word; RGB leaves it
+# open.
+_TRANSFORMED = {
+    **dict.fromkeys(_OF_JPEG_2000, True),
+    **dict.fromkeys(("YBR_FULL", "YBR_FULL_422"), False),
+}
+
+
+def _require_geometry(image: Image.Image, pixels: PixelFormat) -> None:
+    if image.size != (pixels.columns, pixels.rows):
+        raise _DamagedError(f"it is {image.width}x{image.height}, the header tells another")
+    if image.mode not in ("L", "RGB"):
+        raise _DamagedError(f"it is of mode {image.mode}")
+    if image.mode == "RGB" and pixels.samples != 3:
+        raise _DamagedError("it has three components, the header tells one")
+
+
+def _codestream_of(encoded: bytes) -> bytes:
+    """Return the codestream of JPEG 2000 without the boxes of JP2 (ISO/IEC 15444-1, annex I)."""
+    if not encoded.startswith(_CODESTREAM_STARTS[-1]):
+        return encoded
+    at = 0
+    while at + 8 <= len(encoded):
+        length, head = struct.unpack_from(">I", encoded, at)[0], 8
+        if length == 1:
+            (length,), head = struct.unpack_from(">Q", encoded, at + 8), 16
+        if encoded[at + 4 : at + 8] == b"jp2c":
+            return encoded[at + head : at + length if length else None]
+        if length < head:
+            break
+        at += length
+    raise _DamagedError("there is no codestream in its boxes")
+
+
+def _component_transform(stream: bytes) -> bool:
+    """Whether a codestream says in COD that its components were transformed.
+
+    Raises _DamagedError for samples that are not 8 unsigned bits, or whose components are of
+    different size: what decoders make of those differs. Markers: ISO/IEC 15444-1, annex A.
+    """
+    at = 2
+    while at + 4 <= len(stream):
+        marker, length = struct.unpack_from(">2H", stream, at)
+        content = stream[at + 4 : at + 2 + length]
+        if marker == 0xFF51:  # SIZ: three bytes a component, its precision and its steps
+            components = content[36 : 36 + 3 * struct.unpack_from(">H", content, 34)[0]]
+            if set(components[0::3]) != {7} or set(components[1::3] + components[2::3]) != {1}:
+                raise _DamagedError("its components are not of 8 unsigned bits and of one size")
+        elif marker == 0xFF52:  # COD: style, progression, two bytes of layers, the transform
+            return content[4] != 0
+        elif marker == 0xFF90 or length < 2:  # SOT: the header is over
+            break
+        at += 2 + length
+    raise _DamagedError("its JPEG 2000 header is damaged")
 
 
 def _decode_by_library(encoded: bytes, pixels: PixelFormat) -> _Decoded:
@@ -324,11 +504,39 @@ def _grey_of(decoded: _Decoded, pixels: PixelFormat) -> np.ndarray:
     if decoded.photometric == "MONOCHROME1":
         return 255 - samples
     if decoded.photometric == "PALETTE COLOR" and pixels.palette is not None:
-        samples = pixels.palette[samples]
-    mode = "YCbCr" if decoded.photometric.startswith("YBR") else "RGB"
-    size = (pixels.columns, pixels.rows)
-    image = Image.frombytes(mode, size, np.ascontiguousarray(samples).tobytes())
-    return np.asarray(image.convert("RGB").convert("L"))
+        through: np.ndarray = _luma(pixels.palette)[samples]
+        return through
+    if decoded.photometric == "RGB":
+        return _luma(samples)
+    # Most pixels of a scan are grey: without colour Y is what the conversion gives too.
+    grey: np.ndarray = samples[:, :, 0].copy()
+    coloured = (samples[:, :, 1:] != 128).any(axis=2)
+    grey[coloured] = _luma(_rgb_from_ybr(samples[coloured]))
+    return grey
+
+
+def _luma(rgb: np.ndarray) -> np.ndarray:
+    """Return uint8 [..., 3] as grey, uint8 [...], as `runtime.image` makes it."""
+    image = Image.fromarray(np.ascontiguousarray(rgb).reshape(1, -1, 3))
+    return np.asarray(image.convert("L")).reshape(rgb.shape[:-1])
+
+
+def _rgb_from_ybr(samples: np.ndarray) -> np.ndarray:
+    """Convert YBR_FULL, uint8 [..., 3] (DICOM PS3.3, C.7.6.3.1.2), in the steps of pydicom."""
+    converted = samples.astype(np.float32) - np.array([0, 128, 128], np.float32)
+    converted = converted @ _RGB_OF_YBR + np.float32(0.5)
+    rgb: np.ndarray = np.clip(np.floor(converted), 0, 255).astype(np.uint8)
+    return rgb
+
+
+_RGB_OF_YBR = np.array(
+    [
+        [1, 1, 1],
+        [0, -0.114 * 1.772 / 0.587, 1.772],
+        [1.402, -0.299 * 1.402 / 0.587, 0],
+    ],
+    np.float32,
+)
 
 
 # Transfer syntax -> how a frame of it is decoded.
@@ -338,13 +546,9 @@ SYNTAXES: Dict[str, Callable[[bytes, PixelFormat], _Decoded]] = {
         _decode_native,
     ),
     "1.2.840.10008.1.2.5": _decode_rle,
-    **dict.fromkeys(  # JPEG Baseline, Extended, JPEG 2000 lossless and lossy
-        (
-            *("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"),
-            *("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"),
-        ),
-        _decode_by_pillow,
-    ),
+    # JPEG Baseline and Extended, JPEG 2000 lossless and lossy
+    **dict.fromkeys(("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"), _decode_jpeg),
+    **dict.fromkeys(("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"), _decode_jpeg_2000),
     **dict.fromkeys(  # JPEG Lossless, JPEG-LS lossless and near-lossless
         (
             *("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"),

@@ -22,11 +22,26 @@ static int complain(int status, const char *message) {
     return -status;
 }
 
+/* Reads a number after blanks and comments, '#' to the end of the line; -1 if there is none. */
+static int read_number(void) {
+    int c = getchar(), number = 0;
+    for (; c == '#' || isspace(c); c = getchar())
+        if (c == '#')
+            while (c != '\n' && c != '\r' && c != EOF) c = getchar();
+    if (!isdigit(c)) return -1;
+    for (; isdigit(c); c = getchar())
+        if (number <= ES_MAX_SIDE) number = 10 * number + c - '0';
+    ungetc(c, stdin);
+    return number;
+}
+
 /* Reads a binary PGM of maxval 255 from stdin; NULL if there is none. */
 static uint8_t *read_frame(int *width, int *height) {
-    int end = 0; /* scanf counts numbers only; this tells whether it came past the maxval */
-    if (scanf("P5 %d %d 255%n", width, height, &end) != 2 || end == 0) return NULL;
-    if (!isspace(getchar())) return NULL; /* of a longer number, or there is no pixel */
+    if (getchar() != 'P' || getchar() != '5') return NULL;
+    *width = read_number();
+    *height = read_number();
+    if (read_number() != 255) return NULL;
+    if (!isspace(getchar())) return NULL; /* there is no pixel */
     if (*width < 1 || *height < 1 || *width > ES_MAX_SIDE || *height > ES_MAX_SIDE) return NULL;
     size_t count = (size_t)*width * (size_t)*height;
     uint8_t *frame = malloc(count);
