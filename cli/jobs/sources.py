@@ -214,6 +214,17 @@ def read_layout(file: Path) -> Layout:
     return Layout.from_dict(content)
 
 
+def temperature_of(source: Source) -> float | None:
+    """Return the temperature that `edgeseg tune` fitted; None where it was never called."""
+    from .tuning import temperature_in
+
+    if source.is_bundle:
+        return temperature_in(open_bundle(source.path).manifest.provenance.get("training"))
+    from ...kd.checkpoint import load_checkpoint
+
+    return temperature_in(load_checkpoint(source.path).provenance)
+
+
 def default_part(sources: Sequence[Source]) -> str:
     """Return "test", or "unseen" where a shipped student is among the sources."""
     return "test" if all(source.trained_on() is None for source in sources) else "unseen"
