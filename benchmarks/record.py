@@ -21,7 +21,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.contract import InputContract
+from ..runtime.contract import SPARSE, InputContract
 from ..runtime.engines import available_threads
 from ..runtime.errors import InputError
 from ..runtime.progress import Progress, quiet
@@ -33,9 +33,7 @@ from .measure.accuracy import (
     Case,
     ImageScore,
     PairedDifference,
-    calibration_error,
     paired_difference,
-    score_images,
     summarise,
 )
 from .measure.batches import require_same_answers
@@ -49,6 +47,7 @@ from .measure.conditions import (
 )
 from .measure.energy import Energy, explain_no_counter, find_counter, measure_energy
 from .measure.environment import Environment, describe_environment
+from .measure.froc import SetCurve, score_with_curves
 from .measure.latency import (
     P99_MIN_N,
     LatencyRatio,
@@ -202,6 +201,7 @@ class Row:
     calibration_error: float  # of the pixels' lesion probability, see `calibration_error`; or NaN
     yardstick: Yardstick | None = None  # None: not asked for, or there is none for the engine
     passes: tuple[Pass, ...] = ()  # of the row beside its yardstick
+    curves: tuple[SetCurve, ...] = field(default=(), metadata=SPARSE)  # both errors, by threshold
 
 
 @dataclass(frozen=True)
@@ -337,14 +337,11 @@ def run_benchmark(
     environment = describe_environment(command)
     # Accuracy first: it reads every file, so bad input is met before anything is timed.
     trained = [candidate for candidate in candidates if candidate.trained]
-    scores = {
-        candidate.name: score_images(candidate.session.predict, cases, progress=progress)
+    scored = {
+        candidate.name: score_with_curves(candidate.session, cases, progress=progress)
         for candidate in trained
     }
-    gaps = {
-        candidate.name: calibration_error(candidate.session.logits, cases, progress=progress)
-        for candidate in trained
-    }
+    scores = {name: each.scores for name, each in scored.items()}
     frames = [case.read_image() for case in cases[:MAX_FRAMES]]
     if batch > 1:
         for candidate in progress(candidates, "batches", len(candidates)):
@@ -402,9 +399,12 @@ def run_benchmark(
             proof=candidate.proof,
             accuracy=summarise(scores[candidate.name]) if candidate.trained else None,
             scores=scores.get(candidate.name, ()),
-            calibration_error=gaps.get(candidate.name, math.nan),
+            calibration_error=scored[candidate.name].calibration_error
+            if candidate.trained
+            else math.nan,
             yardstick=measured.yardsticks.get(candidate.name),
             passes=tuple(measured.passes[candidate.name]),
+            curves=scored[candidate.name].curves if candidate.trained else (),
         )
         for candidate in candidates
     ]
@@ -691,6 +691,15 @@ def _other_schema(found: object) -> str:
     return f"schema is {found!r:.60}, this tool reads {SCHEMA!r}; {mend}"
 
 
+def _is_drawable(curve: SetCurve, threshold: float) -> bool:
+    """Say whether a curve has the row's own point, and each point a place where it has images."""
+    return any(point.threshold == threshold for point in curve.points) and all(
+        (not curve.lesions or 0 <= point.found_share <= 1)
+        and (not curve.without_lesion or point.marks_per_normal >= 0)
+        for point in curve.points
+    )
+
+
 def _contradiction(record: BenchmarkRecord) -> str | None:
     """Return what the types alone do not catch and the reports rely on."""
     names = [row.name for row in record.rows]
@@ -705,6 +714,8 @@ def _contradiction(record: BenchmarkRecord) -> str | None:
             return f"{row.name} has no accuracy, or not every metric of a group"
         if row.layers and (fault := _layers_fault(row.layers)):
             return f"{row.name} {fault}"
+        if not all(_is_drawable(curve, row.contract.threshold) for curve in row.curves):
+            return f"{row.name} has a curve without the point that the row works at"
         if not all(map(_is_measured, row.passes)) or bool(row.passes) != bool(row.yardstick):
             return f"{row.name} has passes without their yardstick, or one without its times"
     if any(not (peaks.fp32_gflops > 0 and peaks.bandwidth_gb_s > 0) for peaks in record.peaks):

@@ -15,6 +15,7 @@ from ..formatting import printable, text_table
 from ..measure.latency import percentile, percentile_bounds, supported_percentile
 from ..record import BenchmarkRecord, Row, to_json
 from ..yardstick_passes import summarise_passes
+from .froc_chart import point_of
 from .markdown import to_markdown_text
 from .outline import report_document
 from .page import to_page
@@ -171,6 +172,7 @@ def _csv_accuracy(record: BenchmarkRecord, row: Row) -> dict[str, Any]:
     ratio = comparison and comparison.latency
     difference = comparison and comparison.dice
     accuracy, dice = row.accuracy, dice_of(row)
+    point = point_of(row, row.curves[0]) if row.curves else None
     return {
         "trained": accuracy is not None,
         "images_with_lesion": accuracy and accuracy.lesions.images,
@@ -180,6 +182,9 @@ def _csv_accuracy(record: BenchmarkRecord, row: Row) -> dict[str, Any]:
         "iou": accuracy and accuracy.lesions.per_image["iou"].mean,
         "pooled_dice": accuracy and accuracy.lesions.pooled["dice"],
         "false_positive_share": accuracy and accuracy.false_positive_share,
+        "lesions_found_share": point and point.found_share,
+        "lesions_missed": point and point.missed,
+        "marks_per_normal": point and point.marks_per_normal,
         "calibration_error": row.calibration_error,
         "latency_ratio": ratio and ratio.ratio,
         "latency_ratio_low": ratio and ratio.low,
