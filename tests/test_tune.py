@@ -16,6 +16,7 @@ from edgeseg.export.plan import make_plan
 from edgeseg.export.target import find_target
 from edgeseg.kd.checkpoint import load_checkpoint, save_checkpoint
 from edgeseg.kd.engine import TorchEngine
+from edgeseg.kd.qat import read_run
 from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.session import Session
 
@@ -110,6 +111,10 @@ def test_bundles_of_both_precisions_carry_the_same_contract(own, tuned, frames_o
         assert manifest.contract == network.contract
         training = manifest.provenance["training"]
         assert training["operating_point"] == network.provenance["operating_point"]
+
+
+def test_it_can_be_trained_on_for_int8_as_the_student_of_its_run(tuned):
+    assert read_run(tuned[1]).student.contract == load_checkpoint(tuned[1]).contract
 
 
 def test_weights_of_another_run_take_the_operating_point_over(own, tuned):

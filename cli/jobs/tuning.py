@@ -18,7 +18,7 @@ from ...benchmarks.measure.accuracy import CALIBRATION_BINS, calibration_gaps
 from ...benchmarks.measure.froc import ALL_SETS, FOUND_DICE, parts_of, thresholds_for
 from ...benchmarks.measure.operating_point import PointScore, choose_point
 from ...benchmarks.measure.temperature import fit_temperature
-from ...kd.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ...kd.checkpoint import OPERATING_POINT, Checkpoint, load_checkpoint, save_checkpoint
 from ...runtime.contract import InputContract
 from ...runtime.errors import InputError
 from ...runtime.files import require_new
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from ...kd.data.dataset import Sample
     from .sources import Source
 
-KEY = "operating_point"  # of a checkpoint's provenance
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -129,7 +128,7 @@ def take_point(source: Source, other: Source, *, name: str) -> Tuned:
     """
     out = _new_file(source, name)
     loaded, tuned = load_checkpoint(source.path), load_checkpoint(other.path)
-    evidence = tuned.provenance.get(KEY)
+    evidence = tuned.provenance.get(OPERATING_POINT)
     if not isinstance(evidence, dict):
         raise InputError(
             "E-TUNE-SOURCE",
@@ -152,7 +151,7 @@ def take_point(source: Source, other: Source, *, name: str) -> Tuned:
 
 def temperature_in(training: Any) -> float | None:
     """Return the temperature in a checkpoint's provenance; None where none was fitted."""
-    point = training.get(KEY) if isinstance(training, dict) else None
+    point = training.get(OPERATING_POINT) if isinstance(training, dict) else None
     found = point.get("temperature") if isinstance(point, dict) else None
     return found if isinstance(found, float) and 0 < found < math.inf else None
 
@@ -281,6 +280,6 @@ def _write(
         loaded.network,
         model=loaded.model,
         contract=contract,
-        provenance={**loaded.provenance, KEY: evidence},
+        provenance={**loaded.provenance, OPERATING_POINT: evidence},
     )
     return Tuned(out, contract, evidence)
