@@ -585,14 +585,11 @@ def evaluate(
     quiet: bool,
 ) -> None:
     """Score SOURCE (a bundle, run, checkpoint or shipped student) on a part of DATA."""
-    from ..benchmarks.measure.accuracy import (
-        render_accuracy,
-        score_images,
-        summarise,
-        write_scores_csv,
-    )
+    from ..benchmarks.jsonform import json_from_value
+    from ..benchmarks.measure.accuracy import render_accuracy, summarise, write_scores_csv
+    from ..benchmarks.measure.froc import render_curves, score_with_curves
     from ..runtime.files import require_writable
-    from .jobs.sources import default_part, find_source, samples_for
+    from .jobs.sources import default_part, find_source, samples_for, temperature_of
 
     if csv_file:
         require_writable(csv_file)
@@ -600,15 +597,84 @@ def evaluate(
     part = part or default_part([found])
     cases = samples_for(found, dataset, part, progress_of(quiet))
     session = found.open(engine, threads or 0)
-    scores = score_images(session.predict, cases, progress=progress_of(quiet))
+    temperature = temperature_of(found)
+    scored = score_with_curves(session, cases, temperature=temperature, progress=progress_of(quiet))
     if csv_file:
-        write_scores_csv(csv_file, scores)
-    accuracy = summarise(scores)
+        write_scores_csv(csv_file, scored.scores)
+    accuracy = summarise(scored.scores)
     if as_json:
-        click.echo(json.dumps(accuracy.to_dict(), indent=1))
+        calibration = {
+            "temperature": temperature,
+            "calibration_error": scored.calibration_error,
+            "calibrated_error": scored.calibrated_error,
+        }
+        content = {
+            **accuracy.to_dict(),
+            "curves": json_from_value(scored.curves),
+            **json_from_value(calibration),
+        }
+        click.echo(json.dumps(content, indent=1))
     else:
         click.echo(f"{source} in {session.engine.name}, {part} part, {len(cases)} images")
         click.echo(render_accuracy(accuracy))
+        click.echo(render_curves(scored.curves, session.contract))
+        told = f"{scored.calibration_error:.4f}"
+        if temperature is not None:
+            told += f", {scored.calibrated_error:.4f} with its temperature of {temperature:.3f}"
+        click.echo(f"Expected calibration error: {told}.")
+
+
+@cli.command()
+@click.argument("source", type=path_type())
+@click.argument("datasets", metavar="[DATA]...", type=path_type(), nargs=-1)
+@click.option(
+    "--max-false-marks",
+    type=click.FloatRange(0, 1),
+    default=0.25,
+    show_default=True,
+    help="Largest share of the images without a lesion that may be marked.",
+)
+@click.option(
+    "--point-of",
+    type=path_type(),
+    help="In place of DATA: take the operating point of this tuned checkpoint of the same network.",
+)
+@click.option(
+    "--name", default="tuned", show_default=True, help="Of the new checkpoint, beside the old one."
+)
+@json_option
+@quiet_option
+def tune(
+    source: Path,
+    datasets: tuple[Path, ...],
+    max_false_marks: float,
+    point_of: Path | None,
+    name: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Choose the operating point of SOURCE, a run or its checkpoint, on the val part of DATA.
+
+    The threshold and the least lesion with the highest Dice among those that mark few enough
+    images without a lesion. SOURCE is left as it is: NAME.safetensors beside it has the point.
+    """
+    from .jobs.sources import checkpoint_of
+    from .jobs.tuning import render_tuned, take_point
+    from .jobs.tuning import tune as choose
+
+    if bool(datasets) == (point_of is not None):
+        raise click.UsageError("name either DATA or --point-of")
+    found = checkpoint_of(source)
+    if point_of is not None:
+        tuned = take_point(found, checkpoint_of(point_of), name=name)
+    else:
+        tuned = choose(
+            found, datasets, max_false_marks=max_false_marks, name=name, progress=progress_of(quiet)
+        )
+    if as_json:
+        click.echo(json.dumps({"checkpoint": str(tuned.checkpoint), **tuned.evidence}, indent=1))
+    else:
+        click.echo(render_tuned(tuned))
 
 
 cli.add_command(benchmark)

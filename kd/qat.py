@@ -22,7 +22,7 @@ from torch import nn
 
 from ..runtime.errors import InputError, Refused
 from ..runtime.progress import Progress, quiet
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import OPERATING_POINT, Checkpoint, load_checkpoint, save_checkpoint
 from .config import STUDENT_FILE, TrainConfig
 from .data.dataset import Sample
 from .distill import Distillation, find_distillation
@@ -123,7 +123,8 @@ def read_run(checkpoint: Path) -> TrainedRun:
     """
     run = checkpoint.parent
     student = load_checkpoint(checkpoint)
-    if checkpoint.name != STUDENT_FILE or not is_run(run):
+    is_student = checkpoint.name == STUDENT_FILE or OPERATING_POINT in student.provenance
+    if not is_student or not is_run(run):
         raise InputError(
             "E-QAT-SOURCE",
             f"{checkpoint} is not the student in the folder of its run; name the run, or leave "
