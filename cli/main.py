@@ -149,6 +149,7 @@ def _train_options(command: F, without: tuple[str, ...] = ()) -> F:
 @click.option("--split", "split_file", type=path_type(), help="Split to use; default: a new one.")
 @click.option("--recipe", help="Settings to start from: t2kd-busi or t2kd-busi-edge.")
 @click.option("--teachers", type=path_type(), help="A run whose teachers are taken.")
+@click.option("--encoder-weights", type=path_type(), help="File that encoders start from.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out with its own settings.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @_train_options
@@ -162,6 +163,7 @@ def train(
     split_file: Path | None,
     recipe: str | None,
     teachers: Path | None,
+    encoder_weights: Path | None,
     resume: bool,
     device: str,
     quiet: bool,
@@ -185,6 +187,7 @@ def train(
         split=read_split(split_file) if split_file else None,
         resume=resume,
         teachers=teachers,
+        encoder_weights=encoder_weights,
         device=device,
         progress=progress_of(quiet),
     )

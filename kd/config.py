@@ -25,6 +25,9 @@ class TrainConfig:
     size: int = _setting(256, "network input, px a side, a multiple of 16")
     student: str = _setting("attunet-16", "student network")
     teacher: str = _setting("attunet-32", "network of the teachers")
+    encoder: str = _setting(
+        "imagenet", "start of encoders that ImageNet weights fit: imagenet, or random"
+    )
     phantom_epochs: int = _setting(
         0, "epochs on 1000 phantoms before a network sees its first image; 0: none"
     )
@@ -88,6 +91,10 @@ class TrainConfig:
                 "leave a share for images",
             )
         set_weights_of(self.set_weights)
+        if self.encoder not in ("imagenet", "random"):
+            raise InputError(
+                "E-CONFIG", f"encoder is {self.encoder!r} and should be imagenet or random"
+            )
 
     def to_json(self) -> str:
         """Return the settings as JSON text."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,15 @@ from .data.dataset import LABELS, Dataset
 from .data.split import Split, make_split, read_split, samples_of, split_to_json, write_split
 from .distill import Distillation, find_distillation
 from .distributed import join_group, leave_group
+from .encoders import Lite
 from .fit import Loss, Stage, Surroundings, compute_dtype, fit, placed
 from .frames import Batch, Frames, draw_phantoms, load_frames
 from .log import RunLog
 from .losses import supervised_loss
 from .models import Trace, build_model, centre_channels
+from .pretrained import EncoderWeights, kept_weights, read_encoder_weights
 from .sampling import require_drawable, sampling_of
+from .seeds import seed_of
 from .teaching import CLASSES_OF, Teachers, find_teaching
 
 Weights = Mapping[str, torch.Tensor]
@@ -72,6 +75,7 @@ def train(
     split: Split | None = None,
     resume: bool = False,
     teachers: Path | None = None,
+    encoder_weights: Path | None = None,
     device: str = "auto",
     progress: Progress = quiet,
 ) -> Path:
@@ -91,6 +95,8 @@ def train(
         teachers: a run whose teachers are taken instead of training new ones; one that it lacks
             is trained from its general network. Its student's start from phantoms is taken too
             where the settings are the same. Goes with a new run only.
+        encoder_weights: a file that pre-trained encoders start from, in place of the package of
+            extra [pretrained]; see `pretrained.read_encoder_weights`. Goes with a new run only.
         device: "auto", "cpu" or "cuda".
         progress: shows how far a stage has come.
 
@@ -100,9 +106,11 @@ def train(
             E-MODEL-NAME, E-DISTILL-NAME, E-TEACHING-NAME, E-CONFIG (a network does not take the
             size, a cache cannot hold features), E-CACHE-SIZE, E-TEACHER-MISSING (`teachers` has
             none of those asked for and no general network), E-TEACHER-CONTRACT (of another input
-            contract or network), E-TEACHER-SPLIT (trained with another split).
+            contract or network), E-TEACHER-SPLIT (trained with another split), E-ENCODER-READ,
+            E-ENCODER-SHAPE (of another network).
+        EngineError: E-EXTRA-MISSING, ImageNet weights are asked for and not installed.
         Refused: E-TRAIN-LOSS, E-TRAIN-MEMORY (see `fit`), E-CACHE-OTHER (see `LogitCache`),
-            E-RUN-STAGE (a finished stage in `out` is of another run).
+            E-RUN-STAGE (a finished stage in `out` is of another run), E-ENCODER-HASH.
         OutputError: E-OUT-WRITE.
     """
     run_device = _device(device)
@@ -118,6 +126,7 @@ def train(
                 "E-RUN-CONFIG", "a run is resumed with its own teachers; leave --teachers out"
             )
         taken = _teachers_in(teachers, config, contract, split_sha256)
+    encoders = _encoders_of(config, out, encoder_weights, [file.name for file in taken], resume)
     frames = {
         part: load_frames(
             samples_of(split, dataset, part),
@@ -143,6 +152,8 @@ def train(
             write_split(split, out / SPLIT_FILE)
             for file in taken:
                 write_bytes(out / f"{_TAKEN}{file.name}", file.read_bytes())
+            for model, encoder in encoders.items():
+                encoder.keep(out / _encoder_file_of(model))
             write_bytes(out / _CONFIG_FILE, config.to_json())  # last: it makes the folder a run
 
     try:
@@ -152,7 +163,7 @@ def train(
             "split_sha256": split_sha256,
             "train_images": frames["train"].image_count,
         }
-        run = _Run(around, frames, provenance)
+        run = _Run(around, frames, provenance, encoders)
         _train_student(run, _train_teachers(run))
     except OSError as error:
         raise cannot_write(out, error) from error
@@ -169,6 +180,7 @@ class _Run:
     around: Surroundings
     frames: Mapping[str, Frames]
     provenance: Mapping[str, Any]
+    encoders: Mapping[str, EncoderWeights]  # by model, that its networks start from
 
     @functools.cached_property
     def phantoms(self) -> Frames:
@@ -178,15 +190,27 @@ class _Run:
         config = around.config
         return draw_phantoms(PHANTOMS, config.seed, config.size, around.device, progress)
 
-    def stage(self, stage: Stage, taught_by: Mapping[str, str] | None = None) -> Checkpoint:
+    def encoder_facts(self, model: str) -> Mapping[str, str]:
+        """Return where the weights are from that a model's encoder starts with; empty: drawn."""
+        return self.encoders[model].facts if model in self.encoders else {}
+
+    def stage(
+        self,
+        stage: Stage,
+        taught_by: Mapping[str, str] | None = None,
+        encoder: Mapping[str, str] | None = None,
+    ) -> Checkpoint:
         """Return the checkpoint of a stage, trained first unless it is there.
 
         Args:
             stage: what to train.
             taught_by: SHA-256 of the teachers' checkpoints.
+            encoder: where the weights are from that its encoder starts with, else `encoder_facts`.
         """
         around = self.around
         provenance = {**self.provenance, "teachers": dict(taught_by or {})}
+        if encoder := encoder or self.encoder_facts(stage.model):
+            provenance["encoder_weights"] = dict(encoder)
         target = around.out / f"{stage.name}.safetensors"
         trained = None if target.is_file() else fit(stage, around)
 
@@ -237,25 +261,30 @@ def _train_teachers(run: _Run) -> dict[str, Checkpoint]:
             start,
             sampling=sampling_of(config),
         )
-        return taken.get(name) or run.stage(stage)
+        return taken.get(name) or run.stage(stage, encoder=encoder)
 
     start, rate = None, config.learning_rate
+    encoder: Mapping[str, str] | None = None
     if not set(names) <= set(taken):
         if _GENERAL not in taken:
-            start = _weights_from_phantoms(run, "teacher", config.teacher)
+            start = _first_weights(run, "teacher", config.teacher)
         if config.general_epochs:
             general = teacher(_GENERAL, LABELS, config.general_epochs, start, rate)
             start, rate = general.network.state_dict(), rate * _SPECIALISE
+            encoder = general.provenance.get("encoder_weights")
     return {
         name: teacher(name, CLASSES_OF[name], config.teacher_epochs, start, rate) for name in names
     }
 
 
-def _weights_from_phantoms(run: _Run, who: str, model: str) -> Weights | None:
-    """Return the weights to start from, or None where the settings ask for no phantoms."""
+def _first_weights(run: _Run, who: str, model: str) -> Weights | None:
+    """Return the weights to start from, of ImageNet or of phantoms; None: they are drawn."""
     around, config = run.around, run.around.config
+    start = None
+    if model in run.encoders:
+        start = run.encoders[model].start(model, seed_of(config.seed, f"{who} on ImageNet"))
     if not config.phantom_epochs:
-        return None
+        return start
     name = f"phantom-{who}"
     taken = around.out / f"{_TAKEN}{name}.safetensors"
     if taken.is_file():
@@ -264,7 +293,7 @@ def _weights_from_phantoms(run: _Run, who: str, model: str) -> Weights | None:
     # Drawn only if the stage is not done yet.
     frames = none if (around.out / f"{name}.safetensors").is_file() else run.phantoms
     epochs, rate = config.phantom_epochs, config.learning_rate
-    stage = Stage(name, model, frames, none, epochs, rate, _on_masks)
+    stage = Stage(name, model, frames, none, epochs, rate, _on_masks, start)
     return run.stage(stage).network.state_dict()
 
 
@@ -297,7 +326,7 @@ def _train_student(run: _Run, teachers: Mapping[str, Checkpoint]) -> None:
             config.student_epochs,
             config.learning_rate,
             student_loss(Teachers(teaching, networks, caches), terms, config),
-            _weights_from_phantoms(run, "student", config.student),
+            _first_weights(run, "student", config.student),
             adapted_channels=centre_channels(config.teacher) if adapted else 0,
             views=config.views,
             sampling=sampling_of(config),
@@ -381,11 +410,48 @@ def _teachers_in(
                 f"give --split {source / SPLIT_FILE}",
             )
     phantom = source / "phantom-student.safetensors"
-    if config.phantom_epochs and phantom.is_file():
+    if config.phantom_epochs and phantom.is_file() and not _lite_of(config.student):
         theirs = load_checkpoint(phantom).provenance["config"]
         if all(theirs.get(name) == getattr(config, name) for name in _OF_PHANTOMS):
             found.append(phantom)
     return tuple(found)
+
+
+def _encoders_of(
+    config: TrainConfig, out: Path, file: Path | None, taken: Sequence[str], resume: bool
+) -> dict[str, EncoderWeights]:
+    """Return the ImageNet weights that networks of the run start from, by model."""
+    teachers = find_teaching(config.teaching).teachers
+    if resume:
+        taken = [path.name.removeprefix(_TAKEN) for path in out.glob(f"{_TAKEN}*")]
+    trained = not {_file_of(name) for name in teachers} <= set(taken)
+    start = trained and _file_of(_GENERAL) not in taken
+    models = {config.student, *((config.teacher,) if start else ())}
+    lites = {model: lite for model in sorted(models) if (lite := _lite_of(model))}
+    if file and resume:
+        raise InputError(
+            "E-RUN-CONFIG",
+            "a run is resumed with its own encoder weights; leave --encoder-weights out",
+        )
+    if file and (not lites or config.encoder == "random"):
+        raise InputError(
+            "E-CONFIG",
+            "no network of this run starts from encoder weights; leave --encoder-weights out",
+        )
+    if config.encoder == "random":
+        return {}
+    if resume:
+        return {model: kept_weights(out / _encoder_file_of(model)) for model in lites}
+    return {model: read_encoder_weights(lite, file) for model, lite in lites.items()}
+
+
+def _encoder_file_of(model: str) -> str:
+    return f"{_TAKEN}encoder-{model}.safetensors"
+
+
+def _lite_of(model: str) -> Lite | None:
+    with torch.device("meta"):  # no weights
+        return build_model(model).LITE
 
 
 def _remove_left_overs(out: Path, resume: bool) -> None:
