@@ -42,6 +42,9 @@ class TrainConfig:
     teaching: str = _setting(
         "routed", "who teaches an image: routed, mean, confidence, single, wrong or none"
     )
+    teacher_mirror: bool = _setting(
+        False, "teachers say the mean of their logits for an image and for its mirror image"
+    )
     distillation: str = _setting("kl", "kl, cwd, at, fitnet, ifvd, skds, or several as kl+at")
     temperature: float = _setting(2.0, "of the distillation, above 0")
     distill_weight: float = _setting(0.5, "of the distillation against the masks, above 0")
