@@ -480,7 +480,10 @@ def _require_taught_alike(
     teacher: Checkpoint, file: Path, contract: InputContract, split_sha256: str
 ) -> None:
     """Refuse a teacher for other images (E-TEACHER-CONTRACT) or with another split."""
-    if teacher.contract != contract:
+    theirs, ours = (
+        (each.height, each.width, each.mean, each.std) for each in (teacher.contract, contract)
+    )
+    if theirs != ours:  # how an answer is read, as its threshold, is no matter of teaching
         raise InputError(
             "E-TEACHER-CONTRACT",
             f"{file} is {teacher.model} for {teacher.contract}, the student's run asks for "
