@@ -138,6 +138,7 @@ def _train_options(command: F, without: tuple[str, ...] = ()) -> F:
         command = click.option(
             "--" + field.name.replace("_", "-"),
             type=type(field.default),
+            is_flag=type(field.default) is bool,
             default=field.default,
             show_default=True,
             help=field.metadata["help"],
@@ -151,6 +152,14 @@ def _train_options(command: F, without: tuple[str, ...] = ()) -> F:
 @click.option("--split", "split_file", type=path_type(), help="Split to use; default: a new one.")
 @click.option("--recipe", help=f"Settings to start from: {', '.join(RECIPES)}.")
 @click.option("--teachers", type=path_type(), help="A run whose teachers are taken.")
+@click.option(
+    "--teacher-checkpoint",
+    "teacher_checkpoints",
+    type=path_type(),
+    multiple=True,
+    help="Of another run; repeat it: the mean of all is the teacher of --teaching single.",
+)
+@click.option("--encoder-weights", type=path_type(), help="File that encoders start from.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out with its own settings.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @_train_options
@@ -164,6 +173,8 @@ def train(
     split_file: Path | None,
     recipe: str | None,
     teachers: Path | None,
+    teacher_checkpoints: tuple[Path, ...],
+    encoder_weights: Path | None,
     resume: bool,
     device: str,
     quiet: bool,
@@ -189,6 +200,8 @@ def train(
         split=read_split(split_file) if split_file else None,
         resume=resume,
         teachers=teachers,
+        teacher_checkpoints=teacher_checkpoints,
+        encoder_weights=encoder_weights,
         device=device,
         progress=progress_of(quiet),
     )
