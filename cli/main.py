@@ -66,19 +66,19 @@ def data_phantoms(out: Path, count: int, seed: int, quiet: bool) -> None:
 
 
 @data.command("audit")
-@click.argument("folder", type=path_type())
+@data_argument
 @json_option
 @quiet_option
-def data_audit(folder: Path, as_json: bool, quiet: bool) -> None:
-    """List what is wrong in FOLDER: duplicates, conflicts, unreadable files, sizes, empty masks."""
-    from ..kd.data.audit import audit_dataset, render
+def data_audit(dataset: tuple[Path, ...], as_json: bool, quiet: bool) -> None:
+    """List what is wrong in DATA: duplicates, conflicts, unreadable files, sizes, empty masks."""
+    from ..kd.data.audit import audit_datasets, render
 
-    audit = audit_dataset(folder, progress=progress_of(quiet))
+    audit = audit_datasets(dataset, progress=progress_of(quiet))
     click.echo(json.dumps(audit.to_dict(), indent=1) if as_json else render(audit))
 
 
 @data.command("split")
-@click.argument("folder", type=path_type())
+@data_argument
 @click.option(
     "--out",
     type=path_type(),
@@ -95,18 +95,18 @@ def data_audit(folder: Path, as_json: bool, quiet: bool) -> None:
 @click.option("--folds", type=click.IntRange(2), help="Cross-validation instead of --fractions.")
 @quiet_option
 def data_split(
-    folder: Path,
+    dataset: tuple[Path, ...],
     out: Path,
     seed: int,
     fractions: tuple[float, float, float] | None,
     folds: int | None,
     quiet: bool,
 ) -> None:
-    """Split FOLDER into train, val and test so that no near-duplicates are separated.
+    """Split DATA into train, val and test so that no patient and no near-duplicates are separated.
 
     With --folds N, OUT/fold-1.json to OUT/fold-N.json; every image is in one test part.
     """
-    from ..kd.data.dataset import read_dataset
+    from ..kd.data.dataset import read_datasets
     from ..kd.data.split import describe_split, make_folds, make_split, write_split
     from ..runtime.files import atomic_folder, require_new, require_writable
 
@@ -114,7 +114,9 @@ def data_split(
         if fractions:
             raise click.UsageError("--folds and --fractions exclude each other; leave one out")
         require_new(out)
-        made = make_folds(read_dataset(folder), folds=folds, seed=seed, progress=progress_of(quiet))
+        made = make_folds(
+            read_datasets(dataset), folds=folds, seed=seed, progress=progress_of(quiet)
+        )
         with atomic_folder(out) as partial_folder:
             for number, fold in enumerate(made, start=1):
                 write_split(fold, partial_folder / f"fold-{number}.json")
@@ -123,7 +125,7 @@ def data_split(
         return
     require_writable(out)
     split = make_split(
-        read_dataset(folder),
+        read_datasets(dataset),
         seed=seed,
         fractions=fractions or (0.7, 0.1, 0.2),
         progress=progress_of(quiet),
@@ -196,7 +198,7 @@ def train(
 
 
 @cli.command()
-@click.argument("dataset", metavar="DATA", type=path_type())
+@data_argument
 @click.option("--out", type=path_type(), required=True, help="Folder of runs and table; continued.")
 @click.option("--recipe", default="t2kd-busi-edge", show_default=True, help="See `train`.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
@@ -208,7 +210,7 @@ def train(
 def reproduce(
     context: click.Context,
     /,
-    dataset: Path,
+    dataset: tuple[Path, ...],
     out: Path,
     recipe: str,
     seeds: int,
@@ -219,12 +221,12 @@ def reproduce(
 ) -> None:
     """Train a student in every way on DATA: the table of what routed distillation is worth."""
     from ..kd.config import find_recipe
-    from ..kd.data.dataset import read_dataset
+    from ..kd.data.dataset import read_datasets
     from .jobs.ablation import ROWS, to_text
     from .jobs.ablation import reproduce as run_ablation
 
     results = run_ablation(
-        read_dataset(dataset),
+        read_datasets(dataset),
         out,
         replace(find_recipe(recipe), **given(context, settings)),
         seeds=seeds,
@@ -297,8 +299,10 @@ def _frame_size(
     "--calib",
     "dataset",
     type=path_type(),
-    help="Data set whose train part calibrates and whose val part checks. A run needs its own; "
-    "a shipped student takes any, split anew, and does with its own ranges without.",
+    multiple=True,
+    help="Data set whose train part calibrates and whose val part checks; repeated for several. A "
+    "run needs its own; a shipped student takes any, split anew, and does with its own ranges "
+    "without.",
 )
 @click.option("--calib-images", type=click.IntRange(1), default=200, show_default=True)
 @click.option(
@@ -374,7 +378,7 @@ def export(
     source: Path | None,
     target: str,
     precision: str,
-    dataset: Path | None,
+    dataset: tuple[Path, ...],
     calib_images: int,
     ranges: Path | None,
     synthetic_calibration: bool,
@@ -567,7 +571,7 @@ def selftest(
 
 @cli.command()
 @click.argument("source", type=path_type())
-@click.argument("dataset", metavar="DATA", type=path_type())
+@data_argument
 @part_option
 @engine_option
 @threads_option
@@ -576,7 +580,7 @@ def selftest(
 @quiet_option
 def evaluate(
     source: Path,
-    dataset: Path,
+    dataset: tuple[Path, ...],
     part: str | None,
     engine: str | None,
     threads: int | None,
