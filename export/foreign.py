@@ -91,6 +91,10 @@ def read_onnx(file: Path, contract_file: Path | None) -> OnnxNetwork:
     require_opset(theirs, file)
     _require_inference(theirs.graph, opset_of(theirs), file)
     _require_ends(theirs.graph.input, "input", file, contract)
+    if any(
+        each.type.tensor_type.elem_type != onnx.TensorProto.FLOAT for each in theirs.graph.output
+    ):
+        _require_ends(theirs.graph.output, "output", file, contract)
     folded = _inferred(_in_float(_folded(theirs, file)), file)
     if folded.graph.output[0].name in {tensor.name for tensor in folded.graph.initializer}:
         raise _constant(file)
@@ -173,9 +177,6 @@ def _in_float(model: onnx.ModelProto) -> onnx.ModelProto:
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i in _OTHER_FLOATS:
                 attribute.i = onnx.TensorProto.FLOAT
-    for value in model.graph.output:
-        if value.type.tensor_type.elem_type in _OTHER_FLOATS:
-            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     del model.graph.value_info[:]
     return model
 

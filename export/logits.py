@@ -108,7 +108,8 @@ def require_logits(graph: onnx.GraphProto, level: float, file: Path) -> None:
         file: for messages.
     """
     low, high = _bounds(graph)
-    if not (low > level or high <= level or (low >= 0 and high < math.inf)):
+    fits = low <= level < high and (low < 0 or high == math.inf)
+    if fits or low == high:  # a constant is refused as one
         return
     last = producers_of(graph)[graph.output[0].name]
     raise InputError(

@@ -49,7 +49,12 @@ def test_logit_threshold_is_0_at_one_half_and_log_3_at_three_quarters():
         {"width": 4112},
         {"height": 64.0},
         {"std": 0.0},
+        {"std": math.nan},
+        {"std": 1.001},
+        {"std": 58.395},  # of grey levels of 255
         {"mean": math.nan},
+        {"mean": -0.001},
+        {"mean": 123.675},
         {"std": math.inf},
         {"threshold": 0.0},
         {"threshold": 1.0},
@@ -68,6 +73,11 @@ def test_value_out_of_range_is_refused(values):
     with pytest.raises(InputError) as caught:
         InputContract(**values)
     assert caught.value.code == "E-CONTRACT"
+
+
+@pytest.mark.parametrize("values", [{"mean": 0, "std": 1}, {"mean": 1, "std": 1 / 255}])
+def test_the_ends_of_the_ranges_of_mean_and_std_are_taken(values):
+    assert InputContract(**values).mean == values["mean"]
 
 
 def test_size_that_does_not_fit_is_answered_with_the_next_that_does():
