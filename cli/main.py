@@ -40,6 +40,9 @@ from .console import (
 from .device import device
 from .stream import stream
 
+_LIST_OPTION = "--split-list"
+_LIST_FILES = 3  # at most: train, val and test
+
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
@@ -77,7 +80,24 @@ def data_audit(dataset: tuple[Path, ...], as_json: bool, quiet: bool) -> None:
     click.echo(json.dumps(audit.to_dict(), indent=1) if as_json else render(audit))
 
 
-@data.command("split")
+class _WithLists(click.Command):
+    """Lets --split-list take two or three files in a row."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Give each file behind the option an option of its own."""
+        spread: list[str] = []
+        left = 0  # files that may still follow
+        for arg in args:
+            if left and not arg.startswith("-"):
+                spread += [] if spread[-1] == _LIST_OPTION else [_LIST_OPTION]
+                left -= 1
+            else:
+                left = _LIST_FILES if arg == _LIST_OPTION else 0
+            spread.append(arg)
+        return super().parse_args(ctx, spread)
+
+
+@data.command("split", cls=_WithLists)
 @data_argument
 @click.option(
     "--out",
@@ -93,13 +113,25 @@ def data_audit(dataset: tuple[Path, ...], as_json: bool, quiet: bool) -> None:
     "settings are chosen.",
 )
 @click.option("--folds", type=click.IntRange(2), help="Cross-validation instead of --fractions.")
+@click.option(
+    _LIST_OPTION,
+    "lists",
+    type=path_type(),
+    multiple=True,
+    metavar="TRAIN VAL [TEST]",
+    help="A published split instead: text files with an image a line. It may tear near-duplicates "
+    "and patients apart; how many is said and stays in the file.",
+)
 @quiet_option
+@click.pass_context
 def data_split(
+    context: click.Context,
     dataset: tuple[Path, ...],
     out: Path,
     seed: int,
     fractions: tuple[float, float, float] | None,
     folds: int | None,
+    lists: tuple[Path, ...],
     quiet: bool,
 ) -> None:
     """Split DATA into train, val and test so that no patient and no near-duplicates are separated.
@@ -107,9 +139,25 @@ def data_split(
     With --folds N, OUT/fold-1.json to OUT/fold-N.json; every image is in one test part.
     """
     from ..kd.data.dataset import read_datasets
-    from ..kd.data.split import describe_split, make_folds, make_split, write_split
+    from ..kd.data.split import (
+        describe_split,
+        make_folds,
+        make_split,
+        split_from_lists,
+        write_split,
+    )
     from ..runtime.files import atomic_folder, require_new, require_writable
 
+    if lists:
+        if set(given(context, context.params)) & {"folds", "fractions", "seed"}:
+            raise click.UsageError("--split-list leaves nothing to divide; name it alone")
+        if len(lists) not in (2, 3):
+            raise click.UsageError("--split-list takes files for train, val and, maybe, test")
+        require_writable(out)
+        split = split_from_lists(read_datasets(dataset), lists, progress=progress_of(quiet))
+        write_split(split, out)
+        click.echo(describe_split(split))
+        return
     if folds:
         if fractions:
             raise click.UsageError("--folds and --fractions exclude each other; leave one out")
@@ -184,11 +232,14 @@ def train(
     from ..kd.train import train as run_training
 
     base = find_recipe(recipe) if recipe else read_config(out) if resume else TrainConfig()
+    split = read_split(split_file) if split_file else None
+    if split and split.leak:
+        click.echo(f"note: {split.leak}", err=True)
     student = run_training(
         read_datasets(dataset),
         out,
         replace(base, **given(context, settings)),
-        split=read_split(split_file) if split_file else None,
+        split=split,
         resume=resume,
         teachers=teachers,
         device=device,
@@ -461,7 +512,7 @@ def export(
         frames,
         split=found.split_file() if trained_on is None and not found.is_onnx else None,
         trained_on=trained_on or (),
-        data=found.training_data(),
+        data=found.training_data(network.provenance),
         layout=layout,
         limits=Limits(max_drop, max_hd95_rise, method, force_contract),
         retrain=retrain,
@@ -589,14 +640,16 @@ def evaluate(
     quiet: bool,
 ) -> None:
     """Score SOURCE (a bundle, run, checkpoint or shipped student) on a part of DATA."""
+    from ..benchmarks.jsonform import json_from_value
     from ..benchmarks.measure.accuracy import (
         render_accuracy,
         score_images,
         summarise,
         write_scores_csv,
     )
+    from ..benchmarks.measure.by_set import accuracy_by_set, render_by_set
     from ..runtime.files import require_writable
-    from .jobs.sources import default_part, find_source, samples_for
+    from .jobs.sources import default_part, find_source, leak_of, samples_for
 
     if csv_file:
         require_writable(csv_file)
@@ -608,11 +661,17 @@ def evaluate(
     if csv_file:
         write_scores_csv(csv_file, scores)
     accuracy = summarise(scores)
+    sets = accuracy_by_set(scores, {case.name: case.source for case in cases})
+    leak = leak_of(found, part)
     if as_json:
-        click.echo(json.dumps(accuracy.to_dict(), indent=1))
+        content = {**accuracy.to_dict(), "sets": json_from_value(sets), "leak": leak}
+        click.echo(json.dumps(content, indent=1))
     else:
         click.echo(f"{source} in {session.engine.name}, {part} part, {len(cases)} images")
         click.echo(render_accuracy(accuracy))
+        click.echo(render_by_set(sets))
+        if leak:
+            click.echo(f"Not leak-safe: {leak}.")
 
 
 cli.add_command(benchmark)

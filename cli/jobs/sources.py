@@ -119,9 +119,19 @@ class Source:
 
         return frozenset(read_evidence(zoo.evidence_file(self.path), self.path).trained_on)
 
-    def training_data(self) -> Mapping[str, str]:
-        """Return name, licence and citation of the training images; empty where not known."""
-        return zoo.DATA if self.folder == zoo.FOLDER.resolve() and not self.is_onnx else {}
+    def training_data(self, provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return what is known of each data set that a network was trained on.
+
+        Args:
+            provenance: of its checkpoint.
+
+        Returns:
+            As `kd.data.catalogue.describe_sets`; empty where no set is named.
+        """
+        from ...kd.data.catalogue import describe_sets
+
+        shipped = self.folder == zoo.FOLDER.resolve() and not self.is_onnx
+        return describe_sets(provenance.get("data", [zoo.UNNAMED_SET] if shipped else []))
 
     def open(self, engine: str | None, threads: int) -> Session:
         """Open a session; a checkpoint runs in PyTorch (`TORCH_ENGINES`) and in no other engine."""
@@ -219,6 +229,13 @@ def read_layout(file: Path) -> Layout:
 def default_part(sources: Sequence[Source]) -> str:
     """Return "test", or "unseen" where a shipped student is among the sources."""
     return "test" if all(source.trained_on() is None for source in sources) else "unseen"
+
+
+def leak_of(source: Source, part: str) -> str:
+    """Return what must stand beside figures on a part of a source's own split; mostly nothing."""
+    from ...kd.data.split import read_split
+
+    return "" if part in ("unseen", "all") else read_split(source.split_file()).leak
 
 
 def samples_for(
@@ -668,7 +685,9 @@ def gather_evidence(
         parameters=fp32.parameters,
         macs=fp32.macs,
         checkpoint_sha256=shipped.sha256,
-        training=settings_of(shipped.provenance),
+        training=settings_of(
+            {**shipped.provenance, "data": weights.training_data(shipped.provenance)}
+        ),
         trained_on=tuple(sorted(hashes)),
         measured_training=settings_of(trial.provenance),
         split_sha256=split_sha256,
