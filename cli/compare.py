@@ -28,7 +28,7 @@ def compare(
 
     A budget that is not kept ends with exit code 3.
     """
-    from ..benchmarks.compare import compare_records, parse_budget, read_pair, require_budgets
+    from ..benchmarks.compare import compare_records, read_pair, require_budgets
     from ..benchmarks.report.comparison import (
         comparison_document,
         comparison_to_json,
@@ -36,6 +36,7 @@ def compare(
         require_comparison_path,
         write_comparison,
     )
+    from ..benchmarks.report.metrics import parse_budget
 
     limits = [parse_budget(text) for text in budgets]
     if out:

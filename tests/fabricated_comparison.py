@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from edgeseg.benchmarks.compare import compare_records, parse_budget
+from edgeseg.benchmarks.compare import compare_records
 from edgeseg.benchmarks.record import Note
 from edgeseg.benchmarks.report.comparison import comparison_document
+from edgeseg.benchmarks.report.metrics import parse_budget
 from edgeseg.tests.fabricated_record import ENVIRONMENT, full_record, make_passes, score
 
 LATER = dataclasses.replace(
