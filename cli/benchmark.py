@@ -31,7 +31,13 @@ def _moved(context: click.Context, option: click.Parameter, value: object) -> No
 
 @click.command()
 @click.argument("sources", metavar="[SOURCE]...", type=path_type(), nargs=-1)
-@click.option("--data", "dataset", type=path_type(), help="Data set to measure on.")
+@click.option(
+    "--data",
+    "dataset",
+    type=path_type(),
+    multiple=True,
+    help="Data set to measure on; repeated for several.",
+)
 @part_option
 @click.option("--engine", "engines", multiple=True, help="Only these; default: all installed.")
 @click.option(
@@ -115,7 +121,7 @@ def _moved(context: click.Context, option: click.Parameter, value: object) -> No
 def benchmark(
     context: click.Context,
     sources: tuple[Path, ...],
-    dataset: Path | None,
+    dataset: tuple[Path, ...],
     part: str | None,
     engines: tuple[str, ...],
     rivals: tuple[str, ...],
@@ -225,7 +231,14 @@ def benchmark(
     required=True,
     help="What ships: that run, or one on all of DATA.",
 )
-@click.option("--data", "dataset", type=path_type(), required=True, help="Data set of both runs.")
+@click.option(
+    "--data",
+    "dataset",
+    type=path_type(),
+    required=True,
+    multiple=True,
+    help="Data set of both runs; repeated for several.",
+)
 @click.option("--calib-images", type=click.IntRange(1), default=300, show_default=True)
 @click.option(
     "--out", type=path_type(), required=True, help="Folder; kd/zoo of a checkout to ship."
@@ -237,7 +250,7 @@ def card(
     measured: Path,
     int8: Path,
     weights: Path,
-    dataset: Path,
+    dataset: tuple[Path, ...],
     calib_images: int,
     out: Path,
     quiet: bool,

@@ -40,6 +40,9 @@ from .console import (
 from .device import device
 from .stream import stream
 
+_LIST_OPTION = "--split-list"
+_LIST_FILES = 3  # at most: train, val and test
+
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
@@ -66,19 +69,36 @@ def data_phantoms(out: Path, count: int, seed: int, quiet: bool) -> None:
 
 
 @data.command("audit")
-@click.argument("folder", type=path_type())
+@data_argument
 @json_option
 @quiet_option
-def data_audit(folder: Path, as_json: bool, quiet: bool) -> None:
-    """List what is wrong in FOLDER: duplicates, conflicts, unreadable files, sizes, empty masks."""
-    from ..kd.data.audit import audit_dataset, render
+def data_audit(dataset: tuple[Path, ...], as_json: bool, quiet: bool) -> None:
+    """List what is wrong in DATA: duplicates, conflicts, unreadable files, sizes, empty masks."""
+    from ..kd.data.audit import audit_datasets, render
 
-    audit = audit_dataset(folder, progress=progress_of(quiet))
+    audit = audit_datasets(dataset, progress=progress_of(quiet))
     click.echo(json.dumps(audit.to_dict(), indent=1) if as_json else render(audit))
 
 
-@data.command("split")
-@click.argument("folder", type=path_type())
+class _WithLists(click.Command):
+    """Lets --split-list take two or three files in a row."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Give each file behind the option an option of its own."""
+        spread: list[str] = []
+        left = 0  # files that may still follow
+        for arg in args:
+            if left and not arg.startswith("-"):
+                spread += [] if spread[-1] == _LIST_OPTION else [_LIST_OPTION]
+                left -= 1
+            else:
+                left = _LIST_FILES if arg == _LIST_OPTION else 0
+            spread.append(arg)
+        return super().parse_args(ctx, spread)
+
+
+@data.command("split", cls=_WithLists)
+@data_argument
 @click.option(
     "--out",
     type=path_type(),
@@ -93,28 +113,58 @@ def data_audit(folder: Path, as_json: bool, quiet: bool) -> None:
     "settings are chosen.",
 )
 @click.option("--folds", type=click.IntRange(2), help="Cross-validation instead of --fractions.")
+@click.option(
+    _LIST_OPTION,
+    "lists",
+    type=path_type(),
+    multiple=True,
+    metavar="TRAIN VAL [TEST]",
+    help="A published split instead: text files with an image a line. It may tear near-duplicates "
+    "and patients apart; how many is said and stays in the file.",
+)
 @quiet_option
+@click.pass_context
 def data_split(
-    folder: Path,
+    context: click.Context,
+    dataset: tuple[Path, ...],
     out: Path,
     seed: int,
     fractions: tuple[float, float, float] | None,
     folds: int | None,
+    lists: tuple[Path, ...],
     quiet: bool,
 ) -> None:
-    """Split FOLDER into train, val and test so that no near-duplicates are separated.
+    """Split DATA into train, val and test so that no patient and no near-duplicates are separated.
 
     With --folds N, OUT/fold-1.json to OUT/fold-N.json; every image is in one test part.
     """
-    from ..kd.data.dataset import read_dataset
-    from ..kd.data.split import describe_split, make_folds, make_split, write_split
+    from ..kd.data.dataset import read_datasets
+    from ..kd.data.split import (
+        describe_split,
+        make_folds,
+        make_split,
+        split_from_lists,
+        write_split,
+    )
     from ..runtime.files import atomic_folder, require_new, require_writable
 
+    if lists:
+        if set(given(context, context.params)) & {"folds", "fractions", "seed"}:
+            raise click.UsageError("--split-list leaves nothing to divide; name it alone")
+        if len(lists) not in (2, 3):
+            raise click.UsageError("--split-list takes files for train, val and, maybe, test")
+        require_writable(out)
+        split = split_from_lists(read_datasets(dataset), lists, progress=progress_of(quiet))
+        write_split(split, out)
+        click.echo(describe_split(split))
+        return
     if folds:
         if fractions:
             raise click.UsageError("--folds and --fractions exclude each other; leave one out")
         require_new(out)
-        made = make_folds(read_dataset(folder), folds=folds, seed=seed, progress=progress_of(quiet))
+        made = make_folds(
+            read_datasets(dataset), folds=folds, seed=seed, progress=progress_of(quiet)
+        )
         with atomic_folder(out) as partial_folder:
             for number, fold in enumerate(made, start=1):
                 write_split(fold, partial_folder / f"fold-{number}.json")
@@ -123,7 +173,7 @@ def data_split(
         return
     require_writable(out)
     split = make_split(
-        read_dataset(folder),
+        read_datasets(dataset),
         seed=seed,
         fractions=fractions or (0.7, 0.1, 0.2),
         progress=progress_of(quiet),
@@ -193,11 +243,14 @@ def train(
     from ..kd.train import train as run_training
 
     base = find_recipe(recipe) if recipe else read_config(out) if resume else TrainConfig()
+    split = read_split(split_file) if split_file else None
+    if split and split.leak:
+        click.echo(f"note: {split.leak}", err=True)
     student = run_training(
         read_datasets(dataset),
         out,
         replace(base, **given(context, settings)),
-        split=read_split(split_file) if split_file else None,
+        split=split,
         resume=resume,
         teachers=teachers,
         teacher_checkpoints=teacher_checkpoints,
@@ -209,7 +262,7 @@ def train(
 
 
 @cli.command()
-@click.argument("dataset", metavar="DATA", type=path_type())
+@data_argument
 @click.option("--out", type=path_type(), required=True, help="Folder of runs and table; continued.")
 @click.option("--recipe", default="t2kd-busi-edge", show_default=True, help="See `train`.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
@@ -221,7 +274,7 @@ def train(
 def reproduce(
     context: click.Context,
     /,
-    dataset: Path,
+    dataset: tuple[Path, ...],
     out: Path,
     recipe: str,
     seeds: int,
@@ -232,12 +285,12 @@ def reproduce(
 ) -> None:
     """Train a student in every way on DATA: the table of what routed distillation is worth."""
     from ..kd.config import find_recipe
-    from ..kd.data.dataset import read_dataset
+    from ..kd.data.dataset import read_datasets
     from .jobs.ablation import ROWS, to_text
     from .jobs.ablation import reproduce as run_ablation
 
     results = run_ablation(
-        read_dataset(dataset),
+        read_datasets(dataset),
         out,
         replace(find_recipe(recipe), **given(context, settings)),
         seeds=seeds,
@@ -310,8 +363,10 @@ def _frame_size(
     "--calib",
     "dataset",
     type=path_type(),
-    help="Data set whose train part calibrates and whose val part checks. A run needs its own; "
-    "a shipped student takes any, split anew, and does with its own ranges without.",
+    multiple=True,
+    help="Data set whose train part calibrates and whose val part checks; repeated for several. A "
+    "run needs its own; a shipped student takes any, split anew, and does with its own ranges "
+    "without.",
 )
 @click.option("--calib-images", type=click.IntRange(1), default=200, show_default=True)
 @click.option(
@@ -387,7 +442,7 @@ def export(
     source: Path | None,
     target: str,
     precision: str,
-    dataset: Path | None,
+    dataset: tuple[Path, ...],
     calib_images: int,
     ranges: Path | None,
     synthetic_calibration: bool,
@@ -470,7 +525,7 @@ def export(
         frames,
         split=found.split_file() if trained_on is None and not found.is_onnx else None,
         trained_on=trained_on or (),
-        data=found.training_data(),
+        data=found.training_data(network.provenance),
         layout=layout,
         limits=Limits(max_drop, max_hd95_rise, method, force_contract),
         retrain=retrain,
@@ -580,7 +635,7 @@ def selftest(
 
 @cli.command()
 @click.argument("source", type=path_type())
-@click.argument("dataset", metavar="DATA", type=path_type())
+@data_argument
 @part_option
 @engine_option
 @threads_option
@@ -589,7 +644,7 @@ def selftest(
 @quiet_option
 def evaluate(
     source: Path,
-    dataset: Path,
+    dataset: tuple[Path, ...],
     part: str | None,
     engine: str | None,
     threads: int | None,
@@ -600,9 +655,10 @@ def evaluate(
     """Score SOURCE (a bundle, run, checkpoint or shipped student) on a part of DATA."""
     from ..benchmarks.jsonform import json_from_value
     from ..benchmarks.measure.accuracy import render_accuracy, summarise, write_scores_csv
+    from ..benchmarks.measure.by_set import accuracy_by_set, render_by_set
     from ..benchmarks.measure.froc import render_curves, score_with_curves
     from ..runtime.files import require_writable
-    from .jobs.sources import default_part, find_source, samples_for, temperature_of
+    from .jobs.sources import default_part, find_source, leak_of, samples_for, temperature_of
 
     if csv_file:
         require_writable(csv_file)
@@ -615,6 +671,8 @@ def evaluate(
     if csv_file:
         write_scores_csv(csv_file, scored.scores)
     accuracy = summarise(scored.scores)
+    sets = accuracy_by_set(scored.scores, {case.name: case.source for case in cases})
+    leak = leak_of(found, part)
     if as_json:
         calibration = {
             "temperature": temperature,
@@ -623,6 +681,8 @@ def evaluate(
         }
         content = {
             **accuracy.to_dict(),
+            "sets": json_from_value(sets),
+            "leak": leak,
             "curves": json_from_value(scored.curves),
             **json_from_value(calibration),
         }
@@ -630,11 +690,14 @@ def evaluate(
     else:
         click.echo(f"{source} in {session.engine.name}, {part} part, {len(cases)} images")
         click.echo(render_accuracy(accuracy))
+        click.echo(render_by_set(sets))
         click.echo(render_curves(scored.curves, session.contract))
         told = f"{scored.calibration_error:.4f}"
         if temperature is not None:
             told += f", {scored.calibrated_error:.4f} with its temperature of {temperature:.3f}"
         click.echo(f"Expected calibration error: {told}.")
+        if leak:
+            click.echo(f"Not leak-safe: {leak}.")
 
 
 @cli.command()

@@ -267,7 +267,7 @@ def export_bundle(
     *,
     split: Path | None,
     trained_on: Collection[str] = (),
-    data: Mapping[str, str] = MappingProxyType({}),
+    data: Sequence[Mapping[str, Any]] = (),
     layout: Layout | None = None,
     limits: Limits = Limits(),
     retrain: Retrain | None = None,
@@ -286,7 +286,8 @@ def export_bundle(
         split: the split file of the training run; it goes into the bundle. None for a shipped
             student, which has none.
         trained_on: SHA-256 of every image that a shipped student has seen; goes into the manifest.
-        data: what is known of the training images: `name`, `licence` (SPDX), `citation`.
+        data: what is known of each data set that it was trained on: `name`, and, where known,
+            `layout`, `title`, `licence`, `spdx`, `citation`, `doi`, `images` (by class), `groups`.
         layout: where the image is in the maker's frames; None: the whole frame is the image.
         limits: the gates.
         retrain: what INT8 is trained with if it fails its gate with layers kept in float; takes
@@ -385,7 +386,7 @@ def export_bundle(
                 "training": dict(trained.provenance),
                 **({"split_sha256": sha256_of_file(split)} if split is not None else {}),
                 **({"trained_on": sorted(trained_on)} if trained_on else {}),
-                **({"data": dict(data)} if data else {}),
+                **({"data": [dict(each) for each in data]} if data else {}),
                 "calibration": _calibration_facts(calibration, shipped, limits.method, plan),
                 "tools": {"edgeseg": __version__, **_versions()},
             },

@@ -170,6 +170,7 @@ def train(
             "split_sha256": split_sha256,
             "train_images": frames["train"].image_count,
             "data": _sets_of(split, dataset),
+            **({} if split.torn_groups is None else {"torn_groups": split.torn_groups}),
         }
         run = _Run(around, frames, provenance, encoders)
         _train_student(run, _train_teachers(run))
@@ -600,8 +601,11 @@ def _sets_of(split: Split, dataset: Dataset) -> list[dict[str, Any]]:
     """Return name, layout, images by class and number of groups of each set in the train part."""
     found = []
     for member in dataset.members:
-        name = member.name if len(dataset.members) > 1 else ""
-        entries = [e for e in split.entries if e.part == "train" and e.source == name]
+        entries = [
+            entry
+            for entry in split.entries
+            if entry.part == "train" and entry.source in (member.name, "")
+        ]
         images = Counter(entry.label for entry in entries)
         found.append(
             {

@@ -78,11 +78,11 @@ def frames_of(phantoms: Path, run: Path) -> Callable[[str], Frames]:
     from edgeseg.runtime.image import read_image
 
     source = checkpoint_of(run)
-    images = [sample.image for sample in samples_for(source, phantoms, "train")]
+    images = [sample.image for sample in samples_for(source, [phantoms], "train")]
     calibration = read_calibration_frames(images, 8, read_image)
     checks = tuple(
         CheckFrame(sample.read_image(), sample.read_mask(), sample.group)
-        for sample in samples_for(source, phantoms, "val")
+        for sample in samples_for(source, [phantoms], "val")
     )
     vectors = tuple(check.frame for check in checks[:4])
 

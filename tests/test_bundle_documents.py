@@ -175,10 +175,18 @@ def test_bill_names_the_network_the_data_with_their_licence_and_the_tools():
     model = bom["metadata"]["component"]
     assert (model["type"], model["name"]) == ("machine-learning-model", "toy")
     assert model["hashes"] == [{"alg": "SHA-256", "content": "c" * 64}]
-    assert model["modelCard"]["modelParameters"]["datasets"] == [{"ref": "training-data"}]
+    refs = [{"ref": "training-data"}, {"ref": "training-data-1"}]
+    assert model["modelCard"]["modelParameters"]["datasets"] == refs
     by_ref = {each["bom-ref"]: each for each in bom["components"]}
     assert by_ref["training-data"]["name"] == "BUSI"
     assert by_ref["training-data"]["licenses"] == [{"license": {"id": "CC-BY-4.0"}}]
+    assert by_ref["training-data"]["copyright"] == "someone, 2020, doi 10.1000/1"
+    properties = {each["name"]: each["value"] for each in by_ref["training-data"]["properties"]}
+    assert (properties["edgeseg:images"], properties["edgeseg:images:normal"]) == ("5", "2")
+    other = by_ref["training-data-1"]
+    assert other["name"] == "clinic"
+    assert "licenses" not in other
+    assert "not in the catalogue" in [each["value"] for each in other["properties"]]
     assert by_ref["tool:onnxruntime"]["version"] == "1.32.0"
 
 
@@ -218,7 +226,14 @@ def test_data_sheet_has_what_an_engineer_asks_for(folder):
             "drop +0.0000 95 % [-0.0010, +0.0010]",
         ),
         *("drop undefined", "1.50 ms a frame", "0.50 of FP32's time [0.45, 0.55]"),
-        *("frames: 2", "2 benign", "1 golden frames", "signature    none", "BUSI, CC-BY-4.0"),
+        *(
+            "frames: 2",
+            "2 benign",
+            "1 golden frames",
+            "signature    none",
+            "BUSI, CC BY 4.0",
+            "clinic, not in",
+        ),
         open_bundle(folder).manifest.files["model.xml"],
     ):
         assert fact in text, fact

@@ -255,7 +255,7 @@ def lesson(run, phantoms):
     """The tiny run, its frames, and a rounding of INT8 that damages it: 3-bit weights, clipped."""
     source = checkpoint_of(run)
     trained = read_run(source.path)
-    frames = load_parts(trained, {p: samples_for(source, phantoms, p) for p in ("train", "val")})
+    frames = load_parts(trained, {p: samples_for(source, [phantoms], p) for p in ("train", "val")})
     network = load_trained(source.path)
     master = network.to_onnx()
     images = [f.numpy()[None].astype(np.float32) / 255 for f in frames["train"].images[:6]]
@@ -593,7 +593,7 @@ def test_export_trains_on_the_train_part_only_and_never_reads_the_test_part(
     entries = read_split(run / "split.json").entries
     of_part = {p: {e.name for e in entries if e.part == p} for p in ("train", "val", "test")}
     source = checkpoint_of(run)
-    for sample in samples_for(source, phantoms, "test"):
+    for sample in samples_for(source, [phantoms], "test"):
         (data / sample.image.relative_to(phantoms)).write_bytes(b"not to be read")
     drawn = []
     draw = fit.draw_batch
@@ -614,7 +614,7 @@ def test_export_trains_on_the_train_part_only_and_never_reads_the_test_part(
     monkeypatch.setattr(pipeline, "rank_convolutions", lambda *_, **__: ())  # none back to float
     # Training moves more pixels of a network of eight epochs than rounding may.
     monkeypatch.setattr(parity, "MAX_FLIPPED", {**parity.MAX_FLIPPED, "int8": 1.0})
-    request = CalibrationRequest(data, images=8)
+    request = CalibrationRequest([data], images=8)
     plan = make_plan(replace(find_target("arm-cpu"), weight_bits=3), "int8", retrains=True)
     frames, _ = sources.frames_for_export(source, request)
     network = load_trained(source.path)
