@@ -44,12 +44,29 @@ class Network(nn.Module):
         return self.trace(image).logits
 
 
+class Norm(nn.BatchNorm2d):
+    """Batch norm that takes a single value a channel in training too.
+
+    One value has no variance, and less its own mean it is 0 whatever the image shows. It is
+    normalised by the running statistics, as in inference, and these stay as they are.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise [N, C, H, W]."""
+        if self.training and x.numel() == x.shape[1]:
+            return nn.functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        normalised: torch.Tensor = super().forward(x)
+        return normalised
+
+
 def _conv_norm(
     inputs: int, outputs: int, kernel: int, *, stride: int = 1, bias: bool = True
 ) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=bias),
-        nn.BatchNorm2d(outputs),
+        Norm(outputs),
     )
 
 
@@ -211,9 +228,7 @@ class ResNetAttentionUNet(Network):
 
     def __init__(self, blocks: tuple[int, ...]) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(1, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU()
-        )
+        self.stem = nn.Sequential(nn.Conv2d(1, 64, 7, 2, 3, bias=False), Norm(64), nn.ReLU())
         self.pool = nn.MaxPool2d(3, 2, 1)
         stages, inputs = [], 64
         for stage, (inner, depth) in enumerate(zip((64, 128, 256, 512), blocks, strict=True)):
