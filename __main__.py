@@ -14,7 +14,7 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(4)
-    from .cli import cli
+    from .cli.main import cli
 
     cli(prog_name="edgeseg")
 

@@ -1,5 +1,7 @@
 """Measure what a network costs and how well it segments, and report both in one place.
 
-`record.run_benchmark` does everything; the other modules each measure one thing. Imports only
-`edgeseg.runtime`.
+`record` is the value of a run and `record.run_benchmark` fills it; `measure/` has a module for each
+thing that is measured, `report/` writes a record and a comparison for people and spreadsheets,
+`compare` says what two records differ in, and `baselines/` are networks of the literature. Imports
+only `edgeseg.runtime`.
 """

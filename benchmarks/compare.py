@@ -1,9 +1,10 @@
 """Two benchmark records side by side, and whether the new one keeps its budgets.
 
 The records are of two runs at different times, between which the machine changed. So a row's time
-is compared as a ratio to that of its yardstick (`yardstick.py`), pass by pass, and the interval is
-Welch's of the passes' means, widened by what two runs on one machine differ by beyond their passes
-(`passes.py`). A verdict is given only where a difference that matters would have been found.
+is compared as a ratio to that of its yardstick (`measure/yardstick.py`), pass by pass, and the
+interval is Welch's of the passes' means, widened by what two runs on one machine differ by beyond
+their passes (`yardstick_passes.py`). A verdict is given only where a difference that matters would
+have been found.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from ..runtime.errors import InputError, Refused
-from .accuracy import PairedDifference, paired_difference
+from .formatting import fixed, signed, significant
 from .jsonform import json_from_value
-from .latency import P99_MIN_N
-from .nvml import computes_on_nvidia
-from .passes import RecordRatio, record_ratio
+from .measure.accuracy import PairedDifference, paired_difference
+from .measure.latency import P99_MIN_N
+from .measure.nvml import computes_on_nvidia
 from .record import BenchmarkRecord, Row, Settings, read_record
-from .text import fixed, signed, significant
+from .yardstick_passes import RecordRatio, record_ratio
 
 SCHEMA = "edgeseg.comparison/2"
 _MACHINE = ("cpu", "cores", "isa", "governor")  # fields of the environment

@@ -26,7 +26,8 @@ from ..runtime.engines import available_threads
 from ..runtime.errors import InputError
 from ..runtime.progress import Progress, quiet
 from ..runtime.session import Session
-from .accuracy import (
+from .jsonform import json_from_value, value_from_json
+from .measure.accuracy import (
     METRICS,
     Accuracy,
     Case,
@@ -37,8 +38,8 @@ from .accuracy import (
     score_images,
     summarise,
 )
-from .batches import require_same_answers
-from .conditions import (
+from .measure.batches import require_same_answers
+from .measure.conditions import (
     CHANGES,
     Change,
     Conditions,
@@ -46,10 +47,9 @@ from .conditions import (
     gpus_in_use,
     read_conditions,
 )
-from .energy import Energy, explain_no_counter, find_counter, measure_energy
-from .environment import Environment, describe_environment
-from .jsonform import json_from_value, value_from_json
-from .latency import (
+from .measure.energy import Energy, explain_no_counter, find_counter, measure_energy
+from .measure.environment import Environment, describe_environment
+from .measure.latency import (
     P99_MIN_N,
     LatencyRatio,
     LatencyRun,
@@ -57,8 +57,8 @@ from .latency import (
     measure_interleaved,
     median_ratio,
 )
-from .layers import LayerReport, report_layers
-from .modes import (
+from .measure.layers import LayerReport, report_layers
+from .measure.modes import (
     MODES,
     OfflineRun,
     PacedRun,
@@ -67,13 +67,13 @@ from .modes import (
     measure_paced,
     measure_soak,
 )
-from .nvml import computes_on_nvidia
-from .prediction import DevicePeaks
-from .process import ProcessFacts, probe_process
-from .profile import PROFILERS
-from .roofline import Peaks, measure_peaks
-from .seconds import by_the_second
-from .yardstick import (
+from .measure.nvml import computes_on_nvidia
+from .measure.prediction import DevicePeaks
+from .measure.process import ProcessFacts, probe_process
+from .measure.profile import PROFILERS
+from .measure.roofline import Peaks, measure_peaks
+from .measure.timed_progress import by_the_second
+from .measure.yardstick import (
     Pass,
     Yardstick,
     open_yardstick,

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ..benchmarks.complexity import macs_of_nodes
+from ..benchmarks.measure.complexity import macs_of_nodes
 from ..runtime.errors import EngineError, Refused
 from .graph import producers_of
 from .plan import MIN_SHARE

@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 import onnx
 
-from ..benchmarks.complexity import count_complexity
+from ..benchmarks.measure.complexity import count_complexity
 from ..runtime.engines import available_threads, open_engine
 from ..runtime.errors import Refused
 from .audit import (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .. import __version__
-from ..benchmarks.complexity import count_complexity, macs_of_nodes
+from ..benchmarks.measure.complexity import count_complexity, macs_of_nodes
 from ..runtime.bundle import SPLIT_FILE, hashes_of, open_bundle, seal_bundle
 from ..runtime.contract import InputContract
 from ..runtime.engines import available_threads, open_engine

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..benchmarks.latency import measure_interleaved, median_ratio
+from ..benchmarks.measure.latency import measure_interleaved, median_ratio
 from ..runtime.contract import InputContract
 from ..runtime.progress import Progress, quiet
 from ..runtime.session import Session

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +15,12 @@ from ..runtime.progress import Progress
 from .augment import augment, draw_views
 from .data.dataset import Sample
 from .data.phantom import draw_phantom, phantoms_of
+from .negatives import draw_empty, lesion_free_box
 from .seeds import seed_of
+
+IMAGE: Final = "image"  # of the data set
+CROP: Final = "crop"  # a part of a lesion image that shows no lesion
+EMPTY: Final = "empty"  # shows nothing, drawn anew for each of its views
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,14 @@ class Frames:
     names: tuple[str, ...]
     images: torch.Tensor  # uint8 [N, 1, S, S]
     masks: torch.Tensor  # bool [N, 1, S, S]
-    labels: np.ndarray  # str [N]
+    labels: np.ndarray  # str [N]; "normal" where there is no lesion, so of crops and empty frames
+    kinds: np.ndarray  # str [N]: IMAGE, CROP or EMPTY
+    sets: np.ndarray | None = None  # str [N], the data set of each; None: one without a name
+
+    @property
+    def image_count(self) -> int:
+        """The number of images of the data set, without negatives made from them."""
+        return int((self.kinds == IMAGE).sum())
 
     def of_classes(self, *labels: str) -> Frames:
         """Return the frames of some classes."""
@@ -32,8 +45,18 @@ class Frames:
 
     def at(self, rows: np.ndarray) -> Frames:
         """Return the frames of some rows."""
-        names = tuple(self.names[row] for row in rows)
-        return Frames(names, self.images[rows], self.masks[rows], self.labels[rows])
+        return Frames(
+            names=tuple(self.names[row] for row in rows),
+            images=self.images[rows],
+            masks=self.masks[rows],
+            labels=self.labels[rows],
+            kinds=self.kinds[rows],
+            sets=None if self.sets is None else self.sets[rows],
+        )
+
+    def images_only(self) -> Frames:
+        """Return the images of the data set, without negatives made from them."""
+        return self.at(np.flatnonzero(self.kinds == IMAGE))
 
 
 @dataclass(frozen=True)
@@ -42,18 +65,60 @@ class Batch:
 
     images: torch.Tensor  # float32 [N, 1, S, S], normalised
     truth: torch.Tensor  # float32 [N, 1, S, S] in 0..1
-    labels: np.ndarray  # str [N]
+    labels: np.ndarray  # str [N]; "" of a crop or an empty frame, which no teacher teaches
     names: tuple[str, ...]
     views: np.ndarray  # int [N], which view of each image this is
 
 
+class _Row(NamedTuple):
+    """A frame before it is resized."""
+
+    name: str
+    label: str
+    image: np.ndarray  # uint8 [H, W]
+    mask: np.ndarray  # bool [H, W]
+    kind: str = IMAGE
+    source: str = ""  # its data set
+
+
 def load_frames(
-    samples: Sequence[Sample], size: int, device: torch.device, progress: Progress, label: str
+    samples: Sequence[Sample],
+    size: int,
+    device: torch.device,
+    progress: Progress,
+    label: str,
+    *,
+    crops: bool = False,
+    empty: bool = False,
 ) -> Frames:
-    """Read samples and resize them to [size, size]. Raises InputError for unreadable files."""
-    pairs = ((sample.read_image(), sample.read_mask()) for sample in progress(samples, label))
-    names, labels = (sample.name for sample in samples), (sample.label for sample in samples)
-    return _resized(tuple(names), tuple(labels), pairs, size, device)
+    """Read samples and resize them to [size, size].
+
+    Args:
+        samples: the images.
+        size: px a side.
+        device: where the frames are kept.
+        progress: wraps the samples.
+        label: what the progress is called.
+        crops: add a row for each lesion image with room for a lesion-free crop (see
+            `negatives.lesion_free_box`), cut before it is resized.
+        empty: add one row for frames that show nothing (see `negatives.draw_empty`).
+
+    Raises InputError for unreadable files.
+    """
+
+    def rows() -> Iterator[_Row]:
+        for sample in progress(samples, label):
+            image, mask = sample.read_image(), sample.read_mask()
+            yield _Row(sample.name, sample.label, image, mask, source=sample.source)
+            box = lesion_free_box(mask) if crops and mask.any() else None
+            if box is not None:
+                crop = image[box], mask[box]
+                yield _Row(f"{sample.name} crop", "normal", *crop, CROP, sample.source)
+        if empty:
+            nothing = np.zeros((1, 1), np.uint8)
+            yield _Row("empty frame", "normal", nothing, nothing > 0, EMPTY)
+
+    return _resized(rows(), len(samples) * (1 + crops) + empty, size, device)
 
 
 def draw_phantoms(
@@ -61,53 +126,59 @@ def draw_phantoms(
 ) -> Frames:
     """Draw phantoms at [size, size]; see `edgeseg.kd.data.phantom`."""
 
-    def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def rows() -> Iterator[_Row]:
         for label, number in progress(chosen, "drawing phantoms"):
             image, masks = draw_phantom(label, number, seed)
-            yield image, np.any(masks, axis=0)
+            yield _Row(f"phantom {label} ({number})", label, image, np.any(masks, axis=0))
 
     chosen = phantoms_of(count)
-    names = tuple(f"phantom {label} ({number})" for label, number in chosen)
-    return _resized(names, tuple(label for label, _ in chosen), pairs(), size, device)
+    return _resized(rows(), len(chosen), size, device)
 
 
-def _resized(
-    names: tuple[str, ...],
-    labels: tuple[str, ...],
-    pairs: Iterable[tuple[np.ndarray, np.ndarray]],
-    size: int,
-    device: torch.device,
-) -> Frames:
-    images = np.empty((len(names), 1, size, size), np.uint8)
-    masks = np.empty((len(names), 1, size, size), np.bool_)
-    for row, (image, mask) in enumerate(pairs):
-        images[row, 0] = resize_grey(image, size, size)
-        masks[row, 0] = resize_mask(mask, size, size)
+def _resized(rows: Iterable[_Row], most: int, size: int, device: torch.device) -> Frames:
+    """Return rows, `most` of them at most, at [size, size]."""
+    images = np.empty((most, 1, size, size), np.uint8)
+    masks = np.empty((most, 1, size, size), np.bool_)
+    about = []
+    for number, row in enumerate(rows):
+        images[number, 0] = resize_grey(row.image, size, size)
+        masks[number, 0] = resize_mask(row.mask, size, size)
+        about.append((row.name, row.label, row.kind, row.source))
+    names, labels, kinds, sources = zip(*about, strict=True) if about else ((), (), (), ())
     return Frames(
         names=names,
-        images=torch.from_numpy(images).to(device),
-        masks=torch.from_numpy(masks).to(device),
+        images=torch.from_numpy(images[: len(about)]).to(device),
+        masks=torch.from_numpy(masks[: len(about)]).to(device),
         labels=np.array(labels, dtype=np.str_),
+        kinds=np.array(kinds, dtype=np.str_),
+        sets=np.array(sources, dtype=np.str_),
     )
 
 
 def draw_batch(
-    frames: Frames, rows: np.ndarray, view: int, seed: int, contract: InputContract
+    frames: Frames, rows: np.ndarray, views: int | np.ndarray, seed: int, contract: InputContract
 ) -> Batch:
-    """Return one view of some rows.
+    """Return views of some rows: `views` [N], or one number for all.
 
     A view of an image depends on the seed, the image's name and the view's number only: not on the
     batch it is in, so that processes can share a batch and teachers' answers can be kept.
     """
-    seeds = [seed_of(seed, f"{frames.names[row]} view {view}") for row in rows]
+    views = np.full(len(rows), views)
+    seeds = [
+        seed_of(seed, f"{frames.names[row]} view {view}")
+        for row, view in zip(rows, views, strict=True)
+    ]
     draws = draw_views(seeds, contract.height)
     images, truth = augment(frames.images[rows].float() / 255, frames.masks[rows].float(), draws)
+    kinds = frames.kinds[rows]
+    for row in np.flatnonzero(kinds == EMPTY):
+        images[row] = draw_empty(seeds[row], contract.height).to(images.device)
     return Batch(
         images=normalised(images, contract),
         truth=truth,
-        labels=frames.labels[rows],
+        labels=np.where(kinds == IMAGE, frames.labels[rows], ""),
         names=tuple(frames.names[row] for row in rows),
-        views=np.full(len(rows), view),
+        views=views,
     )
 
 

@@ -31,6 +31,7 @@ from .fit import Stage, Surroundings, fit, placed
 from .frames import Frames, load_frames
 from .log import RunLog
 from .models import Network, Trace, build_model
+from .sampling import sampling_of
 from .teaching import Teachers, find_teaching
 from .train import distillations_of, is_run, load_teachers, read_config, student_loss
 
@@ -153,7 +154,15 @@ def load_parts(
 ) -> dict[str, Frames]:
     """Read samples by part at the network's size. Raises InputError for unreadable files."""
     return {
-        part: load_frames(each, run.config.size, _CPU, progress, f"reading {part} images")
+        part: load_frames(
+            each,
+            run.config.size,
+            _CPU,
+            progress,
+            f"reading {part} images",
+            crops=part == "train" and run.config.crop_share > 0,
+            empty=part == "train" and run.config.empty_share > 0,
+        )
         for part, each in samples.items()
     }
 
@@ -209,6 +218,7 @@ def fine_tune_quantised(
             RATE * config.learning_rate,
             student_loss(_teachers_of(run), terms, config),
             QuantisedNetwork(folded, quantisation).state_dict(),
+            sampling=sampling_of(config),
             build=build,
         )
         around = Surroundings(folder, config, student.contract, _CPU, Group(), log, progress)
@@ -289,7 +299,7 @@ def _facts(run: TrainedRun, stage: Stage, terms: Mapping[str, Distillation]) -> 
         "epochs": stage.epochs,
         "learning_rate": stage.learning_rate,
         "seed": run.config.seed,
-        "train_images": len(stage.data.names),
+        "train_images": stage.data.image_count,
         "distillation": "+".join(terms),
         "teachers": taught_by or SELF,
     }

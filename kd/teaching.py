@@ -10,13 +10,13 @@ import torch
 
 from ..runtime.errors import InputError
 from .cache import LogitCache
-from .data.dataset import LABELS
+from .data.dataset import EVERY_LABEL
 from .frames import Batch
 from .losses import area_balanced_bce
 from .models import Network, Trace
 
 CLASSES_OF: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"benign": ("benign",), "malignant": ("malignant",), "every": LABELS}
+    {"benign": ("benign",), "malignant": ("malignant",), "every": EVERY_LABEL}
 )
 """The teachers and the classes that each is trained on."""
 
@@ -47,7 +47,7 @@ TEACHINGS: Mapping[str, Teaching] = MappingProxyType(
         "mean": Teaching({"benign": _BOTH, "malignant": _BOTH}),
         # Zhang et al. 2022 (arXiv 2201.00007): softmax of minus each teacher's loss on the mask.
         "confidence": Teaching({"benign": _BOTH, "malignant": _BOTH}, by_confidence=True),
-        "single": Teaching(dict.fromkeys(LABELS, ("every",))),
+        "single": Teaching(dict.fromkeys(EVERY_LABEL, ("every",))),
         "wrong": Teaching({"benign": ("malignant",), "malignant": ("benign",)}),  # a control
         "none": Teaching(),  # a control
     }

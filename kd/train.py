@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from .augment import VERSION
 from .cache import LogitCache
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .config import STUDENT_FILE, TrainConfig
-from .data.dataset import LABELS, Dataset
+from .data.dataset import LABELS, UNCLASSED, Dataset
 from .data.split import Split, make_split, read_split, samples_of, split_to_json, write_split
 from .distill import Distillation, find_distillation
 from .distributed import join_group, leave_group
@@ -40,6 +41,7 @@ from .frames import Batch, Frames, draw_phantoms, load_frames
 from .log import RunLog
 from .losses import supervised_loss
 from .models import Trace, build_model, centre_channels
+from .sampling import require_drawable, sampling_of
 from .teaching import CLASSES_OF, Teachers, find_teaching
 
 Weights = Mapping[str, torch.Tensor]
@@ -82,7 +84,8 @@ def train(
     (same machine, same number of threads). Started by `torchrun`, the processes share every batch.
 
     Args:
-        dataset: the images; once split, only those of the train and val parts are read.
+        dataset: the images of one data set or several; once split, only those of the train and val
+            parts are read.
         out: folder of the run, new unless `resume`.
         config: settings.
         split: None makes a leak-safe one with the settings' seed.
@@ -94,7 +97,8 @@ def train(
         progress: shows how far a stage has come.
 
     Raises:
-        InputError: E-DATA-CLASS (a class that a teacher needs is missing), E-RUN-EXISTS,
+        InputError: E-DATA-CLASS (a class that a teacher needs is missing, or one is unknown that
+            the teaching goes by), E-SPLIT-SETS (`split` is of other data sets), E-RUN-EXISTS,
             E-RUN-MISSING, E-RUN-CONFIG (resumed with other settings or another split), E-DEVICE,
             E-MODEL-NAME, E-DISTILL-NAME, E-TEACHING-NAME, E-CONFIG (a network does not take the
             size, a cache cannot hold features), E-CACHE-SIZE, E-TEACHER-MISSING (`teachers` has
@@ -124,9 +128,12 @@ def train(
             run_device,
             progress,
             f"reading {part} images",
+            crops=part == "train" and config.crop_share > 0,
+            empty=part == "train" and config.empty_share > 0,
         )
         for part in ("train", "val")
     }
+    require_drawable(sampling_of(config), frames["train"])
     group = join_group(run_device)
     # On GPUs some of the operators have no deterministic form.
     torch.use_deterministic_algorithms(run_device.type == "cpu")
@@ -146,7 +153,8 @@ def train(
         provenance = {
             "config": asdict(config),
             "split_sha256": split_sha256,
-            "train_images": len(frames["train"].names),
+            "train_images": frames["train"].image_count,
+            "data": _sets_of(split, dataset),
         }
         run = _Run(around, frames, provenance)
         _train_student(run, _train_teachers(run))
@@ -200,7 +208,9 @@ class _Run:
         around.group.by_leader(keep)
         # Read back even if just written: a resumed run must see the same memory layout.
         loaded = load_checkpoint(target)
-        if (loaded.model, loaded.provenance) != (stage.model, provenance):
+        # A run of an older version does not name its data sets.
+        known = {"data": provenance["data"], **loaded.provenance}
+        if (loaded.model, known) != (stage.model, provenance):
             raise Refused(
                 "E-RUN-STAGE", f"{target} is not of this run: its settings or its split differ"
             )
@@ -222,7 +232,17 @@ def _train_teachers(run: _Run) -> dict[str, Checkpoint]:
         name: str, classes: tuple[str, ...], epochs: int, start: Weights | None, rate: float
     ) -> Checkpoint:
         data, val = (frames[part].of_classes(*classes) for part in ("train", "val"))
-        stage = Stage(f"teacher-{name}", config.teacher, data, val, epochs, rate, _on_masks, start)
+        stage = Stage(
+            f"teacher-{name}",
+            config.teacher,
+            data,
+            val,
+            epochs,
+            rate,
+            _on_masks,
+            start,
+            sampling=sampling_of(config),
+        )
         return taken.get(name) or run.stage(stage)
 
     start, rate = None, config.learning_rate
@@ -230,7 +250,7 @@ def _train_teachers(run: _Run) -> dict[str, Checkpoint]:
         if _GENERAL not in taken:
             start = _weights_from_phantoms(run, "teacher", config.teacher)
         if config.general_epochs:
-            general = teacher(_GENERAL, LABELS, config.general_epochs, start, rate)
+            general = teacher(_GENERAL, CLASSES_OF["every"], config.general_epochs, start, rate)
             start, rate = general.network.state_dict(), rate * _SPECIALISE
     return {
         name: teacher(name, CLASSES_OF[name], config.teacher_epochs, start, rate) for name in names
@@ -263,7 +283,7 @@ def _train_student(run: _Run, teachers: Mapping[str, Checkpoint]) -> None:
 
         def open_caches() -> None:
             for name, teacher in teachers.items():
-                taught = data.of_classes(*teaching.taught_by(name))
+                taught = data.images_only().of_classes(*teaching.taught_by(name))
                 key = _cache_key(teacher, taught, run)
                 caches[name] = LogitCache(
                     around.out / "cache", f"teacher-{name}", key, taught.names, config.views
@@ -286,6 +306,7 @@ def _train_student(run: _Run, teachers: Mapping[str, Checkpoint]) -> None:
             _weights_from_phantoms(run, "student", config.student),
             adapted_channels=centre_channels(config.teacher) if adapted else 0,
             views=config.views,
+            sampling=sampling_of(config),
         ),
         {name: teacher.sha256 for name, teacher in teachers.items()},
     )
@@ -426,9 +447,35 @@ def load_teachers(run: Path, config: TrainConfig) -> dict[str, Checkpoint]:
     }
 
 
+def _sets_of(split: Split, dataset: Dataset) -> list[dict[str, Any]]:
+    """Return name, layout, images by class and number of groups of each set in the train part."""
+    found = []
+    for member in dataset.members:
+        name = member.name if len(dataset.members) > 1 else ""
+        entries = [e for e in split.entries if e.part == "train" and e.source == name]
+        images = Counter(entry.label for entry in entries)
+        found.append(
+            {
+                "name": member.name,
+                "layout": member.layout,
+                "images": dict(sorted(images.items())),
+                "groups": len({entry.group for entry in entries}),
+            }
+        )
+    return found
+
+
 def _require_classes(split: Split, config: TrainConfig) -> None:
     present = {entry.label for entry in split.entries if entry.part == "train"}
-    teachers = [name for name in find_teaching(config.teaching).teachers if name in LABELS]
+    teaching = find_teaching(config.teaching)
+    if UNCLASSED in present and teaching.visits and UNCLASSED not in teaching.visits:
+        raise InputError(
+            "E-DATA-CLASS",
+            f"the training part has lesions of unknown class ({UNCLASSED!r}), and teaching "
+            f"{config.teaching!r} goes by class; choose --teaching single or none, or add "
+            "labels.csv",
+        )
+    teachers = [name for name in teaching.teachers if name in LABELS]
     for label in teachers:
         if label not in present:
             raise InputError(

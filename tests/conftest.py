@@ -34,7 +34,7 @@ _TINY = {
 @pytest.fixture(scope="session", autouse=True)
 def _short_warmup() -> Iterator[None]:
     """A busy machine never becomes steady; here no figure is quoted, so none waits for it."""
-    from edgeseg.benchmarks import latency
+    from edgeseg.benchmarks.measure import latency
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "WARMUP_CAP_S", 1.0)
@@ -66,10 +66,10 @@ def run(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def frames_of(phantoms: Path, run: Path) -> Callable[[str], Frames]:
     """Return what exports of the run in a precision are calibrated with and judged by."""
+    from edgeseg.cli.jobs.sources import checkpoint_of, samples_for
     from edgeseg.export.parity import CheckFrame
     from edgeseg.export.pipeline import Frames, read_calibration_frames
     from edgeseg.runtime.image import read_image
-    from edgeseg.sources import checkpoint_of, samples_for
 
     source = checkpoint_of(run)
     images = [sample.image for sample in samples_for(source, phantoms, "train")]
@@ -92,10 +92,10 @@ def export_to(frames_of: Callable[[str], Frames], run: Path) -> Callable[..., Pa
 
     The gate on HD95 is open: five frames of a network of eight epochs say little about it.
     """
+    from edgeseg.cli.jobs.sources import checkpoint_of
     from edgeseg.export.pipeline import Limits, export_bundle, load_trained
     from edgeseg.export.plan import make_plan
     from edgeseg.export.target import find_target
-    from edgeseg.sources import checkpoint_of
 
     source = checkpoint_of(run)
 

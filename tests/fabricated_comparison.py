@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from edgeseg.benchmarks.compare import compare_records, parse_budget
-from edgeseg.benchmarks.compare_report import comparison_document
 from edgeseg.benchmarks.record import Note
+from edgeseg.benchmarks.report.comparison import comparison_document
 from edgeseg.tests.fabricated_record import ENVIRONMENT, full_record, make_passes, score
 
 LATER = dataclasses.replace(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from edgeseg.benchmarks.accuracy import ImageScore, paired_difference, summarise
-from edgeseg.benchmarks.complexity import LayerCost
-from edgeseg.benchmarks.conditions import CHANGES, Change, Conditions, CpuTicks, Gpu
-from edgeseg.benchmarks.energy import Energy
-from edgeseg.benchmarks.environment import Environment
-from edgeseg.benchmarks.latency import LatencyRun, median_ratio
-from edgeseg.benchmarks.layers import LayerReport
-from edgeseg.benchmarks.modes import OfflineRun, PacedRun, SoakRun, SoakWindow
-from edgeseg.benchmarks.prediction import Prediction
-from edgeseg.benchmarks.process import ProcessFacts
-from edgeseg.benchmarks.profile import LayerTime, LayerTimes
+from edgeseg.benchmarks.measure.accuracy import ImageScore, paired_difference, summarise
+from edgeseg.benchmarks.measure.complexity import LayerCost
+from edgeseg.benchmarks.measure.conditions import CHANGES, Change, Conditions, CpuTicks, Gpu
+from edgeseg.benchmarks.measure.energy import Energy
+from edgeseg.benchmarks.measure.environment import Environment
+from edgeseg.benchmarks.measure.latency import LatencyRun, median_ratio
+from edgeseg.benchmarks.measure.layers import LayerReport
+from edgeseg.benchmarks.measure.modes import OfflineRun, PacedRun, SoakRun, SoakWindow
+from edgeseg.benchmarks.measure.prediction import Prediction
+from edgeseg.benchmarks.measure.process import ProcessFacts
+from edgeseg.benchmarks.measure.profile import LayerTime, LayerTimes
+from edgeseg.benchmarks.measure.roofline import Peaks, attained
+from edgeseg.benchmarks.measure.yardstick import Block, Pass, Yardstick
 from edgeseg.benchmarks.record import (
     SCHEMA,
     BenchmarkRecord,
@@ -23,8 +25,6 @@ from edgeseg.benchmarks.record import (
     Row,
     Settings,
 )
-from edgeseg.benchmarks.roofline import Peaks, attained
-from edgeseg.benchmarks.yardstick import Block, Pass, Yardstick
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.metrics import PixelCounts
 

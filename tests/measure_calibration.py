@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from edgeseg.cli.jobs.sources import CalibrationRequest, checkpoint_of, frames_for_export
 from edgeseg.export.calibration import Calibration
 from edgeseg.export.forms import Recipe, make_forms
 from edgeseg.export.parity import check_hop, reference_of
@@ -22,7 +23,6 @@ from edgeseg.export.plan import make_plan
 from edgeseg.export.ranges import METHODS, measure_ranges
 from edgeseg.export.target import find_target
 from edgeseg.runtime.image import input_from_frame
-from edgeseg.sources import CalibrationRequest, checkpoint_of, frames_for_export
 
 
 def main(run: Path, data: Path, counts: list[int]) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeseg.benchmarks.latency import LatencyRatio, measure_interleaved, median_ratio
+from edgeseg.benchmarks.measure.latency import LatencyRatio, measure_interleaved, median_ratio
 from edgeseg.runtime.engines import Engine
 from edgeseg.runtime.session import Session, open_session
 
@@ -144,9 +144,9 @@ def _compute_and_rest(seed: int) -> None:
 
 def one_run(kind: str, words: list[str]) -> None:
     """Run `edgeseg` with these words; the sessions of "slowed" are slowed, their yardsticks not."""
-    from edgeseg import sources
     from edgeseg.__main__ import main
-    from edgeseg.benchmarks import latency
+    from edgeseg.benchmarks.measure import latency
+    from edgeseg.cli.jobs import sources
 
     latency.WARMUP_CAP_S = 5.0  # of what is not compared here
     if kind == "slowed":

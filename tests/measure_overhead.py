@@ -23,7 +23,7 @@ from statistics import median
 
 import numpy as np
 
-from edgeseg.benchmarks.latency import measure_alone
+from edgeseg.benchmarks.measure.latency import measure_alone
 from edgeseg.runtime.engines import available_threads
 from edgeseg.runtime.session import Session, open_session
 

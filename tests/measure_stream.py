@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from edgeseg.benchmarks.modes import slope_of
+from edgeseg.benchmarks.measure.modes import slope_of
 
 _EVERY_S = 5.0
 _SETTLE_S = 20.0  # of start-up, left out of the slope

@@ -90,7 +90,7 @@ def main():
         )
         network = fitting.placed(build_model(asked.student), CPU).train()
         pupil = fitting._Pupil(network, 0, 0)
-        optimizer = torch.optim.AdamW(pupil.parameters())
+        optimizer = torch.optim.AdamW(pupil.parameters(), fused=True)
         learner = fitting.Learner(pupil, optimizer, stage, around)
         steps = {
             "plain": lambda: plain_step(
@@ -100,7 +100,7 @@ def main():
                 draw_batch(frames, rows, 0, 0, contract),
                 config,
             ),
-            "ours": lambda: fitting._step(learner, rows, 0),
+            "ours": lambda: fitting._step(learner, rows, np.zeros_like(rows)),
         }
         times = {name: [] for name in steps}
         for pair in range(asked.pairs + 1):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeseg.benchmarks import nvml
+from edgeseg.benchmarks.measure import nvml
 
 NOT_TOLD = (1 << 64) - 1  # then a function answers that it is not supported
 GPUS = 2

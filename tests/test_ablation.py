@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-import edgeseg.ablation as ablation
+import edgeseg.cli.jobs.ablation as ablation
 import edgeseg.kd.train as training
-from edgeseg.ablation import REFERENCE, ROWS, reproduce, to_markdown, to_text
+from edgeseg.cli.jobs.ablation import REFERENCE, ROWS, reproduce, to_markdown, to_text
 from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.kd.config import TrainConfig
 from edgeseg.kd.data.dataset import read_dataset

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from edgeseg.benchmarks.complexity import count_complexity, macs_of_nodes
+from edgeseg.benchmarks.measure.complexity import count_complexity, macs_of_nodes
 from edgeseg.export import audit
 from edgeseg.export.audit import (
     Achieved,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from edgeseg.benchmarks.accuracy import (
+from edgeseg.benchmarks.measure.accuracy import (
     METRICS,
     calibration_error,
     paired_difference,

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edgeseg.benchmarks.baselines import BASELINES, build_baseline
 from edgeseg.benchmarks.baselines.unext import Shift
-from edgeseg.benchmarks.complexity import count_complexity
+from edgeseg.benchmarks.measure.complexity import count_complexity
 from edgeseg.export.parity import exact_run
 from edgeseg.export.to_onnx import onnx_from_network
 from edgeseg.kd.models import count_macs, count_parameters

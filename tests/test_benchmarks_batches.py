@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeseg.benchmarks import batches
-from edgeseg.benchmarks.batches import BatchSession, require_same_answers
+from edgeseg.benchmarks.measure import batches
+from edgeseg.benchmarks.measure.batches import BatchSession, require_same_answers
 from edgeseg.export import parity
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.engines import open_engine

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from edgeseg.benchmarks import compare
-from edgeseg.benchmarks.accuracy import ImageScore, summarise
 from edgeseg.benchmarks.compare import BUDGETS, compare_records, parse_budget, require_budgets
-from edgeseg.benchmarks.compare_report import comparison_to_json, render_comparison
-from edgeseg.benchmarks.latency import LatencyRun
-from edgeseg.benchmarks.passes import BETWEEN_RUNS, record_ratio, students_t
+from edgeseg.benchmarks.measure.accuracy import ImageScore, summarise
+from edgeseg.benchmarks.measure.latency import LatencyRun
+from edgeseg.benchmarks.measure.yardstick import Block, Pass, Yardstick
 from edgeseg.benchmarks.record import Note
-from edgeseg.benchmarks.yardstick import Block, Pass, Yardstick
+from edgeseg.benchmarks.report.comparison import comparison_to_json, render_comparison
+from edgeseg.benchmarks.yardstick_passes import BETWEEN_RUNS, record_ratio, students_t
 from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.metrics import PixelCounts
 from edgeseg.tests import fabricated_record

@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgeseg.benchmarks.complexity import OPS, Complexity, count_complexity, layer_costs
+from edgeseg.benchmarks.measure.complexity import OPS, Complexity, count_complexity, layer_costs
 from edgeseg.export.to_onnx import onnx_from_network
 from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.kd.models import MODELS, build_model, count_macs, count_parameters

@@ -6,15 +6,15 @@ import time
 
 import pytest
 
-from edgeseg.benchmarks import nvml
-from edgeseg.benchmarks.conditions import (
+from edgeseg.benchmarks.jsonform import json_from_value, value_from_json
+from edgeseg.benchmarks.measure import nvml
+from edgeseg.benchmarks.measure.conditions import (
     CHANGES,
     CpuTicks,
     Gpu,
     compare_conditions,
     read_conditions,
 )
-from edgeseg.benchmarks.jsonform import json_from_value, value_from_json
 from edgeseg.tests.fabricated_record import NOTHING_TOLD
 from edgeseg.tests.nvml_standin import NOT_TOLD, make_standin
 

@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from edgeseg.benchmarks import energy
-from edgeseg.benchmarks.energy import explain_no_counter, find_counter, measure_energy
 from edgeseg.benchmarks.jsonform import json_from_value, value_from_json
+from edgeseg.benchmarks.measure import energy
+from edgeseg.benchmarks.measure.energy import explain_no_counter, find_counter, measure_energy
 from edgeseg.runtime.errors import EngineError
 from edgeseg.tests.nvml_standin import NOT_TOLD, make_standin
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeseg.benchmarks.environment import _commit, _container, describe_environment
+from edgeseg.benchmarks.measure.environment import _commit, _container, describe_environment
 
 
 def git(folder, *arguments):

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgeseg.benchmarks import latency
-from edgeseg.benchmarks.latency import (
+from edgeseg.benchmarks.measure import latency
+from edgeseg.benchmarks.measure.latency import (
     P99_MIN_N,
     LatencyRun,
     measure_interleaved,

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edgeseg.benchmarks import modes
-from edgeseg.benchmarks.modes import (
+from edgeseg.benchmarks.measure import modes
+from edgeseg.benchmarks.measure.modes import (
     MODES,
     OfflineRun,
     PacedRun,

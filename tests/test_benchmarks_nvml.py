@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from edgeseg.benchmarks import nvml
+from edgeseg.benchmarks.measure import nvml
 from edgeseg.tests.nvml_standin import NOT_TOLD, make_standin
 
 

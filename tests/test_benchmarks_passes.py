@@ -10,16 +10,16 @@ import re
 
 import pytest
 
-from edgeseg.benchmarks.pass_charts import pass_strips
-from edgeseg.benchmarks.passes import (
+from edgeseg.benchmarks.record import Settings, from_json, to_json
+from edgeseg.benchmarks.report.files import to_csv, to_html, to_markdown
+from edgeseg.benchmarks.report.pass_charts import pass_strips
+from edgeseg.benchmarks.yardstick_passes import (
     BETWEEN_RUNS,
     MIN_PASSES,
     record_ratio,
     students_t,
     summarise_passes,
 )
-from edgeseg.benchmarks.record import Settings, from_json, to_json
-from edgeseg.benchmarks.report import to_csv, to_html, to_markdown
 from edgeseg.runtime.errors import InputError
 from edgeseg.tests.fabricated_record import (
     YARDSTICK,

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from edgeseg.benchmarks.complexity import LayerCost
-from edgeseg.benchmarks.prediction import (
+from edgeseg.benchmarks.measure.complexity import LayerCost
+from edgeseg.benchmarks.measure.prediction import (
     COMPUTE_EFFICIENCY,
     LAUNCH_US,
     MEMORY_EFFICIENCY,

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from edgeseg.benchmarks import nvml, process
-from edgeseg.benchmarks.process import probe_process, report_probe
+from edgeseg.benchmarks.measure import nvml, process
+from edgeseg.benchmarks.measure.process import probe_process, report_probe
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import EngineError
 from edgeseg.runtime.session import Session
@@ -17,7 +17,7 @@ from edgeseg.tests.nvml_standin import make_standin
 
 CHILD = """
 import numpy as np, time
-from edgeseg.benchmarks.process import report_probe
+from edgeseg.benchmarks.measure.process import report_probe
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.session import Session
 
@@ -51,7 +51,7 @@ def test_child_reports_its_own_memory_and_times_since_it_was_started():
 def test_peak_of_the_parent_is_not_the_childs():
     block = np.ones((256, 1 << 17))  # 256 MiB here
     code = (
-        "import json; from edgeseg.benchmarks.process import _peak_rss_kib; "
+        "import json; from edgeseg.benchmarks.measure.process import _peak_rss_kib; "
         "line = dict(opened_ns=0, first_mask_ns=0, peak_rss_kib=_peak_rss_kib(), pss_kib=None); "
         "print(json.dumps(line))"
     )

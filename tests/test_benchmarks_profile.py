@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeseg.benchmarks import profile
-from edgeseg.benchmarks.complexity import input_shape, layers_by_name
-from edgeseg.benchmarks.profile import (
+from edgeseg.benchmarks.measure import profile
+from edgeseg.benchmarks.measure.complexity import input_shape, layers_by_name
+from edgeseg.benchmarks.measure.profile import (
     INT8_TYPES,
     MIN_RUNS,
     PROFILERS,
@@ -17,7 +17,7 @@ from edgeseg.benchmarks.profile import (
     Profile,
     profile_layers,
 )
-from edgeseg.benchmarks.roofline import compute_graph, files_for
+from edgeseg.benchmarks.measure.roofline import compute_graph, files_for
 from edgeseg.runtime.engines import ENGINES
 from edgeseg.runtime.errors import EngineError, InputError
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeseg.benchmarks import latency, yardstick
 from edgeseg.benchmarks import record as record_module
-from edgeseg.benchmarks.environment import describe_environment
 from edgeseg.benchmarks.jsonform import json_from_value
+from edgeseg.benchmarks.measure import latency, yardstick
+from edgeseg.benchmarks.measure.environment import describe_environment
 from edgeseg.benchmarks.record import (
     NOTES,
     Candidate,
@@ -23,7 +23,7 @@ from edgeseg.benchmarks.record import (
     run_benchmark,
     to_json,
 )
-from edgeseg.benchmarks.report import to_html, to_table
+from edgeseg.benchmarks.report.files import to_html, to_table
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import EngineError, InputError
 from edgeseg.runtime.session import Session
@@ -366,13 +366,13 @@ def test_environment_tells_versions_and_what_is_absent(monkeypatch):
     environment = describe_environment([])
     assert environment.packages["numpy"] == np.__version__
     assert environment.cores >= 1
-    monkeypatch.setattr("edgeseg.benchmarks.environment._PACKAGES", ("no-such-package",))
+    monkeypatch.setattr("edgeseg.benchmarks.measure.environment._PACKAGES", ("no-such-package",))
     assert describe_environment([]).packages == {"no-such-package": None}
 
 
 def test_importing_benchmarks_pulls_in_no_training_packages():
     code = (
-        "import sys, edgeseg.benchmarks.report, edgeseg.benchmarks.complexity; "
+        "import sys, edgeseg.benchmarks.report.files, edgeseg.benchmarks.measure.complexity; "
         "heavy = {'torch', 'onnx', 'click', 'tqdm', 'matplotlib', 'onnxruntime', 'openvino'}; "
         "print(*sorted((heavy | {'edgeseg.kd', 'edgeseg.export'}) & set(sys.modules)))"
     )

@@ -12,13 +12,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from edgeseg.benchmarks.accuracy import PairedDifference, summarise
-from edgeseg.benchmarks.charts import PARTS
+from edgeseg.benchmarks.formatting import MISSING, signed_interval
+from edgeseg.benchmarks.measure.accuracy import PairedDifference, summarise
 from edgeseg.benchmarks.record import Note, Proof, ProofStep, from_json, to_json
-from edgeseg.benchmarks.report import to_csv, to_html, to_markdown, to_table, write_reports
-from edgeseg.benchmarks.style import STYLE
-from edgeseg.benchmarks.svg import FAMILIES, family
-from edgeseg.benchmarks.text import MISSING, signed_interval
+from edgeseg.benchmarks.report.charts import PARTS
+from edgeseg.benchmarks.report.files import to_csv, to_html, to_markdown, to_table, write_reports
+from edgeseg.benchmarks.report.style import STYLE
+from edgeseg.benchmarks.report.svg import FAMILIES, family
 from edgeseg.runtime.errors import InputError
 from edgeseg.tests.fabricated_record import (
     ENVIRONMENT,

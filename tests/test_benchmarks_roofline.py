@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
-from edgeseg.benchmarks import roofline
-from edgeseg.benchmarks.complexity import count_complexity, layer_costs
-from edgeseg.benchmarks.profile import Kernel, Profile, noise
-from edgeseg.benchmarks.roofline import (
+from edgeseg.benchmarks.measure import roofline
+from edgeseg.benchmarks.measure.complexity import count_complexity, layer_costs
+from edgeseg.benchmarks.measure.profile import Kernel, Profile, noise
+from edgeseg.benchmarks.measure.roofline import (
     Peaks,
     attained,
     compute_graph,
@@ -170,7 +170,7 @@ def test_bandwidth_is_of_this_planet(small):
 
 
 def test_engine_without_a_known_profiler_is_refused(monkeypatch):
-    monkeypatch.setattr("edgeseg.benchmarks.profile.PROFILERS", {})
+    monkeypatch.setattr("edgeseg.benchmarks.measure.profile.PROFILERS", {})
     with pytest.raises(InputError) as caught:
         measure_peaks("onnxruntime", 1)
     assert caught.value.code == "E-PROFILE-ENGINE"

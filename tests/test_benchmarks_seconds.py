@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from edgeseg.benchmarks.seconds import by_the_second
+from edgeseg.benchmarks.measure.timed_progress import by_the_second
 from edgeseg.runtime.progress import quiet
 
 

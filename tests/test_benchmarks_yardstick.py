@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
-from edgeseg.benchmarks import yardstick
-from edgeseg.benchmarks.complexity import count_complexity
-from edgeseg.benchmarks.yardstick import (
+from edgeseg.benchmarks.measure import yardstick
+from edgeseg.benchmarks.measure.complexity import count_complexity
+from edgeseg.benchmarks.measure.yardstick import (
     Block,
     Pass,
     log_ratio,

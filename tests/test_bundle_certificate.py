@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from edgeseg.cli import cli
+from edgeseg.cli.main import cli
 from edgeseg.runtime.bundle import open_bundle, pack_bundle
 from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.signature import sign_bundle

@@ -13,7 +13,8 @@ import jsonschema
 import pytest
 from click.testing import CliRunner
 
-from edgeseg.cli import cli
+from edgeseg.cli.jobs.sources import find_source
+from edgeseg.cli.main import cli
 from edgeseg.export.bom import bom_of
 from edgeseg.export.datasheet import datasheet_of, render_datasheet
 from edgeseg.runtime import bundle as bundle_module
@@ -21,7 +22,6 @@ from edgeseg.runtime.built import built_plan
 from edgeseg.runtime.bundle import Manifest, open_bundle
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError, Refused
-from edgeseg.sources import find_source
 from edgeseg.tests.fabricated_bundle import manifest_fields, write_bundle
 
 ROOT = Path(__file__).parent.parent
@@ -262,7 +262,7 @@ def test_inspect_prints_the_sheet_or_json(folder):
 
 def test_inspect_loads_no_engine(folder):
     code = (
-        "import sys; from edgeseg.cli import cli\n"
+        "import sys; from edgeseg.cli.main import cli\n"
         f"try: cli(['bundle', 'inspect', {str(folder)!r}])\n"
         "except SystemExit: pass\n"
         "print({'torch', 'onnx', 'openvino', 'onnxruntime'} & set(sys.modules))"

@@ -18,8 +18,8 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from edgeseg import sources
-from edgeseg.cli import cli
+from edgeseg.cli.jobs import sources
+from edgeseg.cli.main import cli
 from edgeseg.export.target import targets
 from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.kd.data.dataset import read_dataset
@@ -784,7 +784,7 @@ def test_disk_without_room_for_a_report_is_refused_before_anything_is_measured(
 
 
 def test_disk_that_is_full_when_a_comparison_is_written_leaves_the_old_one(reports, full_disk):
-    from edgeseg.benchmarks import report
+    from edgeseg.benchmarks.report import files as report
 
     both = (reports / "old.json", reports / "new.json")
     (full_disk / "change.html").write_text("before")

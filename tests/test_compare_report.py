@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from edgeseg.benchmarks.compare import compare_records, parse_budget, read_pair
-from edgeseg.benchmarks.compare_report import (
+from edgeseg.benchmarks.record import Note, to_json
+from edgeseg.benchmarks.report.comparison import (
     comparison_headline,
     comparison_to_json,
     ordered,
@@ -20,9 +21,8 @@ from edgeseg.benchmarks.compare_report import (
     require_comparison_path,
     write_comparison,
 )
-from edgeseg.benchmarks.markdown import to_markdown_text
-from edgeseg.benchmarks.page import to_page
-from edgeseg.benchmarks.record import Note, to_json
+from edgeseg.benchmarks.report.markdown import to_markdown_text
+from edgeseg.benchmarks.report.page import to_page
 from edgeseg.runtime.errors import InputError, OutputError
 from edgeseg.tests.fabricated_comparison import (
     LATER,

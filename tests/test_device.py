@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from edgeseg.cli import cli
+from edgeseg.cli.main import cli
 from edgeseg.export.device import adding, doctor, jobs, ssh, transfer
 from edgeseg.export.device.onboard import agent
 from edgeseg.export.device.registry import Address, HostKey, Registry

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from edgeseg.cli import cli
+from edgeseg.cli.main import cli
 from edgeseg.export.device import recipes
 from edgeseg.runtime.bundle import open_bundle, seal_bundle
 from edgeseg.runtime.contract import InputContract

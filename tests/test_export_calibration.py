@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
-from edgeseg import sources
+from edgeseg.cli.jobs import sources
+from edgeseg.cli.jobs.sources import CalibrationRequest, checkpoint_of, frames_for_export
 from edgeseg.export.calibration import (
     METHOD,
     SCHEMA,
@@ -27,7 +28,6 @@ from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.files import sha256_of_file
 from edgeseg.runtime.image import input_from_frame, read_image
-from edgeseg.sources import CalibrationRequest, checkpoint_of, frames_for_export
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeseg.cli.jobs.sources import find_source, load_exportable
 from edgeseg.export.foreign import read_onnx
 from edgeseg.export.to_onnx import onnx_from_network
 from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError
-from edgeseg.sources import find_source, load_exportable
 
 CONTRACT = InputContract(height=32, width=32)
 

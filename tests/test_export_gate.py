@@ -12,8 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from edgeseg.benchmarks import latency
-from edgeseg.benchmarks.latency import LatencyRun
+from edgeseg.benchmarks.measure import latency
+from edgeseg.benchmarks.measure.latency import LatencyRun
+from edgeseg.cli.jobs.sources import checkpoint_of, samples_for
 from edgeseg.export import target as target_module
 from edgeseg.export import verdict as verdict_module
 from edgeseg.export.calibration import Calibration, CalibrationSet, calibrate
@@ -45,7 +46,6 @@ from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.image import input_from_frame, read_image
-from edgeseg.sources import checkpoint_of, samples_for
 from edgeseg.tests.fabricated_hop import hop
 
 SIZE = 16

@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from edgeseg import sources
-from edgeseg.cli import cli
+from edgeseg.cli.jobs import sources
+from edgeseg.cli.jobs.sources import CalibrationRequest, checkpoint_of, retraining_of, samples_for
+from edgeseg.cli.main import cli
 from edgeseg.export import parity, pipeline
 from edgeseg.export.calibration import CalibrationSet
 from edgeseg.export.graph import measured_of
@@ -48,7 +49,6 @@ from edgeseg.kd.qat import (
 from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError, Refused
-from edgeseg.sources import CalibrationRequest, checkpoint_of, retraining_of, samples_for
 
 NOTHING = Quantisation((), 8, None, {})
 

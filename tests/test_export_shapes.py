@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeseg.cli import cli
+from edgeseg.cli.main import cli
 from edgeseg.export.audit import achieved_in_rtx
 from edgeseg.export.batch import AXIS, require_rows, with_dynamic_batch
 from edgeseg.export.forms import Form

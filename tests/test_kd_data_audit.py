@@ -13,7 +13,7 @@ from edgeseg.kd.data.phantom import write_phantoms
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    return write_phantoms(tmp_path_factory.mktemp("audit") / "set", count=10).root
+    return write_phantoms(tmp_path_factory.mktemp("audit") / "set", count=10).members[0].root
 
 
 @pytest.fixture

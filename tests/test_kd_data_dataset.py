@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeseg.kd.data.dataset import LABELS, LAYOUTS, Sample, read_dataset
+from edgeseg.kd.data.dataset import (
+    LABELS,
+    LAYOUTS,
+    UNCLASSED,
+    Sample,
+    list_files,
+    read_dataset,
+    read_datasets,
+)
 from edgeseg.runtime.errors import EngineError, InputError
 
 
@@ -40,7 +48,65 @@ def make_plain(root: Path) -> None:
     (root / "labels.csv").write_text("image,label\na.bmp,benign\nb,malignant\nc.bmp,normal\n")
 
 
-MAKERS = {"busi": make_busi, "dataset-b": make_dataset_b, "plain": make_plain}
+def make_bus_bra(root: Path) -> None:
+    for stem in ("0001-l", "0001-r", "0002-s"):
+        save(root / "Images" / f"bus_{stem}.png")
+        save(root / "Masks" / f"mask_{stem}.png", marked=stem != "0002-s")
+    (root / "bus_data.csv").write_text(
+        "ID,Case,Histology,Pathology,BBOX\n"
+        'bus_0001-l,1,ca,malignant,"[1,2,3,4]"\n'
+        'bus_0001-r,1,cyst,benign,"[1,2,3,4]"\n'
+        'bus_0002-s,2,,normal,""\n'
+    )
+
+
+def make_breast(root: Path) -> None:
+    for stem in ("case001", "case002", "case003"):
+        save(root / f"{stem}.png")
+    save(root / "case001_tumor.png", marked=True)
+    save(root / "case002_tumor.png", marked=True)
+    save(root / "case002_other1.png", marked=True)
+    (root / "clinical.csv").write_text(
+        "CaseID,Image_filename,Mask_tumor_filename,Classification\n"
+        "1,case001.png,case001_tumor.png,benign\n"
+        "2,case002.png,case002_tumor.png,malignant\n"
+        "3,case003.png,,normal\n"
+    )
+
+
+def save_colours(path: Path, *colours: tuple[int, int, int]) -> None:
+    """Write an RGB image of 8x6 px, black but for one pixel of each colour."""
+    pixels = np.zeros((6, 8, 3), np.uint8)
+    pixels[0, : len(colours)] = colours or 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+GREEN, RED = (0, 255, 0), (255, 0, 0)
+
+
+def make_bus_uclm(root: Path) -> None:
+    for stem, colours in (("ALWI_000", [GREEN]), ("ALWI_001", [RED]), ("FUHI_000", [])):
+        save(root / "images" / f"{stem}.png")
+        save_colours(root / "masks" / f"{stem}.png", *colours)
+    (root / "INFO.csv").write_text("Image\n")
+
+
+def make_unlisted(root: Path) -> None:
+    for stem in ("a", "b"):
+        save(root / "images" / f"{stem}.png")
+        save(root / "masks" / "0" / f"{stem}.png", marked=stem == "a")
+
+
+MAKERS = {
+    "busi": make_busi,
+    "dataset-b": make_dataset_b,
+    "breast": make_breast,
+    "bus-bra": make_bus_bra,
+    "plain": make_plain,
+    "bus-uclm": make_bus_uclm,
+    "unlisted": make_unlisted,
+}
 
 
 def code_of(root: Path) -> str:
@@ -54,8 +120,9 @@ def code_of(root: Path) -> str:
 def test_each_layout_gives_one_sample_of_each_class(layout, tmp_path):
     MAKERS[layout](tmp_path)
     dataset = read_dataset(tmp_path)
-    assert dataset.layout == layout
-    assert sorted(sample.label for sample in dataset.samples) == sorted(LABELS)
+    assert dataset.members[0].layout == layout
+    labels = [UNCLASSED, "normal"] if layout == "unlisted" else sorted(LABELS)
+    assert sorted(sample.label for sample in dataset.samples) == labels
     for sample in dataset.samples:
         assert sample.image == tmp_path / sample.name
         assert sample.read_image().shape == sample.read_mask().shape == (6, 8)
@@ -136,7 +203,8 @@ def test_a_layout_without_images_is_refused(layout, tmp_path):
     for path in tmp_path.rglob("*.*"):
         if path.suffix in (".png", ".bmp"):
             path.unlink()
-    assert code_of(tmp_path) == "E-DATA-EMPTY"
+    known_by_images = layout == "breast"  # it has no folders
+    assert code_of(tmp_path) == ("E-DATA-LAYOUT" if known_by_images else "E-DATA-EMPTY")
 
 
 @pytest.mark.parametrize(
@@ -145,6 +213,10 @@ def test_a_layout_without_images_is_refused(layout, tmp_path):
         ("busi", "benign/benign (1)_mask.png"),
         ("dataset-b", "GT/000001.png"),
         ("plain", "masks/b_mask.png"),
+        ("bus-bra", "Masks/mask_0001-l.png"),
+        ("breast", "case001_tumor.png"),
+        ("bus-uclm", "masks/FUHI_000.png"),  # which alone tells that it is normal
+        ("unlisted", "masks/0/b.png"),
     ],
 )
 def test_a_lesion_without_mask_is_refused(layout, mask, tmp_path):
@@ -215,3 +287,135 @@ def test_mask_that_contradicts_the_label_is_refused(label, marked, tmp_path):
     with pytest.raises(InputError) as caught:
         read_dataset(tmp_path).samples[0].read_mask()
     assert caught.value.code == "E-DATA-MASK-EMPTY"
+
+
+def patients_of(root: Path) -> dict[str, str | None]:
+    return {sample.name: sample.patient for sample in read_dataset(root).samples}
+
+
+def test_readers_give_the_patient_where_the_data_set_tells(tmp_path):
+    for layout, maker in MAKERS.items():
+        maker(tmp_path / layout)
+    assert list(patients_of(tmp_path / "bus-bra").values()) == ["1", "1", "2"]
+    assert list(patients_of(tmp_path / "breast").values()) == ["case001", "case002", "case003"]
+    assert list(patients_of(tmp_path / "bus-uclm").values()) == ["ALWI", "ALWI", "FUHI"]
+    for layout in ("busi", "dataset-b", "plain", "unlisted"):
+        assert set(patients_of(tmp_path / layout).values()) == {None}
+
+
+def test_a_plain_list_may_name_patients(tmp_path):
+    make_plain(tmp_path)
+    (tmp_path / "labels.csv").write_text(
+        "image,label,patient\na,benign,p\nb,malignant,q\nc,normal,p\n"
+    )
+    assert list(patients_of(tmp_path).values()) == ["p", "q", "p"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "table", "old", "new"),
+    [
+        ("bus-bra", "bus_data.csv", "Case", "Other"),
+        ("bus-bra", "bus_data.csv", "bus_0001-r,1", "bus_0001-r,"),
+        ("plain", "labels.csv", "image,label", "image,label,patient"),
+    ],
+    ids=["missing", "half-empty", "empty"],
+)
+def test_a_list_of_patients_with_gaps_is_refused(layout, table, old, new, tmp_path):
+    MAKERS[layout](tmp_path)
+    text = (tmp_path / table).read_text()
+    (tmp_path / table).write_text(text.replace(old, new))
+    assert code_of(tmp_path) == "E-DATA-PATIENT"
+
+
+def test_other_masks_of_breast_are_no_truth_and_no_orphans(tmp_path):
+    make_breast(tmp_path)
+    (sample,) = (s for s in read_dataset(tmp_path).samples if s.label == "malignant")
+    assert [mask.name for mask in sample.masks] == ["case002_tumor.png"]
+    save(tmp_path / "case009_other1.png")
+    _, listing = list_files(tmp_path)
+    assert [mask.name for mask in listing.orphan_masks] == ["case009_other1.png"]
+
+
+def test_of_two_colours_in_a_mask_the_worse_is_the_class(tmp_path):
+    make_bus_uclm(tmp_path)
+    save_colours(tmp_path / "masks" / "FUHI_000.png", GREEN, RED)
+    (sample,) = (s for s in read_dataset(tmp_path).samples if s.name.endswith("FUHI_000.png"))
+    assert sample.label == "malignant"
+    assert sample.read_mask().sum() == 2
+
+
+@pytest.mark.parametrize(
+    ("layout", "mask", "colour"),
+    [
+        ("bus-uclm", "masks/FUHI_000.png", (0, 0, 255)),
+        ("bus-uclm", "masks/FUHI_000.png", (0, 254, 0)),
+        ("unlisted", "masks/0/a.png", RED),
+    ],
+)
+def test_a_mask_colour_that_stands_for_nothing_known_is_refused(layout, mask, colour, tmp_path):
+    MAKERS[layout](tmp_path)
+    save_colours(tmp_path / mask, colour)
+    assert code_of(tmp_path) == "E-DATA-COLOUR"
+    _, listing = list_files(tmp_path)  # an audit goes on
+    assert len(listing.mask_faults) == 1
+
+
+def test_masks_of_several_kinds_without_a_list_are_refused(tmp_path):
+    make_unlisted(tmp_path)
+    save(tmp_path / "masks" / "1" / "a.png")
+    assert code_of(tmp_path) == "E-DATA-LAYOUT"
+
+
+def make_two(root: Path) -> list[Path]:
+    make_busi(root / "BUSI")
+    make_bus_bra(root / "BUS-BRA")
+    save(root / "BUS-BRA" / "Images" / "bus_0001-l.png", size=(9, 6))  # no file is in both
+    save(root / "BUS-BRA" / "Masks" / "mask_0001-l.png", size=(9, 6), marked=True)
+    save(root / "BUS-BRA" / "Images" / "bus_0001-r.png", size=(7, 6))
+    save(root / "BUS-BRA" / "Images" / "bus_0002-s.png", size=(6, 6))
+    return [root / "BUSI", root / "BUS-BRA"]
+
+
+def test_several_sets_are_one_whatever_their_order_and_each_name_tells_its_set(tmp_path):
+    folders = make_two(tmp_path)
+    both = read_datasets(folders)
+    assert both == read_datasets(folders[::-1])
+    assert [(member.name, member.layout) for member in both.members] == [
+        ("bus-bra", "bus-bra"),
+        ("busi", "busi"),
+    ]
+    names = [sample.name for sample in both.samples]
+    assert names[0] == "bus-bra/Images/bus_0001-l.png"
+    assert names[3] == "busi/benign/benign (1).png"
+    assert [sample.source for sample in both.samples] == ["bus-bra"] * 3 + ["busi"] * 3
+
+
+def test_one_set_keeps_its_names_and_may_be_named(tmp_path):
+    folder = make_two(tmp_path)[0]
+    alone = read_datasets([folder])
+    assert alone == read_dataset(folder)
+    assert alone.samples[0].name == "benign/benign (1).png"
+    named = read_datasets([Path(f"Clinic-1={folder}")])
+    assert [member.name for member in named.members] == ["clinic-1"]
+    assert [s.name for s in named.samples] == [s.name for s in alone.samples]
+
+
+def test_two_sets_of_one_name_are_refused_and_can_be_named(tmp_path):
+    one, other = make_two(tmp_path)
+    moved = tmp_path / "other" / "busi"  # names have no case
+    moved.parent.mkdir()
+    other.rename(moved)
+    with pytest.raises(InputError) as caught:
+        read_datasets([one, moved])
+    assert caught.value.code == "E-DATA-NAME"
+    named = read_datasets([one, Path(f"second={moved}")])
+    assert [member.name for member in named.members] == ["busi", "second"]
+
+
+def test_an_image_in_two_sets_is_refused(tmp_path):
+    one, other = make_two(tmp_path)
+    image = one / "benign" / "benign (1).png"
+    (other / "Images" / "bus_0002-s.png").write_bytes(image.read_bytes())
+    with pytest.raises(InputError) as caught:
+        read_datasets([one, other])
+    assert caught.value.code == "E-DATA-TWICE"

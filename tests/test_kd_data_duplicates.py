@@ -62,7 +62,7 @@ def test_frames_of_different_lesions_are_in_different_groups(tmp_path):
 
 
 def test_a_chain_of_pairs_is_one_group():
-    chain = [NearDuplicate(2, 3, 1.0), NearDuplicate(0, 3, 1.0)]
+    chain = [(2, 3), (0, 3)]
     assert groups_from_pairs(5, chain) == (0, 1, 0, 0, 2)
 
 

@@ -57,7 +57,7 @@ def test_a_frame_depends_on_seed_class_and_number_only(dataset, tmp_path):
 
 def test_an_existing_folder_and_an_empty_set_are_refused(dataset, tmp_path):
     for out, count, code in (
-        (dataset.root, 1, "E-OUT-EXISTS"),
+        (dataset.members[0].root, 1, "E-OUT-EXISTS"),
         (tmp_path / "new", 0, "E-PHANTOM-COUNT"),
     ):
         with pytest.raises(InputError) as caught:

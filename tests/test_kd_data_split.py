@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from edgeseg.kd.data import split as split_module
-from edgeseg.kd.data.dataset import Dataset, read_dataset
+from edgeseg.kd.data.dataset import Dataset, read_dataset, read_datasets
 from edgeseg.kd.data.duplicates import with_groups
 from edgeseg.kd.data.split import (
     PARTS,
@@ -141,6 +141,95 @@ def test_a_split_file_reads_back_equal(split, tmp_path):
 def test_the_parts_make_up_the_data_set(split, dataset):
     found = [sample for part in PARTS for sample in samples_of(split, dataset, part)]
     assert sorted(sample.name for sample in found) == sorted(s.name for s in dataset.samples)
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory):
+    """Write a set of patients; unlike `dataset` but for one image, and that only in its pixels."""
+    root = tmp_path_factory.mktemp("data") / "second"
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    lines = ["image,label,patient"]
+    for number in range(40):
+        pixels = np.random.default_rng((number, 7)).integers(0, 256, (16, 16), np.uint8)
+        Image.fromarray(pixels).resize((64, 64)).save(root / "images" / f"{number}.png")
+        Image.fromarray(np.eye(64, dtype=np.bool_)).save(root / "masks" / f"{number}.png")
+        lines.append(f"{number},{'benign' if number < 24 else 'malignant'},p{number // 2}")
+    (root / "labels.csv").write_text("\n".join(lines))
+    return root
+
+
+def test_no_patient_crosses_parts_in_splits_folds_or_groups(second):
+    dataset = read_dataset(second)
+    patients = {sample.name: sample.patient for sample in dataset.samples}
+    for made in (make_split(dataset), *make_folds(dataset, folds=2)):
+        parts = defaultdict(set)
+        for entry in made.entries:
+            parts[patients[entry.name]].add(entry.part)
+        assert len(parts) == 20
+        assert all(len(found) == 1 for found in parts.values())
+    groups = {(sample.patient, sample.group) for sample in with_groups(dataset.samples)}
+    assert len(groups) == 20
+
+
+def parts_of(split, source):
+    """Return part by name in its set."""
+    return {
+        entry.name.removeprefix(f"{source}/"): entry.part
+        for entry in split.entries
+        if entry.source == source
+    }
+
+
+def test_sets_that_share_nothing_are_split_together_as_they_are_alone(dataset, second):
+    both = read_datasets([dataset.members[0].root, second])
+    together = make_split(both)
+    assert parts_of(together, "set") == parts_of(make_split(dataset), "")
+    assert parts_of(together, "second") == parts_of(make_split(read_dataset(second)), "")
+
+
+def test_near_duplicates_across_sets_stay_in_one_part(dataset, second, tmp_path):
+    copy = tmp_path / "copy"
+    (copy / "benign").mkdir(parents=True)
+    originals = [sample for sample in dataset.samples if sample.label == "benign"][:10]
+    for number, sample in enumerate(originals):
+        darker = Image.fromarray(sample.read_image() // 2 + 20)
+        darker.save(copy / "benign" / f"{number}.png")
+        Image.fromarray(sample.read_mask()).save(copy / "benign" / f"{number}_mask.png")
+    split = make_split(read_datasets([dataset.members[0].root, copy]))
+    of_set, of_copy = parts_of(split, "set"), parts_of(split, "copy")
+    for number, sample in enumerate(originals):
+        assert of_copy[f"benign/{number}.png"] == of_set[sample.name]
+
+
+def test_a_split_of_several_sets_reads_back_equal_and_is_for_those_sets_only(
+    dataset, second, tmp_path
+):
+    root = dataset.members[0].root
+    both = read_datasets([root, second])
+    split = make_split(both)
+    write_split(split, tmp_path / "split.json")
+    assert read_split(tmp_path / "split.json") == split
+    content = json.loads((tmp_path / "split.json").read_text())
+    assert content["schema"] == "edgeseg.split/2"
+    assert content["layouts"] == {"second": "plain", "set": "busi"}
+    assert {entry["set"] for entry in content["entries"]} == {"second", "set"}
+    named = read_datasets([Path(f"other={root}"), second])
+    for given in (dataset, named):
+        assert code_of(samples_of, split, given, "train") == "E-SPLIT-SETS"
+    assert code_of(samples_of, make_split(dataset), both, "train") == "E-SPLIT-SETS"
+    assert len(samples_of(split, both, "train")) == sum(e.part == "train" for e in split.entries)
+
+
+def test_a_split_of_one_set_has_the_fields_it_always_had(split, tmp_path):
+    write_split(split, tmp_path / "split.json")
+    content = json.loads((tmp_path / "split.json").read_text())
+    assert content["schema"] == "edgeseg.split/1"
+    assert list(content) == ["schema", "seed", "fractions", "layout", "tool_version", "entries"]
+    assert list(content["entries"][0]) == [
+        *("name", "label", "group", "part"),
+        *("image_sha256", "mask_sha256"),
+    ]
 
 
 def change_field(name, value):

@@ -10,7 +10,7 @@ import torch
 
 from edgeseg.kd.cache import LogitCache
 from edgeseg.kd.config import TrainConfig
-from edgeseg.kd.data.dataset import LABELS
+from edgeseg.kd.data.dataset import EVERY_LABEL
 from edgeseg.kd.distill import find_distillation
 from edgeseg.kd.frames import Batch
 from edgeseg.kd.models import Network, Trace
@@ -69,11 +69,11 @@ def test_mean_averages_both_teachers():
 
 
 def test_single_asks_one_teacher_for_every_image():
-    assert said("single", *LABELS) == ([EVERY] * 3, [1, 1, 1])
+    assert said("single", *EVERY_LABEL) == ([EVERY] * 4, [1, 1, 1, 1])
 
 
 def test_none_teaches_nobody():
-    assert said("none", *LABELS) == ([], [0, 0, 0])
+    assert said("none", *EVERY_LABEL) == ([], [0, 0, 0, 0])
 
 
 def test_confidence_weighs_by_the_softmax_of_minus_the_loss_on_the_mask():
@@ -88,8 +88,8 @@ def test_confidence_weighs_by_the_softmax_of_minus_the_loss_on_the_mask():
 @pytest.mark.parametrize("name", TEACHINGS)
 def test_each_image_passes_only_through_the_teachers_that_it_visits(name):
     teachers = teachers_of(name)
-    teachers.answer(batch_of("benign", "benign", "malignant", "normal"))
-    counts = {"benign": 2, "malignant": 1, "normal": 1}
+    teachers.answer(batch_of("benign", "benign", "malignant", "normal", "lesion"))
+    counts = {"benign": 2, "malignant": 1, "normal": 1, "lesion": 1}
     for teacher, network in teachers.networks.items():
         visitors = teachers.teaching.taught_by(teacher)
         assert network.seen == sum(counts[label] for label in visitors)
@@ -99,7 +99,7 @@ def test_each_image_passes_only_through_the_teachers_that_it_visits(name):
 def test_teachers_of_a_row_are_known_and_so_are_its_labels(name):
     teaching = TEACHINGS[name]
     assert set(teaching.teachers) <= set(CLASSES_OF)
-    assert set(teaching.visits) <= set(LABELS)
+    assert set(teaching.visits) <= set(EVERY_LABEL)
 
 
 def test_unknown_teaching_is_refused_with_the_known_ones():

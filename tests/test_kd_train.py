@@ -6,6 +6,7 @@ import csv
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ import edgeseg.kd.fit as fitting
 import edgeseg.kd.train as training
 from edgeseg.kd.checkpoint import load_checkpoint, read_tensors
 from edgeseg.kd.config import TrainConfig
-from edgeseg.kd.data.dataset import Dataset, read_dataset
+from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.kd.data.split import make_split, read_split
 from edgeseg.kd.train import train
 from edgeseg.runtime.errors import InputError, Refused
@@ -234,6 +235,29 @@ def test_other_runtime_errors_are_not_taken_for_a_lack_of_memory(
         train(dataset, tmp_path / "run", SHORT, split=split, device="cpu")
 
 
+def test_state_of_an_optimiser_that_is_not_fused_is_restored_and_goes_on_alike(tmp_path):
+    def made(fused):
+        torch.manual_seed(0)
+        network = torch.nn.Conv2d(1, 4, 3)
+        return network, torch.optim.AdamW(network.parameters(), lr=0.1, fused=fused)
+
+    def steps(network, optimizer, count):
+        for _ in range(count):
+            optimizer.zero_grad()
+            network(torch.ones(1, 1, 8, 8)).square().mean().backward()
+            optimizer.step()
+
+    older, newer = made(fused=False), made(fused=True)
+    steps(*older, 3)
+    fitting._save(tmp_path / "state", older[0], deepcopy(older[0]), older[1], 1)
+    fitting._restore(tmp_path / "state", newer[0], deepcopy(newer[0]), newer[1])
+    for each in (older, newer):
+        steps(*each, 2)
+    for ours, theirs in zip(newer[0].parameters(), older[0].parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+    assert newer[1].param_groups[0]["fused"]
+
+
 def test_resumed_run_that_is_finished_changes_nothing(dataset, run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     before = sha256_of_file(copy / "student.safetensors")
@@ -376,7 +400,7 @@ def test_unknown_name_is_refused_with_the_known_ones(changes, code, known, datas
 @pytest.mark.parametrize("label", ["benign", "malignant"])
 def test_data_set_without_a_taught_class_is_refused_and_no_run_is_left(label, dataset, tmp_path):
     others = tuple(sample for sample in dataset.samples if sample.label != label)
-    reduced = Dataset(dataset.root, dataset.layout, others)
+    reduced = replace(dataset, samples=others)
     assert code_of(reduced, tmp_path / "run", SHORT) == "E-DATA-CLASS"
     assert not (tmp_path / "run").exists()
 

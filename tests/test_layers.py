@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("runtime", "kd", "export", "benchmarks")
+FOLDERS = ("runtime", "kd", "export", "benchmarks", "cli")
 STDLIB = sys.stdlib_module_names
 
 # They lie beside each other in a kit and import each other by file name.
@@ -30,60 +30,68 @@ PACKAGES = {
     "edgeseg.runtime.certificates": {"cryptography", "OpenSSL"},
     "edgeseg.runtime": {"numpy", "PIL"},
     "edgeseg.kd": {"numpy", "PIL", "torch", "safetensors", "openpyxl"},
-    "edgeseg.benchmarks.complexity": {"numpy", "onnx", "google"},
+    "edgeseg.benchmarks.measure.complexity": {"numpy", "onnx", "google"},
     "edgeseg.benchmarks.baselines": {"torch"},  # networks, and nothing else may reach them
-    "edgeseg.benchmarks.profile": {"numpy", "onnxruntime", "openvino"},
-    "edgeseg.benchmarks.roofline": {"numpy", "onnx", "openvino"},
-    "edgeseg.benchmarks.yardstick": {"numpy", "onnx"},
+    "edgeseg.benchmarks.measure.profile": {"numpy", "onnxruntime", "openvino"},
+    "edgeseg.benchmarks.measure.roofline": {"numpy", "onnx", "openvino"},
+    "edgeseg.benchmarks.measure.yardstick": {"numpy", "onnx"},
     "edgeseg.benchmarks": {"numpy", "PIL"},
     "edgeseg.export.kit": {"numpy", *KIT_MODULES},
     "edgeseg.export.device.onboard.work": {"numpy"},
     "edgeseg.export.device": set(),
     "edgeseg.export": {"numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt_rtx"},
+    "edgeseg.cli.jobs.ablation": {"numpy"},
+    "edgeseg.cli.jobs.rivals": {"numpy", "onnx", "onnxruntime", "openvino"},
+    "edgeseg.cli.jobs": set(),
+    "edgeseg.cli.benchmark": {"click", "numpy"},
+    "edgeseg.cli.console": {"click", "tqdm"},
     "edgeseg.cli": {"click"},
-    "edgeseg.cli_benchmark": {"click", "numpy"},
-    "edgeseg.cli_bundle": {"click"},
-    "edgeseg.cli_device": {"click"},
-    "edgeseg.cli_stream": {"click"},
-    "edgeseg.console": {"click", "tqdm"},
-    "edgeseg.ablation": {"numpy"},
-    "edgeseg.rivals": {"numpy", "onnx", "onnxruntime", "openvino"},
     "edgeseg": set(),
 }
-BELOW = tuple(f"edgeseg.{folder}" for folder in FOLDERS)
-HELPERS = ("edgeseg.sources", "edgeseg.ablation", "edgeseg.rivals")  # what commands share
+# What lies in benchmarks/ itself: beside measure/ and below report/.
+BENCHMARKS = (
+    "edgeseg.benchmarks.measure",
+    *(f"edgeseg.benchmarks.{file.stem}" for file in (ROOT / "benchmarks").glob("*.py")),
+)
+BELOW = tuple(f"edgeseg.{folder}" for folder in FOLDERS if folder != "cli")
 # What of edgeseg itself a folder may import.
 LAYERS = {
     "edgeseg.runtime": ("edgeseg.runtime",),
     "edgeseg.kd": ("edgeseg.kd", "edgeseg.runtime", "edgeseg.__version__"),
-    "edgeseg.benchmarks": ("edgeseg.benchmarks", "edgeseg.runtime", "edgeseg.__version__"),
+    "edgeseg.benchmarks.measure": (
+        "edgeseg.benchmarks.measure",
+        "edgeseg.benchmarks.formatting",
+        "edgeseg.benchmarks.jsonform",
+        "edgeseg.runtime",
+        "edgeseg.__version__",
+    ),
+    "edgeseg.benchmarks.report": ("edgeseg.benchmarks", "edgeseg.runtime"),
+    "edgeseg.benchmarks.baselines": ("edgeseg.benchmarks.baselines", "edgeseg.runtime"),
+    "edgeseg.benchmarks": (*BENCHMARKS, "edgeseg.runtime", "edgeseg.__version__"),
     "edgeseg.export.kit": ("edgeseg.export.kit",),
     "edgeseg.export.device.onboard.agent": (),
     "edgeseg.export.device.onboard": ("edgeseg.export.device.onboard", "edgeseg.runtime"),
     "edgeseg.export": (
-        *("edgeseg.export", "edgeseg.runtime", "edgeseg.__version__"),
-        *("edgeseg.benchmarks.complexity", "edgeseg.benchmarks.latency", "edgeseg.kd.checkpoint"),
+        "edgeseg.export",
+        "edgeseg.runtime",
+        "edgeseg.__version__",
+        "edgeseg.benchmarks.measure.complexity",
+        "edgeseg.benchmarks.measure.latency",
+        "edgeseg.kd.checkpoint",
     ),
-    "edgeseg.cli": ("edgeseg",),
-    **{
-        f"edgeseg.cli_{name}": ("edgeseg.console", *HELPERS, *BELOW)
-        for name in ("benchmark", "bundle", "device", "stream")
-    },
-    "edgeseg.console": ("edgeseg.runtime",),
-    "edgeseg.sources": BELOW,
-    "edgeseg.ablation": BELOW,
-    "edgeseg.rivals": BELOW,
+    "edgeseg.cli.jobs": ("edgeseg.cli.jobs", *BELOW),
+    "edgeseg.cli.console": ("edgeseg.runtime",),
+    "edgeseg.cli": ("edgeseg.cli", "edgeseg.__version__", *BELOW),
     "edgeseg.__main__": ("edgeseg.cli",),
     "edgeseg": (),
 }
 # Wherever a package is heavy it waits until a function needs it.
 ONLY_INSIDE_FUNCTIONS = {
     "edgeseg.benchmarks": {"onnx", "google", "onnxruntime", "openvino"},
-    "edgeseg.cli": {"numpy"},
-    "edgeseg.cli_benchmark": {"numpy"},
-    "edgeseg.console": {"tqdm"},
+    "edgeseg.cli.benchmark": {"numpy"},
+    "edgeseg.cli.console": {"tqdm"},
+    "edgeseg.cli.jobs.rivals": {"onnx", "onnxruntime", "openvino"},
     "edgeseg.export": {"tensorrt_rtx"},
-    "edgeseg.rivals": {"onnx", "onnxruntime", "openvino"},
     "edgeseg.runtime.stream": {"pydicom", "cv2"},
     "edgeseg.runtime.signature": {"model_signing", "cryptography"},
     "edgeseg.runtime.certificates": {"cryptography", "OpenSSL"},
@@ -145,12 +153,8 @@ def faults_of(module: str, source: str, *, is_package: bool = False) -> list[str
             allowed = rule_for(module, LAYERS)
             if not any(below(each.name, prefix) for prefix in allowed):
                 faults.append(where)
-            above = any(
-                below(each.name, f"edgeseg.{name}") for name in ("sources", "ablation", "rivals")
-            )
-            if above and not module.startswith("edgeseg.cli"):
-                faults.append(f"{where}: only the command line may")
-            if below(each.name, "edgeseg.cli") and module != "edgeseg.__main__":
+            may = below(module, "edgeseg.cli") or module == "edgeseg.__main__"
+            if below(each.name, "edgeseg.cli") and not may:
                 faults.append(f"{where}: only __main__ may")
         elif each.package not in STDLIB | {"__future__"}:
             if each.package not in rule_for(module, PACKAGES):
@@ -182,7 +186,11 @@ for folder in ("kit", "device.onboard"):
 def test_every_folder_of_the_package_is_walked():
     for folder in FOLDERS:
         assert f"edgeseg.{folder}" in MODULES
-    assert {f"edgeseg.{name}" for name in ("cli", "sources", "ablation", "rivals")} <= set(MODULES)
+
+
+def test_no_module_is_loose_at_the_root():
+    loose = {file.name for file in ROOT.glob("*.py")}
+    assert loose == {"__init__.py", "__main__.py"}
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -227,15 +235,18 @@ def test_onnx_and_torch_are_not_imported_to_open_the_export_table():
         ("edgeseg.runtime.engines.ov", "from ...kd import models"),
         ("edgeseg.kd.train", "from ..export import target"),
         ("edgeseg.kd.train", "import onnx"),
-        ("edgeseg.kd.data.split", "from ...benchmarks.text import fixed"),
+        ("edgeseg.kd.data.split", "from ...benchmarks.formatting import fixed"),
         ("edgeseg.benchmarks.record", "from ..kd.models import MODELS"),
         ("edgeseg.benchmarks.record", "import torch"),
+        ("edgeseg.benchmarks.record", "from .report.wording import mib"),
+        ("edgeseg.benchmarks.measure.latency", "from ..record import Row"),
+        ("edgeseg.benchmarks.measure.latency", "from ..report.wording import mib"),
         ("edgeseg.benchmarks.baselines.unext", "import onnx"),
-        ("edgeseg.benchmarks.record", "from ..rivals import RIVALS"),
-        ("edgeseg.rivals", "import openvino"),
+        ("edgeseg.benchmarks.record", "from ..cli.jobs.rivals import RIVALS"),
+        ("edgeseg.cli.jobs.rivals", "import openvino"),
         ("edgeseg.benchmarks.record", "def f():\n    import click"),
         ("edgeseg.benchmarks.record", "import onnx"),
-        ("edgeseg.benchmarks.complexity", "import onnx"),
+        ("edgeseg.benchmarks.measure.complexity", "import onnx"),
         ("edgeseg.export.parity", "from ..benchmarks.record import run_benchmark"),
         ("edgeseg.export.parity", "from ..kd.train import train"),
         ("edgeseg.export.parity", "import click"),
@@ -246,14 +257,14 @@ def test_onnx_and_torch_are_not_imported_to_open_the_export_table():
         ("edgeseg.export.device.onboard.agent", "from ....runtime.files import sha256_of_file"),
         ("edgeseg.export.device.onboard.work", "from ..ssh import Connection"),
         ("edgeseg.export.device.ssh", "import paramiko"),
-        ("edgeseg.export.pipeline", "from ..sources import find_source"),
-        ("edgeseg.kd.train", "def f():\n    from ..cli import cli"),
-        ("edgeseg.sources", "from .cli import cli"),
-        ("edgeseg.kd.train", "from ..ablation import reproduce"),
-        ("edgeseg.sources", "import click"),
-        ("edgeseg.__main__", "from .sources import find_source"),
-        ("edgeseg.cli", "import numpy"),
-        ("edgeseg.cli", "import torch"),
+        ("edgeseg.export.pipeline", "from ..cli.jobs.sources import find_source"),
+        ("edgeseg.kd.train", "def f():\n    from ..cli.main import cli"),
+        ("edgeseg.cli.jobs.sources", "from ..main import cli"),
+        ("edgeseg.kd.train", "from ..cli.jobs.ablation import reproduce"),
+        ("edgeseg.cli.jobs.sources", "import click"),
+        ("edgeseg.__main__", "from .runtime.session import Session"),
+        ("edgeseg.cli.main", "import numpy"),
+        ("edgeseg.cli.main", "import torch"),
     ],
 )
 def test_import_in_the_wrong_direction_is_found(module, source):
@@ -265,12 +276,12 @@ def test_import_in_the_wrong_direction_is_found(module, source):
     [
         ("edgeseg.runtime.image", "import json\nimport numpy\nfrom .errors import InputError"),
         ("edgeseg.kd.train", "from ..runtime.files import write_bytes\nimport torch"),
-        ("edgeseg.benchmarks.complexity", "def f():\n    import onnx"),
-        ("edgeseg.benchmarks.complexity", "if TYPE_CHECKING:\n    import onnx"),
+        ("edgeseg.benchmarks.measure.complexity", "def f():\n    import onnx"),
+        ("edgeseg.benchmarks.measure.complexity", "if TYPE_CHECKING:\n    import onnx"),
         ("edgeseg.benchmarks.baselines.unext", "import torch"),
-        ("edgeseg.export.pipeline", "from ..benchmarks.complexity import count_complexity"),
-        ("edgeseg.export.verdict", "from ..benchmarks.latency import measure_interleaved"),
-        ("edgeseg.cli", "import click\ndef f():\n    from .sources import find_source"),
+        ("edgeseg.export.pipeline", "from ..benchmarks.measure.complexity import count_complexity"),
+        ("edgeseg.export.verdict", "from ..benchmarks.measure.latency import measure_interleaved"),
+        ("edgeseg.cli.main", "import click\ndef f():\n    from .jobs.sources import find_source"),
     ],
 )
 def test_import_in_the_right_direction_is_not_a_fault(module, source):

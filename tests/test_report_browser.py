@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from edgeseg.benchmarks.page import to_page
-from edgeseg.benchmarks.report import to_html
+from edgeseg.benchmarks.report.files import to_html
+from edgeseg.benchmarks.report.page import to_page
 from edgeseg.tests.chromium import MARK_CONTRAST, TEXT_CONTRAST
 from edgeseg.tests.fabricated_comparison import LATER, document_of, full_comparison
 from edgeseg.tests.fabricated_record import (

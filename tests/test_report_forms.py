@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeseg.benchmarks.markdown import to_markdown_text
-from edgeseg.benchmarks.page import to_page
-from edgeseg.benchmarks.report import to_csv, to_html, to_markdown
-from edgeseg.benchmarks.text import fixed, percent, signed, significant
+from edgeseg.benchmarks.formatting import fixed, percent, signed, significant
+from edgeseg.benchmarks.report.files import to_csv, to_html, to_markdown
+from edgeseg.benchmarks.report.markdown import to_markdown_text
+from edgeseg.benchmarks.report.page import to_page
 from edgeseg.tests.fabricated_comparison import full_comparison
 from edgeseg.tests.fabricated_record import bare_record, full_record, full_row, make_record
 

@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 
 from edgeseg.benchmarks.baselines import BASELINES
-from edgeseg.benchmarks.process import report_probe
-from edgeseg.kd.checkpoint import load_checkpoint
-from edgeseg.kd.engine import TorchEngine
-from edgeseg.rivals import (
+from edgeseg.benchmarks.measure.process import report_probe
+from edgeseg.cli.jobs.rivals import (
     _NETWORKS,
     RIVALS,
     _advice_left_out,
@@ -24,6 +22,8 @@ from edgeseg.rivals import (
     rival_candidates,
     rivals_named,
 )
+from edgeseg.kd.checkpoint import load_checkpoint
+from edgeseg.kd.engine import TorchEngine
 from edgeseg.runtime.errors import EngineError, InputError
 from edgeseg.runtime.session import Session
 
@@ -138,7 +138,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
-from edgeseg.rivals import _statically_quantised
+from edgeseg.cli.jobs.rivals import _statically_quantised
 
 shape = [1, 1, 16, 16]
 ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy"]

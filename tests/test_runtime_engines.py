@@ -21,16 +21,16 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from edgeseg.benchmarks.measure.roofline import files_for
+from edgeseg.benchmarks.measure.yardstick import yardstick_graph
 from edgeseg.benchmarks.record import ANY_BATCH
-from edgeseg.benchmarks.roofline import files_for
-from edgeseg.benchmarks.yardstick import yardstick_graph
+from edgeseg.cli.jobs.sources import candidates_of, find_source
 from edgeseg.kd import zoo
 from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.engines import ENGINES, affinity, files_of, open_engine
 from edgeseg.runtime.engines.ort import OnnxRuntimeEngine
 from edgeseg.runtime.errors import EngineError, InputError
 from edgeseg.runtime.session import session_of
-from edgeseg.sources import candidates_of, find_source
 
 DEVICE_ENGINES = [name for name, entry in ENGINES.items() if entry.files_of]
 PROVIDERS = {

@@ -10,14 +10,14 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeseg import sources
-from edgeseg.cli import cli
+from edgeseg.cli.jobs import sources
+from edgeseg.cli.jobs.sources import read_layout
+from edgeseg.cli.main import cli
 from edgeseg.runtime import layout as layout_module
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError
 from edgeseg.runtime.layout import MAX_SHAPES, Layout
 from edgeseg.runtime.session import Session, open_session
-from edgeseg.sources import read_layout
 
 # Fans in frames of 6x6 px and the pixels that they hold, a row a word: for the C runtime too. A
 # centre on an edge belongs to what is right of it, as the diagonals show.

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from edgeseg.cli import cli
+from edgeseg.cli.main import cli
 from edgeseg.runtime import session as session_module
 from edgeseg.runtime.errors import InputError
 from edgeseg.runtime.predict import find_images, predict_files

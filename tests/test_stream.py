@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from edgeseg.cli import cli
+from edgeseg.cli.main import cli
 from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.errors import EngineError, InputError, OutputError
 from edgeseg.runtime.lesion import Spacing
@@ -619,7 +619,7 @@ def test_full_disk_is_an_output_error(full_disk):
 
 
 def test_counts_and_paced_benchmark_mean_the_same():
-    from edgeseg.benchmarks.modes import PacedRun
+    from edgeseg.benchmarks.measure.modes import PacedRun
 
     latencies_ms = (5.0, 33.0, 34.0, 90.0)
     paced = PacedRun(30.0, 6, (0, 1, 2, 5), latencies_ms, 0.0)

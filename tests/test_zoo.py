@@ -15,12 +15,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from edgeseg import sources
-from edgeseg.benchmarks.accuracy import score_images
-from edgeseg.benchmarks.card import draw_cases, render_card, worst_of
-from edgeseg.benchmarks.evidence import evidence_to_json, read_evidence, settings_of
+from edgeseg.benchmarks.measure.accuracy import score_images
 from edgeseg.benchmarks.record import from_json
-from edgeseg.cli import cli
+from edgeseg.benchmarks.report.evidence import evidence_to_json, read_evidence, settings_of
+from edgeseg.benchmarks.report.model_card import draw_cases, render_card, worst_of
+from edgeseg.cli.jobs import sources
+from edgeseg.cli.main import cli
 from edgeseg.export.kit.kit_files import read_kit
 from edgeseg.kd import zoo
 from edgeseg.kd.checkpoint import load_checkpoint, save_checkpoint

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from ...benchmarks.latency import percentile, supported_percentile
+from ...benchmarks.measure.latency import percentile, supported_percentile
 from ...runtime.bundle import open_bundle
 from ...runtime.errors import EdgesegError, InputError, Refused
 from ...runtime.files import atomic_folder, require_new, sha256_of_file

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,9 +16,10 @@ from ...runtime.errors import InputError
 from ...runtime.files import sha256_of_file
 from ...runtime.image import read_image
 from ...runtime.progress import Progress, quiet
-from .dataset import LABELS, Sample, list_files
-from .duplicates import groups_from_pairs, near_duplicates
-from .masks import Mask, inspect_mask
+from .dataset import LABELS, list_files
+from .duplicates import groups_from_pairs, near_duplicates, pairs_of
+from .masks import Mask, inspect_mask, read_mask
+from .sample import Sample
 
 _Content = TypeVar("_Content", npt.NDArray[np.uint8], Mask)
 _LARGE = 0.5  # share of the image from which on a lesion is listed
@@ -117,7 +119,7 @@ def audit_dataset(root: Path, *, progress: Progress = quiet) -> Audit:
         by_digest.setdefault(sha256_of_file(sample.image), []).append(sample.name)
         _check_masks(sample, image.shape, root, found)
     pairs = near_duplicates(readable, progress=progress)
-    members = Counter(groups_from_pairs(len(readable), pairs))
+    members = Counter(groups_from_pairs(len(readable), pairs_of(pairs)))
     sizes = [size for size in members.values() if size > 1]
     labels = Counter(sample.label for sample in readable)
     return Audit(
@@ -155,6 +157,15 @@ def _read(
         return None
 
 
+def _inspect(sample: Sample, path: Path) -> Mask:
+    """Read a mask as its data set does; one with a reader of its own says what colours mean."""
+    mask = inspect_mask(path)
+    if sample.mask_reader is read_mask:
+        return mask
+    odd = "" if mask.coloured else mask.odd_values
+    return replace(mask, lesion=sample.mask_reader(path), odd_values=odd)
+
+
 def _check_masks(
     sample: Sample, shape: tuple[int, ...], root: Path, found: dict[str, list[str]]
 ) -> None:
@@ -162,7 +173,7 @@ def _check_masks(
     union = np.zeros(shape, np.bool_)
     blank, marked, complete = [], False, True
     for path in sample.masks:
-        mask = _read(path, inspect_mask, root, found)
+        mask = _read(path, partial(_inspect, sample), root, found)
         if mask is None:
             complete = False
             continue

@@ -1,117 +1,123 @@
-"""Data sets on disk: which images there are, their class and their masks.
+"""Data sets on disk: which images there are, their class, patient and masks.
 
-Listing a data set looks at names only; pixels are read by `Sample.read_image` and `read_mask`.
+Listing a data set looks at names only, unless its layout gives the class by the mask; pixels are
+read by `Sample.read_image` and `read_mask`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
-
-import numpy as np
-import numpy.typing as npt
 
 from ...runtime.errors import InputError
-from ...runtime.folder import IMAGE_SUFFIXES, image_files, masked_stem, natural_key, stem_of
-from ...runtime.image import read_image
+from ...runtime.files import sha256_of_file
+from ...runtime.folder import IMAGE_SUFFIXES
+from .labels import EVERY_LABEL as EVERY_LABEL
 from .labels import LABELS as LABELS
-from .labels import LabelList, image_key, read_found_list, read_named_list
-from .masks import read_mask
+from .labels import UNCLASSED as UNCLASSED
+from .layouts import LAYOUTS as LAYOUTS
+from .layouts import by_name
+from .sample import Listing
+from .sample import Sample as Sample
+
+_NAMED = re.compile(r"([\w.-]+)=(.+)")  # a set's name and its folder
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One image with its class and masks."""
+class Member:
+    """One of the data sets that a `Dataset` is made of."""
 
-    name: str  # image path relative to the root, posix: unique in a data set
-    label: str  # one of LABELS
-    image: Path
-    masks: tuple[Path, ...]  # their union is the truth; may be empty only for "normal"
-    look: int | None = None  # number of its group of near-duplicates, where they were sought
-
-    @property
-    def group(self) -> str:
-        """Tell near-duplicates: they share it. A sample whose group is unknown is alone."""
-        return self.name if self.look is None else f"group {self.look}"
-
-    def read_image(self) -> npt.NDArray[np.uint8]:
-        """Return the grey image, uint8 [H, W]. Raises InputError as `runtime.image.read_image`."""
-        return read_image(self.image)
-
-    def read_mask(self) -> npt.NDArray[np.bool_]:
-        """Return the union of the masks, bool [H, W]; all False where there is none.
-
-        Raises:
-            InputError: E-DATA-MASK-SIZE for a mask of another size than the image,
-                E-DATA-MASK-EMPTY for a lesion without a marked pixel or a normal image with one,
-                or as `runtime.image.read_image` and `masks.inspect_mask`.
-        """
-        height, width = self.read_image().shape
-        union = np.zeros((height, width), np.bool_)
-        for path in self.masks:
-            mask = read_mask(path)
-            if mask.shape != union.shape:
-                raise InputError(
-                    "E-DATA-MASK-SIZE",
-                    f"mask {path} has {mask.shape[1]}x{mask.shape[0]} pixels but image "
-                    f"{self.image} has {width}x{height}; replace the mask or remove the image",
-                )
-            union |= mask
-        if union.any() == (self.label == "normal"):
-            raise InputError(
-                "E-DATA-MASK-EMPTY",
-                f"{self.image} is {self.label} but its mask marks "
-                f"{'something' if union.any() else 'nothing'}; mend the mask or the label",
-            )
-        return union
+    name: str  # the folder's in lower case, or the one that was given
+    root: Path
+    layout: str  # key in LAYOUTS
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The samples of one folder, sorted by name with numbers in numeric order."""
+    """The samples of one data set or of several, set by set, sorted with numbers in their order.
 
-    root: Path
-    layout: str
+    Where there are several, the sets are sorted by name and each sample's name begins with its
+    set's: ``busi/benign/benign (1).png``.
+    """
+
+    members: tuple[Member, ...]  # at least one
     samples: tuple[Sample, ...]
 
-
-@dataclass(frozen=True)
-class Listing:
-    """What a layout finds in a folder, defects included; `read_dataset` refuses defects."""
-
-    samples: tuple[Sample, ...]  # with a known label; a lesion may lack its mask here
-    orphan_masks: tuple[Path, ...]  # masks of no image
-    label_faults: tuple[str, ...] = ()  # one line each
-
     @property
-    def without_mask(self) -> tuple[Sample, ...]:
-        """The lesion images that have no mask."""
-        return tuple(s for s in self.samples if s.label != "normal" and not s.masks)
+    def where(self) -> str:
+        """The folders, for a message."""
+        return " and ".join(str(member.root) for member in self.members)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """A way to lay out a data set."""
+def read_datasets(folders: Sequence[Path]) -> Dataset:
+    """Read one data set or several as one.
 
-    description: str
-    fits: Callable[[Path], bool]
-    list_files: Callable[[Path], Listing]
+    Args:
+        folders: roots, at least one; ``NAME=PATH`` names the set, else its folder does. A path
+            whose first part looks like that is written ``./a=b``.
+
+    Raises:
+        InputError: E-DATA-NAME (two sets of one name), E-DATA-TWICE (an image in two sets), and
+            those of `read_dataset`.
+        EngineError: as `read_dataset`.
+    """
+    named = named_folders(folders)
+    sets = [_read(name, root) for name, root in named]
+    if len(sets) == 1:
+        return sets[0]
+    sets.sort(key=lambda each: each.members[0].name)
+    samples = tuple(
+        replace(sample, name=f"{sample.source}/{sample.name}")
+        for each in sets
+        for sample in each.samples
+    )
+    _require_one_set_each(samples)
+    return Dataset(tuple(each.members[0] for each in sets), samples)
 
 
 def read_dataset(root: Path) -> Dataset:
-    """Find out the layout of a folder and list its samples; no image is decoded.
+    """Find out the layout of a folder and list its samples.
 
     Raises:
         InputError: E-DATA-FOLDER (no such folder), E-DATA-LAYOUT (none fits), E-DATA-EMPTY (no
-            images), E-DATA-LABEL (unknown or missing label), E-DATA-NO-MASK (lesion without mask).
+            images), E-DATA-LABEL (unknown or missing label), E-DATA-PATIENT (a list of patients
+            with gaps), E-DATA-NO-MASK (lesion without mask); E-DATA-COLOUR and E-IMAGE-* for a mask
+            that is to tell the class.
         EngineError: E-EXTRA-MISSING, for an XLSX class list without openpyxl.
     """
+    return _read(*_name_and_root(root))
+
+
+def named_folders(folders: Sequence[Path]) -> tuple[tuple[str, Path], ...]:
+    """Return name and root of each folder, in the order given. Raises InputError: E-DATA-NAME."""
+    named = tuple(map(_name_and_root, folders))
+    name, count = Counter(name for name, _ in named).most_common(1)[0]
+    if count > 1:
+        roots = " and ".join(str(root) for each, root in named if each == name)
+        raise InputError(
+            "E-DATA-NAME",
+            f"{roots} are both called {name!r}; name one of them as NAME=PATH, or leave it out",
+        )
+    return named
+
+
+def _name_and_root(folder: Path) -> tuple[str, Path]:
+    given = _NAMED.fullmatch(str(folder))
+    if given:
+        return given[1].casefold(), Path(given[2])
+    return folder.resolve().name.casefold(), folder
+
+
+def _read(name: str, root: Path) -> Dataset:
     layout, listing = list_files(root)
     if listing.label_faults:
         first, others = listing.label_faults[0], len(listing.label_faults) - 1
         raise InputError("E-DATA-LABEL", f"{first} ({others} more such); correct the list")
+    if listing.mask_faults:
+        raise listing.mask_faults[0]
     if listing.without_mask:
         lesion, others = listing.without_mask[0], len(listing.without_mask) - 1
         raise InputError(
@@ -119,15 +125,40 @@ def read_dataset(root: Path) -> Dataset:
             f"{lesion.label} image {lesion.image} has no mask ({others} more such); "
             "add the mask or remove the image",
         )
-    return Dataset(root, layout, listing.samples)
+    samples = tuple(replace(sample, source=name) for sample in listing.samples)
+    return Dataset((Member(name, root, layout),), samples)
+
+
+def _require_one_set_each(samples: Sequence[Sample]) -> None:
+    """Refuse an image that is in two sets: it would be counted twice.
+
+    Only files of one size are compared. Raises InputError: E-DATA-TWICE, E-DATA-FOLDER.
+    """
+    by_size: defaultdict[int, list[Sample]] = defaultdict(list)
+    first_of: dict[str, Sample] = {}
+    try:
+        for sample in samples:
+            by_size[sample.image.stat().st_size].append(sample)
+        for alike in by_size.values():
+            if len({sample.source for sample in alike}) > 1:
+                for sample in alike:
+                    first = first_of.setdefault(sha256_of_file(sample.image), sample)
+                    if first.source != sample.source:
+                        raise InputError(
+                            "E-DATA-TWICE",
+                            f"{first.name} and {sample.name} are the same file, so it would count "
+                            "twice; remove it from one of the sets, or leave that set out",
+                        )
+    except OSError as error:
+        raise InputError("E-DATA-FOLDER", f"cannot read an image ({error})") from error
 
 
 def list_files(root: Path) -> tuple[str, Listing]:
     """Return the name of a folder's layout and what it finds, defects of single files included.
 
     Raises:
-        InputError: E-DATA-FOLDER, E-DATA-LAYOUT, E-DATA-EMPTY, and E-DATA-LABEL where the class
-            list as a whole cannot be used.
+        InputError: E-DATA-FOLDER, E-DATA-LAYOUT, E-DATA-EMPTY, and E-DATA-LABEL or E-DATA-PATIENT
+            where the list as a whole cannot be used.
         EngineError: E-EXTRA-MISSING, for an XLSX class list without openpyxl.
     """
     if not root.is_dir():
@@ -149,115 +180,4 @@ def list_files(root: Path) -> tuple[str, Listing]:
             "E-DATA-EMPTY",
             f"{root} has no images ({', '.join(IMAGE_SUFFIXES)}) in its {name} folders; add some",
         )
-    return name, replace(listing, samples=_by_name(listing.samples))
-
-
-def _by_name(samples: Iterable[Sample]) -> tuple[Sample, ...]:
-    return tuple(sorted(samples, key=lambda sample: natural_key(sample.name)))
-
-
-def _folders(root: Path, *names: str) -> list[Path]:
-    """Return the folders in `root` that have one of the names, in any case."""
-    wanted = {name.casefold() for name in names}
-    return sorted(p for p in root.iterdir() if p.name.casefold() in wanted and p.is_dir())
-
-
-def _pair(
-    root: Path, images: Iterable[Path], masks: Iterable[Path], labels: Mapping[Path, str]
-) -> Listing:
-    """Join images, masks and labels; an image without a label is left out."""
-    by_stem: dict[str, list[Path]] = {}
-    for mask in masks:
-        by_stem.setdefault(masked_stem(mask) or stem_of(mask), []).append(mask)
-    samples, stems = [], set()
-    for image in images:
-        stems.add(stem_of(image))
-        if image in labels:
-            name = image.relative_to(root).as_posix()
-            samples.append(
-                Sample(name, labels[image], image, tuple(by_stem.get(stem_of(image), ())))
-            )
-    orphans = [mask for stem, found in by_stem.items() if stem not in stems for mask in found]
-    return Listing(tuple(samples), tuple(orphans))
-
-
-def _list_busi(root: Path) -> Listing:
-    samples: list[Sample] = []
-    orphans: list[Path] = []
-    for folder in _folders(root, *LABELS):
-        files = image_files(folder)
-        masks = [path for path in files if masked_stem(path)]
-        images = [path for path in files if not masked_stem(path)]
-        listing = _pair(root, images, masks, dict.fromkeys(images, folder.name.casefold()))
-        samples += listing.samples
-        orphans += listing.orphan_masks
-    return Listing(tuple(samples), tuple(orphans))
-
-
-def _list_with_labels(
-    root: Path,
-    image_folder: str,
-    mask_folder: str,
-    table: Path,
-    read_list: Callable[[Path, set[str]], LabelList],
-) -> Listing:
-    images = [path for folder in _folders(root, image_folder) for path in image_files(folder)]
-    masks = [path for folder in _folders(root, mask_folder) for path in image_files(folder)]
-    if not images:
-        return Listing((), tuple(masks))
-    given = read_list(table, {image_key(path.name) for path in images})
-    keys = {path: image_key(path.name) for path in images}
-    labels = {path: given.labels[key] for path, key in keys.items() if key in given.labels}
-    unlabelled = [
-        f"{table} gives no usable label for {path.relative_to(root).as_posix()}"
-        for path in images
-        if path not in labels
-    ]
-    listing = _pair(root, images, masks, labels)
-    return replace(listing, label_faults=(*given.faults, *unlabelled))
-
-
-def _list_dataset_b(root: Path) -> Listing:
-    tables = [
-        path
-        for path in sorted(root.iterdir())
-        if path.suffix.lower() in (".csv", ".xlsx") and not path.name.startswith((".", "~$"))
-    ]
-    if len(tables) != 1:
-        raise InputError(
-            "E-DATA-LABEL",
-            f"{root} has {len(tables)} class lists (*.csv, *.xlsx) beside original/ and GT/; "
-            "leave exactly one there",
-        )
-    return _list_with_labels(root, "original", "GT", tables[0], read_found_list)
-
-
-def _list_plain(root: Path) -> Listing:
-    return _list_with_labels(root, "images", "masks", root / "labels.csv", read_named_list)
-
-
-# To add a layout: a detector and a reader above and a line here; tests/test_kd_data_dataset.py
-# walks this table. The first that fits is taken.
-LAYOUTS: Mapping[str, Layout] = MappingProxyType(
-    {
-        "busi": Layout(
-            "benign/, malignant/ and normal/ with 'x.png' beside 'x_mask.png', 'x_mask_1.png' ...",
-            lambda root: bool(_folders(root, *LABELS)),
-            _list_busi,
-        ),
-        "dataset-b": Layout(
-            "original/ and GT/ with equal file names and a class list, *.csv or *.xlsx",
-            lambda root: bool(_folders(root, "original") and _folders(root, "GT")),
-            _list_dataset_b,
-        ),
-        "plain": Layout(
-            "images/ and masks/ with equal file names and labels.csv with columns image,label",
-            lambda root: bool(
-                _folders(root, "images")
-                and _folders(root, "masks")
-                and (root / "labels.csv").is_file()
-            ),
-            _list_plain,
-        ),
-    }
-)
+    return name, replace(listing, samples=by_name(listing.samples))

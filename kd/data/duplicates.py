@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from PIL import Image
 
 from ...runtime.image import resize_grey
 from ...runtime.progress import Progress, quiet
-from .dataset import Sample
+from .sample import Sample
 
 SIDE = 48  # pixels of a thumbnail
 # Bigger structures than a sixth of the frame are taken out: every breast is bright above and dark
@@ -100,12 +100,31 @@ def _looks(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 
 def group_duplicates(samples: Sequence[Sample], *, progress: Progress = quiet) -> tuple[int, ...]:
-    """Return a group number per sample, 0 upwards by first appearance; look-alikes share one.
+    """Return a group number per sample, 0 upwards by first appearance.
 
-    Likeness is taken as transitive: a chain of look-alikes is one group.
-    Raises InputError for an unreadable image.
+    Images of one patient share one, and so do look-alikes. That is taken as transitive: a chain of
+    look-alikes and patients is one group. Raises InputError for an unreadable image.
     """
-    return groups_from_pairs(len(samples), near_duplicates(samples, progress=progress))
+    pairs = pairs_of(near_duplicates(samples, progress=progress))
+    return groups_from_pairs(len(samples), [*pairs, *patient_pairs(samples)])
+
+
+def pairs_of(alike: Iterable[NearDuplicate]) -> list[tuple[int, int]]:
+    """Return the indices of look-alikes."""
+    return [(pair.first, pair.second) for pair in alike]
+
+
+def patient_pairs(samples: Sequence[Sample]) -> list[tuple[int, int]]:
+    """Return, for each sample of a known patient, the patient's first sample and it, by index.
+
+    A patient is one of a data set: two sets know nothing of each other's.
+    """
+    first: dict[tuple[str, str], int] = {}
+    return [
+        (first.setdefault((sample.source, sample.patient), index), index)
+        for index, sample in enumerate(samples)
+        if sample.patient is not None
+    ]
 
 
 def with_groups(samples: Sequence[Sample], *, progress: Progress = quiet) -> tuple[Sample, ...]:
@@ -114,7 +133,7 @@ def with_groups(samples: Sequence[Sample], *, progress: Progress = quiet) -> tup
     return tuple(replace(each, look=look) for each, look in zip(samples, groups, strict=True))
 
 
-def groups_from_pairs(count: int, pairs: Sequence[NearDuplicate]) -> tuple[int, ...]:
+def groups_from_pairs(count: int, pairs: Iterable[tuple[int, int]]) -> tuple[int, ...]:
     """Return a group number for each of `count` samples: the connected components of `pairs`."""
     lowest = list(range(count))  # a member of the same group with a lower or the same index
 
@@ -123,8 +142,8 @@ def groups_from_pairs(count: int, pairs: Sequence[NearDuplicate]) -> tuple[int, 
             index = lowest[index]
         return index
 
-    for pair in pairs:
-        first, second = sorted((root(pair.first), root(pair.second)))
+    for one, other in pairs:
+        first, second = sorted((root(one), root(other)))
         lowest[second] = first
     numbers: dict[int, int] = {}
     return tuple(numbers.setdefault(root(index), len(numbers)) for index in range(count))

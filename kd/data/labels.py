@@ -8,13 +8,15 @@ import itertools
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from ...runtime.errors import EngineError, InputError
 from ...runtime.folder import IMAGE_SUFFIXES, composed
 
-LABELS = ("benign", "malignant", "normal")
+LABELS = ("benign", "malignant", "normal")  # classes that a list gives
+UNCLASSED = "lesion"  # label of a lesion whose class the data set does not tell
+EVERY_LABEL = (*LABELS, UNCLASSED)
 MAX_LIST_BYTES = 4 << 20  # of the file; a row takes about 20 bytes
 MAX_SHEET_BYTES = 64 << 20  # of an unpacked workbook, so that a zip bomb is not unpacked
 MAX_ROWS = 100_000
@@ -29,10 +31,12 @@ class LabelList:
     Attributes:
         labels: label by image key (see `image_key`).
         faults: one line for each unusable row.
+        patients: patient by image key; empty where the table does not tell them.
     """
 
     labels: Mapping[str, str]
     faults: tuple[str, ...]
+    patients: Mapping[str, str] = field(default_factory=dict)
 
 
 def image_key(name: str) -> str:
@@ -45,21 +49,66 @@ def image_key(name: str) -> str:
     return (stem.lstrip("0") or "0") if stem.isdigit() else stem.casefold()
 
 
-def read_named_list(path: Path, keys: set[str]) -> LabelList:
-    """Read a CSV whose header has the columns ``image`` and ``label``.
+def read_named_list(
+    path: Path,
+    keys: set[str],
+    *,
+    image: str = "image",
+    label: str = "label",
+    patient: str = "patient",
+    needs_patient: bool = False,
+) -> LabelList:
+    """Read a CSV whose header names the columns of image, label and, where it has it, patient.
 
     Args:
         path: the table.
         keys: `image_key` of every image there is; a row for another one is a fault.
+        image: name of that column, in any case, as are the next.
+        label: name of that column.
+        patient: name of that column; where it is there, it must be full.
+        needs_patient: whether it must be there.
 
     Raises:
-        InputError: E-DATA-LABEL, where the table cannot be read or lacks a column.
+        InputError: E-DATA-LABEL, where the table cannot be read or lacks a column; E-DATA-PATIENT,
+            where the patients' column is missing or has a gap.
     """
     rows = _rows(path)
     header = [cell.casefold() for cell in rows[0]] if rows else []
-    if not {"image", "label"} <= set(header):
-        raise InputError("E-DATA-LABEL", f"{path} needs a first line 'image,label'; add it")
-    return _labels(path, rows[1:], header.index("image"), header.index("label"), keys)
+    image_name, label_name, patient_name = (each.casefold() for each in (image, label, patient))
+    if not {image_name, label_name} <= set(header):
+        raise InputError("E-DATA-LABEL", f"{path} needs a first line '{image},{label}'; add it")
+    given = _labels(path, rows[1:], header.index(image_name), header.index(label_name), keys)
+    if patient_name not in header:
+        if needs_patient:
+            raise InputError(
+                "E-DATA-PATIENT",
+                f"{path} has no column {patient!r}, so a split could cut a patient in two; add it",
+            )
+        return given
+    column = header.index(patient_name)
+    return replace(
+        given, patients=_patients(path, rows[1:], header.index(image_name), column, keys)
+    )
+
+
+def _patients(
+    path: Path, rows: Rows, image_column: int, patient_column: int, keys: set[str]
+) -> dict[str, str]:
+    """Return the patient of every image listed; raises InputError (E-DATA-PATIENT) for a gap."""
+    named = [row for row in rows if image_key(_cell(row, image_column)) in keys]
+    patients = {
+        image_key(_cell(row, image_column)): patient
+        for row in named
+        if (patient := _cell(row, patient_column))
+    }
+    gaps = [row for row in named if image_key(_cell(row, image_column)) not in patients]
+    if gaps:
+        raise InputError(
+            "E-DATA-PATIENT",
+            f"{path} names no patient for {_cell(gaps[0], image_column)!r} ({len(gaps)} of "
+            f"{len(named)} rows have none), so a split could cut a patient in two; fill the column",
+        )
+    return patients
 
 
 def read_found_list(path: Path, keys: set[str]) -> LabelList:

@@ -1,4 +1,8 @@
-"""Train, validation and test parts that no group of near-duplicates crosses."""
+"""Train, validation and test parts that no patient and no group of near-duplicates crosses.
+
+Several data sets are split at once, each in the fractions by itself: with the same seed a set comes
+out as it would alone, unless it shares look-alikes with another, which then stay in one part.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,16 @@ from ... import __version__
 from ...runtime.errors import InputError
 from ...runtime.files import sha256_of_file, write_bytes
 from ...runtime.progress import Progress, quiet
-from .dataset import LABELS, Dataset, Sample
+from .dataset import EVERY_LABEL, LABELS, Dataset
 from .duplicates import group_duplicates
+from .sample import Sample
 
 PARTS = ("train", "val", "test")
-SCHEMA = "edgeseg.split/1"
+SCHEMA = "edgeseg.split/1"  # of one data set
+SCHEMA_OF_SETS = "edgeseg.split/2"  # of several
 MAX_SPLIT_BYTES = 64 << 20  # compared with the file size before anything is read; 100 000 images
+_ENTRY = ("name", "label", "group", "part", "image_sha256", "mask_sha256")  # fields in the file
+_Class = tuple[str, str]  # a data set's name and a label
 _SCARCE_ORDER = ("train", "test", "val")  # who is served first where a class has few groups
 
 
@@ -30,19 +38,20 @@ class SplitEntry:
 
     name: str  # of the sample
     label: str  # one of LABELS
-    group: int  # near-duplicates share a number
+    group: int  # images of a patient and near-duplicates share a number
     part: str  # one of PARTS
     image_sha256: str
     mask_sha256: tuple[str, ...]  # in the order of the sample's masks
+    source: str = ""  # name of its data set; empty where there is one only
 
 
 @dataclass(frozen=True)
 class Split:
-    """A data set divided into parts, with all it takes to check that nothing has changed."""
+    """Data divided into parts, with all it takes to check that nothing has changed."""
 
     seed: int
     fractions: tuple[float, float, float]  # asked for, in the order of PARTS
-    layout: str
+    layouts: Mapping[str, str]  # by name of the data set; the name is empty where there is one only
     tool_version: str
     entries: tuple[SplitEntry, ...]
 
@@ -54,9 +63,10 @@ def make_split(
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
     progress: Progress = quiet,
 ) -> Split:
-    """Divide a data set by near-duplicate group, each class in the given fractions.
+    """Divide data by group, each class of each data set in the given fractions.
 
-    Depends on the seed and the files' names and contents only. Where a class has groups enough,
+    A group is a patient with all look-alikes. Depends on the seed and the files' names and contents
+    only. Where a class has groups enough,
     every part gets some of it; where it has one or two, train comes first, then test.
 
     Args:
@@ -88,7 +98,7 @@ def make_folds(
 ) -> tuple[Split, ...]:
     """Divide a data set for cross-validation: every image is in the test part of one split.
 
-    The near-duplicate groups of each class are dealt into 2·folds portions. A split tests two of
+    The groups of each class of each data set are dealt into 2·folds portions. A split tests two of
     them, validates on the next and trains on the others: 70/10/20 at five folds.
 
     Args:
@@ -122,6 +132,7 @@ def make_folds(
 def _look_and_hash(dataset: Dataset, progress: Progress) -> tuple[SplitEntry, ...]:
     """Return an entry for each sample, its part still open."""
     groups = group_duplicates(dataset.samples, progress=progress)
+    several = len(dataset.members) > 1
     samples = list(zip(dataset.samples, groups, strict=True))
     return tuple(
         SplitEntry(
@@ -131,6 +142,7 @@ def _look_and_hash(dataset: Dataset, progress: Progress) -> tuple[SplitEntry, ..
             "",
             sha256_of_file(sample.image),
             tuple(sha256_of_file(mask) for mask in sample.masks),
+            sample.source if several else "",
         )
         for sample, group in progress(samples, "hashing files")
     )
@@ -144,7 +156,9 @@ def _split(
     fractions: tuple[float, float, float],
 ) -> Split:
     placed = tuple(replace(entry, part=part) for entry, part in zip(entries, part_of, strict=True))
-    return Split(seed, fractions, dataset.layout, __version__, placed)
+    several = len(dataset.members) > 1
+    layouts = {each.name if several else "": each.layout for each in dataset.members}
+    return Split(seed, fractions, layouts, __version__, placed)
 
 
 def _assign(
@@ -155,34 +169,40 @@ def _assign(
 ) -> list[str]:
     """Return the part of each entry; those of one group share it.
 
-    Greedy, largest group first, equal ones in seeded order. A group goes where it lowers
-    chi² = sum over parts and classes of (have - target)² / target most. But once a class has no
-    more groups left than parts without it, each of those goes to such a part.
+    Greedy, data set by data set, largest group first, equal ones in seeded order. A group goes
+    where it lowers chi² = sum over parts and classes of (have - target)² / target most; a class is
+    one of a data set. But once a class has no more groups left than parts without it, each of those
+    goes to such a part.
 
     Args:
-        entries: of all groups from 0 up.
+        entries: of all groups, numbered from 0 up by first appearance, one data set after another.
         seed: orders groups of equal size.
         shares: of each part, above 0, sum 1.
         scarce_order: of the parts; who is served first where a class has few groups.
     """
-    counts: list[Counter[str]] = [
-        Counter() for _ in range(max((entry.group for entry in entries), default=-1) + 1)
-    ]
+    counts: list[Counter[_Class]] = []
+    source_of: list[str] = []  # the first data set with the group
     for entry in entries:
-        counts[entry.group][entry.label] += 1
-    totals = Counter(entry.label for entry in entries)
-    have: dict[str, Counter[str]] = {part: Counter() for part in shares}
+        if entry.group == len(counts):
+            counts.append(Counter())
+            source_of.append(entry.source)
+        counts[entry.group][entry.source, entry.label] += 1
+    totals = Counter((entry.source, entry.label) for entry in entries)
+    have: dict[str, Counter[_Class]] = {part: Counter() for part in shares}
     groups_left = Counter(label for mix in counts for label in mix)
 
-    def chi2_change(part: str, mix: Counter[str]) -> float:
+    def chi2_change(part: str, mix: Counter[_Class]) -> float:
         change = 0.0
         for label, count in mix.items():
             target = shares[part] * totals[label]
             change += (count**2 + 2 * count * (have[part][label] - target)) / target
         return change
 
-    order = np.random.default_rng(seed).permutation(len(counts)).tolist()
-    order.sort(key=lambda group: -counts[group].total())
+    order: list[int] = []
+    for source in dict.fromkeys(source_of):
+        groups = [group for group, of_source in enumerate(source_of) if of_source == source]
+        shuffled = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
+        order += sorted(shuffled, key=lambda group: -counts[group].total())
     part_of = [""] * len(counts)
     for group in order:
         mix = counts[group]
@@ -200,7 +220,26 @@ def _assign(
 
 def split_to_json(split: Split) -> str:
     """Return the text that `write_split` writes."""
-    return json.dumps({"schema": SCHEMA, **asdict(split)}, indent=1) + "\n"
+    content = asdict(split)
+    layouts = content.pop("layouts")
+    if set(layouts) == {""}:
+        of_sets: dict[str, object] = {"layout": layouts[""]}
+        entries = [{key: entry[key] for key in _ENTRY} for entry in content["entries"]]
+    else:
+        of_sets = {"layouts": layouts}
+        entries = [
+            {"name": entry["name"], "set": entry["source"], **{key: entry[key] for key in _ENTRY}}
+            for entry in content["entries"]
+        ]
+    fields = {
+        "schema": SCHEMA if "layout" in of_sets else SCHEMA_OF_SETS,
+        "seed": split.seed,
+        "fractions": split.fractions,
+        **of_sets,
+        "tool_version": split.tool_version,
+        "entries": entries,
+    }
+    return json.dumps(fields, indent=1) + "\n"
 
 
 def write_split(split: Split, path: Path) -> None:
@@ -230,17 +269,23 @@ def read_split(path: Path) -> Split:
 
 def _split_from_json(content: object) -> Split:
     """Return the split; raises ValueError saying what is wrong."""
-    fields = _fields(content, "schema", "seed", "fractions", "layout", "tool_version", "entries")
-    if fields["schema"] != SCHEMA:
-        raise ValueError(f"schema {fields['schema']!r}, this version reads {SCHEMA!r}")
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema not in (SCHEMA, SCHEMA_OF_SETS):
+        raise ValueError(f"schema {schema!r}, this version reads {SCHEMA!r} and {SCHEMA_OF_SETS!r}")
+    of_sets = schema == SCHEMA_OF_SETS
+    layout = "layouts" if of_sets else "layout"
+    fields = _fields(content, "schema", "seed", "fractions", layout, "tool_version", "entries")
     fractions = fields["fractions"]
     if not (isinstance(fractions, list) and len(fractions) == 3):
         raise ValueError("fractions are not three numbers")
     if not all(isinstance(f, (int, float)) and 0 <= f <= 1 for f in fractions):
         raise ValueError("fractions are not in 0..1")
+    layouts = fields["layouts"] if of_sets else {"": fields["layout"]}
+    if not (isinstance(layouts, dict) and layouts):
+        raise ValueError("layouts are no names of data sets")
     if not isinstance(fields["entries"], list):
         raise ValueError("entries are no list")
-    entries = tuple(_entry_from_json(entry) for entry in fields["entries"])
+    entries = tuple(_entry_from_json(entry, layouts) for entry in fields["entries"])
     if len({entry.name for entry in entries}) != len(entries):
         raise ValueError("an image is listed twice")
     part_of: dict[int, str] = {}
@@ -250,18 +295,20 @@ def _split_from_json(content: object) -> Split:
     return Split(
         _whole(fields["seed"]),
         (float(fractions[0]), float(fractions[1]), float(fractions[2])),
-        _text(fields["layout"]),
+        {_text(name): _text(layout) for name, layout in layouts.items()},
         _text(fields["tool_version"]),
         entries,
     )
 
 
-def _entry_from_json(content: object) -> SplitEntry:
-    names = ("name", "label", "group", "part", "image_sha256", "mask_sha256")
-    fields = _fields(content, *names)
+def _entry_from_json(content: object, layouts: Mapping[str, object]) -> SplitEntry:
+    fields = _fields(content, *_ENTRY, *(() if "" in layouts else ("set",)))
     name, masks = _text(fields["name"]), fields["mask_sha256"]
-    if fields["label"] not in LABELS or fields["part"] not in PARTS:
+    source = _text(fields.get("set", ""))
+    if fields["label"] not in EVERY_LABEL or fields["part"] not in PARTS:
         raise ValueError(f"label {fields['label']!r} or part {fields['part']!r} of {name}")
+    if source not in layouts:
+        raise ValueError(f"data set {source!r} of {name}")
     if not isinstance(masks, list):
         raise ValueError(f"mask_sha256 of {name} is no list")
     return SplitEntry(
@@ -271,6 +318,7 @@ def _entry_from_json(content: object) -> SplitEntry:
         _text(fields["part"]),
         _text(fields["image_sha256"]),
         tuple(_text(mask) for mask in masks),
+        source,
     )
 
 
@@ -293,12 +341,18 @@ def _text(value: object) -> str:
 
 
 def describe_split(split: Split) -> str:
-    """Return the number of images of each class in each part as a small table."""
-    counts = Counter((entry.part, entry.label) for entry in split.entries)
-    lines = [f"{'part':6}" + "".join(f"{label:>11}" for label in LABELS)]
-    lines += [
-        f"{part:6}" + "".join(f"{counts[part, label]:11}" for label in LABELS) for part in PARTS
-    ]
+    """Return the number of images of each class in each part as a small table, a set at a time."""
+    counts = Counter((entry.source, entry.part, entry.label) for entry in split.entries)
+    present = {label for _, _, label in counts}
+    labels = [label for label in EVERY_LABEL if label in LABELS or label in present]
+    lines = []
+    for source in split.layouts:
+        lines += [source] if source else []
+        lines.append(f"{'part':6}" + "".join(f"{label:>11}" for label in labels))
+        lines += [
+            f"{part:6}" + "".join(f"{counts[source, part, label]:11}" for label in labels)
+            for part in PARTS
+        ]
     return "\n".join(lines)
 
 
@@ -306,11 +360,13 @@ def samples_of(split: Split, dataset: Dataset, part: str) -> tuple[Sample, ...]:
     """Return the samples of one part with their groups; their files must be the split's.
 
     Raises:
-        InputError: E-SPLIT-PART for an unknown part; E-SPLIT-MISMATCH naming the first missing or
+        InputError: E-SPLIT-PART for an unknown part; E-SPLIT-SETS where the data sets are not those
+            that were split together; E-SPLIT-MISMATCH naming the first missing or
             changed file, where images, masks or labels are not those the split was made of.
     """
     if part not in PARTS:
         raise InputError("E-SPLIT-PART", f"no part {part!r}; choose of {', '.join(PARTS)}")
+    _require_sets(split, dataset)
     by_name = {sample.name: sample for sample in dataset.samples}
     entries = [entry for entry in split.entries if entry.part == part]
     changes = [change for entry in entries if (change := _change(entry, by_name.get(entry.name)))]
@@ -318,9 +374,23 @@ def samples_of(split: Split, dataset: Dataset, part: str) -> tuple[Sample, ...]:
         raise InputError(
             "E-SPLIT-MISMATCH",
             f"{changes[0]} ({len(changes)} of {len(entries)} {part} images differ from the split); "
-            f"restore the files in {dataset.root} or make a new split",
+            f"restore the files in {dataset.where} or make a new split",
         )
     return tuple(replace(by_name[entry.name], look=entry.group) for entry in entries)
+
+
+def _require_sets(split: Split, dataset: Dataset) -> None:
+    """Refuse other data sets than were split. One alone may have any name. E-SPLIT-SETS."""
+    given = {member.name for member in dataset.members}
+    if len(split.layouts) == len(given) == 1:
+        return
+    if given != set(split.layouts):
+        of = "one data set" if "" in split.layouts else ", ".join(sorted(split.layouts))
+        raise InputError(
+            "E-SPLIT-SETS",
+            f"the split is of {of}, and {', '.join(sorted(given))} was given; name all that were "
+            "split together and no other, as NAME=PATH where a folder is called otherwise",
+        )
 
 
 def _change(entry: SplitEntry, sample: Sample | None) -> str:

@@ -1,0 +1,323 @@
+"""The commands that measure: `benchmark`, and what it and a release need beside it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from ..runtime.errors import InputError
+from .console import (
+    given,
+    json_option,
+    part_option,
+    path_type,
+    progress_of,
+    quiet_option,
+    threads_option,
+)
+
+
+@click.command()
+@click.argument("sources", metavar="[SOURCE]...", type=path_type(), nargs=-1)
+@click.option("--data", "dataset", type=path_type(), help="Data set to measure on.")
+@part_option
+@click.option("--engine", "engines", multiple=True, help="Only these; default: all installed.")
+@click.option(
+    "--rival",
+    "rivals",
+    multiple=True,
+    help="Measure this beside: torch-compile, onnxruntime-default, openvino-default, "
+    "onnxruntime-quantize-static, unext, cmunext-s, mobile-uvit.",
+)
+@threads_option
+@click.option(
+    "--mode",
+    "modes",
+    type=click.Choice(("single", "offline", "paced", "soak")),
+    multiple=True,
+    default=("single", "offline"),
+    show_default=True,
+    help="single is always measured; offline: throughput; paced: a frame clock; soak: drift.",
+)
+@click.option("--rounds", type=click.IntRange(1), default=400, show_default=True, help="Of single.")
+@click.option(
+    "--streams",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Of offline: sessions at once, which share the threads.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="Of offline: frames a call; above 1 needs checkpoints or bundles made with --dynamic.",
+)
+@click.option(
+    "--rate", type=click.FloatRange(0.1, 1000), default=30, show_default=True, help="Of paced, Hz."
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1, 3600),
+    default=10,
+    show_default=True,
+    help="Of paced and offline, for each row.",
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0.1, 600),
+    default=10,
+    show_default=True,
+    help="Of soak, for each row.",
+)
+@click.option("--layers", is_flag=True, help="Also time by layer, roofline and predictions.")
+@click.option(
+    "--energy", is_flag=True, help="Also mJ a frame, 90 s a row, where there is a counter."
+)
+@click.option(
+    "--passes",
+    type=click.IntRange(0, 1000),
+    default=10,
+    show_default=True,
+    help="Of each row beside a fixed network, for --compare with other runs.",
+)
+@click.option(
+    "--out",
+    type=path_type(),
+    help="The HTML report; .json, .md, .csv go beside (of a comparison no .csv).",
+)
+@click.option(
+    "--compare",
+    type=(path_type(), path_type()),
+    metavar="OLD.json NEW.json",
+    help="Measure nothing: compare two earlier reports; --out writes that as a page too.",
+)
+@click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    help="With --compare: a limit that NEW must keep, such as p99=33ms or dice_drop=0.005; of one "
+    "row: ROW:p99=33ms.",
+)
+@json_option
+@quiet_option
+@click.pass_context
+def benchmark(
+    context: click.Context,
+    sources: tuple[Path, ...],
+    dataset: Path | None,
+    part: str | None,
+    engines: tuple[str, ...],
+    rivals: tuple[str, ...],
+    threads: int | None,
+    modes: tuple[str, ...],
+    rounds: int,
+    streams: int,
+    batch: int,
+    rate: float,
+    seconds: float,
+    minutes: float,
+    layers: bool,
+    energy: bool,
+    passes: int,
+    out: Path | None,
+    compare: tuple[Path, Path] | None,
+    budgets: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Measure SOURCEs interleaved; the first is the reference.
+
+    A SOURCE is a bundle, a run, a checkpoint or a shipped student (`edgeseg models`). With
+    --compare nothing is measured, and a budget that is not kept ends with exit code 3.
+    """
+    if compare:
+        used = {"compare", "budgets", "out", "as_json", "quiet"}
+        if set(given(context, context.params)) - used:
+            raise InputError(
+                "E-BENCHMARK-CALL",
+                "--compare measures nothing; leave all but --budget, --out and --json out",
+            )
+        _compare_reports(compare, budgets, out, as_json)
+        return
+    if not (sources and dataset and out):
+        raise InputError("E-BENCHMARK-CALL", "name at least one SOURCE, --data and --out")
+    for mode, option in (
+        *(("offline", "streams"), ("offline", "batch")),
+        *(("paced", "rate"), ("soak", "minutes")),
+    ):
+        if mode not in modes and given(context, {option: None}):
+            raise InputError(
+                "E-BENCHMARK-CALL",
+                f"--{option} is of --mode {mode}; ask for it, or leave it out",
+            )
+    if budgets:
+        raise InputError("E-BENCHMARK-CALL", "budgets are judged with --compare; leave them out")
+    import tempfile
+
+    from ..benchmarks.record import Settings, run_benchmark, to_json
+    from ..benchmarks.report.files import require_report_path, to_table, write_reports
+    from ..runtime.files import sha256_of_file
+    from .jobs.sources import (
+        candidates_of,
+        common_samples,
+        default_part,
+        find_source,
+        first_checkpoint,
+        jetson_devices,
+        train_frames,
+    )
+
+    require_report_path(out)
+    settings = Settings(
+        modes=modes,
+        rounds=rounds,
+        streams=streams,
+        batch=batch,
+        offline_s=seconds,
+        paced_s=seconds,
+        hz=rate,
+        soak_s=60 * minutes,
+        layers=layers,
+        energy=energy,
+        passes=passes,
+    )
+    found = [find_source(path) for path in sources]
+    part = part or default_part(found)
+    of_split = part not in ("unseen", "all")
+    cases = common_samples(found, dataset, part, progress_of(quiet))
+    with tempfile.TemporaryDirectory(prefix="edgeseg-") as folder:
+        candidates = candidates_of(found, engines, threads or 0)
+        if rivals:
+            from .jobs.rivals import PHANTOMS, rival_candidates
+
+            network = first_checkpoint(found)
+            candidates += rival_candidates(
+                network.path,
+                rivals,
+                threads or 0,
+                Path(folder),
+                frames=train_frames(network, dataset, PHANTOMS) if of_split else (),
+                progress=progress_of(quiet),
+            )
+        record = run_benchmark(
+            candidates,
+            cases,
+            settings=settings,
+            part=part,
+            split_sha256=sha256_of_file(found[0].split_file()) if of_split else None,
+            command=["edgeseg", *sys.argv[1:]],
+            devices=jetson_devices(),
+            progress=progress_of(quiet),
+        )
+    write_reports(record, out)
+    click.echo(to_json(record) if as_json else f"{to_table(record)}\nreport: {out}")
+
+
+def _compare_reports(
+    files: tuple[Path, Path], budgets: tuple[str, ...], out: Path | None, as_json: bool
+) -> None:
+    from ..benchmarks.compare import compare_records, parse_budget, read_pair, require_budgets
+    from ..benchmarks.report.comparison import (
+        comparison_document,
+        comparison_to_json,
+        render_comparison,
+        require_comparison_path,
+        write_comparison,
+    )
+
+    limits = [parse_budget(text) for text in budgets]
+    if out:
+        require_comparison_path(out, files)
+    old, new = read_pair(*files)
+    comparison = compare_records(old, new, limits)
+    if out:
+        command = ["edgeseg", "benchmark", "--compare", *(file.name for file in files)]
+        command += [word for text in budgets for word in ("--budget", text)]
+        document = comparison_document(comparison, old, new, [*command, "--out", out.name])
+        write_comparison(comparison, document, out)
+    click.echo(comparison_to_json(comparison) if as_json else render_comparison(comparison))
+    if out and not as_json:
+        click.echo(f"report: {out}")
+    require_budgets(comparison)
+
+
+@click.command(hidden=True)
+@click.argument("name")
+@click.argument("record", type=path_type(exists=True, dir_okay=False))
+@click.option("--measured", type=path_type(), required=True, help="The run that RECORD measured.")
+@click.option("--int8", type=path_type(), required=True, help="Its INT8 bundle, in RECORD too.")
+@click.option(
+    "--weights",
+    type=path_type(),
+    required=True,
+    help="What ships: that run, or one on all of DATA.",
+)
+@click.option("--data", "dataset", type=path_type(), required=True, help="Data set of both runs.")
+@click.option("--calib-images", type=click.IntRange(1), default=300, show_default=True)
+@click.option(
+    "--out", type=path_type(), required=True, help="Folder; kd/zoo of a checkout to ship."
+)
+@quiet_option
+def card(
+    name: str,
+    record: Path,
+    measured: Path,
+    int8: Path,
+    weights: Path,
+    dataset: Path,
+    calib_images: int,
+    out: Path,
+    quiet: bool,
+) -> None:
+    """Write the files of shipped student NAME: weights, evidence, model card and picture.
+
+    RECORD is the JSON of a benchmark of the measured run and its INT8 bundle on the test part.
+    """
+    from ..benchmarks.report.model_card import write_student
+    from ..kd import zoo
+    from ..runtime.files import write_bytes
+    from .jobs.sources import calibrate_shipped, checkpoint_of, gather_evidence
+
+    if name not in zoo.SHIPPED:
+        raise InputError(
+            "E-ZOO-NAME", f"no student is called {name!r}; choose of {', '.join(zoo.SHIPPED)}"
+        )
+    shipped = checkpoint_of(weights)
+    evidence, picture = gather_evidence(
+        name, record, checkpoint_of(measured), int8, shipped, dataset, progress_of(quiet)
+    )
+    write_student(out, shipped.path.read_bytes(), evidence, zoo.SHIPPED[name], picture)
+    ranges = calibrate_shipped(shipped, dataset, calib_images, progress_of(quiet))
+    write_bytes(zoo.calibration_file(out / f"{name}.safetensors"), ranges)
+    click.echo(f"{name}: card, evidence, ranges, picture and weights in {out}")
+
+
+@click.command(hidden=True)
+@click.argument("source", type=path_type())
+@click.option("--engine", help="Of SOURCE.")
+@click.option("--rival", help="Of SOURCE, in place of an engine.")
+@click.option("--folder", type=path_type(), help="Of the rival.")
+@click.option("--threads", type=click.IntRange(1), required=True)
+def probe(
+    source: Path, engine: str | None, rival: str | None, folder: Path | None, threads: int
+) -> None:
+    """Report this process's own memory and start-up times, for `benchmark`."""
+    import numpy as np
+
+    from ..benchmarks.measure.process import report_probe
+    from ..runtime.session import Session
+
+    def open_session() -> Session:
+        if rival and folder:
+            from .jobs.rivals import open_rival
+
+            return open_rival(rival, source, folder, threads)
+        from .jobs.sources import find_source
+
+        return find_source(source).open(engine, threads)
+
+    click.echo(report_probe(open_session, np.zeros((480, 640), np.uint8)))

@@ -1,0 +1,613 @@
+"""The command line: each command is a signature, library calls and a print.
+
+Heavy packages are imported inside the commands, so that ``edgeseg --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..export.target import PRECISIONS
+from ..kd.config import RECIPES, TrainConfig
+from .benchmark import benchmark, card, probe
+from .bundle import bundle
+from .console import (
+    F,
+    Group,
+    data_argument,
+    engine_option,
+    given,
+    holes_option,
+    json_option,
+    key_option,
+    largest_option,
+    part_option,
+    path_type,
+    progress_of,
+    quiet_option,
+    spacing_option,
+    threads_option,
+)
+from .device import device
+from .stream import stream
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """Distil, export, run and measure small breast-ultrasound segmentation networks."""
+
+
+@cli.group()
+def data() -> None:
+    """Phantoms, audits and leak-safe splits."""
+
+
+@data.command("phantoms")
+@click.argument("out", type=path_type())
+@click.option("--count", type=click.IntRange(1), default=120, show_default=True, help="Images.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed.")
+@quiet_option
+def data_phantoms(out: Path, count: int, seed: int, quiet: bool) -> None:
+    """Write ultrasound phantoms with their masks to OUT, in the BUSI layout."""
+    from ..kd.data.phantom import write_phantoms
+
+    dataset = write_phantoms(out, count=count, seed=seed, progress=progress_of(quiet))
+    click.echo(f"{len(dataset.samples)} phantoms in {out}")
+
+
+@data.command("audit")
+@click.argument("folder", type=path_type())
+@json_option
+@quiet_option
+def data_audit(folder: Path, as_json: bool, quiet: bool) -> None:
+    """List what is wrong in FOLDER: duplicates, conflicts, unreadable files, sizes, empty masks."""
+    from ..kd.data.audit import audit_dataset, render
+
+    audit = audit_dataset(folder, progress=progress_of(quiet))
+    click.echo(json.dumps(audit.to_dict(), indent=1) if as_json else render(audit))
+
+
+@data.command("split")
+@click.argument("folder", type=path_type())
+@click.option(
+    "--out",
+    type=path_type(),
+    required=True,
+    help="The split file to write; with --folds a new folder.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed.")
+@click.option(
+    "--fractions",
+    type=(float, float, float),
+    help="Train, val, test; if not given 0.7 0.1 0.2. 1 0 0 is for weights that ship, once the "
+    "settings are chosen.",
+)
+@click.option("--folds", type=click.IntRange(2), help="Cross-validation instead of --fractions.")
+@quiet_option
+def data_split(
+    folder: Path,
+    out: Path,
+    seed: int,
+    fractions: tuple[float, float, float] | None,
+    folds: int | None,
+    quiet: bool,
+) -> None:
+    """Split FOLDER into train, val and test so that no near-duplicates are separated.
+
+    With --folds N, OUT/fold-1.json to OUT/fold-N.json; every image is in one test part.
+    """
+    from ..kd.data.dataset import read_dataset
+    from ..kd.data.split import describe_split, make_folds, make_split, write_split
+    from ..runtime.files import atomic_folder, require_new, require_writable
+
+    if folds:
+        if fractions:
+            raise click.UsageError("--folds and --fractions exclude each other; leave one out")
+        require_new(out)
+        made = make_folds(read_dataset(folder), folds=folds, seed=seed, progress=progress_of(quiet))
+        with atomic_folder(out) as partial_folder:
+            for number, fold in enumerate(made, start=1):
+                write_split(fold, partial_folder / f"fold-{number}.json")
+        for number, fold in enumerate(made, start=1):
+            click.echo(f"fold {number}\n{describe_split(fold)}")
+        return
+    require_writable(out)
+    split = make_split(
+        read_dataset(folder),
+        seed=seed,
+        fractions=fractions or (0.7, 0.1, 0.2),
+        progress=progress_of(quiet),
+    )
+    write_split(split, out)
+    click.echo(describe_split(split))
+
+
+def _train_options(command: F, without: tuple[str, ...] = ()) -> F:
+    """Add one option for each field of `TrainConfig`, with its default and help."""
+    for field in reversed([each for each in fields(TrainConfig) if each.name not in without]):
+        command = click.option(
+            "--" + field.name.replace("_", "-"),
+            type=type(field.default),
+            default=field.default,
+            show_default=True,
+            help=field.metadata["help"],
+        )(command)
+    return command
+
+
+@cli.command()
+@data_argument
+@click.option("--out", type=path_type(), required=True, help="Folder of the run.")
+@click.option("--split", "split_file", type=path_type(), help="Split to use; default: a new one.")
+@click.option("--recipe", help=f"Settings to start from: {', '.join(RECIPES)}.")
+@click.option("--teachers", type=path_type(), help="A run whose teachers are taken.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out with its own settings.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@_train_options
+@quiet_option
+@click.pass_context
+def train(
+    context: click.Context,
+    /,
+    dataset: tuple[Path, ...],
+    out: Path,
+    split_file: Path | None,
+    recipe: str | None,
+    teachers: Path | None,
+    resume: bool,
+    device: str,
+    quiet: bool,
+    **settings: Any,
+) -> None:
+    """Train two class teachers on DATA, then the student that both teach (T²KD).
+
+    DATA is one data set or several; NAME=PATH names one, else its folder does.
+
+    Several GPUs or machines: torchrun --nproc-per-node N -m edgeseg train ...
+    """
+    from ..kd.config import find_recipe
+    from ..kd.data.dataset import read_datasets
+    from ..kd.data.split import read_split
+    from ..kd.train import read_config
+    from ..kd.train import train as run_training
+
+    base = find_recipe(recipe) if recipe else read_config(out) if resume else TrainConfig()
+    student = run_training(
+        read_datasets(dataset),
+        out,
+        replace(base, **given(context, settings)),
+        split=read_split(split_file) if split_file else None,
+        resume=resume,
+        teachers=teachers,
+        device=device,
+        progress=progress_of(quiet),
+    )
+    click.echo(f"student: {student}")
+
+
+@cli.command()
+@click.argument("dataset", metavar="DATA", type=path_type())
+@click.option("--out", type=path_type(), required=True, help="Folder of runs and table; continued.")
+@click.option("--recipe", default="t2kd-busi-edge", show_default=True, help="See `train`.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--row", "rows", multiple=True, help="Only this row and routed; default: all.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@partial(_train_options, without=("teaching", "distillation"))
+@quiet_option
+@click.pass_context
+def reproduce(
+    context: click.Context,
+    /,
+    dataset: Path,
+    out: Path,
+    recipe: str,
+    seeds: int,
+    rows: tuple[str, ...],
+    device: str,
+    quiet: bool,
+    **settings: Any,
+) -> None:
+    """Train a student in every way on DATA: the table of what routed distillation is worth."""
+    from ..kd.config import find_recipe
+    from ..kd.data.dataset import read_dataset
+    from .jobs.ablation import ROWS, to_text
+    from .jobs.ablation import reproduce as run_ablation
+
+    results = run_ablation(
+        read_dataset(dataset),
+        out,
+        replace(find_recipe(recipe), **given(context, settings)),
+        seeds=seeds,
+        rows=rows or tuple(ROWS),
+        device=device,
+        progress=progress_of(quiet),
+    )
+    click.echo(f"{to_text(results)}\ntable: {out / 'ablation.md'}")
+
+
+@cli.command()
+@json_option
+def targets(as_json: bool) -> None:
+    """List the targets of `edgeseg export`, with what is known of them."""
+    from dataclasses import asdict
+
+    from ..export.target import ALIAS, default_jetson, render_targets
+    from ..export.target import targets as known
+
+    if as_json:
+        content = {name: asdict(target) for name, target in known().items()}
+        click.echo(json.dumps({**content, ALIAS: content[default_jetson()]}, indent=1))
+    else:
+        click.echo(render_targets())
+
+
+@cli.command()
+@json_option
+def models(as_json: bool) -> None:
+    """List the students that ship, with the figures of their evidence."""
+    from ..benchmarks.jsonform import json_from_value
+    from ..benchmarks.report.evidence import read_evidence, render_students
+    from ..kd import zoo
+
+    weights = [zoo.find_weights(name) for name in zoo.available_names()]
+    students = [read_evidence(zoo.evidence_file(path), path) for path in weights]
+    if as_json:
+        click.echo(json.dumps({each.name: json_from_value(each) for each in students}, indent=1))
+    else:
+        click.echo(
+            render_students(students, zoo.SHIPPED)
+            if students
+            else "no student in this installation"
+        )
+
+
+def _frame_size(
+    _: click.Context, parameter: click.Parameter, text: str | None
+) -> tuple[int, int] | None:
+    """Read width and height of a size such as 800x600."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text)
+    if not found:
+        raise click.BadParameter(f"{text!r} is not WIDTHxHEIGHT in px, such as 800x600")
+    return int(found[1]), int(found[2])
+
+
+@cli.command()
+@click.argument("source", type=path_type(), required=False)
+@click.option("--target", required=True, help="See `edgeseg targets`.")
+@click.option(
+    "--precision",
+    type=click.Choice(("auto", *PRECISIONS)),
+    default="auto",
+    show_default=True,
+    help="auto: all that the target takes, measured side by side where that can be done here.",
+)
+@click.option(
+    "--calib",
+    "dataset",
+    type=path_type(),
+    help="Data set whose train part calibrates and whose val part checks. A run needs its own; "
+    "a shipped student takes any, split anew, and does with its own ranges without.",
+)
+@click.option("--calib-images", type=click.IntRange(1), default=200, show_default=True)
+@click.option(
+    "--ranges", type=path_type(), help="Record of an earlier calibration of this network."
+)
+@click.option("--synthetic-calibration", is_flag=True, help="Calibrate on phantoms.")
+@click.option(
+    "--method",
+    type=click.Choice(("min-max", "percentile", "mse", "entropy")),
+    default="entropy",
+    show_default=True,
+    help="How a range is chosen from a histogram.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 1),
+    default=0.005,
+    show_default=True,
+    help="Largest accepted loss of mean Dice on the val part, at the upper end of its 95 % "
+    "interval.",
+)
+@click.option(
+    "--max-hd95-rise",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    help="Largest accepted rise of mean HD95, px; refused where the whole 95 % interval is above.",
+)
+@click.option(
+    "--qat",
+    type=click.IntRange(1),
+    metavar="EPOCHS",
+    help="Quantisation-aware training of a run, on --calib, if its INT8 fails with layers kept in "
+    "float; the teachers go on teaching.",
+)
+@click.option("--dla", type=click.IntRange(0), help="Build for this DLA core of a Jetson.")
+@click.option(
+    "--calibration-cache", is_flag=True, help="INT8 from a TensorRT cache instead of Q/DQ."
+)
+@click.option(
+    "--dynamic",
+    "max_batch",
+    type=click.IntRange(2),
+    help="Take batches of 1 to this many frames; without it the files take single frames.",
+)
+@click.option(
+    "--frame",
+    metavar="WIDTHxHEIGHT",
+    callback=_frame_size,
+    help="Also write ONNX that takes uint8 frames of this size and answers with masks.",
+)
+@click.option(
+    "--layout",
+    "layout_file",
+    type=path_type(),
+    help="JSON: where the image is on the screen whose frames will come, see docs/session.md.",
+)
+@click.option(
+    "--contract", type=path_type(), help="JSON with the input contract of an ONNX that has none."
+)
+@click.option(
+    "--out", type=path_type(), help="Folder of the bundle; must be new. [default: by name]"
+)
+@click.option("--dry-run", is_flag=True, help="Check SOURCE, print the plan and write nothing.")
+@json_option
+@quiet_option
+def export(
+    source: Path | None,
+    target: str,
+    precision: str,
+    dataset: Path | None,
+    calib_images: int,
+    ranges: Path | None,
+    synthetic_calibration: bool,
+    method: str,
+    max_drop: float,
+    max_hd95_rise: float,
+    qat: int | None,
+    dla: int | None,
+    calibration_cache: bool,
+    max_batch: int | None,
+    frame: tuple[int, int] | None,
+    layout_file: Path | None,
+    contract: Path | None,
+    out: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Export SOURCE for a target, compared with the network at every step.
+
+    SOURCE is a run, a checkpoint, a shipped student (`edgeseg models`) or an ONNX from elsewhere;
+    left out, it is the student t2kd-edge.
+    """
+    from ..export.plan import make_plan, render_plan
+    from ..export.target import find_target
+
+    layout = None
+    if layout_file:
+        from .jobs.sources import read_layout
+
+        layout = read_layout(layout_file)
+    plan = make_plan(
+        find_target(target),
+        precision,
+        dla_core=dla,
+        cache=calibration_cache,
+        retrains=qat is not None,
+        max_batch=max_batch or 1,
+        frame=frame,
+    )
+    if dry_run:
+        if source is not None:
+            from .jobs.sources import CalibrationRequest, load_exportable, retraining_of
+
+            found, _ = load_exportable(source, contract)  # what cannot be exported is no plan
+            if qat:
+                request = CalibrationRequest(dataset, ranges, synthetic_calibration, calib_images)
+                retraining_of(found, request, qat)
+        click.echo(json.dumps(plan.to_dict(), indent=1) if as_json else render_plan(plan))
+        return
+    from ..export.pipeline import Limits, export_bundle
+    from ..export.summary import render_export
+    from ..kd import zoo
+    from ..runtime.files import require_new
+    from .jobs.sources import (
+        CalibrationRequest,
+        frames_for_export,
+        load_exportable,
+        retraining_of,
+    )
+
+    named = source or Path(zoo.DEFAULT)
+    out = out or Path(f"{named.resolve().stem}-{plan.target.name}".replace("@", "-"))
+    require_new(out)
+    found, network = load_exportable(named, contract)
+    trained_on = found.trained_on()
+    request = CalibrationRequest(dataset, ranges, synthetic_calibration, calib_images)
+    retrain = retraining_of(found, request, qat) if qat else None
+    frames, note = frames_for_export(
+        found,
+        request,
+        needs_ranges=plan.needs_ranges,
+        progress=progress_of(quiet),
+    )
+    exported = export_bundle(
+        network,
+        plan,
+        out,
+        frames,
+        split=found.split_file() if trained_on is None and not found.is_onnx else None,
+        trained_on=trained_on or (),
+        data=found.training_data(),
+        layout=layout,
+        limits=Limits(max_drop, max_hd95_rise, method),
+        retrain=retrain,
+        progress=progress_of(quiet),
+    )
+    if as_json:
+        click.echo(
+            json.dumps({"source": str(named), "checks": frames.checks_are, **exported.to_dict()})
+        )
+        return
+    if source is None:
+        click.echo(f"no SOURCE was named: the shipped student {zoo.DEFAULT}")
+    click.echo(f"target: {plan.target.name}\n{note}\n{render_export(exported, plan)}")
+
+
+@cli.command()
+@click.argument("bundle", type=path_type())
+@click.argument("images", type=path_type(), nargs=-1, required=True)
+@click.option("--out", type=path_type(), required=True, help="Folder of the results; must be new.")
+@largest_option
+@holes_option
+@spacing_option
+@key_option
+@engine_option
+@threads_option
+@json_option
+@quiet_option
+def predict(
+    bundle: Path,
+    images: tuple[Path, ...],
+    out: Path,
+    largest_only: bool,
+    fill_holes: bool,
+    spacing_mm: tuple[float, float] | None,
+    key: Path | None,
+    engine: str | None,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Segment IMAGES (files or folders) with BUNDLE: masks, overlays, lesions measured as JSON."""
+    from ..runtime.lesion import Spacing
+    from ..runtime.predict import find_images, predict_files
+    from ..runtime.session import open_session
+
+    spacing = Spacing(*spacing_mm) if spacing_mm else None
+    found = find_images(images)
+    session = open_session(
+        bundle,
+        engine=engine,
+        threads=threads or 0,
+        largest_only=largest_only,
+        fill_holes=fill_holes,
+        key=key,
+    )
+    if found.note and not quiet:
+        click.echo(found.note, err=True)
+    progress = progress_of(quiet)
+    records = predict_files(session, found.images, out, spacing=spacing, progress=progress)
+    if as_json:
+        click.echo(json.dumps(records, indent=1))
+    else:
+        count = "1 image" if len(records) == 1 else f"{len(records)} images"
+        click.echo(f"{count} by {session.engine.name}, results in {out}")
+
+
+@cli.command()
+@click.argument("bundle", type=path_type())
+@click.option(
+    "--repeats",
+    type=click.IntRange(0, 10_000),
+    default=0,
+    show_default=True,
+    help="Times more that each frame is predicted; every mask must equal its first.",
+)
+@key_option
+@engine_option
+@threads_option
+@json_option
+def selftest(
+    bundle: Path,
+    repeats: int,
+    key: Path | None,
+    engine: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Replay the golden frames of BUNDLE on this machine; exit code 3 where masks differ."""
+    from ..runtime.errors import Refused
+    from ..runtime.session import open_session
+
+    result = open_session(bundle, engine=engine, threads=threads or 0, key=key).selftest(
+        repeats=repeats
+    )
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=1))
+    if not result.passed:
+        raise Refused(
+            "E-SELFTEST",
+            f"{bundle} failed: {result.to_text()}; do not use it here, choose another --engine",
+        )
+    if not as_json:
+        click.echo(result.to_text())
+
+
+@cli.command()
+@click.argument("source", type=path_type())
+@click.argument("dataset", metavar="DATA", type=path_type())
+@part_option
+@engine_option
+@threads_option
+@click.option("--csv", "csv_file", type=path_type(), help="Also write a row per image.")
+@json_option
+@quiet_option
+def evaluate(
+    source: Path,
+    dataset: Path,
+    part: str | None,
+    engine: str | None,
+    threads: int | None,
+    csv_file: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Score SOURCE (a bundle, run, checkpoint or shipped student) on a part of DATA."""
+    from ..benchmarks.measure.accuracy import (
+        render_accuracy,
+        score_images,
+        summarise,
+        write_scores_csv,
+    )
+    from ..runtime.files import require_writable
+    from .jobs.sources import default_part, find_source, samples_for
+
+    if csv_file:
+        require_writable(csv_file)
+    found = find_source(source)
+    part = part or default_part([found])
+    cases = samples_for(found, dataset, part, progress_of(quiet))
+    session = found.open(engine, threads or 0)
+    scores = score_images(session.predict, cases, progress=progress_of(quiet))
+    if csv_file:
+        write_scores_csv(csv_file, scores)
+    accuracy = summarise(scores)
+    if as_json:
+        click.echo(json.dumps(accuracy.to_dict(), indent=1))
+    else:
+        click.echo(f"{source} in {session.engine.name}, {part} part, {len(cases)} images")
+        click.echo(render_accuracy(accuracy))
+
+
+cli.add_command(benchmark)
+cli.add_command(bundle)
+cli.add_command(card)
+cli.add_command(probe)
+cli.add_command(device)
+cli.add_command(stream)
+
+if __name__ == "__main__":
+    cli()

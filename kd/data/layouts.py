@@ -1,0 +1,331 @@
+"""The ways to lay out a data set on disk: how each is recognised, and its reader.
+
+Readers look at names and lists, and at masks only where nothing else tells the class.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from ...runtime.errors import InputError
+from ...runtime.folder import image_files, masked_stem, natural_key, stem_of
+from .labels import LABELS, UNCLASSED, LabelList, image_key, read_found_list, read_named_list
+from .masks import inspect_mask, read_colours
+from .sample import Listing, MaskReader, Sample
+
+_PLAIN_TABLE = "labels.csv"
+_BUS_BRA_TABLE = "bus_data.csv"
+_BREAST_IMAGE = re.compile(r"case\d+", re.IGNORECASE)
+_BREAST_MASK = re.compile(r"(case\d+)_(tumor|other\d*)", re.IGNORECASE)
+_UCLM_TABLE = "INFO.csv"
+_UCLM_PATIENT_CHARS = 4  # of an image's name
+_UCLM_COLOURS: Mapping[tuple[int, ...], str] = MappingProxyType(
+    {(0, 0, 0): "normal", (0, 255, 0): "benign", (255, 0, 0): "malignant"}
+)
+_GRAVEST_FIRST = ("malignant", "benign", UNCLASSED, "normal")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way to lay out a data set."""
+
+    description: str
+    fits: Callable[[Path], bool]
+    list_files: Callable[[Path], Listing]
+
+
+def by_name(samples: Iterable[Sample]) -> tuple[Sample, ...]:
+    """Return the samples sorted by name, with numbers in numeric order."""
+    return tuple(sorted(samples, key=lambda sample: natural_key(sample.name)))
+
+
+def _folders(root: Path, *names: str) -> list[Path]:
+    """Return the folders in `root` that have one of the names, in any case."""
+    wanted = {name.casefold() for name in names}
+    return sorted(p for p in root.iterdir() if p.name.casefold() in wanted and p.is_dir())
+
+
+def _image_stem(mask: Path) -> str:
+    """Return the stem of the image that a mask is of: "x" for "x", "x_mask" and "x_mask_1"."""
+    return masked_stem(mask) or stem_of(mask)
+
+
+def _pair(
+    root: Path,
+    images: Iterable[Path],
+    masks: Iterable[Path],
+    labels: Mapping[Path, str],
+    patients: Mapping[Path, str] = MappingProxyType({}),
+    image_stem: Callable[[Path], str] = _image_stem,
+) -> Listing:
+    """Join images, masks, labels and patients; an image without a label is left out."""
+    by_stem: dict[str, list[Path]] = {}
+    for mask in masks:
+        by_stem.setdefault(image_stem(mask), []).append(mask)
+    samples, stems = [], set()
+    for image in images:
+        stems.add(stem_of(image))
+        if image in labels:
+            name = image.relative_to(root).as_posix()
+            samples.append(
+                Sample(
+                    name,
+                    labels[image],
+                    image,
+                    tuple(by_stem.get(stem_of(image), ())),
+                    patient=patients.get(image),
+                )
+            )
+    orphans = [mask for stem, found in by_stem.items() if stem not in stems for mask in found]
+    return Listing(tuple(samples), tuple(orphans))
+
+
+def _list_busi(root: Path) -> Listing:
+    samples: list[Sample] = []
+    orphans: list[Path] = []
+    for folder in _folders(root, *LABELS):
+        files = image_files(folder)
+        masks = [path for path in files if masked_stem(path)]
+        images = [path for path in files if not masked_stem(path)]
+        listing = _pair(root, images, masks, dict.fromkeys(images, folder.name.casefold()))
+        samples += listing.samples
+        orphans += listing.orphan_masks
+    return Listing(tuple(samples), tuple(orphans))
+
+
+def _list_with_labels(
+    root: Path,
+    images: Sequence[Path],
+    masks: Sequence[Path],
+    table: Path,
+    read_list: Callable[[Path, set[str]], LabelList],
+    image_stem: Callable[[Path], str] = _image_stem,
+) -> Listing:
+    if not images:
+        return Listing((), tuple(masks))
+    keys = {path: image_key(path.name) for path in images}
+    given = read_list(table, set(keys.values()))
+    labels = {path: given.labels[key] for path, key in keys.items() if key in given.labels}
+    patients = {path: given.patients[key] for path, key in keys.items() if key in given.patients}
+    unlabelled = [
+        f"{table} gives no usable label for {path.relative_to(root).as_posix()}"
+        for path in images
+        if path not in labels
+    ]
+    listing = _pair(root, images, masks, labels, patients, image_stem)
+    return replace(listing, label_faults=(*given.faults, *unlabelled))
+
+
+def _in_folders(root: Path, *names: str) -> list[Path]:
+    return [path for folder in _folders(root, *names) for path in image_files(folder)]
+
+
+def _tables(root: Path) -> list[Path]:
+    return [
+        path
+        for path in sorted(root.iterdir())
+        if path.suffix.lower() in (".csv", ".xlsx") and not path.name.startswith((".", "~$"))
+    ]
+
+
+def _only_table(root: Path) -> Path:
+    tables = _tables(root)
+    if len(tables) != 1:
+        raise InputError(
+            "E-DATA-LABEL",
+            f"{root} has {len(tables)} class lists (*.csv, *.xlsx); leave exactly one there",
+        )
+    return tables[0]
+
+
+def _list_dataset_b(root: Path) -> Listing:
+    images, masks = _in_folders(root, "original"), _in_folders(root, "GT")
+    return _list_with_labels(root, images, masks, _only_table(root), read_found_list)
+
+
+def _list_plain(root: Path) -> Listing:
+    images, masks = _in_folders(root, "images"), _in_folders(root, "masks")
+    return _list_with_labels(root, images, masks, root / _PLAIN_TABLE, read_named_list)
+
+
+def _list_bus_bra(root: Path) -> Listing:
+    read_list = partial(
+        read_named_list, image="ID", label="Pathology", patient="Case", needs_patient=True
+    )
+    images, masks = _in_folders(root, "Images"), _in_folders(root, "Masks")
+    table = root / _BUS_BRA_TABLE
+    return _list_with_labels(root, images, masks, table, read_list, _bus_bra_stem)
+
+
+def _bus_bra_stem(mask: Path) -> str:
+    stem = stem_of(mask)
+    return f"bus{stem[len('mask') :]}" if stem.casefold().startswith("mask_") else stem
+
+
+def _list_breast(root: Path) -> Listing:
+    """List BrEaST: a scan of each patient, and the masks of its tumour.
+
+    A scan's other masks (``case001_other1.png``) are "other abnormal areas" (doi
+    10.7937/9WKK-Q141) and no tumours: they are neither truth nor orphans.
+    """
+    files = image_files(root)
+    images = [path for path in files if _BREAST_IMAGE.fullmatch(path.stem)]
+    stems = {path.stem for path in images}
+    masks = [
+        path
+        for path in files
+        if (matched := _BREAST_MASK.fullmatch(path.stem))
+        and (matched[2].casefold() == "tumor" or matched[1] not in stems)
+    ]
+    listing = _list_with_labels(
+        root, images, masks, _only_table(root), read_found_list, _breast_stem
+    )
+    samples = (replace(sample, patient=sample.image.stem) for sample in listing.samples)
+    return replace(listing, samples=tuple(samples))
+
+
+def _breast_stem(mask: Path) -> str:
+    matched = _BREAST_MASK.fullmatch(mask.stem)
+    return matched[1] if matched else stem_of(mask)
+
+
+def _list_bus_uclm(root: Path) -> Listing:
+    images, masks = _in_folders(root, "images"), _in_folders(root, "masks")
+    patients = {path: path.name[:_UCLM_PATIENT_CHARS] for path in images}
+    listing = _pair(root, images, masks, dict.fromkeys(images, UNCLASSED), patients)
+    return _with_labels_of_masks(listing, _uclm_mask, _uclm_label)
+
+
+def _uclm_label(path: Path) -> str:
+    """Return the class that a mask's colours give; of two the worse."""
+    classes = {_UCLM_COLOURS[colour] for colour in _uclm_colours(path)}
+    return next(label for label in _GRAVEST_FIRST if label in classes)
+
+
+def _uclm_colours(path: Path) -> set[tuple[int, ...]]:
+    rgb = read_colours(path)
+    found = {tuple(map(int, colour)) for colour in np.unique(rgb.reshape(-1, 3), axis=0)}
+    if unknown := sorted(found - set(_UCLM_COLOURS)):
+        known = ", ".join(f"{label} {colour}" for colour, label in _UCLM_COLOURS.items())
+        raise InputError(
+            "E-DATA-COLOUR",
+            f"mask {path} has the colour {unknown[0]} ({len(unknown) - 1} more such), which stands "
+            f"for nothing known ({known}); mend the mask or remove its image",
+        )
+    return found
+
+
+def _uclm_mask(path: Path) -> npt.NDArray[np.bool_]:
+    _uclm_colours(path)
+    return np.asarray(read_colours(path).any(axis=2))
+
+
+def _list_unlisted(root: Path) -> Listing:
+    """List images whose class nobody tells: a marked mask is a lesion of unknown class."""
+    images, masks = _in_folders(root, "images"), _in_folders(root, "masks")
+    for folder in _folders(root, "masks"):
+        classes = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+        if [path.name for path in classes] not in ([], ["0"]):
+            raise InputError(
+                "E-DATA-LAYOUT",
+                f"{folder} has {len(classes)} folders, such as {classes[-1].name}/; masks of one "
+                "kind are read, from it and from 0/ in it, so remove the others",
+            )
+        masks += [path for each in classes for path in image_files(each)]
+    listing = _pair(root, images, masks, dict.fromkeys(images, UNCLASSED))
+    return _with_labels_of_masks(listing, _grey_mask, _unlisted_label)
+
+
+def _unlisted_label(path: Path) -> str:
+    return UNCLASSED if _grey_mask(path).any() else "normal"
+
+
+def _grey_mask(path: Path) -> npt.NDArray[np.bool_]:
+    """Read a mask that must have no colours: nothing says what they would stand for."""
+    mask = inspect_mask(path)
+    if mask.coloured:
+        raise InputError(
+            "E-DATA-COLOUR",
+            f"mask {path} has colours, and nothing in the data set says what they stand for; "
+            "make it black and white, or add labels.csv",
+        )
+    return mask.lesion
+
+
+def _with_labels_of_masks(
+    listing: Listing, mask_reader: MaskReader, label_of: Callable[[Path], str]
+) -> Listing:
+    """Give each sample the label of its masks; one without a mask keeps its own."""
+    samples, faults = [], []
+    for sample in listing.samples:
+        labels = set()
+        for mask in sample.masks:
+            try:
+                labels.add(label_of(mask))
+            except InputError as error:
+                faults.append(error)
+        label = next((each for each in _GRAVEST_FIRST if each in labels), sample.label)
+        samples.append(replace(sample, label=label, mask_reader=mask_reader))
+    return replace(listing, samples=tuple(samples), mask_faults=tuple(faults))
+
+
+# To add a layout: a detector and a reader above and a line here; tests/test_kd_data_dataset.py
+# walks this table. The first that fits is taken.
+LAYOUTS: Mapping[str, Layout] = MappingProxyType(
+    {
+        "busi": Layout(
+            "benign/, malignant/ and normal/ with 'x.png' beside 'x_mask.png', 'x_mask_1.png' ...",
+            lambda root: bool(_folders(root, *LABELS)),
+            _list_busi,
+        ),
+        "dataset-b": Layout(
+            "original/ and GT/ with equal file names and a class list, *.csv or *.xlsx",
+            lambda root: bool(_folders(root, "original") and _folders(root, "GT")),
+            _list_dataset_b,
+        ),
+        "breast": Layout(
+            "'case001.png' beside 'case001_tumor.png' and a class list, *.csv or *.xlsx",
+            lambda root: any(_BREAST_MASK.fullmatch(path.stem) for path in image_files(root)),
+            _list_breast,
+        ),
+        "bus-bra": Layout(
+            f"Images/bus_1.png, Masks/mask_1.png and {_BUS_BRA_TABLE} with ID, Case, Pathology",
+            lambda root: _has_masks(root, _BUS_BRA_TABLE),
+            _list_bus_bra,
+        ),
+        "plain": Layout(
+            f"images/ and masks/ with equal file names and {_PLAIN_TABLE} with columns "
+            "image,label and, where patients are known, patient",
+            lambda root: _has_masks(root, _PLAIN_TABLE),
+            _list_plain,
+        ),
+        "bus-uclm": Layout(
+            "images/ and masks/ with equal file names, masks green where benign and red where "
+            f"malignant, and {_UCLM_TABLE}",
+            lambda root: _has_masks(root, _UCLM_TABLE),
+            _list_bus_uclm,
+        ),
+        "unlisted": Layout(
+            "images/ and masks/ (or masks/0/) with equal file names and no list: an image whose "
+            "mask marks something is a lesion of unknown class",
+            lambda root: _has_masks(root),
+            _list_unlisted,
+        ),
+    }
+)
+
+
+def _has_masks(root: Path, *tables: str) -> bool:
+    return bool(
+        _folders(root, "images")
+        and _folders(root, "masks")
+        and all((root / table).is_file() for table in tables)
+    )
