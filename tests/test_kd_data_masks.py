@@ -248,7 +248,7 @@ def test_float_mask_is_refused(tmp_path):
 # --- any mask ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10**6),
     levels=st.lists(st.integers(1, 255), min_size=1, max_size=4),
