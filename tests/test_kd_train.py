@@ -16,7 +16,7 @@ import edgeseg.kd.fit as fitting
 import edgeseg.kd.train as training
 from edgeseg.kd.checkpoint import load_checkpoint, read_tensors
 from edgeseg.kd.config import TrainConfig
-from edgeseg.kd.data.dataset import Dataset, read_dataset
+from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.kd.data.phantom import write_phantoms
 from edgeseg.kd.data.split import make_split, read_split
 from edgeseg.kd.train import train
