@@ -219,6 +219,7 @@ def _onnxruntime_default(folder: Path, threads: int) -> Engine:
         "threads": _DEFAULT,
         "streams": "1",
         "pinning": _DEFAULT,
+        "float type": "f32",  # its CPU provider computes in the graph's own
         "affinity": affinity(),
     }
 

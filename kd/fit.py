@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,10 @@ _EMA_DECAY = 0.995  # of the averaged weights that are kept, a step
 _WARM_UP = 0.05  # share of the steps in which the learning rate rises
 _EXPLODED = 1e3  # a loss; a healthy start is below 10
 _MAX_GRADIENT_NORM = 5.0
+# Values of ONEDNN_MAX_CPU_ISA that leave torch's oneDNN no instructions for bfloat16
+_CAPPED_BELOW_BFLOAT16 = frozenset(
+    ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+)
 
 Loss = Callable[[Trace, Batch], Mapping[str, torch.Tensor]]
 """(trace of the batch, the batch) -> named terms, [N] each; the mean of their sum is minimised."""
@@ -127,14 +132,16 @@ def fit(stage: Stage, around: Surroundings) -> Network:
 def compute_dtype(device: torch.device) -> torch.dtype:
     """Return what networks are trained in: bfloat16 where the hardware computes in it.
 
-    A CPU without AVX-512 BF16 emulates it, which makes a step 12 times as slow as in float32; a
-    torch that cannot tell trains in float32 too.
+    A CPU without AVX-512 BF16 emulates it, which makes a step 12 times as slow as in float32; so
+    does one whose kernels ONEDNN_MAX_CPU_ISA caps. A torch that cannot tell trains in float32 too.
     """
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         read = getattr(torch.cpu, "get_capabilities", None)
         native = read is not None and bool(read().get("avx512_bf16"))
+        capped = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _CAPPED_BELOW_BFLOAT16
+        native = native and not capped
     return torch.bfloat16 if native else torch.float32
 
 

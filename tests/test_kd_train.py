@@ -454,11 +454,17 @@ def test_images_of_the_test_part_are_never_read(phantoms, split, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "dtype"),
-    [({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)],
+    ("capabilities", "cap", "dtype"),
+    [
+        ({"avx512_bf16": True}, "", torch.bfloat16),
+        ({"avx512_bf16": True}, "AVX512_CORE_AMX", torch.bfloat16),
+        ({"avx512_bf16": True}, "avx512_core_vnni", torch.float32),
+        ({"avx2": True}, "", torch.float32),
+    ],
 )
-def test_cpu_trains_in_bfloat16_only_where_it_computes_in_it(monkeypatch, capabilities, dtype):
+def test_cpu_trains_in_bfloat16_only_where_it_computes_in_it(monkeypatch, capabilities, cap, dtype):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
     cpu = torch.device("cpu")
     assert fitting.compute_dtype(cpu) == dtype
     with fitting.mixed_precision(cpu):
