@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import edgeseg  # before OpenVINO, which otherwise reports itself
+from edgeseg.tests import instruction_sets
 
 if TYPE_CHECKING:
     from edgeseg.export.pipeline import Frames
@@ -29,6 +30,11 @@ _TINY = {
     "batch": 4,
     "learning_rate": 1e-2,
 }
+
+
+def pytest_report_header() -> list[str]:
+    """Say what the numbers of this session depend on."""
+    return instruction_sets.describe()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -136,14 +142,16 @@ def bundle_copy(bundle_of: Callable[[str, str], Path], tmp_path: Path) -> Path:
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB."""
     if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
+        pytest.skip("mounting a small file system needs root; run the tests as root")
     folder = tmp_path / "full"
     folder.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], capture_output=True
     )
     if mounted.returncode:
-        pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.decode().strip()}")
+        pytest.skip(
+            f"cannot mount a tmpfs, which needs CAP_SYS_ADMIN: {mounted.stderr.decode().strip()}"
+        )
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 

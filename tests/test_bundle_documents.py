@@ -108,7 +108,9 @@ def test_what_the_schema_must_refuse_is_refused(folder, change):
 
 def errors_of(bom):
     """Validate against CycloneDX's own schema, which the library carries; return what is wrong."""
-    pytest.importorskip("cyclonedx", reason="cyclonedx-python-lib has the schema")
+    pytest.importorskip(
+        "cyclonedx", reason="no cyclonedx-python-lib, which has the schema; make install brings it"
+    )
     from cyclonedx.schema import SchemaVersion
     from cyclonedx.validation.json import JsonStrictValidator
 
@@ -290,7 +292,9 @@ def test_verify_of_a_damaged_bundle_ends_with_3(tmp_path):
 
 
 def test_sign_and_verify_with_keys_of_openssl(tmp_path):
-    pytest.importorskip("model_signing", reason="signatures need the extra [sign]")
+    pytest.importorskip(
+        "model_signing", reason="signatures need the extra [sign]; make install brings it"
+    )
     folder = write_bundle(tmp_path / "toy")
     private, public = tmp_path / "private.pem", tmp_path / "public.pem"
     make = ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]
@@ -298,7 +302,7 @@ def test_sign_and_verify_with_keys_of_openssl(tmp_path):
         subprocess.run([*make, "-out", private], check=True, capture_output=True)
         subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True)
     except FileNotFoundError:
-        pytest.skip("openssl is not installed")
+        pytest.skip("no openssl; apt install openssl")
     assert run("verify", folder, "--key", public).stderr.startswith("edgeseg: E-SIGNATURE-MISSING")
     assert run("sign", folder, "--key", private).exit_code == 0
     assert "signature not verified" in run("verify", folder).stdout

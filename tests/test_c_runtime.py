@@ -43,7 +43,7 @@ from edgeseg.runtime.store import MAX_ARCHIVE_BYTES, MAX_FILES
 
 SOURCE = Path(__file__).parent.parent / "runtime" / "c"
 SITE = Path(sysconfig.get_path("purelib"))
-# Where CI puts what `runtime/c/get_onnxruntime.sh` prepares.
+# Where `make test` puts what `runtime/c/get_onnxruntime.sh` prepares.
 ORT_ROOT = os.environ.get("EDGESEG_ONNXRUNTIME", "")
 PILLOW_13 = hasattr(Image, "__version__") and int(Image.__version__.split(".")[0]) >= 13
 ERRORS = {  # code of Python -> exit code of the example: the positive value of the status
@@ -71,7 +71,7 @@ OPENSSL_MISSING = 43  # E-EXTRA-MISSING too, of a key
 def require(*programs: str) -> None:
     missing = [name for name in programs if shutil.which(name) is None]
     if missing:
-        pytest.skip(f"needs {', '.join(missing)}")
+        pytest.skip(f"no {', '.join(missing)}; .ci/packages installs what is missing, as root")
 
 
 def run(*arguments: str | Path, **kinds) -> subprocess.CompletedProcess:
@@ -139,8 +139,11 @@ def library(built):
 @pytest.fixture(params=["openvino", "onnxruntime"])
 def engine(request):
     if request.param == "onnxruntime" and not ORT_ROOT:
-        pytest.skip("EDGESEG_ONNXRUNTIME names no folder; see runtime/c/get_onnxruntime.sh")
-    pytest.importorskip(request.param)
+        pytest.skip(
+            "EDGESEG_ONNXRUNTIME names no folder with ONNX Runtime's C header; make test fetches it "
+            "where apt knows a Debian mirror, see runtime/c/get_onnxruntime.sh"
+        )
+    pytest.importorskip(request.param, reason=f"no {request.param}; make install brings it")
     return request.param
 
 
@@ -344,7 +347,10 @@ def random_sizes(count: int) -> list[tuple[int, int]]:
     return [*fixed, *map(tuple, even.tolist()), *map(tuple, small.tolist())]
 
 
-@pytest.mark.skipif(not PILLOW_13, reason="older Pillow resizes in another order of its passes")
+@pytest.mark.skipif(
+    not PILLOW_13,
+    reason="Pillow older than 13 resizes in another order of its passes; make install brings 13",
+)
 def test_resize_is_pillows_to_the_bit(library, canvas):
     generator = np.random.default_rng(0)
     buffers = {size: canvas(*size) for size in ((48, 64), (128, 128), (16, 160))}
@@ -979,8 +985,8 @@ def test_huge_counts_are_refused_before_anything_is_read(code_of, tmp_path, coun
 def keys(tmp_path_factory):
     """NAME.pem and NAME.pub of several keys, and what is no key."""
     if not openssl_options():
-        pytest.skip("needs libssl-dev and pkg-config")
-    pytest.importorskip("model_signing")
+        pytest.skip("no libssl-dev or pkg-config; .ci/packages installs them, as root")
+    pytest.importorskip("model_signing", reason="no model_signing; make install brings it")
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
@@ -1207,7 +1213,7 @@ def test_certificate_is_refused_as_one(open_c, keys, signed, tmp_path):
 
 
 def test_bundle_signed_with_a_certificate_is_refused_as_one(open_c, code_of, keys, tmp_path):
-    pytest.importorskip("OpenSSL")
+    pytest.importorskip("OpenSSL", reason="no pyopenssl; make install brings it")
     from cryptography.hazmat.primitives import serialization
 
     from edgeseg.tests.test_bundle_certificate import certify, write_pem
@@ -1228,7 +1234,7 @@ def test_key_with_a_compressed_point_is_refused_by_name(open_c, keys, signed, tm
     require("openssl")
     helped = run("openssl", "pkey", "-help")
     if b"-ec_conv_form" not in helped.stdout + helped.stderr:
-        pytest.skip("needs openssl pkey -ec_conv_form, of OpenSSL 3")
+        pytest.skip("no openssl pkey -ec_conv_form, of OpenSSL 3; Debian 12 has it")
     made = run(
         *("openssl", "pkey", "-in", keys / "our.pem", "-pubout", "-ec_conv_form", "compressed"),
         *("-out", tmp_path / "our.pub"),
@@ -1449,7 +1455,7 @@ def test_installed_static_library_links_by_pkg_config(tmp_path):
 def test_static_pkg_config_names_the_engines_and_only_the_tests_ask_for_werror(tmp_path):
     require("cmake", "gcc")
     if not engine_options():
-        pytest.skip("no engine to compile in is here")
+        pytest.skip("no engine to compile in; make install brings OpenVINO")
     shown = "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"
     done = run("cmake", "-S", SOURCE, "-B", tmp_path, shown, *engine_options())
     assert done.returncode == 0, done.stderr

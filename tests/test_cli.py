@@ -820,7 +820,7 @@ def test_engine_that_is_not_installed_is_named_with_what_to_install(
     assert names_in(tmp_path) == []
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full; Linux has it")
 def test_result_for_which_standard_output_has_no_room_is_one_line(reports):
     command = [sys.executable, "-m", "edgeseg", "benchmark", "--compare"]
     command += [str(reports / "old.json"), str(reports / "new.json")]

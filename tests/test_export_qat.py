@@ -50,6 +50,8 @@ from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.sources import CalibrationRequest, checkpoint_of, retraining_of, samples_for
 
+pytestmark = pytest.mark.numbers
+
 NOTHING = Quantisation((), 8, None, {})
 
 

@@ -181,7 +181,7 @@ def test_two_class_lists_are_refused(tmp_path):
 
 
 def test_an_xlsx_list_reads_like_its_csv(tmp_path):
-    openpyxl = pytest.importorskip("openpyxl", reason="openpyxl is not installed")
+    openpyxl = pytest.importorskip("openpyxl", reason="no openpyxl; make install brings it")
     make_dataset_b(tmp_path)
     expected = read_dataset(tmp_path)
     (tmp_path / "list.csv").unlink()
@@ -193,7 +193,7 @@ def test_an_xlsx_list_reads_like_its_csv(tmp_path):
 
 
 def test_a_broken_xlsx_is_refused(tmp_path):
-    pytest.importorskip("openpyxl", reason="openpyxl is not installed")
+    pytest.importorskip("openpyxl", reason="no openpyxl; make install brings it")
     make_dataset_b(tmp_path)
     (tmp_path / "list.csv").rename(tmp_path / "list.xlsx")
     assert code_of(tmp_path) == "E-DATA-LABEL"

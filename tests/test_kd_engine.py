@@ -148,7 +148,7 @@ def test_network_of_the_checkpoint_itself_stays_on_the_cpu(gpu):
     assert TorchCudaEngine(checkpoint_of(network))._network is not network
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU; needs a machine without one")
 def test_torch_on_a_gpu_that_is_not_there_is_refused():
     with pytest.raises(EngineError, match="run it in torch") as caught:
         TorchCudaEngine(checkpoint_of(nn.Identity()))

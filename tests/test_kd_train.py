@@ -398,7 +398,7 @@ def test_resume_without_a_run_is_refused(dataset, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU; needs a machine without one")
 def test_device_that_is_not_there_is_refused(dataset, tmp_path):
     with pytest.raises(InputError) as caught:
         train(dataset, tmp_path / "run", SHORT, device="cuda")

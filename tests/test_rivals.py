@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +26,9 @@ from edgeseg.rivals import (
 )
 from edgeseg.runtime.errors import EngineError, InputError
 from edgeseg.runtime.session import Session
+from edgeseg.tests.instruction_sets import capped_below_avx512
+
+pytestmark = pytest.mark.numbers
 
 FRAME = np.random.default_rng(0).integers(0, 256, (70, 90), dtype=np.uint8)
 # Largest difference of a logit by what a rival computes in, as a share of the largest logit: some
@@ -54,7 +56,7 @@ def _default_of_a_capped_openvino():
         return real(core, model, device, {"INFERENCE_PRECISION_HINT": "f32", **(config or {})})
 
     with pytest.MonkeyPatch.context() as patch:
-        if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper().startswith(("SSE", "AVX2")):
+        if capped_below_avx512():
             patch.setattr(ov.Core, "compile_model", compiled)
         yield
 

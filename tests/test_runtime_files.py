@@ -269,7 +269,9 @@ def test_full_disk_leaves_no_folder(full_disk):
     assert names_in(full_disk) == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(
+    os.geteuid() == 0, reason="root may write anywhere; run the tests as another user"
+)
 def test_folder_without_permission_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError) as caught, atomic_folder(tmp_path / "out"):
