@@ -140,8 +140,8 @@ def library(built):
 def engine(request):
     if request.param == "onnxruntime" and not ORT_ROOT:
         pytest.skip(
-            "EDGESEG_ONNXRUNTIME names no folder with ONNX Runtime's C header; make test fetches it "
-            "where apt knows a Debian mirror, see runtime/c/get_onnxruntime.sh"
+            "EDGESEG_ONNXRUNTIME names no folder with ONNX Runtime's C header; make test fetches "
+            "it where apt knows a Debian mirror, see runtime/c/get_onnxruntime.sh"
         )
     pytest.importorskip(request.param, reason=f"no {request.param}; make install brings it")
     return request.param
