@@ -32,6 +32,8 @@ from edgeseg.runtime.errors import EngineError, InputError
 from edgeseg.runtime.session import session_of
 from edgeseg.sources import candidates_of, find_source
 
+pytestmark = pytest.mark.numbers
+
 DEVICE_ENGINES = [name for name, entry in ENGINES.items() if entry.files_of]
 PROVIDERS = {
     "onnxruntime-cuda": "CUDAExecutionProvider",
