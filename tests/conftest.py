@@ -184,7 +184,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     )
     if mounted.returncode:
         pytest.skip(
-            f"cannot mount a tmpfs, which needs CAP_SYS_ADMIN: {mounted.stderr.decode().strip()}"
+            f"cannot mount a tmpfs ({mounted.stderr.decode().strip()}); needs CAP_SYS_ADMIN"
         )
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
