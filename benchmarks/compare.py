@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..runtime.errors import InputError, Refused
+from ..runtime.paths import takes_paths
 from .formatting import signed, significant
 from .jsonform import json_from_value
 from .measure.accuracy import PairedDifference, paired_difference
@@ -216,6 +217,7 @@ def require_budgets(comparison: RecordComparison) -> None:
 # --- comparison ----------------------------------------------------------------------------------
 
 
+@takes_paths
 def read_pair(old: Path, new: Path) -> tuple[BenchmarkRecord, BenchmarkRecord]:
     """Read two records to compare.
 

@@ -17,6 +17,7 @@ from types import MappingProxyType
 
 from ..runtime.contract import SPARSE, InputContract
 from ..runtime.errors import InputError
+from ..runtime.paths import takes_paths
 from .jsonform import json_from_value, value_from_json
 from .measure.accuracy import METRICS, Accuracy, ImageScore, PairedDifference
 from .measure.conditions import CHANGES, Change, Conditions
@@ -205,6 +206,7 @@ def to_json(record: BenchmarkRecord) -> str:
     return json.dumps(json_from_value(record), ensure_ascii=False, allow_nan=False) + "\n"
 
 
+@takes_paths
 def read_record(file: Path) -> BenchmarkRecord:
     """Read the .json of a benchmark.
 

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from ..runtime.contract import InputContract
 from ..runtime.engines import available_threads
 from ..runtime.errors import InputError
+from ..runtime.paths import takes_paths
 from .logits import cut_probability, ends_unbounded, logits_of, require_logits
 from .onnx_file import load_onnx, nodes_of, tensors_of, unreadable
 from .opset import at_our_opset, opset_of, require_opset
@@ -69,6 +70,7 @@ class OnnxNetwork:
         return self._run(image)
 
 
+@takes_paths
 def read_onnx(file: Path, contract_file: Path | None) -> OnnxNetwork:
     """Read an ONNX model and make it ours: opset 17, batch norms folded, logits, every node named.
 

@@ -23,10 +23,12 @@ from .image_file import (
     without_warnings,
 )
 from .lesion import small_components
+from .paths import takes_paths
 
 MAX_FRAME_SIDE = 16384  # px; the C runtime has the same limit
 
 
+@takes_paths
 def read_image(path: Path) -> np.ndarray:
     """Read an image file as grey, uint8 [H, W] (colour by ITU-R BT.601 luma).
 
@@ -41,6 +43,7 @@ def read_image(path: Path) -> np.ndarray:
         return _grey_of(image, path)
 
 
+@takes_paths
 def read_frames(path: Path) -> Iterator[np.ndarray]:
     """Yield every frame of an image file (TIFF stack, GIF, APNG) as `read_image` reads one.
 

@@ -22,6 +22,7 @@ from ...runtime.errors import InputError, Refused
 from ...runtime.files import sha256_of_file
 from ...runtime.image import read_image
 from ...runtime.layout import Layout
+from ...runtime.paths import takes_paths
 from ...runtime.progress import Progress, quiet
 from ...runtime.session import Session, first_installed, session_of
 from ...runtime.store import SUFFIX
@@ -152,6 +153,7 @@ class Source:
         return Session.over(TorchEngine(loaded, threads or available_threads()), loaded.contract)
 
 
+@takes_paths
 def find_source(path: Path) -> Source:
     """Say what a path is; one that does not exist may be the name of a shipped student.
 
@@ -180,6 +182,7 @@ def find_source(path: Path) -> Source:
     return Source(checkpoint, is_bundle=False)
 
 
+@takes_paths
 def checkpoint_of(path: Path) -> Source:
     """Return the checkpoint of a run, or the one named. Raises InputError (E-SOURCE)."""
     source = find_source(path)
@@ -188,6 +191,7 @@ def checkpoint_of(path: Path) -> Source:
     return source
 
 
+@takes_paths
 def load_exportable(path: Path, contract: Path | None) -> tuple[Source, Network]:
     """Return what an export starts from: a checkpoint, or an ONNX from elsewhere.
 
@@ -208,6 +212,7 @@ def load_exportable(path: Path, contract: Path | None) -> tuple[Source, Network]
     return found, load_trained(found.path)
 
 
+@takes_paths
 def read_layout(file: Path) -> Layout:
     """Read where the image is in a maker's frames; JSON as in a manifest, at most 64 KiB.
 
@@ -614,6 +619,7 @@ def phantom_dataset(progress: Progress = quiet) -> Iterator[Dataset]:
         )
 
 
+@takes_paths
 def gather_evidence(
     name: str,
     record: Path,

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ...runtime.errors import InputError
 from ...runtime.files import sha256_of_file
 from ...runtime.image import read_image
+from ...runtime.paths import takes_paths
 from ...runtime.progress import Progress, quiet
 from .dataset import EVERY_LABEL, LABELS, list_files, named_folders
 from .duplicates import groups_from_pairs, near_duplicates, pairs_of, patient_pairs
@@ -95,6 +96,7 @@ _PROBLEMS = {  # field: its line in the report
 }
 
 
+@takes_paths
 def audit_datasets(folders: Sequence[Path], *, progress: Progress = quiet) -> Audit:
     """Read every file of one data set or several and list all defects.
 

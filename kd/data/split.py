@@ -18,6 +18,7 @@ import numpy as np
 from ... import __version__
 from ...runtime.errors import InputError
 from ...runtime.files import sha256_of_file, write_bytes
+from ...runtime.paths import takes_paths
 from ...runtime.progress import Progress, quiet
 from .dataset import EVERY_LABEL, LABELS, Dataset
 from .duplicates import group_duplicates
@@ -144,6 +145,7 @@ def make_folds(
     )
 
 
+@takes_paths
 def split_from_lists(
     dataset: Dataset, lists: Sequence[Path], *, progress: Progress = quiet
 ) -> Split:
@@ -344,11 +346,13 @@ def split_to_json(split: Split) -> str:
     return json.dumps(fields, indent=1) + "\n"
 
 
+@takes_paths
 def write_split(split: Split, path: Path) -> None:
     """Write a split as JSON (docs/formats.md), whole or not at all. Raises OutputError."""
     write_bytes(path, split_to_json(split))
 
 
+@takes_paths
 def read_split(path: Path) -> Split:
     """Read a split file.
 
@@ -377,7 +381,7 @@ def _split_from_json(content: object) -> Split:
     of_sets = schema == SCHEMA_OF_SETS
     layout = "layouts" if of_sets else "layout"
     names = ["schema", "seed", "fractions", layout, "tool_version", "entries"]
-    listed = of_sets and "torn_groups" in content
+    listed = of_sets and isinstance(content, dict) and "torn_groups" in content
     fields = _fields(content, *names, *(["torn_groups"] if listed else []))
     fractions = fields["fractions"]
     if not (isinstance(fractions, list) and len(fractions) == 3):
