@@ -41,6 +41,7 @@ from .forms import Form, Recipe, make_forms, rounding_for
 from .frame_gate import FrameGraph, frame_facts, prove_frame_graphs
 from .frame_graph import require_no_least
 from .golden import find_dropped_frame, find_empty_frame, golden_frames, write_vectors
+from .kinds import kind_of
 from .parity import (
     CheckFrame,
     Hop,
@@ -56,7 +57,6 @@ from .qdq import Rounding
 from .ranges import require_method
 from .reading import require_normal_input, require_own_answer
 from .sensitivity import rank_convolutions
-from .to_kit import write_kit
 from .verdict import Verdict, measure_verdicts
 
 if TYPE_CHECKING:
@@ -335,7 +335,8 @@ def export_bundle(
         proved, refused = _prove_all(recipe, gates, progress)
         hops = (first, *(hop for each in proved.values() for hop in each.hops))
         verdicts, chosen = _choose(plan, proved, reference, progress)
-        shipped = {chosen: proved[chosen]} if plan.target.kind == "cpu" else proved
+        kind = kind_of(plan.target)
+        shipped = proved if kind.ships_every_precision else {chosen: proved[chosen]}
         if verdicts:
             shipped = {chosen: _fastest_first(proved[chosen], verdicts)}
         models = _write_models(folder, shipped)
@@ -355,15 +356,17 @@ def export_bundle(
             for each in whole:
                 (folder / each.file).write_bytes(each.model)
         empty = find_empty_frame(every, trained.contract) if frames.vectors else None
-        if plan.target.kind == "tensorrt":
-            forms = {name: each.forms[0] for name, each in shipped.items()}
-            cache = all(each.qat is None for each in shipped.values())
-            write_kit(
-                *(folder, recipe, forms, frames.vectors, trained.contract, chosen),
-                empty=empty,
-                frame_graphs=whole,
-                cache=cache,
-            )
+        kind.ship(
+            folder,
+            recipe,
+            {name: each.forms[0] for name, each in shipped.items()},
+            frames.vectors,
+            trained.contract,
+            chosen,
+            empty=empty,
+            frame_graphs=whole,
+            cache=all(each.qat is None for each in shipped.values()),
+        )
         dropped = (
             find_dropped_frame(every, trained.contract, frames.vectors) if frames.vectors else None
         )
@@ -534,7 +537,7 @@ def _gate(
 ) -> _Proved | Refused:
     """Return the forms that pass, or the first refusal."""
     forms = make_forms(recipe, precision, keep_float)
-    stored_only = recipe.plan.target.kind == "cpu" and precision == "fp16"
+    stored_only = precision == "fp16" and kind_of(recipe.plan.target).stores_half_only
     hops = []
     try:
         for form in forms:

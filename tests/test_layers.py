@@ -215,6 +215,7 @@ def test_exporter_uses_training_in_one_place_only():
 def test_onnx_and_torch_are_not_imported_to_open_the_export_table():
     # Else `edgeseg targets` would wait for them.
     names = ("edgeseg.export.target", "edgeseg.export.plan", "edgeseg.export")
+    names += tuple(name for name in MODULES if below(name, "edgeseg.export.kinds"))
     for name in (*names, "edgeseg.runtime.errors"):
         packages = {each.package for each in imports_of(name, MODULES[name].read_text())}
         assert packages <= STDLIB | {"__future__", "edgeseg"}
