@@ -486,9 +486,13 @@ def export(
     )
     if dry_run:
         if source is not None:
+            from ..export.frame_graph import require_no_least
             from .jobs.sources import CalibrationRequest, load_exportable, retraining_of
 
-            found, _ = load_exportable(source, contract)  # what cannot be exported is no plan
+            # What cannot be exported is no plan.
+            found, network = load_exportable(source, contract)
+            if frame:
+                require_no_least(network.contract)
             if qat:
                 request = CalibrationRequest(dataset, ranges, synthetic_calibration, calib_images)
                 retraining_of(found, request, qat)
