@@ -10,18 +10,19 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 
-from ..runtime.contract import InputContract
+from ..runtime.contract import SPARSE, InputContract
 from ..runtime.errors import InputError
 from .jsonform import json_from_value, value_from_json
 from .measure.accuracy import METRICS, Accuracy, ImageScore, PairedDifference
 from .measure.conditions import CHANGES, Change, Conditions
 from .measure.energy import Energy
 from .measure.environment import Environment
+from .measure.froc import SetCurve
 from .measure.latency import LatencyRatio, LatencyRun
 from .measure.layers import LayerReport
 from .measure.modes import MODES, OfflineRun, PacedRun, SoakRun
@@ -119,6 +120,7 @@ class Row:
     calibration_error: float  # of the pixels' lesion probability, see `calibration_error`; or NaN
     yardstick: Yardstick | None = None  # None: not asked for, or there is none for the engine
     passes: tuple[Pass, ...] = ()  # of the row beside its yardstick
+    curves: tuple[SetCurve, ...] = field(default=(), metadata=SPARSE)  # both errors, by threshold
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,15 @@ def _other_schema(found: object) -> str:
     return f"schema is {found!r:.60}, this tool reads {SCHEMA!r}; {mend}"
 
 
+def _is_drawable(curve: SetCurve, threshold: float) -> bool:
+    """Say whether a curve has the row's own point, and each point a place where it has images."""
+    return any(point.threshold == threshold for point in curve.points) and all(
+        (not curve.lesions or 0 <= point.found_share <= 1)
+        and (not curve.without_lesion or point.marks_per_normal >= 0)
+        for point in curve.points
+    )
+
+
 def _contradiction(record: BenchmarkRecord) -> str | None:
     """Return what the types alone do not catch and the reports rely on."""
     names = [row.name for row in record.rows]
@@ -276,6 +287,8 @@ def _contradiction(record: BenchmarkRecord) -> str | None:
             return f"{row.name} has no accuracy, or not every metric of a group"
         if row.layers and (fault := _layers_fault(row.layers)):
             return f"{row.name} {fault}"
+        if not all(_is_drawable(curve, row.contract.threshold) for curve in row.curves):
+            return f"{row.name} has a curve without the point that the row works at"
         if not all(map(_is_measured, row.passes)) or bool(row.passes) != bool(row.yardstick):
             return f"{row.name} has passes without their yardstick, or one without its times"
     if any(not (peaks.fp32_gflops > 0 and peaks.bandwidth_gb_s > 0) for peaks in record.peaks):

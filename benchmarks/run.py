@@ -19,16 +19,14 @@ from ..runtime.progress import Progress, quiet
 from ..runtime.session import Session
 from .measure.accuracy import (
     Case,
-    ImageScore,
-    calibration_error,
     paired_difference,
-    score_images,
     summarise,
 )
 from .measure.batches import require_same_answers
 from .measure.conditions import Conditions, compare_conditions, gpus_in_use, read_conditions
 from .measure.energy import Energy, explain_no_counter, find_counter, measure_energy
 from .measure.environment import Environment, describe_environment
+from .measure.froc import Scored, score_with_curves
 from .measure.latency import (
     P99_MIN_N,
     LatencyRun,
@@ -200,14 +198,6 @@ def _batch_of(settings: Settings) -> int:
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """How well a trained candidate segments."""
-
-    scores: tuple[ImageScore, ...]
-    calibration_error: float
-
-
-@dataclass(frozen=True)
 class _Loads:
     """What the modes besides "single" measured, by candidate; empty where not asked for."""
 
@@ -220,7 +210,7 @@ class _Loads:
 class _Measured:
     """All that was measured, by the name of the candidate."""
 
-    scored: Mapping[str, _Scored]  # of trained ones
+    scored: Mapping[str, Scored]  # of trained ones
     processes: Mapping[str, ProcessFacts]
     latencies: Mapping[str, LatencyRun]
     loads: _Loads
@@ -258,19 +248,18 @@ def _row_of(candidate: Candidate, measured: _Measured) -> Row:
         calibration_error=scored.calibration_error if scored else math.nan,
         yardstick=measured.yardsticks.get(name),
         passes=tuple(measured.passes[name]),
+        curves=scored.curves if scored else (),
     )
 
 
 def _score(
     candidates: Sequence[Candidate], cases: Sequence[Case], progress: Progress
-) -> dict[str, _Scored]:
-    """Score all that are trained; all masks before the first probability."""
-    trained = [candidate for candidate in candidates if candidate.trained]
-    scores = [score_images(each.session.predict, cases, progress=progress) for each in trained]
-    gaps = [calibration_error(each.session.logits, cases, progress=progress) for each in trained]
+) -> dict[str, Scored]:
+    """Score all that are trained."""
     return {
-        candidate.name: _Scored(found, gap)
-        for candidate, found, gap in zip(trained, scores, gaps, strict=True)
+        candidate.name: score_with_curves(candidate.session, cases, progress=progress)
+        for candidate in candidates
+        if candidate.trained
     }
 
 

@@ -188,6 +188,7 @@ def _train_options(command: F, without: tuple[str, ...] = ()) -> F:
         command = click.option(
             "--" + field.name.replace("_", "-"),
             type=type(field.default),
+            is_flag=type(field.default) is bool,
             default=field.default,
             show_default=True,
             help=field.metadata["help"],
@@ -201,6 +202,14 @@ def _train_options(command: F, without: tuple[str, ...] = ()) -> F:
 @click.option("--split", "split_file", type=path_type(), help="Split to use; default: a new one.")
 @click.option("--recipe", help=f"Settings to start from: {', '.join(RECIPES)}.")
 @click.option("--teachers", type=path_type(), help="A run whose teachers are taken.")
+@click.option(
+    "--teacher-checkpoint",
+    "teacher_checkpoints",
+    type=path_type(),
+    multiple=True,
+    help="Of another run; repeat it: the mean of all is the teacher of --teaching single.",
+)
+@click.option("--encoder-weights", type=path_type(), help="File that encoders start from.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out with its own settings.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @_train_options
@@ -214,6 +223,8 @@ def train(
     split_file: Path | None,
     recipe: str | None,
     teachers: Path | None,
+    teacher_checkpoints: tuple[Path, ...],
+    encoder_weights: Path | None,
     resume: bool,
     device: str,
     quiet: bool,
@@ -242,6 +253,8 @@ def train(
         split=split,
         resume=resume,
         teachers=teachers,
+        teacher_checkpoints=teacher_checkpoints,
+        encoder_weights=encoder_weights,
         device=device,
         progress=progress_of(quiet),
     )
@@ -641,15 +654,11 @@ def evaluate(
 ) -> None:
     """Score SOURCE (a bundle, run, checkpoint or shipped student) on a part of DATA."""
     from ..benchmarks.jsonform import json_from_value
-    from ..benchmarks.measure.accuracy import (
-        render_accuracy,
-        score_images,
-        summarise,
-        write_scores_csv,
-    )
+    from ..benchmarks.measure.accuracy import render_accuracy, summarise, write_scores_csv
     from ..benchmarks.measure.by_set import accuracy_by_set, render_by_set
+    from ..benchmarks.measure.froc import render_curves, score_with_curves
     from ..runtime.files import require_writable
-    from .jobs.sources import default_part, find_source, leak_of, samples_for
+    from .jobs.sources import default_part, find_source, leak_of, samples_for, temperature_of
 
     if csv_file:
         require_writable(csv_file)
@@ -657,21 +666,91 @@ def evaluate(
     part = part or default_part([found])
     cases = samples_for(found, dataset, part, progress_of(quiet))
     session = found.open(engine, threads or 0)
-    scores = score_images(session.predict, cases, progress=progress_of(quiet))
+    temperature = temperature_of(found)
+    scored = score_with_curves(session, cases, temperature=temperature, progress=progress_of(quiet))
     if csv_file:
-        write_scores_csv(csv_file, scores)
-    accuracy = summarise(scores)
-    sets = accuracy_by_set(scores, {case.name: case.source for case in cases})
+        write_scores_csv(csv_file, scored.scores)
+    accuracy = summarise(scored.scores)
+    sets = accuracy_by_set(scored.scores, {case.name: case.source for case in cases})
     leak = leak_of(found, part)
     if as_json:
-        content = {**accuracy.to_dict(), "sets": json_from_value(sets), "leak": leak}
+        calibration = {
+            "temperature": temperature,
+            "calibration_error": scored.calibration_error,
+            "calibrated_error": scored.calibrated_error,
+        }
+        content = {
+            **accuracy.to_dict(),
+            "sets": json_from_value(sets),
+            "leak": leak,
+            "curves": json_from_value(scored.curves),
+            **json_from_value(calibration),
+        }
         click.echo(json.dumps(content, indent=1))
     else:
         click.echo(f"{source} in {session.engine.name}, {part} part, {len(cases)} images")
         click.echo(render_accuracy(accuracy))
         click.echo(render_by_set(sets))
+        click.echo(render_curves(scored.curves, session.contract))
+        told = f"{scored.calibration_error:.4f}"
+        if temperature is not None:
+            told += f", {scored.calibrated_error:.4f} with its temperature of {temperature:.3f}"
+        click.echo(f"Expected calibration error: {told}.")
         if leak:
             click.echo(f"Not leak-safe: {leak}.")
+
+
+@cli.command()
+@click.argument("source", type=path_type())
+@click.argument("datasets", metavar="[DATA]...", type=path_type(), nargs=-1)
+@click.option(
+    "--max-false-marks",
+    type=click.FloatRange(0, 1),
+    default=0.25,
+    show_default=True,
+    help="Largest share of the images without a lesion that may be marked.",
+)
+@click.option(
+    "--point-of",
+    type=path_type(),
+    help="In place of DATA: take the operating point of this tuned checkpoint of the same network.",
+)
+@click.option(
+    "--name", default="tuned", show_default=True, help="Of the new checkpoint, beside the old one."
+)
+@json_option
+@quiet_option
+def tune(
+    source: Path,
+    datasets: tuple[Path, ...],
+    max_false_marks: float,
+    point_of: Path | None,
+    name: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Choose the operating point of SOURCE, a run or its checkpoint, on the val part of DATA.
+
+    The threshold and the least lesion with the highest Dice among those that mark few enough
+    images without a lesion. SOURCE is left as it is: NAME.safetensors beside it has the point.
+    """
+    from .jobs.sources import checkpoint_of
+    from .jobs.tuning import render_tuned, take_point
+    from .jobs.tuning import tune as choose
+
+    if bool(datasets) == (point_of is not None):
+        raise click.UsageError("name either DATA or --point-of")
+    found = checkpoint_of(source)
+    if point_of is not None:
+        tuned = take_point(found, checkpoint_of(point_of), name=name)
+    else:
+        tuned = choose(
+            found, datasets, max_false_marks=max_false_marks, name=name, progress=progress_of(quiet)
+        )
+    if as_json:
+        click.echo(json.dumps({"checkpoint": str(tuned.checkpoint), **tuned.evidence}, indent=1))
+    else:
+        click.echo(render_tuned(tuned))
 
 
 cli.add_command(benchmark)

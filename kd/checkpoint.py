@@ -18,6 +18,7 @@ from ..runtime.errors import InputError
 from ..runtime.files import sha256_of_file, write_bytes
 from .models import Network, build_model, require_size
 
+OPERATING_POINT = "operating_point"  # in the provenance of what `edgeseg tune` wrote
 _SCHEMA = "edgeseg.checkpoint/1"
 
 

@@ -11,7 +11,6 @@ from PIL import Image
 
 from .contract import InputContract
 from .errors import InputError
-from .folder import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from .image_file import MAX_IMAGE_PIXELS as MAX_IMAGE_PIXELS
 from .image_file import (
     frame_count,

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -71,6 +72,8 @@ ERRORS = {  # code of Python -> exit code of the example: the positive value of 
     "E-SIGNATURE": 41,
     "E-KEY-READ": 42,
 }
+# Engines link against more libraries of theirs, which the loader finds and the linker need not.
+LINK_LATER = ("-Wl,--allow-shlib-undefined",)
 OPENSSL_MISSING = 43  # E-EXTRA-MISSING too, of a key
 
 
@@ -1553,6 +1556,82 @@ def test_installed_static_library_links_by_pkg_config(tmp_path):
     refused = run(tmp_path / "x", bundle, "key.pem")
     assert (refused.returncode, refused.stdout.count(b"\n")) == (OPENSSL_MISSING, 1)
     assert b"-DEDGESEG_OPENSSL=ON" in refused.stdout
+
+
+@pytest.fixture(scope="module", params=["ON", "OFF"], ids=["shared", "static"])
+def moved(request, tmp_path_factory):
+    """An installation that was moved afterwards; configured for /usr/local."""
+    folder = tmp_path_factory.mktemp("installed")
+    options = (f"-DBUILD_SHARED_LIBS={request.param}", *openssl_options(), *engine_options())
+    built = build(folder / "b", *options)
+    assert run("cmake", "--install", built, "--prefix", folder / "first").returncode == 0
+    (folder / "first").rename(folder / "a place")
+    return folder / "a place"
+
+
+@pytest.fixture
+def environment_of_moved(moved):
+    """Where the loader finds the moved library and the engines of a static one."""
+    places = [*moved.glob("lib*"), SITE / "openvino" / "libs", Path(ORT_ROOT, "lib")]
+    return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(map(str, places))}
+
+
+@pytest.mark.parametrize(("compiler", "suffix"), [("gcc", "c"), ("g++", "cc")])
+def test_moved_installation_is_used_by_pkg_config(
+    compiler, suffix, moved, environment_of_moved, tmp_path
+):
+    require("pkg-config", compiler)
+    (place,) = moved.glob("lib*/**/pkgconfig")
+    words = ["pkg-config", "--cflags", "--libs", *["--static"] * any(moved.rglob("*.a")), "edgeseg"]
+    flags = run(*words, env={**os.environ, "PKG_CONFIG_PATH": str(place)}).stdout.decode()
+    assert "/usr/local" not in flags
+    source = SOURCE / "examples" / "find_package" / f"verify.{suffix}"
+    made = run(compiler, source, "-o", tmp_path / "x", *shlex.split(flags), *LINK_LATER)
+    assert made.returncode == 0, made.stderr.decode()
+    holds = run(tmp_path / "x", stub_bundle(tmp_path / "stub"), env=environment_of_moved)
+    assert (holds.returncode, holds.stdout) == (0, b"holds\n")
+
+
+def test_moved_installation_is_used_by_find_package_in_c_and_in_cpp(
+    moved, environment_of_moved, tmp_path
+):
+    require("cmake", "g++")
+    project = SOURCE / "examples" / "find_package"
+    words = (f"-DCMAKE_PREFIX_PATH={moved}", f"-DCMAKE_EXE_LINKER_FLAGS={' '.join(LINK_LATER)}")
+    done = run("cmake", "-S", project, "-B", tmp_path / "b", *words)
+    assert done.returncode == 0, done.stderr.decode()
+    done = run("cmake", "--build", tmp_path / "b")
+    assert done.returncode == 0, done.stdout.decode()
+    bundle = stub_bundle(tmp_path / "stub")
+    for name in ("verify", "verify-cpp"):
+        holds = run(tmp_path / "b" / name, bundle, env=environment_of_moved)
+        assert (holds.returncode, holds.stdout) == (0, b"holds\n")
+        missing = run(tmp_path / "b" / name, tmp_path / "none", env=environment_of_moved)
+        assert missing.returncode == ERRORS["E-BUNDLE-MISSING"]
+
+
+def test_find_package_refuses_another_major_version(moved, tmp_path):
+    require("cmake")
+    text = (SOURCE / "examples" / "find_package" / "CMakeLists.txt").read_text()
+    (tmp_path / "CMakeLists.txt").write_text(text.replace("edgeseg 1.0", "edgeseg 2.0"))
+    words = ("-S", tmp_path, "-B", tmp_path / "b", f"-DCMAKE_PREFIX_PATH={moved}")
+    done = run("cmake", *words)
+    assert done.returncode == 1
+    assert b"edgeseg-config.cmake, version: 1.0.0" in done.stderr
+
+
+def test_nothing_installed_names_the_place_of_the_build(moved):
+    texts = [path.read_text() for ending in ("*.pc", "*.cmake") for path in moved.rglob(ending)]
+    assert len(texts) == 5
+    assert not any(str(moved.parent) in text or "/usr/local" in text for text in texts)
+
+
+def test_absolute_folders_of_an_installation_are_named_as_they_are(tmp_path):
+    require("cmake", "gcc", "pkg-config")
+    options = [f"-DCMAKE_INSTALL_{name}DIR={tmp_path}/{name}" for name in ("LIB", "INCLUDE")]
+    assert run("cmake", "-S", SOURCE, "-B", tmp_path / "b", *options).returncode == 0
+    flags = run("pkg-config", "--cflags", "--libs", tmp_path / "b" / "edgeseg.pc").stdout.decode()
+    assert flags.split() == [f"-I{tmp_path}/INCLUDE", f"-L{tmp_path}/LIB", "-ledgeseg"]
 
 
 def test_static_pkg_config_names_the_engines_and_only_the_tests_ask_for_werror(tmp_path):

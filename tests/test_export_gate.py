@@ -48,6 +48,8 @@ from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.image import input_from_frame, read_image
 from edgeseg.tests.fabricated_hop import hop
 
+pytestmark = pytest.mark.numbers
+
 SIZE = 16
 CONTRACT = InputContract(SIZE, SIZE, mean=0.5, std=0.25)
 FOUR = ("a", "b", "skip", "c")  # the convolutions of `toy_model` that may run in INT8

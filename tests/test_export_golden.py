@@ -31,6 +31,8 @@ from edgeseg.runtime.pgm import grey_from_pgm
 from edgeseg.runtime.session import open_session
 from edgeseg.tests.test_export_gate import Toy, toy_checks
 
+pytestmark = pytest.mark.numbers
+
 CONTRACT = InputContract(height=32, width=48)
 LEVEL = CONTRACT.logit_threshold
 BLACK = input_from_frame(np.zeros((32, 48), np.uint8), CONTRACT)

@@ -52,6 +52,8 @@ from edgeseg.runtime.errors import InputError, Refused
 
 pytestmark = pytest.mark.numbers
 
+pytestmark = pytest.mark.numbers
+
 NOTHING = Quantisation((), 8, None, {})
 
 

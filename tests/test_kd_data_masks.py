@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageFilter
 
 from edgeseg.kd.data.audit import audit_datasets, render
@@ -247,7 +248,7 @@ def test_float_mask_is_refused(tmp_path):
 # --- any mask ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10**6),
     levels=st.lists(st.integers(1, 255), min_size=1, max_size=4),
@@ -274,9 +275,10 @@ def test_mask_without_loss_is_what_is_not_black_or_it_is_refused(
             assert (mask == lesion).all()
         # Nothing is dropped but slivers, which may be edges: no square of three pixels a side.
         brightness = pixels.max(axis=2) * ~mask
-        for top, left in np.argwhere(brightness[:-2, :-2]):
-            square = brightness[top : top + 3, left : left + 3]
-            assert (square != square[0, 0]).any()
+        if min(shape) >= 3:
+            squares = sliding_window_view(brightness, (3, 3))
+            flat = squares.max(axis=(2, 3)) == squares.min(axis=(2, 3))
+            assert not (flat & (squares[:, :, 0, 0] > 0)).any()
 
 
 def read_or_refused(path: Path) -> np.ndarray | None:

@@ -12,6 +12,8 @@ from torch import nn
 from edgeseg.kd.engine import TorchCudaEngine, TorchEngine
 from edgeseg.runtime.errors import EngineError
 
+pytestmark = pytest.mark.numbers
+
 IMAGE = np.random.default_rng(0).normal(size=(1, 1, 16, 16)).astype(np.float32)
 # PyTorch's own, when its compiler is imported.
 compiles = pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")

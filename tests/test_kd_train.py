@@ -17,6 +17,7 @@ import edgeseg.kd.train as training
 from edgeseg.kd.checkpoint import load_checkpoint, read_tensors
 from edgeseg.kd.config import TrainConfig
 from edgeseg.kd.data.dataset import read_dataset
+from edgeseg.kd.data.phantom import write_phantoms
 from edgeseg.kd.data.split import make_split, read_split
 from edgeseg.kd.train import train
 from edgeseg.runtime.errors import InputError, Refused
@@ -493,3 +494,15 @@ def test_cpu_trains_in_bfloat16_only_where_it_computes_in_it(monkeypatch, capabi
     assert fitting.compute_dtype(cpu) == dtype
     with fitting.mixed_precision(cpu):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_an_image_a_class_and_batches_of_one_train_at_the_least_size(batch, tmp_path):
+    dataset = write_phantoms(tmp_path / "data", count=2)
+    assert len({sample.label for sample in dataset.samples}) == len(dataset.samples)
+    config = replace(SHORT, student="edge-16", teacher="edge-16", student_epochs=1, batch=batch)
+    config = replace(config, distillation="kl+cwd+at+fitnet+ifvd+skds")
+    train(dataset, tmp_path / "run", config, device="cpu")
+    for stage in STAGES:
+        network = load_checkpoint(tmp_path / "run" / f"{stage}.safetensors").network
+        assert all(value.isfinite().all() for value in network.state_dict().values())

@@ -32,6 +32,8 @@ from edgeseg.runtime.engines.ort import OnnxRuntimeEngine
 from edgeseg.runtime.errors import EngineError, InputError
 from edgeseg.runtime.session import session_of
 
+pytestmark = pytest.mark.numbers
+
 DEVICE_ENGINES = [name for name, entry in ENGINES.items() if entry.files_of]
 PROVIDERS = {
     "onnxruntime-cuda": "CUDAExecutionProvider",

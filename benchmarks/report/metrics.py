@@ -29,10 +29,12 @@ from ..compare import (
     times,
 )
 from ..formatting import MISSING, fixed, percent, significant
+from ..measure.froc import CurvePoint
 from ..measure.latency import P99_MIN_N, percentile, percentile_bounds
 from ..record import BenchmarkRecord, Comparison, Row
 from ..yardstick_passes import summarise_passes
 from . import cells
+from .froc_chart import point_of
 from .wording import (
     bounded_text,
     fps_text,
@@ -177,6 +179,17 @@ def _of_lesions(
 
     column = Column("accuracy", title, "", _of(cell))
     return Metric(key, "", _of(get), text, "higher", columns=(column, *more))
+
+
+def _of_point(
+    key: str, better: Literal["lower", "higher"], text: str, get: Callable[[CurvePoint], float]
+) -> Metric:
+    """Return a figure of the row's own point on the curve over all images."""
+
+    def number(row: Row) -> Value:
+        return get(point_of(row, row.curves[0])) if row.curves else None
+
+    return Metric(key, "", _of(number), text, better)
 
 
 def _mean(metric: str) -> Callable[[Row], float | None]:
@@ -708,6 +721,18 @@ METRICS: tuple[Metric, ...] = (
         "share of images without a lesion in which anything was predicted",
         "lower",
         columns=(Column("accuracy", "False positives", "", _of(cells.false_positive_text)),),
+    ),
+    _of_point(
+        "lesions_found_share",
+        "higher",
+        "share of images with a lesion whose Dice at the network's size is at least 0.1",
+        lambda point: point.found_share,
+    ),
+    _of_point(
+        "marks_per_normal",
+        "lower",
+        "components marked for each image without a lesion",
+        lambda point: point.marks_per_normal,
     ),
     Metric(
         "calibration_error",

@@ -19,6 +19,7 @@ from .charts import (
     soak_lines,
 )
 from .document import Code, Document, Figure, Figures, Part, Section, Terms, section
+from .froc_chart import froc_figures
 from .pass_charts import pass_strips
 from .svg import family
 from .tables import (
@@ -154,6 +155,7 @@ def _plots(record: BenchmarkRecord) -> Figures:
                 "and more accurate. Circle FP32, square FP16, diamond INT8. Networks that are not "
                 "trained are left out.",
             ),
+            *froc_figures(rows),
             Figure(
                 "Distribution of latency",
                 latency_strips(rows),

@@ -226,6 +226,17 @@ def read_layout(file: Path) -> Layout:
     return Layout.from_dict(content)
 
 
+def temperature_of(source: Source) -> float | None:
+    """Return the temperature that `edgeseg tune` fitted; None where it was never called."""
+    from .tuning import temperature_in
+
+    if source.is_bundle:
+        return temperature_in(open_bundle(source.path).manifest.provenance.get("training"))
+    from ...kd.checkpoint import load_checkpoint
+
+    return temperature_in(load_checkpoint(source.path).provenance)
+
+
 def default_part(sources: Sequence[Source]) -> str:
     """Return "test", or "unseen" where a shipped student is among the sources."""
     return "test" if all(source.trained_on() is None for source in sources) else "unseen"
@@ -624,7 +635,8 @@ def gather_evidence(
         progress: wraps the long loops.
 
     Raises InputError: E-REPORT-SCHEMA, E-CARD-RECORD, E-CARD-WEIGHTS (the three do not belong
-    together), those of `load_checkpoint` and `read_dataset`.
+    together), those of `load_checkpoint` and `read_dataset`. Refused: E-EMPTY-MARKED, see
+    `require_empty`; INT8 is that of `measured`.
     """
     from ...benchmarks.measure.accuracy import score_images
     from ...benchmarks.record import from_json
@@ -639,6 +651,7 @@ def gather_evidence(
     from ...kd.checkpoint import load_checkpoint
     from ...kd.data.dataset import read_datasets
     from ...kd.data.split import read_split, samples_of
+    from .empty_frames import require_empty
 
     fp32, int8, split_sha256 = measured_rows(from_json(record.read_bytes()))
     trial, shipped = load_checkpoint(measured.path), load_checkpoint(weights.path)
@@ -672,6 +685,7 @@ def gather_evidence(
         )
     hashes = [sha256_of_file(image) for image in progress(images, "hashing files")]
     session = weights.open("torch", 0)
+    require_empty({"FP32": session, "INT8": session_of(exported)}, progress)
     with phantom_dataset(progress) as phantoms:
         failures = worst_of(score_images(session.predict, phantoms.samples, progress=progress))
         by_name = {sample.name: sample for sample in phantoms.samples}

@@ -175,6 +175,15 @@ def _read(
         return None
 
 
+def _inspect(sample: Sample, path: Path) -> Mask:
+    """Read a mask as its data set does; one with a reader of its own says what colours mean."""
+    mask = inspect_mask(path)
+    if sample.mask_reader is read_mask:
+        return mask
+    odd = "" if mask.coloured else mask.odd_values
+    return replace(mask, lesion=sample.mask_reader(path), odd_values=odd)
+
+
 def _check_masks(
     sample: Sample,
     shape: tuple[int, ...],
@@ -182,16 +191,10 @@ def _check_masks(
     found: dict[str, list[str]],
 ) -> None:
     """Note the defects of a sample's masks; [H, W] is the image's shape."""
-
-    def inspect(path: Path) -> Mask:
-        if sample.mask_reader is read_mask:
-            return inspect_mask(path)
-        return Mask(sample.mask_reader(path))  # a layout with colours or a rule of its own
-
     union = np.zeros(shape, np.bool_)
     blank, marked, complete = [], False, True
     for path in sample.masks:
-        mask = _read(path, inspect, named, found)
+        mask = _read(path, partial(_inspect, sample), named, found)
         if mask is None:
             complete = False
             continue

@@ -6,7 +6,6 @@ Readers look at names and lists, and at masks only where nothing else tells the 
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,13 +14,11 @@ from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from ...runtime.errors import InputError
 from ...runtime.folder import image_files, masked_stem, natural_key, stem_of
-from ...runtime.image import read_image
 from .labels import LABELS, UNCLASSED, LabelList, image_key, read_found_list, read_named_list
-from .masks import read_mask
+from .masks import inspect_mask, read_colours
 from .sample import Listing, MaskReader, Sample
 
 _PLAIN_TABLE = "labels.csv"
@@ -214,7 +211,7 @@ def _uclm_label(path: Path) -> str:
 
 
 def _uclm_colours(path: Path) -> set[tuple[int, ...]]:
-    rgb = _read_rgb(path)
+    rgb = read_colours(path)
     found = {tuple(map(int, colour)) for colour in np.unique(rgb.reshape(-1, 3), axis=0)}
     if unknown := sorted(found - set(_UCLM_COLOURS)):
         known = ", ".join(f"{label} {colour}" for colour, label in _UCLM_COLOURS.items())
@@ -228,7 +225,7 @@ def _uclm_colours(path: Path) -> set[tuple[int, ...]]:
 
 def _uclm_mask(path: Path) -> npt.NDArray[np.bool_]:
     _uclm_colours(path)
-    return np.asarray(_read_rgb(path).any(axis=2))
+    return np.asarray(read_colours(path).any(axis=2))
 
 
 def _list_unlisted(root: Path) -> Listing:
@@ -253,23 +250,14 @@ def _unlisted_label(path: Path) -> str:
 
 def _grey_mask(path: Path) -> npt.NDArray[np.bool_]:
     """Read a mask that must have no colours: nothing says what they would stand for."""
-    rgb = _read_rgb(path)
-    if (rgb != rgb[..., :1]).any():
+    mask = inspect_mask(path)
+    if mask.coloured:
         raise InputError(
             "E-DATA-COLOUR",
             f"mask {path} has colours, and nothing in the data set says what they stand for; "
             "make it black and white, or add labels.csv",
         )
-    return read_mask(path)
-
-
-def _read_rgb(path: Path) -> npt.NDArray[np.uint8]:
-    """Read an image as uint8 [H, W, 3]. Raises InputError as `read_image`."""
-    read_image(path)  # refuses what is too large or cannot be read
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a palette's alpha
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+    return mask.lesion
 
 
 def _with_labels_of_masks(

@@ -29,6 +29,7 @@ class Mask:
     """A mask and what is unusual about its file."""
 
     lesion: npt.NDArray[np.bool_]  # [H, W]
+    coloured: bool = False
     odd_values: str = ""  # which, where they are neither 0 and 1 nor 0 and full scale
     has_alpha: bool = False  # that is not opaque everywhere
 
@@ -44,6 +45,20 @@ class _Pixels:
 def read_mask(path: Path) -> npt.NDArray[np.bool_]:
     """Return the lesion of a mask file, bool [H, W]; see `inspect_mask`."""
     return inspect_mask(path).lesion
+
+
+def read_colours(path: Path) -> npt.NDArray[np.uint8]:
+    """Return the colours of a mask file, uint8 [H, W, 3]: over black, where it is transparent.
+
+    For data sets that say what each colour is. Raises InputError: E-IMAGE-READ, E-IMAGE-SIZE,
+    E-IMAGE-MODE, E-IMAGE-FRAMES.
+    """
+    with open_image(path) as image, without_warnings():
+        require_one_frame(image, path)
+        if is_deep(image):
+            raise _too_deep(image, path)
+        rgba = np.asarray(upright(image).convert("RGBA")).astype(np.int64)
+    return (rgba[:, :, :3] * rgba[:, :, 3:] // 255).astype(np.uint8)
 
 
 def inspect_mask(path: Path) -> Mask:
@@ -74,21 +89,25 @@ def inspect_mask(path: Path) -> Mask:
             f"mask {path} marks {lesion.mean():.0%} of the image and most of its border, so it "
             "seems inverted; store lesions bright on black",
         )
-    return Mask(lesion, _odd_values(pixels), pixels.has_alpha)
+    return Mask(lesion, pixels.coloured, _odd_values(pixels), pixels.has_alpha)
 
 
 def _refused(path: Path, what: str, mend: str = "store it as 0 and 255") -> InputError:
     return InputError("E-MASK-VALUES", f"mask {path} {what}; {mend}")
 
 
+def _too_deep(image: Image.Image, path: Path) -> InputError:
+    return InputError(
+        "E-IMAGE-MODE",
+        f"mask {path} has pixels of mode {image.mode} of more than 8 bits a channel; store it as "
+        "8-bit grey",
+    )
+
+
 def _pixels_of(image: Image.Image, path: Path) -> _Pixels:
     """Return the levels of an opened mask file; colours by their largest channel."""
     if is_deep(image) and not image.mode.startswith("I"):
-        raise InputError(
-            "E-IMAGE-MODE",
-            f"mask {path} has pixels of mode {image.mode} of more than 8 bits a channel; store it "
-            "as 8-bit grey",
-        )
+        raise _too_deep(image, path)
     shown = upright(image)
     if shown.mode.startswith("I"):
         levels = np.asarray(shown).astype(np.int64)
