@@ -63,8 +63,11 @@ def make_bus_bra(root: Path) -> None:
 def make_breast(root: Path) -> None:
     for stem in ("case001", "case002", "case003"):
         save(root / f"{stem}.png")
-    save(root / "case001_tumor.png", marked=True)
-    save(root / "case002_tumor.png", marked=True)
+    for stem in ("case001", "case002"):
+        mask = np.full((6, 8, 4), 255, np.uint8)  # white everywhere,
+        mask[..., 3] = 0  # and hidden
+        mask[0, 0, 3] = 255
+        Image.fromarray(mask, "RGBA").save(root / f"{stem}_tumor.png")
     save(root / "case002_other1.png", marked=True)
     (root / "clinical.csv").write_text(
         "CaseID,Image_filename,Mask_tumor_filename,Classification\n"

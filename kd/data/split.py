@@ -381,7 +381,7 @@ def _split_from_json(content: object) -> Split:
     of_sets = schema == SCHEMA_OF_SETS
     layout = "layouts" if of_sets else "layout"
     names = ["schema", "seed", "fractions", layout, "tool_version", "entries"]
-    listed = of_sets and isinstance(content, dict) and "torn_groups" in content
+    listed = isinstance(content, dict) and of_sets and "torn_groups" in content
     fields = _fields(content, *names, *(["torn_groups"] if listed else []))
     fractions = fields["fractions"]
     if not (isinstance(fractions, list) and len(fractions) == 3):
