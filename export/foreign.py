@@ -22,9 +22,10 @@ from .logits import cut_probability, ends_unbounded, logits_of, require_logits
 from .onnx_file import load_onnx, nodes_of, tensors_of, unreadable
 from .opset import at_our_opset, opset_of, require_opset
 from .parity import Run, exact_run
-from .to_onnx import CONTRACT_KEY
+from .to_onnx import CONTRACT_KEY, OPSET
 
 _TRAINING_MODE = 14  # the opset from which a batch norm says its mode in an attribute
+_FLOAT = onnx.TensorProto.FLOAT
 _OTHER_FLOATS = (*(onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE),)
 _NOISE = (1.0, 1.0, 5.0)  # standard deviations of frames that tell whether an answer depends on any
 # What the parsers of OpenVINO, ONNX Runtime and TensorRT-RTX 1.7 all took, one small model each.
@@ -89,7 +90,7 @@ def read_onnx(file: Path, contract_file: Path | None) -> OnnxNetwork:
     """
     loaded = load_onnx(file)
     contract = _contract_of(loaded.model, file, contract_file)
-    theirs = _cleaned(loaded.model)
+    theirs = _cleaned(loaded.model, file)
     require_opset(theirs, file)
     _require_inference(theirs.graph, opset_of(theirs), file)
     _require_ends(theirs.graph.input, "input", file, contract)
@@ -97,13 +98,23 @@ def read_onnx(file: Path, contract_file: Path | None) -> OnnxNetwork:
         each.type.tensor_type.elem_type != onnx.TensorProto.FLOAT for each in theirs.graph.output
     ):
         _require_ends(theirs.graph.output, "output", file, contract)
-    folded = _inferred(_in_float(_folded(theirs, file)), file)
+    folded = _in_float(_folded(theirs, file), file)
     if folded.graph.output[0].name in {tensor.name for tensor in folded.graph.initializer}:
         raise _constant(file)
     _require_operators(folded.graph, file)
-    ours = _inferred(at_our_opset(folded, file), file)
-    cut = cut_probability(ours.graph, file)
-    ours = _inferred(_folded(ours, file), file)
+    converted = at_our_opset(folded, file)
+    try:
+        ours = _inferred(converted, file)
+        cut = cut_probability(ours.graph, file)
+        ours = _folded(ours, file)
+    except InputError as error:
+        if error.code != "E-ONNX-READ":
+            raise
+        raise InputError(  # the file was taken before
+            "E-ONNX-OPSET",
+            f"what edgeseg makes of {file} in opset {OPSET} is no valid ONNX; export it with opset "
+            f"{OPSET}, and report this: {error}",
+        ) from error
     _require_ends(ours.graph.output, "output", file, contract)
     require_logits(ours.graph, contract.logit_threshold, file)
     _name_all(ours.graph)
@@ -131,10 +142,13 @@ def read_onnx(file: Path, contract_file: Path | None) -> OnnxNetwork:
     )
 
 
-def _cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
+def _cleaned(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
     """Return the model without functions of its own and without weights listed as inputs."""
     if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+        try:
+            model = onnx.inliner.inline_local_functions(model)
+        except Exception as error:  # the library's errors share no narrower base
+            raise unreadable(file, error) from error
     _without_listed_weights(model.graph)
     return model
 
@@ -148,11 +162,15 @@ def _without_listed_weights(graph: onnx.GraphProto) -> None:
 
 def _require_inference(graph: onnx.GraphProto, opset: int, file: Path) -> None:
     """Raise InputError (E-ONNX-TRAINING) for what answers by the batch, or by chance."""
-    true = {tensor.name for tensor in graph.initializer if numpy_helper.to_array(tensor).any()}
+    stored = {tensor.name: tensor for tensor in graph.initializer}
     for node in nodes_of(graph):
         if node.op_type == "Constant" and node.attribute[0].name == "value":
-            array = numpy_helper.to_array(node.attribute[0].t)
-            true |= set(node.output) if array.any() else set()
+            stored[node.output[0]] = node.attribute[0].t
+    true = {
+        name
+        for name, tensor in stored.items()
+        if tensor.data_type == onnx.TensorProto.BOOL and numpy_helper.to_array(tensor).any()
+    }
     for node in nodes_of(graph):
         mode = any(each.name == "training_mode" and each.i for each in node.attribute)
         # Before opset 14 the running statistics as further outputs say it.
@@ -168,8 +186,8 @@ def _require_inference(graph: onnx.GraphProto, opset: int, file: Path) -> None:
             )
 
 
-def _in_float(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Make every float type FP32: the targets' own steps choose narrower ones."""
+def _in_float(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
+    """Make every float type FP32, as the targets' own steps choose narrower ones; infer shapes."""
     for tensor in tensors_of(model.graph):
         if tensor.data_type in _OTHER_FLOATS:
             with np.errstate(over="ignore"):  # what overflows shows in the parity
@@ -178,8 +196,16 @@ def _in_float(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in nodes_of(model.graph):
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i in _OTHER_FLOATS:
-                attribute.i = onnx.TensorProto.FLOAT
+                attribute.i = _FLOAT
     del model.graph.value_info[:]
+    model = _inferred(model, file)
+    values = (*model.graph.input, *model.graph.value_info)
+    floats = {value.name for value in values if value.type.tensor_type.elem_type == _FLOAT}
+    for node in model.graph.node:
+        casts_to = [each.i for each in node.attribute if each.name == "to"]
+        if node.op_type == "Cast" and node.input[0] in floats and casts_to == [_FLOAT]:
+            node.op_type = "Identity"
+            del node.attribute[:]
     return model
 
 

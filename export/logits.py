@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from ..runtime.errors import InputError
 from .graph import producers_of
 
-_SQUASHING = ("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax")
+_SQUASHING = ("Sigmoid", "HardSigmoid", "Softmax")
 # What only moves or selects values of its first input commutes with a function of one value that
 # rises, so it may stay behind a sigmoid that is cut off.
 _MOVES = frozenset(
@@ -30,7 +30,7 @@ _ARITHMETIC = frozenset(("Add", "Div", "Mul", "Sub"))
 _BENDS = _ARITHMETIC | frozenset(
     (
         *("AveragePool", "Clip", "Erf", "Exp", "GlobalAveragePool", "HardSwish", "LeakyRelu"),
-        *("Max", "Min", "Pad", "Pow", "ReduceMean", "Relu", "Resize", "Sqrt", "Tanh"),
+        *("Pad", "Pow", "ReduceMean", "Relu", "Resize", "Sqrt", "Tanh"),
     )
 )
 _UNBOUNDED = frozenset(
@@ -77,7 +77,7 @@ def cut_probability(graph: onnx.GraphProto, file: Path) -> str | None:
         )
     if node.op_type == "Sigmoid":
         _replace(graph, node, [helper.make_node("Identity", node.input, node.output, node.name)])
-    elif node.op_type in ("Softmax", "LogSoftmax"):
+    elif node.op_type in ("Softmax"):
         _replace(graph, node, _difference(graph, node, where))
     else:
         raise InputError("E-ONNX-SHAPE", f"{where}, so its output is no logit; export it without")

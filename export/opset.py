@@ -28,7 +28,8 @@ _IR_VERSION = 8  # of OPSET; a runtime on a device refuses a newer one
 
 def opset_of(model: onnx.ModelProto) -> int:
     """Return the opset of the standard operators."""
-    return max(int(each.version) for each in model.opset_import if each.domain in ("", "ai.onnx"))
+    versions = (each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
+    return max(versions, default=0)
 
 
 def require_opset(model: onnx.ModelProto, file: Path) -> None:

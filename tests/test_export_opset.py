@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from edgeseg.export import foreign
 from edgeseg.export.foreign import read_onnx
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError
@@ -232,6 +233,25 @@ def test_a_converter_that_fails_is_called_ours(tmp_path, contract_file, monkeypa
     with pytest.raises(InputError, match="edgeseg cannot convert") as caught:
         read_onnx(file, contract_file)
     assert caught.value.code == "E-ONNX-OPSET"
+
+
+def test_a_conversion_of_ours_that_is_no_onnx_is_called_ours(tmp_path, contract_file, monkeypatch):
+    def broken(model, _):
+        model.graph.node[0].input[0] = "nowhere"
+        return model
+
+    monkeypatch.setattr(foreign, "at_our_opset", broken)
+    file = tmp_path / "theirs.onnx"
+    file.write_bytes(small_onnx(opset=18).SerializeToString())
+    with pytest.raises(InputError, match="what edgeseg makes of") as caught:
+        read_onnx(file, contract_file)
+    assert caught.value.code == "E-ONNX-OPSET"
+
+
+def test_a_cast_to_the_type_that_it_reads_goes(tmp_path, contract_file):
+    model = small_onnx(middle="s = Cast <to = 1> (r)\n m = Relu (s)", end="y = Cast <to = 1> (z)")
+    ours = same_answer(model, tmp_path, contract_file)
+    assert operators_of(ours) <= {"Conv", "Relu", "Identity"}
 
 
 def test_shapes_that_are_computed_from_static_ones_are_folded(tmp_path, contract_file):
