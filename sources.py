@@ -22,6 +22,7 @@ from .runtime.errors import InputError, Refused
 from .runtime.files import sha256_of_file
 from .runtime.image import read_image
 from .runtime.layout import Layout
+from .runtime.paths import takes_paths
 from .runtime.progress import Progress, quiet
 from .runtime.session import Session, first_installed, session_of
 from .runtime.store import SUFFIX
@@ -140,6 +141,7 @@ class Source:
         return Session.over(TorchEngine(loaded, threads or available_threads()), loaded.contract)
 
 
+@takes_paths
 def find_source(path: Path) -> Source:
     """Say what a path is; one that does not exist may be the name of a shipped student.
 
@@ -168,6 +170,7 @@ def find_source(path: Path) -> Source:
     return Source(checkpoint, is_bundle=False)
 
 
+@takes_paths
 def checkpoint_of(path: Path) -> Source:
     """Return the checkpoint of a run, or the one named. Raises InputError (E-SOURCE)."""
     source = find_source(path)
@@ -176,6 +179,7 @@ def checkpoint_of(path: Path) -> Source:
     return source
 
 
+@takes_paths
 def load_exportable(path: Path, contract: Path | None) -> tuple[Source, Network]:
     """Return what an export starts from: a checkpoint, or an ONNX from elsewhere.
 
@@ -196,6 +200,7 @@ def load_exportable(path: Path, contract: Path | None) -> tuple[Source, Network]
     return found, load_trained(found.path)
 
 
+@takes_paths
 def read_layout(file: Path) -> Layout:
     """Read where the image is in a maker's frames; JSON as in a manifest, at most 64 KiB.
 
@@ -219,6 +224,7 @@ def default_part(sources: Sequence[Source]) -> str:
     return "test" if all(source.trained_on() is None for source in sources) else "unseen"
 
 
+@takes_paths
 def samples_for(
     source: Source, data: Path, part: str, progress: Progress = quiet
 ) -> tuple[Sample, ...]:

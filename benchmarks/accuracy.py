@@ -34,6 +34,7 @@ from ..runtime.metrics import (
     precision_score,
     recall_score,
 )
+from ..runtime.paths import takes_paths
 from ..runtime.progress import Progress, quiet
 from .jsonform import json_from_value
 from .text import fixed, percent, significant, text_table
@@ -301,6 +302,7 @@ def paired_difference(a: Sequence[ImageScore], b: Sequence[ImageScore]) -> Paire
     return PairedDifference(summary.mean, summary.low, summary.high, summary.n)
 
 
+@takes_paths
 def write_scores_csv(path: Path, scores: Sequence[ImageScore]) -> None:
     """Write one line per image, atomically; an undefined value is an empty cell.
 

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from ..runtime.errors import InputError, Refused
+from ..runtime.paths import takes_paths
 from .accuracy import PairedDifference, paired_difference
 from .jsonform import json_from_value
 from .latency import P99_MIN_N
@@ -293,6 +294,7 @@ def require_budgets(comparison: RecordComparison) -> None:
 # --- comparison ----------------------------------------------------------------------------------
 
 
+@takes_paths
 def read_pair(old: Path, new: Path) -> tuple[BenchmarkRecord, BenchmarkRecord]:
     """Read two records to compare.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..runtime.errors import InputError
 from ..runtime.files import write_together
+from ..runtime.paths import takes_paths
 from .accuracy import PairedDifference
 from .compare import (
     ORDER,
@@ -457,6 +458,7 @@ def _reproduce(old: BenchmarkRecord, new: BenchmarkRecord, command: Sequence[str
 # --- files ---------------------------------------------------------------------------------------
 
 
+@takes_paths
 def require_comparison_path(html_path: Path, records: Sequence[Path]) -> None:
     """Check before anything is read that a comparison can be written.
 
@@ -487,6 +489,7 @@ def _is_same_file(one: Path, other: Path) -> bool:
         return False
 
 
+@takes_paths
 def write_comparison(
     found: RecordComparison, document: Document, html_path: Path
 ) -> tuple[Path, ...]:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from ..runtime.contract import InputContract
 from ..runtime.engines import available_threads
 from ..runtime.errors import InputError
+from ..runtime.paths import takes_paths
 from ..runtime.progress import Progress, quiet
 from ..runtime.session import Session
 from .accuracy import (
@@ -632,6 +633,7 @@ def to_json(record: BenchmarkRecord) -> str:
     return json.dumps(json_from_value(record), ensure_ascii=False, allow_nan=False) + "\n"
 
 
+@takes_paths
 def read_record(file: Path) -> BenchmarkRecord:
     """Read the .json of a benchmark.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..runtime.errors import InputError
 from ..runtime.files import require_writable, write_together
+from ..runtime.paths import takes_paths
 from .latency import percentile, percentile_bounds, supported_percentile
 from .markdown import to_markdown_text
 from .outline import report_document
@@ -196,6 +197,7 @@ def _csv_cell(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
+@takes_paths
 def require_report_path(html_path: Path, *, suffixes: Sequence[str] = SUFFIXES) -> None:
     """Check before the long work that the reports can be written.
 
@@ -220,6 +222,7 @@ def _require_html(html_path: Path) -> None:
         )
 
 
+@takes_paths
 def write_reports(record: BenchmarkRecord, html_path: Path) -> tuple[Path, ...]:
     """Write the page and, beside it under the same name, .json, .md and .csv; all or none.
 

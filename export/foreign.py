@@ -17,6 +17,7 @@ import onnx.version_converter
 from ..runtime.contract import InputContract
 from ..runtime.engines import available_threads
 from ..runtime.errors import InputError
+from ..runtime.paths import takes_paths
 from .parity import Run, exact_run
 from .to_onnx import CONTRACT_KEY, OPSET
 
@@ -64,6 +65,7 @@ class OnnxNetwork:
         return self._run(image)
 
 
+@takes_paths
 def read_onnx(file: Path, contract_file: Path | None) -> OnnxNetwork:
     """Read an ONNX model and make it ours: opset 17, batch norms folded, every node named.
 

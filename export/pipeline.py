@@ -22,6 +22,7 @@ from ..runtime.errors import InputError, Refused
 from ..runtime.files import atomic_folder, sha256_of_file
 from ..runtime.image import input_from_frame
 from ..runtime.layout import Layout
+from ..runtime.paths import takes_paths
 from ..runtime.progress import Progress, quiet
 from .audit import least_share, require_share
 from .batch import require_rows
@@ -213,6 +214,7 @@ class _Gates:
     calibration: CalibrationSet | Path | None  # what measures a retrained network
 
 
+@takes_paths
 def read_calibration_frames(
     images: Sequence[Path],
     count: int,
@@ -242,6 +244,7 @@ def read_calibration_frames(
     )
 
 
+@takes_paths
 def load_trained(checkpoint: Path) -> TrainedNetwork:
     """Read a checkpoint; see `edgeseg.kd.checkpoint.load_checkpoint` for the errors."""
     from ..kd.checkpoint import load_checkpoint  # the one use of kd here: checkpoint to module
@@ -252,6 +255,7 @@ def load_trained(checkpoint: Path) -> TrainedNetwork:
     )
 
 
+@takes_paths
 def export_bundle(
     trained: Network,
     plan: Plan,

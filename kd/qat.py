@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from ..runtime.errors import InputError, Refused
+from ..runtime.paths import takes_paths
 from ..runtime.progress import Progress, quiet
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .config import STUDENT_FILE, TrainConfig
@@ -112,6 +113,7 @@ class _Shift(nn.BatchNorm2d):
         return shifted
 
 
+@takes_paths
 def read_run(checkpoint: Path) -> TrainedRun:
     """Read the student of a run, its settings, and its teachers if they are all there.
 

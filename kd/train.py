@@ -26,6 +26,7 @@ from ..runtime.bundle import SPLIT_FILE
 from ..runtime.contract import InputContract
 from ..runtime.errors import InputError, Refused
 from ..runtime.files import cannot_write, write_bytes
+from ..runtime.paths import takes_paths
 from ..runtime.progress import Progress, quiet
 from .augment import VERSION
 from .cache import LogitCache
@@ -63,6 +64,7 @@ _GENERAL = "general"  # the teacher that the others start from
 _SPECIALISE = 0.3  # of the learning rate, for a teacher that starts from the general network
 
 
+@takes_paths
 def train(
     dataset: Dataset,
     out: Path,
@@ -402,11 +404,13 @@ def _split_of_run(
     return kept
 
 
+@takes_paths
 def is_run(folder: Path) -> bool:
     """Say whether a run was started in a folder."""
     return (folder / _CONFIG_FILE).is_file()
 
 
+@takes_paths
 def read_config(run: Path) -> TrainConfig:
     """Return the settings of a run. Raises InputError: E-RUN-MISSING, E-CONFIG."""
     if not is_run(run):
@@ -414,6 +418,7 @@ def read_config(run: Path) -> TrainConfig:
     return TrainConfig.from_json((run / _CONFIG_FILE).read_bytes())
 
 
+@takes_paths
 def load_teachers(run: Path, config: TrainConfig) -> dict[str, Checkpoint]:
     """Return those of the run's teachers that are in its folder, trained there or taken."""
     names = find_teaching(config.teaching).teachers

@@ -23,6 +23,7 @@ from .contract import InputContract
 from .errors import InputError, Refused
 from .files import require_new
 from .layout import Layout
+from .paths import takes_paths
 from .store import (
     MANIFEST,
     SIGNATURE,
@@ -271,6 +272,7 @@ class Bundle:
         return self.store.read(name)
 
 
+@takes_paths
 def hashes_of(folder: Path) -> Dict[str, str]:
     """Return path -> SHA-256 of every file in a folder but manifest, sums and signature, sorted.
 
@@ -283,6 +285,7 @@ def hashes_of(folder: Path) -> Dict[str, str]:
     return files
 
 
+@takes_paths
 def seal_bundle(folder: Path, manifest_fields: Mapping[str, Any]) -> Manifest:
     """Hash the files in `folder`, then write its manifest.json and SHA256SUMS.
 
@@ -296,6 +299,7 @@ def seal_bundle(folder: Path, manifest_fields: Mapping[str, Any]) -> Manifest:
     return manifest
 
 
+@takes_paths
 def open_bundle(path: Path, *, key: Optional[Path] = None) -> Bundle:
     """Verify a bundle, byte for byte, and return it.
 
@@ -352,6 +356,7 @@ def open_bundle(path: Path, *, key: Optional[Path] = None) -> Bundle:
     return Bundle(sealed, manifest, sealed.digests[SUMS], verified, signer)
 
 
+@takes_paths
 def pack_bundle(bundle: Path, out: Path) -> None:
     """Verify a bundle and write it as one file: same bundle, same bytes.
 
@@ -361,6 +366,7 @@ def pack_bundle(bundle: Path, out: Path) -> None:
     write_archive(open_bundle(bundle).store, out)
 
 
+@takes_paths
 def unpack_bundle(bundle: Path, out: Path) -> None:
     """Verify a packed bundle and write it as a folder.
 

@@ -12,12 +12,14 @@ from PIL import Image, UnidentifiedImageError
 
 from .contract import InputContract
 from .errors import InputError
+from .paths import takes_paths
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MAX_IMAGE_PIXELS = 64 * 1024 * 1024  # refused before decoding; the largest BUSI frame has 0.8 M
 MAX_FRAME_SIDE = 16384  # px; the C runtime has the same limit
 
 
+@takes_paths
 def read_image(path: Path) -> np.ndarray:
     """Read an image file as grey, uint8 [H, W] (colour by ITU-R BT.601 luma).
 
@@ -57,6 +59,7 @@ def read_image(path: Path) -> np.ndarray:
         ) from error
 
 
+@takes_paths
 def read_mask(path: Path) -> np.ndarray:
     """Read a mask file as bool [H, W]: True above 127, or above 0 in a file of zeros and ones.
 

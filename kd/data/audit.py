@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ...runtime.errors import InputError
 from ...runtime.files import sha256_of_file
 from ...runtime.image import read_image, read_mask
+from ...runtime.paths import takes_paths
 from ...runtime.progress import Progress, quiet
 from .dataset import LABELS, Sample, list_files
 from .duplicates import groups_from_pairs, near_duplicates
@@ -75,6 +76,7 @@ _PROBLEMS = {  # field: its line in the report
 }
 
 
+@takes_paths
 def audit_dataset(root: Path, *, progress: Progress = quiet) -> Audit:
     """Read every file of a data set and list all defects.
 

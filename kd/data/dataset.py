@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ...runtime.errors import InputError
 from ...runtime.image import IMAGE_SUFFIXES, read_image, read_mask
+from ...runtime.paths import takes_paths
 from .labels import LABELS as LABELS
 from .labels import LabelList, image_key, read_found_list, read_named_list
 
@@ -101,6 +102,7 @@ class Layout:
     list_files: Callable[[Path], Listing]
 
 
+@takes_paths
 def read_dataset(root: Path) -> Dataset:
     """Find out the layout of a folder and list its samples; no image is decoded.
 
@@ -123,6 +125,7 @@ def read_dataset(root: Path) -> Dataset:
     return Dataset(root, layout, listing.samples)
 
 
+@takes_paths
 def list_files(root: Path) -> tuple[str, Listing]:
     """Return the name of a folder's layout and what it finds, defects of single files included.
 

@@ -14,6 +14,7 @@ import numpy as np
 from ... import __version__
 from ...runtime.errors import InputError
 from ...runtime.files import sha256_of_file, write_bytes
+from ...runtime.paths import takes_paths
 from ...runtime.progress import Progress, quiet
 from .dataset import LABELS, Dataset, Sample
 from .duplicates import group_duplicates
@@ -203,11 +204,13 @@ def split_to_json(split: Split) -> str:
     return json.dumps({"schema": SCHEMA, **asdict(split)}, indent=1) + "\n"
 
 
+@takes_paths
 def write_split(split: Split, path: Path) -> None:
     """Write a split as JSON (docs/formats.md), whole or not at all. Raises OutputError."""
     write_bytes(path, split_to_json(split))
 
 
+@takes_paths
 def read_split(path: Path) -> Split:
     """Read a split file.
 
