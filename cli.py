@@ -33,6 +33,7 @@ from .console import (
     progress_of,
     quiet_option,
     spacing_option,
+    taken_quiet_option,
     threads_option,
 )
 from .export.target import PRECISIONS
@@ -527,6 +528,7 @@ def predict(
 @engine_option
 @threads_option
 @json_option
+@taken_quiet_option
 def selftest(
     bundle: Path,
     repeats: int,
