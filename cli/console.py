@@ -132,6 +132,9 @@ data_argument = click.argument(
     "dataset", metavar="DATA...", type=path_type(), nargs=-1, required=True
 )
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress.")
+taken_quiet_option = click.option(  # of a script that says -q to every command
+    "--quiet", "-q", is_flag=True, expose_value=False, help="No progress; it shows none anyway."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
 engine_option = click.option(
     "--engine", help="Engine to run; default: the first that is installed."

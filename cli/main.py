@@ -35,6 +35,7 @@ from .console import (
     progress_of,
     quiet_option,
     spacing_option,
+    taken_quiet_option,
     threads_option,
 )
 from .device import device
@@ -611,6 +612,7 @@ def predict(
 @engine_option
 @threads_option
 @json_option
+@taken_quiet_option
 def selftest(
     bundle: Path,
     repeats: int,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -45,6 +46,7 @@ SCHEMA = f"edgeseg.bundle/{MAJOR}.{MINOR}"
 SPLIT_FILE = "split.json"  # of the training, beside a checkpoint and in its bundles
 MAX_MANIFEST_BYTES = 1 << 20  # compared with the file size before anything is read
 MAX_SUMS_BYTES = 1 << 20
+_DESKTOP_FILES = (".DS_Store", "Thumbs.db", "desktop.ini", ".directory")
 MAX_DEPTH = 32  # of objects and lists in a manifest; the C runtime has the same limit
 _SCHEMA = re.compile(r"edgeseg\.bundle/(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})")
 
@@ -392,7 +394,13 @@ def _sums_text(store: Store) -> str:
 def _require_sums(store: Store, listed: bytes) -> None:
     """Raise Refused (E-BUNDLE-HASH) unless SHA256SUMS lists every file, each with its hash."""
     if listed != _sums_text(store).encode("utf-8", "surrogateescape"):  # names may be any bytes
-        raise changed(_first_difference(store, listed))
+        blamed = _first_difference(store, listed)
+        if blamed.name in _DESKTOP_FILES and os.fsencode(blamed.name) not in listed:
+            raise Refused(
+                "E-BUNDLE-HASH",
+                f"{blamed} was put there by a desktop and is not of the bundle; delete it",
+            )
+        raise changed(blamed)
 
 
 def _first_difference(store: Store, listed: bytes) -> Path:

@@ -736,7 +736,7 @@ def test_command_offers_every_policy_and_overlay():
 
 
 def test_command_tells_counts_policy_engine_and_hash(bundle, images):
-    done = stream(bundle, images, "--rate", 100)
+    done = stream(bundle, images, "--rate", 100, "-q")  # taken, as by every command
     assert done.exit_code == 0, done.output
     assert "3 frames due at 100 Hz" in done.output
     assert "policy drop-oldest, queue 1" in done.output
