@@ -54,6 +54,11 @@ class Budget:
     text: str  # as it was written
     rows: str = ""  # name, engine, precision, or engine and precision of those judged; all if empty
 
+    @property
+    def name(self) -> str:
+        """What it limits, as it was written."""
+        return self.kind.name
+
     def judges(self, row: Row) -> bool:
         """Say whether the budget is one of this row."""
         if not self.rows:
