@@ -20,7 +20,7 @@ from ..runtime.errors import InputError
 from ..runtime.paths import takes_paths
 from .logits import cut_probability, ends_unbounded, logits_of, require_logits
 from .onnx_file import load_onnx, nodes_of, tensors_of, unreadable
-from .opset import at_our_opset, opset_of, require_opset
+from .opset import CONVERTED, at_our_opset, opset_of, require_opset
 from .parity import Run, exact_run
 from .to_onnx import CONTRACT_KEY, OPSET
 
@@ -263,8 +263,8 @@ def _contract_of(model: onnx.ModelProto, file: Path, contract_file: Path | None)
 
 def _require_operators(graph: onnx.GraphProto, file: Path) -> None:
     for node in graph.node:
-        older = node.op_type == "Upsample"  # of opset 9; its conversion gives Resize
-        if not (node.op_type in OPERATORS or older) or node.domain not in ("", "ai.onnx"):
+        known = node.op_type in OPERATORS | CONVERTED
+        if not known or node.domain not in ("", "ai.onnx"):
             raise InputError(
                 "E-ONNX-OPERATOR",
                 f"{file} has the operator {node.op_type} ({node.name or node.output[0]!r}), which "

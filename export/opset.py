@@ -1,13 +1,14 @@
 """ONNX of another opset brought to ours, for the operators that `foreign` takes.
 
 Upwards the `onnx` package converts. Its way down fails for what torch writes today, so it is ours:
-between opsets 17 and 24 these operators differ in six places only. One master for all targets
+between opsets 17 and 24 these operators differ in few places only. One master for all targets
 keeps a kit and a bundle for a CPU the same network; every export compares it with the file as it
 was.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +24,8 @@ from .to_onnx import OPSET
 
 _LEAST, _MOST = 7, 24  # what ONNX Runtime takes, and what the rewrites below were compared with
 _RESIZE_MODES = 11  # the opset from which a Resize says how it places pixels
+# Operators of other opsets that the conversion replaces by those of ours.
+CONVERTED = frozenset(("Gelu", "Upsample"))
 _IR_VERSION = 8  # of OPSET; a runtime on a device refuses a newer one
 
 
@@ -320,11 +323,37 @@ def _inside(place: int, step: int, taps: np.ndarray, size: int) -> float:
     return float(sum(tap for at, tap in enumerate(taps, first) if 0 <= at < size))
 
 
+def _lower_gelu(node: onnx.NodeProto, graph: _Graph) -> list[onnx.NodeProto]:
+    """Came with 20: x / 2 times 1 + erf(x / √2), or 1 + tanh(√(2 / π) (x + 0.044715 x³))."""
+    name, source = node.name or node.output[0], node.input[0]
+    nodes: list[onnx.NodeProto] = []
+
+    def then(operator: str, *operands: str | float) -> str:
+        names = [
+            graph.store(np.array(each, np.float32)) if isinstance(each, float) else each
+            for each in operands
+        ]
+        made = f"{node.output[0]}.gelu.{len(nodes)}"
+        nodes.append(helper.make_node(operator, names, [made], f"{name}.gelu.{len(nodes)}"))
+        return made
+
+    if _attributes(node).get("approximate", b"none") == b"tanh":
+        cube = then("Mul", then("Mul", source, source), source)
+        inner = then("Add", source, then("Mul", cube, 0.044715))
+        bent = then("Tanh", then("Mul", inner, math.sqrt(2 / math.pi)))
+    else:
+        bent = then("Erf", then("Mul", source, math.sqrt(0.5)))
+    then("Mul", then("Mul", source, 0.5), then("Add", bent, 1.0))
+    nodes[-1].output[0] = node.output[0]
+    return nodes
+
+
 # To take another operator that opset 18 or later changed: a function above and a line here.
 _LOWER: Mapping[str, Callable[[onnx.NodeProto, _Graph], list[onnx.NodeProto]]] = MappingProxyType(
     {
         "AveragePool": _lower_average_pool,
         "Cast": _lower_cast,
+        "Gelu": _lower_gelu,
         "Pad": _lower_pad,
         "ReduceMean": _lower_reduce_mean,
         "Resize": _lower_resize,

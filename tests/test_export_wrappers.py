@@ -1,6 +1,6 @@
 """A known network in random nodes that move, bend and scale its answer: the same mask or a refusal.
 
-EDGESEG_WRAPPERS=10000 draws so many; the suite draws few.
+EDGESEG_WRAPPERS=10000 with `--timeout 0` draws so many; the suite draws few.
 """
 
 from __future__ import annotations
