@@ -3,7 +3,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: install demo test lint clean
+# ONNX Runtime's C header is in no wheel.
+ORT_C = $(VENV)/onnxruntime-c
+# A file's tests stay together: they share what is costly to make.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: install demo test test-oldest lint clean
 
 install: $(VENV)/installed
 
@@ -26,9 +31,20 @@ demo: install
 	    --data $(DEMO)/phantoms --rounds 60 --seconds 2 --passes 0 \
 	    --out $(DEMO)/report.html
 
-# A file's tests stay together: they share what is costly to make.
+$(ORT_C)/lib/libonnxruntime.so: | install
+	runtime/c/get_onnxruntime.sh $(ORT_C) \
+	    $$(echo $(VENV)/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.1.*)
+
+# Where the header is not to be had, the C tests of that engine skip and say so.
 test: install
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	[ -n "$$EDGESEG_ONNXRUNTIME" ] || $(MAKE) $(ORT_C)/lib/libonnxruntime.so || true
+	[ -n "$$EDGESEG_ONNXRUNTIME" ] || [ ! -e $(ORT_C)/lib/libonnxruntime.so ] \
+	    || export EDGESEG_ONNXRUNTIME="$(abspath $(ORT_C))"; $(PYTEST)
+
+# The tests that touch numbers, with the kernels of the oldest CPUs that we know: x86 with AVX2.
+test-oldest: install
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 \
+	    $(PYTEST) -m numbers $$(grep -l 'pytest\.mark\.numbers' tests/test_*.py)
 
 lint: install
 	$(BIN)/ruff check .

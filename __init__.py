@@ -1,4 +1,31 @@
-"""edgeseg: distil, export, run and measure small breast-ultrasound segmentation networks."""
+"""edgeseg: distil, export, run and measure small breast-ultrasound segmentation networks.
+
+The folders, from the ground up; imports point downwards only (tests/test_layers.py):
+
+- ``runtime/``: what a device executes. It owns the contract between image and network, reads
+  bundles and makes masks. numpy, Pillow and one engine; Python 3.8. ``runtime/c`` is it in C.
+- ``kd/``: data sets, splits that no patient crosses, networks, distillation, training.
+- ``benchmarks/``: ``measure/`` has what is measured, ``record.py`` the result, ``run.py`` who
+  measures in which order, ``report/`` how it is written for people.
+- ``export/``: a checkpoint or a foreign ONNX becomes a bundle for a target, if its gates pass;
+  ``kit/`` builds engines where TensorRT is, ``device/`` does so over ssh.
+- ``cli/``: the commands; ``cli/jobs/`` is what they share.
+
+Five types carry the rest:
+
+- `runtime.contract.InputContract`: size, normalisation and how an answer is read as a mask.
+- `runtime.bundle.Bundle`: files of a network with manifest, hashes and golden frames.
+- `runtime.session.Session`: a contract over an engine; ``predict(frame)`` returns the mask.
+- `kd.checkpoint.Checkpoint`: a trained network with its contract and provenance.
+- `benchmarks.record.BenchmarkRecord`: one benchmark run, with every sample and its conditions.
+
+How data flows: images and masks -> `kd.train.train` -> Checkpoint -> `export.pipeline` (plan,
+calibrate, convert, gate) -> Bundle -> `runtime.session.open_session` -> mask; and Bundle ->
+`benchmarks.run` -> BenchmarkRecord -> report.
+
+Start reading at `runtime/session.py`, then `export/pipeline.py`; from the outside at `cli/main.py`.
+Importing this package costs nothing: nothing below is imported with it.
+"""
 
 import sys
 

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 from ..runtime.errors import InputError, Refused
-from .formatting import fixed, signed, significant
+from ..runtime.paths import takes_paths
+from .formatting import signed, significant
 from .jsonform import json_from_value
 from .measure.accuracy import PairedDifference, paired_difference
-from .measure.latency import P99_MIN_N
 from .measure.nvml import computes_on_nvidia
 from .record import BenchmarkRecord, Row, Settings, read_record
 from .yardstick_passes import RecordRatio, record_ratio
@@ -51,8 +49,8 @@ class RowComparison:
 class Budget:
     """A limit that rows of the new record must keep."""
 
-    name: str  # key in BUDGETS
-    limit: float  # in ms, bytes, Dice or as a ratio
+    kind: BudgetKind
+    limit: float  # in the unit of what it limits
     text: str  # as it was written
     rows: str = ""  # name, engine, precision, or engine and precision of those judged; all if empty
 
@@ -99,69 +97,35 @@ class RecordComparison:
 Convert = Callable[[float], float]
 
 
-def _times(factor: float) -> Convert:
+def times(factor: float) -> Convert:
+    """Return what multiplies by a factor."""
     return lambda number: factor * number
 
 
-_MS: Mapping[str, Convert] = {"us": _times(1e-3), "ms": _times(1), "s": _times(1e3)}
-_BYTES: Mapping[str, Convert] = {
-    "B": _times(1),
-    "kB": _times(1e3),
-    "MB": _times(1e6),
-    "KiB": _times(2**10),
-    "MiB": _times(2**20),
-    "GiB": _times(2**30),
+# What a number may be followed by, and what makes the limit of it.
+MILLISECONDS: Mapping[str, Convert] = {"us": times(1e-3), "ms": times(1), "s": times(1e3)}
+SIZES: Mapping[str, Convert] = {
+    "B": times(1),
+    "kB": times(1e3),
+    "MB": times(1e6),
+    "KiB": times(2**10),
+    "MiB": times(2**20),
+    "GiB": times(2**30),
 }
-_DICE: Mapping[str, Convert] = {"": _times(1)}
-_RATIO: Mapping[str, Convert] = {"": _times(1), "%": lambda number: 1 + number / 100}
+ANY_LIMIT = (0.0, math.inf)
 
 
 class BudgetKind(NamedTuple):
     """What a budget of one name limits."""
 
+    name: str  # before the "="
     example: str
     units: Mapping[str, Convert]  # from the number that is written to the limit
     limits: tuple[float, float]  # range that the limit must be in
     value: Callable[[Row, RowComparison | None, Budget], float | str]  # or why there is none
     written: Callable[[float], str]
     is_minimum: bool = False
-
-
-def _p50_ms(row: Row, found: RowComparison | None, budget: Budget) -> float | str:
-    return row.latency.p50_ms
-
-
-def _p90_ms(row: Row, found: RowComparison | None, budget: Budget) -> float | str:
-    value_ms = row.latency.p90_ms
-    return "n too small for a p90" if value_ms is None else value_ms
-
-
-def _p99_ms(row: Row, found: RowComparison | None, budget: Budget) -> float | str:
-    value_ms = row.latency.p99_ms
-    return f"n too small for a p99, which needs {P99_MIN_N}" if value_ms is None else value_ms
-
-
-def _first_mask_ms(row: Row, found: RowComparison | None, budget: Budget) -> float | str:
-    return row.process.first_mask_ms
-
-
-def _start_ms(row: Row, found: RowComparison | None, budget: Budget) -> float | str:
-    return row.process.start_ms
-
-
-def _memory_bytes(row: Row, found: RowComparison | None, budget: Budget) -> float | str:
-    return row.process.peak_rss_mib * (1 << 20)
-
-
-def _file_bytes(row: Row, found: RowComparison | None, budget: Budget) -> float | str:
-    return row.file_bytes
-
-
-def _dice(row: Row, found: RowComparison | None, budget: Budget) -> float | str:
-    if row.accuracy is None:
-        return "the network is not trained"
-    mean = row.accuracy.lesions.per_image["dice"].mean
-    return "no image has a lesion" if math.isnan(mean) else mean
+    of_trained: bool = False  # passes over networks that are not trained, unless there is no other
 
 
 def _dice_drop(row: Row, found: RowComparison | None, budget: Budget) -> float | str:
@@ -198,67 +162,26 @@ def smallest_text(latency: RecordRatio) -> str:
     return f"{100 * (latency.smallest - 1):.1f} %"
 
 
-def _write_ms(value: float) -> str:
-    return f"{significant(value)} ms"
-
-
-def _write_mib(value: float) -> str:
-    return f"{significant(value / (1 << 20))} MiB"
-
-
-def _write_dice(value: float) -> str:
-    return signed(value, 4)
-
-
-def _write_ratio(value: float) -> str:
-    return f"at least {significant(value)}×"
-
-
-_ANY = (0.0, math.inf)
-
-# To add a budget: a line here; the message of E-BUDGET follows.
-BUDGETS: Mapping[str, BudgetKind] = MappingProxyType(
-    {
-        "p50": BudgetKind("p50=20ms", _MS, _ANY, _p50_ms, _write_ms),
-        "p90": BudgetKind("p90=25ms", _MS, _ANY, _p90_ms, _write_ms),
-        "p99": BudgetKind("p99=33ms", _MS, _ANY, _p99_ms, _write_ms),
-        "first_mask": BudgetKind("first_mask=2s", _MS, _ANY, _first_mask_ms, _write_ms),
-        "start": BudgetKind("start=1.5s", _MS, _ANY, _start_ms, _write_ms),
-        "memory": BudgetKind("memory=300MiB", _BYTES, _ANY, _memory_bytes, _write_mib),
-        "size": BudgetKind("size=2MiB", _BYTES, _ANY, _file_bytes, _write_mib),
-        "dice": BudgetKind("dice=0.8", _DICE, (0, 1), _dice, fixed, is_minimum=True),
-        "dice_drop": BudgetKind("dice_drop=0.005", _DICE, (0, 1), _dice_drop, _write_dice),
-        "slowdown": BudgetKind("slowdown=5%", _RATIO, (1, math.inf), _slowdown, _write_ratio),
-    }
+# Those of figures of a row alone are in `report.metrics`.
+OF_COMPARISONS: tuple[BudgetKind, ...] = (
+    BudgetKind(
+        "dice_drop",
+        "dice_drop=0.005",
+        {"": times(1)},
+        (0, 1),
+        _dice_drop,
+        lambda value: signed(value, 4),
+        of_trained=True,
+    ),
+    BudgetKind(
+        "slowdown",
+        "slowdown=5%",
+        {"": times(1), "%": lambda number: 1 + number / 100},
+        (1, math.inf),
+        _slowdown,
+        lambda value: f"at least {significant(value)}×",
+    ),
 )
-
-
-def parse_budget(text: str) -> Budget:
-    """Read a budget such as ``p99=33ms`` or, of some rows only, ``openvino int8:p99=33ms``.
-
-    Times take us, ms or s and sizes B, kB, MB, KiB, MiB or GiB, never no unit; `dice` (a minimum)
-    and `dice_drop` are plain numbers; `slowdown` is a percentage or a ratio from 1 on.
-
-    Raises InputError: E-BUDGET with the known names and forms.
-    """
-    rows, _, limits = text.strip().rpartition(":")
-    written = re.fullmatch(r"(\w+)=(\d+\.?\d*|\.\d+) ?([A-Za-z%]*)", limits, re.ASCII)
-    name, number, unit = written.groups() if written else ("", "", "")
-    kind = BUDGETS.get(name)
-    if kind is None or unit not in kind.units:
-        forms = ", ".join(each.example for each in BUDGETS.values())
-        raise InputError(
-            "E-BUDGET", f"{text!r:.60} is no budget; give one like {forms}, or ROW:p99=33ms"
-        )
-    limit = kind.units[unit](float(number))
-    least, most = kind.limits
-    if not (least <= limit <= most and math.isfinite(limit)):
-        raise InputError(
-            "E-BUDGET",
-            f"{text!r:.60} asks for {limit:g}, outside {least:g}..{most:g}; "
-            f"give one like {kind.example}",
-        )
-    return Budget(name, limit, text.strip(), rows.strip())
 
 
 def _require_rows(budgets: Sequence[Budget], rows: Sequence[Row]) -> None:
@@ -273,7 +196,7 @@ def _require_rows(budgets: Sequence[Budget], rows: Sequence[Row]) -> None:
 
 
 def _judge(budget: Budget, row: Row, found: RowComparison | None) -> Verdict:
-    kind = BUDGETS[budget.name]
+    kind = budget.kind
     value = kind.value(row, found, budget)
     if isinstance(value, str):
         return Verdict(budget.text, row.name, False, value)
@@ -294,6 +217,7 @@ def require_budgets(comparison: RecordComparison) -> None:
 # --- comparison ----------------------------------------------------------------------------------
 
 
+@takes_paths
 def read_pair(old: Path, new: Path) -> tuple[BenchmarkRecord, BenchmarkRecord]:
     """Read two records to compare.
 
@@ -321,8 +245,8 @@ def compare_records(
     Args:
         old: what to compare with.
         new: what every budget is judged on, row by row.
-        budgets: from `parse_budget`; those of Dice pass over networks that are not trained,
-            and fail where no other is there.
+        budgets: from `report.metrics.parse_budget`; those of accuracy pass over networks that are
+            not trained, and fail where no other is there.
 
     Raises:
         Refused: E-COMPARE-MACHINE for records of different CPUs, cores, instructions or governors,
@@ -354,9 +278,9 @@ def compare_records(
 
 
 def _judged(budget: Budget, rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of a budget, for Dice those of trained networks unless there is none."""
+    """Return the rows of a budget, for accuracy those of trained networks unless there is none."""
     judged = [row for row in rows if budget.judges(row)]
-    if not budget.name.startswith("dice"):
+    if not budget.kind.of_trained:
         return judged
     return [row for row in judged if row.accuracy is not None] or judged
 

@@ -9,6 +9,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from ..runtime.contract import SPARSE
 from ..runtime.errors import InputError
 
 T = TypeVar("T")
@@ -17,17 +18,26 @@ _hints = functools.lru_cache(maxsize=None)(get_type_hints)
 
 
 def json_from_value(value: Any) -> Any:
-    """Return dataclasses and mappings as dicts, tuples as lists and NaN as None."""
+    """Return dataclasses and mappings as dicts, tuples as lists and NaN as None.
+
+    A sparse field is left out where it has its default.
+    """
     if dataclasses.is_dataclass(value):
         return {
             field.name: json_from_value(getattr(value, field.name))
             for field in dataclasses.fields(value)
+            if not (is_sparse(field) and getattr(value, field.name) == field.default)
         }
     if isinstance(value, Mapping):
         return {key: json_from_value(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [json_from_value(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def is_sparse(field: dataclasses.Field[Any]) -> bool:
+    """Say whether a field may be left out of JSON, which then means its default."""
+    return field.metadata == SPARSE
 
 
 def value_from_json(kind: type[T], value: Any, where: str) -> T:
@@ -83,11 +93,12 @@ def _is_text(value: str) -> bool:
 
 
 def _read_dataclass(kind: Any, value: dict[str, Any], where: str) -> Any:
-    names = [field.name for field in dataclasses.fields(kind)]
-    if wrong := sorted(set(names) ^ set(value)):
+    names = {field.name for field in dataclasses.fields(kind)}
+    needed = {field.name for field in dataclasses.fields(kind) if not is_sparse(field)}
+    if wrong := sorted((set(value) - names) | (needed - set(value))):
         raise _malformed(f"{where}.{wrong[0]} is {'missing' if wrong[0] in names else 'unknown'}")
     hints = _hints(kind)
-    return kind(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in names})
+    return kind(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in value})
 
 
 def _malformed(what: str) -> InputError:

@@ -13,6 +13,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from .jsonform import is_sparse
 from .record import SCHEMA, BenchmarkRecord
 
 _SIMPLE: Mapping[Any, Any] = {
@@ -26,8 +27,8 @@ _SIMPLE: Mapping[Any, Any] = {
 def json_schema_of(kind: type, identity: str) -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of what `jsonform.json_from_value` makes of `kind`.
 
-    Every field is required and no other is allowed; the comment behind a field in the source is
-    its description.
+    Every field but a sparse one is required and no other is allowed; the comment behind a field in
+    the source is its description.
 
     Args:
         kind: dataclass whose field `schema` names the format.
@@ -73,9 +74,9 @@ def _schema_of(kind: Any, kinds: dict[Any, dict[str, Any]]) -> dict[str, Any]:
 
 def _object_of(kind: Any, kinds: dict[Any, dict[str, Any]]) -> dict[str, Any]:
     hints, comments = get_type_hints(kind), _comments_of(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
+    every = dataclasses.fields(kind)
     properties = {}
-    for name in names:
+    for name in (field.name for field in every):
         properties[name] = _schema_of(hints[name], kinds)
         if name in comments:
             properties[name]["description"] = comments[name]
@@ -83,7 +84,7 @@ def _object_of(kind: Any, kinds: dict[Any, dict[str, Any]]) -> dict[str, Any]:
         "description": " ".join((inspect.getdoc(kind) or "").partition("\n\n")[0].split()),
         "type": "object",
         "properties": properties,
-        "required": names,
+        "required": [field.name for field in every if not is_sparse(field)],
         "additionalProperties": False,
     }
 

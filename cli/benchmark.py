@@ -1,4 +1,4 @@
-"""The commands that measure: `benchmark`, and what it and a release need beside it."""
+"""The command `benchmark`, and what it and a release need beside it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,25 @@ from .console import (
 )
 
 
+def _moved(context: click.Context, option: click.Parameter, value: object) -> None:
+    """Refuse an option that `benchmark` had and `compare` has."""
+    if value:
+        raise InputError(
+            "E-BENCHMARK-CALL",
+            f"{option.opts[0]} is no longer of benchmark; two records are compared, and budgets "
+            "judged, by `edgeseg compare OLD.json NEW.json`",
+        )
+
+
 @click.command()
 @click.argument("sources", metavar="[SOURCE]...", type=path_type(), nargs=-1)
-@click.option("--data", "dataset", type=path_type(), help="Data set to measure on.")
+@click.option(
+    "--data",
+    "dataset",
+    type=path_type(),
+    multiple=True,
+    help="Data set to measure on; repeated for several.",
+)
 @part_option
 @click.option("--engine", "engines", multiple=True, help="Only these; default: all installed.")
 @click.option(
@@ -41,37 +57,48 @@ from .console import (
     show_default=True,
     help="single is always measured; offline: throughput; paced: a frame clock; soak: drift.",
 )
-@click.option("--rounds", type=click.IntRange(1), default=400, show_default=True, help="Of single.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=400,
+    show_default=True,
+    help="Timed single frames of each row; a p99 needs 368.",
+)
 @click.option(
     "--streams",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Of offline: sessions at once, which share the threads.",
+    help="Sessions at once in the offline mode, which share the threads.",
 )
 @click.option(
     "--batch",
     type=click.IntRange(1, 1024),
     default=1,
     show_default=True,
-    help="Of offline: frames a call; above 1 needs checkpoints or bundles made with --dynamic.",
+    help="Frames a call in the offline mode; above 1 needs checkpoints or bundles made with "
+    "--dynamic.",
 )
 @click.option(
-    "--rate", type=click.FloatRange(0.1, 1000), default=30, show_default=True, help="Of paced, Hz."
+    "--rate",
+    type=click.FloatRange(0.1, 1000),
+    default=30,
+    show_default=True,
+    help="Frames a second of the paced mode.",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(1, 3600),
     default=10,
     show_default=True,
-    help="Of paced and offline, for each row.",
+    help="How long the paced and the offline mode last, for each row.",
 )
 @click.option(
     "--minutes",
     type=click.FloatRange(0.1, 600),
     default=10,
     show_default=True,
-    help="Of soak, for each row.",
+    help="How long the soak mode lasts, for each row.",
 )
 @click.option("--layers", is_flag=True, help="Also time by layer, roofline and predictions.")
 @click.option(
@@ -82,33 +109,19 @@ from .console import (
     type=click.IntRange(0, 1000),
     default=10,
     show_default=True,
-    help="Of each row beside a fixed network, for --compare with other runs.",
+    help="Times that each row is measured beside a fixed network, so that `edgeseg compare` can "
+    "tell it from other runs.",
 )
-@click.option(
-    "--out",
-    type=path_type(),
-    help="The HTML report; .json, .md, .csv go beside (of a comparison no .csv).",
-)
-@click.option(
-    "--compare",
-    type=(path_type(), path_type()),
-    metavar="OLD.json NEW.json",
-    help="Measure nothing: compare two earlier reports; --out writes that as a page too.",
-)
-@click.option(
-    "--budget",
-    "budgets",
-    multiple=True,
-    help="With --compare: a limit that NEW must keep, such as p99=33ms or dice_drop=0.005; of one "
-    "row: ROW:p99=33ms.",
-)
+@click.option("--out", type=path_type(), help="The HTML report; .json, .md, .csv go beside.")
+@click.option("--compare", is_flag=True, hidden=True, expose_value=False, callback=_moved)
+@click.option("--budget", multiple=True, hidden=True, expose_value=False, callback=_moved)
 @json_option
 @quiet_option
 @click.pass_context
 def benchmark(
     context: click.Context,
     sources: tuple[Path, ...],
-    dataset: Path | None,
+    dataset: tuple[Path, ...],
     part: str | None,
     engines: tuple[str, ...],
     rivals: tuple[str, ...],
@@ -124,42 +137,32 @@ def benchmark(
     energy: bool,
     passes: int,
     out: Path | None,
-    compare: tuple[Path, Path] | None,
-    budgets: tuple[str, ...],
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Measure SOURCEs interleaved; the first is the reference.
 
-    A SOURCE is a bundle, a run, a checkpoint or a shipped student (`edgeseg models`). With
-    --compare nothing is measured, and a budget that is not kept ends with exit code 3.
+    A SOURCE is a bundle, a run, a checkpoint or a shipped student (`edgeseg models`). `edgeseg
+    compare` compares the records of two runs.
     """
-    if compare:
-        used = {"compare", "budgets", "out", "as_json", "quiet"}
-        if set(given(context, context.params)) - used:
-            raise InputError(
-                "E-BENCHMARK-CALL",
-                "--compare measures nothing; leave all but --budget, --out and --json out",
-            )
-        _compare_reports(compare, budgets, out, as_json)
-        return
     if not (sources and dataset and out):
         raise InputError("E-BENCHMARK-CALL", "name at least one SOURCE, --data and --out")
     for mode, option in (
-        *(("offline", "streams"), ("offline", "batch")),
-        *(("paced", "rate"), ("soak", "minutes")),
+        ("offline", "streams"),
+        ("offline", "batch"),
+        ("paced", "rate"),
+        ("soak", "minutes"),
     ):
         if mode not in modes and given(context, {option: None}):
             raise InputError(
                 "E-BENCHMARK-CALL",
                 f"--{option} is of --mode {mode}; ask for it, or leave it out",
             )
-    if budgets:
-        raise InputError("E-BENCHMARK-CALL", "budgets are judged with --compare; leave them out")
     import tempfile
 
-    from ..benchmarks.record import Settings, run_benchmark, to_json
+    from ..benchmarks.record import Settings, to_json
     from ..benchmarks.report.files import require_report_path, to_table, write_reports
+    from ..benchmarks.run import run_benchmark
     from ..runtime.files import sha256_of_file
     from .jobs.sources import (
         candidates_of,
@@ -217,34 +220,6 @@ def benchmark(
     click.echo(to_json(record) if as_json else f"{to_table(record)}\nreport: {out}")
 
 
-def _compare_reports(
-    files: tuple[Path, Path], budgets: tuple[str, ...], out: Path | None, as_json: bool
-) -> None:
-    from ..benchmarks.compare import compare_records, parse_budget, read_pair, require_budgets
-    from ..benchmarks.report.comparison import (
-        comparison_document,
-        comparison_to_json,
-        render_comparison,
-        require_comparison_path,
-        write_comparison,
-    )
-
-    limits = [parse_budget(text) for text in budgets]
-    if out:
-        require_comparison_path(out, files)
-    old, new = read_pair(*files)
-    comparison = compare_records(old, new, limits)
-    if out:
-        command = ["edgeseg", "benchmark", "--compare", *(file.name for file in files)]
-        command += [word for text in budgets for word in ("--budget", text)]
-        document = comparison_document(comparison, old, new, [*command, "--out", out.name])
-        write_comparison(comparison, document, out)
-    click.echo(comparison_to_json(comparison) if as_json else render_comparison(comparison))
-    if out and not as_json:
-        click.echo(f"report: {out}")
-    require_budgets(comparison)
-
-
 @click.command(hidden=True)
 @click.argument("name")
 @click.argument("record", type=path_type(exists=True, dir_okay=False))
@@ -256,7 +231,14 @@ def _compare_reports(
     required=True,
     help="What ships: that run, or one on all of DATA.",
 )
-@click.option("--data", "dataset", type=path_type(), required=True, help="Data set of both runs.")
+@click.option(
+    "--data",
+    "dataset",
+    type=path_type(),
+    required=True,
+    multiple=True,
+    help="Data set of both runs; repeated for several.",
+)
 @click.option("--calib-images", type=click.IntRange(1), default=300, show_default=True)
 @click.option(
     "--out", type=path_type(), required=True, help="Folder; kd/zoo of a checkout to ship."
@@ -268,7 +250,7 @@ def card(
     measured: Path,
     int8: Path,
     weights: Path,
-    dataset: Path,
+    dataset: tuple[Path, ...],
     calib_images: int,
     out: Path,
     quiet: bool,

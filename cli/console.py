@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 from click.core import ParameterSource
 
-from ..runtime.errors import EdgesegError
+from ..runtime.errors import EdgesegError, OutputError
 
 if TYPE_CHECKING:
     from ..runtime.progress import Progress
@@ -43,6 +41,8 @@ class Group(click.Group):
         """Read the options that stand before the command."""
         try:
             return super().make_context(info_name, args, parent, **extra)
+        except OutputError as error:  # of --help
+            leave(f"{error}", error.exit_code)
         except click.UsageError as error:
             if parent is not None:
                 raise
@@ -67,11 +67,7 @@ class Group(click.Group):
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            _forget_output()
-            leave(
-                "E-OUT-WRITE: no space left where standard output or temporary files go; free some",
-                5,
-            )
+            leave("E-OUT-WRITE: no space left where temporary files go; free some", 5)
         except (KeyboardInterrupt, click.Abort):
             leave("E-INTERRUPTED: stopped; a command that has --resume continues with it", 130)
 
@@ -83,12 +79,6 @@ def _leave_wrong_call(error: click.UsageError, command: str) -> NoReturn:
     command = error.ctx.command_path if error.ctx else command
     told = error.format_message().rstrip(".")
     leave(f"E-USAGE: {told}; see `{command} --help`", error.exit_code)
-
-
-def _forget_output() -> None:
-    """Let what could not be written go, else the interpreter tries again at its end."""
-    with contextlib.suppress(OSError, ValueError):  # output that is no file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def leave(message: str, exit_code: int) -> NoReturn:
@@ -142,6 +132,9 @@ data_argument = click.argument(
     "dataset", metavar="DATA...", type=path_type(), nargs=-1, required=True
 )
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress.")
+taken_quiet_option = click.option(  # of a script that says -q to every command
+    "--quiet", "-q", is_flag=True, expose_value=False, help="No progress; it shows none anyway."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
 engine_option = click.option(
     "--engine", help="Engine to run; default: the first that is installed."

@@ -19,6 +19,7 @@ from ..export.target import PRECISIONS
 from ..kd.config import RECIPES, TrainConfig
 from .benchmark import benchmark, card, probe
 from .bundle import bundle
+from .compare import compare
 from .console import (
     F,
     Group,
@@ -34,10 +35,14 @@ from .console import (
     progress_of,
     quiet_option,
     spacing_option,
+    taken_quiet_option,
     threads_option,
 )
 from .device import device
 from .stream import stream
+
+_LIST_OPTION = "--split-list"
+_LIST_FILES = 3  # at most: train, val and test
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -65,19 +70,36 @@ def data_phantoms(out: Path, count: int, seed: int, quiet: bool) -> None:
 
 
 @data.command("audit")
-@click.argument("folder", type=path_type())
+@data_argument
 @json_option
 @quiet_option
-def data_audit(folder: Path, as_json: bool, quiet: bool) -> None:
-    """List what is wrong in FOLDER: duplicates, conflicts, unreadable files, sizes, empty masks."""
-    from ..kd.data.audit import audit_dataset, render
+def data_audit(dataset: tuple[Path, ...], as_json: bool, quiet: bool) -> None:
+    """List what is wrong in DATA: duplicates, conflicts, unreadable files, sizes, empty masks."""
+    from ..kd.data.audit import audit_datasets, render
 
-    audit = audit_dataset(folder, progress=progress_of(quiet))
+    audit = audit_datasets(dataset, progress=progress_of(quiet))
     click.echo(json.dumps(audit.to_dict(), indent=1) if as_json else render(audit))
 
 
-@data.command("split")
-@click.argument("folder", type=path_type())
+class _WithLists(click.Command):
+    """Lets --split-list take two or three files in a row."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Give each file behind the option an option of its own."""
+        spread: list[str] = []
+        left = 0  # files that may still follow
+        for arg in args:
+            if left and not arg.startswith("-"):
+                spread += [] if spread[-1] == _LIST_OPTION else [_LIST_OPTION]
+                left -= 1
+            else:
+                left = _LIST_FILES if arg == _LIST_OPTION else 0
+            spread.append(arg)
+        return super().parse_args(ctx, spread)
+
+
+@data.command("split", cls=_WithLists)
+@data_argument
 @click.option(
     "--out",
     type=path_type(),
@@ -92,28 +114,58 @@ def data_audit(folder: Path, as_json: bool, quiet: bool) -> None:
     "settings are chosen.",
 )
 @click.option("--folds", type=click.IntRange(2), help="Cross-validation instead of --fractions.")
+@click.option(
+    _LIST_OPTION,
+    "lists",
+    type=path_type(),
+    multiple=True,
+    metavar="TRAIN VAL [TEST]",
+    help="A published split instead: text files with an image a line. It may tear near-duplicates "
+    "and patients apart; how many is said and stays in the file.",
+)
 @quiet_option
+@click.pass_context
 def data_split(
-    folder: Path,
+    context: click.Context,
+    dataset: tuple[Path, ...],
     out: Path,
     seed: int,
     fractions: tuple[float, float, float] | None,
     folds: int | None,
+    lists: tuple[Path, ...],
     quiet: bool,
 ) -> None:
-    """Split FOLDER into train, val and test so that no near-duplicates are separated.
+    """Split DATA into train, val and test so that no patient and no near-duplicates are separated.
 
     With --folds N, OUT/fold-1.json to OUT/fold-N.json; every image is in one test part.
     """
-    from ..kd.data.dataset import read_dataset
-    from ..kd.data.split import describe_split, make_folds, make_split, write_split
+    from ..kd.data.dataset import read_datasets
+    from ..kd.data.split import (
+        describe_split,
+        make_folds,
+        make_split,
+        split_from_lists,
+        write_split,
+    )
     from ..runtime.files import atomic_folder, require_new, require_writable
 
+    if lists:
+        if set(given(context, context.params)) & {"folds", "fractions", "seed"}:
+            raise click.UsageError("--split-list leaves nothing to divide; name it alone")
+        if len(lists) not in (2, 3):
+            raise click.UsageError("--split-list takes files for train, val and, maybe, test")
+        require_writable(out)
+        split = split_from_lists(read_datasets(dataset), lists, progress=progress_of(quiet))
+        write_split(split, out)
+        click.echo(describe_split(split))
+        return
     if folds:
         if fractions:
             raise click.UsageError("--folds and --fractions exclude each other; leave one out")
         require_new(out)
-        made = make_folds(read_dataset(folder), folds=folds, seed=seed, progress=progress_of(quiet))
+        made = make_folds(
+            read_datasets(dataset), folds=folds, seed=seed, progress=progress_of(quiet)
+        )
         with atomic_folder(out) as partial_folder:
             for number, fold in enumerate(made, start=1):
                 write_split(fold, partial_folder / f"fold-{number}.json")
@@ -122,7 +174,7 @@ def data_split(
         return
     require_writable(out)
     split = make_split(
-        read_dataset(folder),
+        read_datasets(dataset),
         seed=seed,
         fractions=fractions or (0.7, 0.1, 0.2),
         progress=progress_of(quiet),
@@ -137,6 +189,7 @@ def _train_options(command: F, without: tuple[str, ...] = ()) -> F:
         command = click.option(
             "--" + field.name.replace("_", "-"),
             type=type(field.default),
+            is_flag=type(field.default) is bool,
             default=field.default,
             show_default=True,
             help=field.metadata["help"],
@@ -150,6 +203,14 @@ def _train_options(command: F, without: tuple[str, ...] = ()) -> F:
 @click.option("--split", "split_file", type=path_type(), help="Split to use; default: a new one.")
 @click.option("--recipe", help=f"Settings to start from: {', '.join(RECIPES)}.")
 @click.option("--teachers", type=path_type(), help="A run whose teachers are taken.")
+@click.option(
+    "--teacher-checkpoint",
+    "teacher_checkpoints",
+    type=path_type(),
+    multiple=True,
+    help="Of another run; repeat it: the mean of all is the teacher of --teaching single.",
+)
+@click.option("--encoder-weights", type=path_type(), help="File that encoders start from.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out with its own settings.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @_train_options
@@ -163,6 +224,8 @@ def train(
     split_file: Path | None,
     recipe: str | None,
     teachers: Path | None,
+    teacher_checkpoints: tuple[Path, ...],
+    encoder_weights: Path | None,
     resume: bool,
     device: str,
     quiet: bool,
@@ -181,13 +244,18 @@ def train(
     from ..kd.train import train as run_training
 
     base = find_recipe(recipe) if recipe else read_config(out) if resume else TrainConfig()
+    split = read_split(split_file) if split_file else None
+    if split and split.leak:
+        click.echo(f"note: {split.leak}", err=True)
     student = run_training(
         read_datasets(dataset),
         out,
         replace(base, **given(context, settings)),
-        split=read_split(split_file) if split_file else None,
+        split=split,
         resume=resume,
         teachers=teachers,
+        teacher_checkpoints=teacher_checkpoints,
+        encoder_weights=encoder_weights,
         device=device,
         progress=progress_of(quiet),
     )
@@ -195,7 +263,7 @@ def train(
 
 
 @cli.command()
-@click.argument("dataset", metavar="DATA", type=path_type())
+@data_argument
 @click.option("--out", type=path_type(), required=True, help="Folder of runs and table; continued.")
 @click.option("--recipe", default="t2kd-busi-edge", show_default=True, help="See `train`.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
@@ -207,7 +275,7 @@ def train(
 def reproduce(
     context: click.Context,
     /,
-    dataset: Path,
+    dataset: tuple[Path, ...],
     out: Path,
     recipe: str,
     seeds: int,
@@ -218,12 +286,12 @@ def reproduce(
 ) -> None:
     """Train a student in every way on DATA: the table of what routed distillation is worth."""
     from ..kd.config import find_recipe
-    from ..kd.data.dataset import read_dataset
+    from ..kd.data.dataset import read_datasets
     from .jobs.ablation import ROWS, to_text
     from .jobs.ablation import reproduce as run_ablation
 
     results = run_ablation(
-        read_dataset(dataset),
+        read_datasets(dataset),
         out,
         replace(find_recipe(recipe), **given(context, settings)),
         seeds=seeds,
@@ -296,8 +364,10 @@ def _frame_size(
     "--calib",
     "dataset",
     type=path_type(),
-    help="Data set whose train part calibrates and whose val part checks. A run needs its own; "
-    "a shipped student takes any, split anew, and does with its own ranges without.",
+    multiple=True,
+    help="Data set whose train part calibrates and whose val part checks; repeated for several. A "
+    "run needs its own; a shipped student takes any, split anew, and does with its own ranges "
+    "without.",
 )
 @click.option("--calib-images", type=click.IntRange(1), default=200, show_default=True)
 @click.option(
@@ -359,6 +429,11 @@ def _frame_size(
     "--contract", type=path_type(), help="JSON with the input contract of an ONNX that has none."
 )
 @click.option(
+    "--force-contract",
+    is_flag=True,
+    help="Export though the network's own answers to the check frames speak against its contract.",
+)
+@click.option(
     "--out", type=path_type(), help="Folder of the bundle; must be new. [default: by name]"
 )
 @click.option("--dry-run", is_flag=True, help="Check SOURCE, print the plan and write nothing.")
@@ -368,7 +443,7 @@ def export(
     source: Path | None,
     target: str,
     precision: str,
-    dataset: Path | None,
+    dataset: tuple[Path, ...],
     calib_images: int,
     ranges: Path | None,
     synthetic_calibration: bool,
@@ -382,6 +457,7 @@ def export(
     frame: tuple[int, int] | None,
     layout_file: Path | None,
     contract: Path | None,
+    force_contract: bool,
     out: Path | None,
     dry_run: bool,
     as_json: bool,
@@ -411,9 +487,13 @@ def export(
     )
     if dry_run:
         if source is not None:
+            from ..export.frame_graph import require_no_least
             from .jobs.sources import CalibrationRequest, load_exportable, retraining_of
 
-            found, _ = load_exportable(source, contract)  # what cannot be exported is no plan
+            # What cannot be exported is no plan.
+            found, network = load_exportable(source, contract)
+            if frame:
+                require_no_least(network.contract)
             if qat:
                 request = CalibrationRequest(dataset, ranges, synthetic_calibration, calib_images)
                 retraining_of(found, request, qat)
@@ -450,9 +530,9 @@ def export(
         frames,
         split=found.split_file() if trained_on is None and not found.is_onnx else None,
         trained_on=trained_on or (),
-        data=found.training_data(),
+        data=found.training_data(network.provenance),
         layout=layout,
-        limits=Limits(max_drop, max_hd95_rise, method),
+        limits=Limits(max_drop, max_hd95_rise, method, force_contract),
         retrain=retrain,
         progress=progress_of(quiet),
     )
@@ -463,6 +543,8 @@ def export(
         return
     if source is None:
         click.echo(f"no SOURCE was named: the shipped student {zoo.DEFAULT}")
+    if cut := network.provenance.get("cut_off"):
+        note += f"\nthe {cut} at the end of {named} was cut off: its input is the logit"
     click.echo(f"target: {plan.target.name}\n{note}\n{render_export(exported, plan)}")
 
 
@@ -530,6 +612,7 @@ def predict(
 @engine_option
 @threads_option
 @json_option
+@taken_quiet_option
 def selftest(
     bundle: Path,
     repeats: int,
@@ -558,7 +641,7 @@ def selftest(
 
 @cli.command()
 @click.argument("source", type=path_type())
-@click.argument("dataset", metavar="DATA", type=path_type())
+@data_argument
 @part_option
 @engine_option
 @threads_option
@@ -567,7 +650,7 @@ def selftest(
 @quiet_option
 def evaluate(
     source: Path,
-    dataset: Path,
+    dataset: tuple[Path, ...],
     part: str | None,
     engine: str | None,
     threads: int | None,
@@ -576,14 +659,12 @@ def evaluate(
     quiet: bool,
 ) -> None:
     """Score SOURCE (a bundle, run, checkpoint or shipped student) on a part of DATA."""
-    from ..benchmarks.measure.accuracy import (
-        render_accuracy,
-        score_images,
-        summarise,
-        write_scores_csv,
-    )
+    from ..benchmarks.jsonform import json_from_value
+    from ..benchmarks.measure.accuracy import render_accuracy, summarise, write_scores_csv
+    from ..benchmarks.measure.by_set import accuracy_by_set, render_by_set
+    from ..benchmarks.measure.froc import render_curves, score_with_curves
     from ..runtime.files import require_writable
-    from .jobs.sources import default_part, find_source, samples_for
+    from .jobs.sources import default_part, find_source, leak_of, samples_for, temperature_of
 
     if csv_file:
         require_writable(csv_file)
@@ -591,18 +672,95 @@ def evaluate(
     part = part or default_part([found])
     cases = samples_for(found, dataset, part, progress_of(quiet))
     session = found.open(engine, threads or 0)
-    scores = score_images(session.predict, cases, progress=progress_of(quiet))
+    temperature = temperature_of(found)
+    scored = score_with_curves(session, cases, temperature=temperature, progress=progress_of(quiet))
     if csv_file:
-        write_scores_csv(csv_file, scores)
-    accuracy = summarise(scores)
+        write_scores_csv(csv_file, scored.scores)
+    accuracy = summarise(scored.scores)
+    sets = accuracy_by_set(scored.scores, {case.name: case.source for case in cases})
+    leak = leak_of(found, part)
     if as_json:
-        click.echo(json.dumps(accuracy.to_dict(), indent=1))
+        calibration = {
+            "temperature": temperature,
+            "calibration_error": scored.calibration_error,
+            "calibrated_error": scored.calibrated_error,
+        }
+        content = {
+            **accuracy.to_dict(),
+            "sets": json_from_value(sets),
+            "leak": leak,
+            "curves": json_from_value(scored.curves),
+            **json_from_value(calibration),
+        }
+        click.echo(json.dumps(content, indent=1))
     else:
         click.echo(f"{source} in {session.engine.name}, {part} part, {len(cases)} images")
         click.echo(render_accuracy(accuracy))
+        click.echo(render_by_set(sets))
+        click.echo(render_curves(scored.curves, session.contract))
+        told = f"{scored.calibration_error:.4f}"
+        if temperature is not None:
+            told += f", {scored.calibrated_error:.4f} with its temperature of {temperature:.3f}"
+        click.echo(f"Expected calibration error: {told}.")
+        if leak:
+            click.echo(f"Not leak-safe: {leak}.")
+
+
+@cli.command()
+@click.argument("source", type=path_type())
+@click.argument("datasets", metavar="[DATA]...", type=path_type(), nargs=-1)
+@click.option(
+    "--max-false-marks",
+    type=click.FloatRange(0, 1),
+    default=0.25,
+    show_default=True,
+    help="Largest share of the images without a lesion that may be marked.",
+)
+@click.option(
+    "--point-of",
+    type=path_type(),
+    help="In place of DATA: take the operating point of this tuned checkpoint of the same network.",
+)
+@click.option(
+    "--name", default="tuned", show_default=True, help="Of the new checkpoint, beside the old one."
+)
+@json_option
+@quiet_option
+def tune(
+    source: Path,
+    datasets: tuple[Path, ...],
+    max_false_marks: float,
+    point_of: Path | None,
+    name: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Choose the operating point of SOURCE, a run or its checkpoint, on the val part of DATA.
+
+    The threshold and the least lesion with the highest Dice among those that mark few enough
+    images without a lesion. SOURCE is left as it is: NAME.safetensors beside it has the point.
+    """
+    from .jobs.sources import checkpoint_of
+    from .jobs.tuning import render_tuned, take_point
+    from .jobs.tuning import tune as choose
+
+    if bool(datasets) == (point_of is not None):
+        raise click.UsageError("name either DATA or --point-of")
+    found = checkpoint_of(source)
+    if point_of is not None:
+        tuned = take_point(found, checkpoint_of(point_of), name=name)
+    else:
+        tuned = choose(
+            found, datasets, max_false_marks=max_false_marks, name=name, progress=progress_of(quiet)
+        )
+    if as_json:
+        click.echo(json.dumps({"checkpoint": str(tuned.checkpoint), **tuned.evidence}, indent=1))
+    else:
+        click.echo(render_tuned(tuned))
 
 
 cli.add_command(benchmark)
+cli.add_command(compare)
 cli.add_command(bundle)
 cli.add_command(card)
 cli.add_command(probe)

@@ -20,6 +20,7 @@ from .console import (
     leave,
     path_type,
     spacing_option,
+    taken_quiet_option,
     threads_option,
 )
 
@@ -69,6 +70,7 @@ _PORT = 8765
 )
 @click.option("--host", help="With --serve: listen on another address, where others can look.")
 @json_option
+@taken_quiet_option
 def stream(
     bundle: Path,
     source: Path,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..runtime.contract import InputContract
@@ -30,9 +30,9 @@ def bom_of(fields: Mapping[str, Any], files: Mapping[str, str]) -> str:
         files: path in the bundle -> SHA-256, of every file but this, manifest and sums.
     """
     provenance = fields["provenance"]
-    data = _dataset_of(provenance)
+    data = _datasets_of(provenance)
     components = [
-        *([data] if data else []),
+        *data,
         *(_file_component(path, digest, fields["models"]) for path, digest in files.items()),
         *(_tool_component(name, version) for name, version in provenance["tools"].items()),
     ]
@@ -69,7 +69,9 @@ def bom_of(fields: Mapping[str, Any], files: Mapping[str, str]) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _model_component(fields: Mapping[str, Any], data: Mapping[str, Any] | None) -> dict[str, Any]:
+def _model_component(
+    fields: Mapping[str, Any], data: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     provenance, contract = fields["provenance"], fields["contract"]
     return {
         "type": "machine-learning-model",
@@ -85,7 +87,7 @@ def _model_component(fields: Mapping[str, Any], data: Mapping[str, Any] | None) 
                 "task": "image segmentation",
                 "architectureFamily": "convolutional neural network",
                 "modelArchitecture": fields["name"],
-                **({"datasets": [{"ref": data["bom-ref"]}]} if data else {}),
+                **({"datasets": [{"ref": each["bom-ref"]} for each in data]} if data else {}),
                 "inputs": [{"format": _input_format(contract)}],
                 "outputs": [{"format": "uint8 [H, W] mask of the frame's size, 1 where lesion"}],
             },
@@ -141,24 +143,44 @@ def _number(value: float) -> str:
     return f"{value:.6f}"
 
 
-def _dataset_of(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
+def sets_of(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the data sets that a manifest names; one before them named one, in place of a list."""
+    known = provenance.get("data", [])
+    return [dict(each) for each in ([known] if isinstance(known, Mapping) else known)]
+
+
+def _datasets_of(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what the network was trained on, where the provenance tells; no image is named."""
-    known = provenance.get("data")
-    training = provenance.get("training", {})
-    if known is None and "train_images" not in training:
-        return None
-    known = known or {}
-    licence = known.get("licence")
+    known, training = sets_of(provenance), provenance.get("training", {})
+    split = training.get("split_sha256") or provenance.get("split_sha256")
+    if not known and "train_images" in training:
+        known = [{"name": "training images of the maker"}]
+    alone = training.get("train_images") if len(known) == 1 else None
+    return [_dataset(index, each, alone, split) for index, each in enumerate(known)]
+
+
+def _dataset(
+    index: int, known: Mapping[str, Any], images: int | None, split_sha256: str | None
+) -> dict[str, Any]:
+    by_class = known.get("images", {})
+    if "spdx" in known:
+        licence = {"id": known["spdx"]}
+    else:
+        licence = {"name": known["licence"]} if "licence" in known else {}
+    cited = ", doi ".join(known[name] for name in ("citation", "doi") if name in known)
     return {
         "type": "data",
-        "bom-ref": "training-data",
-        "name": known.get("name", "training images of the maker"),
-        **({"licenses": [{"license": {"id": licence}}]} if licence else {}),
-        **({"copyright": known["citation"]} if "citation" in known else {}),
+        "bom-ref": f"training-data-{index}" if index else "training-data",
+        "name": known.get("title", known["name"]),
+        **({"licenses": [{"license": licence}]} if licence else {}),
+        **({"copyright": cited} if cited else {}),
         "properties": _properties(
             {
-                "images": training.get("train_images"),
-                "split_sha256": training.get("split_sha256") or provenance.get("split_sha256"),
+                "catalogue": known.get("catalogue"),
+                "images": sum(by_class.values()) if by_class else images,
+                **{f"images:{label}": count for label, count in by_class.items()},
+                "groups": known.get("groups"),
+                "split_sha256": split_sha256,
             }
         ),
     }

@@ -19,6 +19,7 @@ import onnx
 from ..runtime.contract import InputContract
 from ..runtime.errors import InputError, Refused
 from ..runtime.image import input_from_frame
+from ..runtime.paths import takes_paths
 from ..runtime.progress import Progress, quiet
 from .graph import activations_of, measured_of
 from .ranges import METHODS, measure_ranges
@@ -118,6 +119,7 @@ def calibrate(
     )
 
 
+@takes_paths
 def read_calibration(
     file: Path, checkpoint_sha256: str, contract: InputContract, master: bytes
 ) -> Calibration:
@@ -161,6 +163,7 @@ def read_calibration(
     return replace(found, amax=kept, largest=largest)
 
 
+@takes_paths
 def parse_calibration(file: Path) -> Calibration:
     """Read a record, whatever network it is of.
 

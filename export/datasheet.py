@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..runtime.bundle import Bundle
+from ..runtime.contract import InputContract
 from ..runtime.errors import Refused
 from ..runtime.store import MANIFEST, SUMS
+from .bom import sets_of
 
 _WIDTH = 13  # of the first column
 _PARITY = (
@@ -87,6 +89,7 @@ def render_datasheet(sheet: Mapping[str, Any]) -> str:
                 f"{contract['height']} px",
                 f"x = (grey / 255 - {contract['mean']}) / {contract['std']}, lesion where "
                 f"probability > {contract['threshold']}",
+                *filter(None, [InputContract.from_dict(contract).least_text]),
                 f"batch {sheet['batch'].get('min', 1)} to {sheet['batch'].get('max', 1)}",
             ],
         ),
@@ -155,7 +158,7 @@ def _training_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
     training = provenance.get("training", {})
     return {
         "checkpoint_sha256": str(provenance["checkpoint_sha256"]),
-        **({"data": dict(provenance["data"])} if "data" in provenance else {}),
+        **({"data": sets_of(provenance)} if "data" in provenance else {}),
         **{name: training[name] for name in ("train_images", "split_sha256") if name in training},
     }
 
@@ -230,11 +233,23 @@ def _latency_lines(evidence: Mapping[str, Any]) -> list[str]:
 def _fact_lines(facts: Mapping[str, Any], otherwise: str) -> list[str]:
     lines = []
     for name, value in facts.items():
-        text = ", ".join(map(str, value.values())) if name == "data" else str(value)
+        if name == "data":
+            lines += [f"data: {_set_text(each)}" for each in value]
+            continue
+        text = str(value)
         if name == "classes":
             text = ", ".join(f"{count} {label}" for label, count in value.items()) or "not told"
         lines.append(f"{name}: {text}")
     return lines or [otherwise]
+
+
+def _set_text(known: Mapping[str, Any]) -> str:
+    """Say which data set it is, under which licence, and how many of its images were seen."""
+    facts = [known.get("title", known.get("name", ""))]
+    facts += [known[name] for name in ("licence", "citation", "catalogue") if name in known]
+    facts += [f"doi {known['doi']}"] if "doi" in known else []
+    facts += [f"{count} {label}" for label, count in known.get("images", {}).items()]
+    return ", ".join(map(str, facts))
 
 
 def _vector_lines(vectors: Mapping[str, Any]) -> list[str]:

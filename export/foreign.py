@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx.version_converter
+import onnx.inliner
+from onnx import numpy_helper
 
 from ..runtime.contract import InputContract
 from ..runtime.engines import available_threads
 from ..runtime.errors import InputError
+from ..runtime.paths import takes_paths
+from .logits import cut_probability, ends_unbounded, logits_of, require_logits
+from .onnx_file import load_onnx, nodes_of, tensors_of, unreadable
+from .opset import at_our_opset, opset_of, require_opset
 from .parity import Run, exact_run
 from .to_onnx import CONTRACT_KEY, OPSET
 
-_MAX_BYTES = 1 << 30
+_TRAINING_MODE = 14  # the opset from which a batch norm says its mode in an attribute
+_FLOAT = onnx.TensorProto.FLOAT
+_OTHER_FLOATS = (*(onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE),)
+_NOISE = (1.0, 1.0, 5.0)  # standard deviations of frames that tell whether an answer depends on any
 # What the parsers of OpenVINO, ONNX Runtime and TensorRT-RTX 1.7 all took, one small model each.
 # Without matrix products: the audits cannot follow them in every engine.
 OPERATORS = frozenset(
@@ -51,9 +58,9 @@ class OnnxNetwork:
     name: str
     model: bytes  # FP32, opset 17, `image` to `logits`
     contract: InputContract
-    sha256: str  # of the file as it was
+    sha256: str  # of the file as it was, see `OnnxFile`
     provenance: Mapping[str, Any]
-    _run: Run  # in ONNX Runtime, as the graph is written
+    _run: Run  # the file as it was, in ONNX Runtime; of a probability, the logit
 
     def to_onnx(self) -> bytes:
         """See `Network`."""
@@ -64,64 +71,86 @@ class OnnxNetwork:
         return self._run(image)
 
 
+@takes_paths
 def read_onnx(file: Path, contract_file: Path | None) -> OnnxNetwork:
-    """Read an ONNX model and make it ours: opset 17, batch norms folded, every node named.
+    """Read an ONNX model and make it ours: opset 17, batch norms folded, logits, every node named.
+
+    What is constant is folded before anything is judged. A sigmoid at the end, or a softmax over
+    two channels, is cut off; the reference stays the file as it was. Types other than FP32 inside
+    become FP32.
 
     Args:
-        file: FP32, one input and one output, both static float32 [1, 1, H, W].
+        file: opset 7 to 24, weights inside or in data files beside it; one input and one output,
+            both static float32 [1, 1, H, W].
         contract_file: JSON as in a manifest; None: the model carries the contract.
 
-    Raises InputError: E-ONNX-READ, E-ONNX-SHAPE, E-ONNX-OPERATOR (names what no target takes),
-    E-ONNX-OPSET, E-CONTRACT.
+    Raises InputError: E-ONNX-READ, E-ONNX-SHAPE (also an output that is no logit),
+    E-ONNX-OPERATOR (names what no target takes), E-ONNX-OPSET, E-ONNX-TRAINING (batch norm or
+    dropout in training mode), E-ONNX-CONSTANT (every frame gets the same answer), E-CONTRACT.
     """
-    content, model = _load(file)
-    contract = _contract_of(model, file, contract_file)
-    _without_listed_weights(model.graph)
-    _require_operators(model.graph, file)
-    _require_float(model.graph, file)
-    _require_shape(model.graph, file, contract)
-    folded = _folded(_at_opset(model, file), file)
-    _name_all(folded.graph)
-    folded = onnx.shape_inference.infer_shapes(folded, strict_mode=True)
-    del folded.metadata_props[:]
-    onnx.helper.set_model_props(folded, {CONTRACT_KEY: json.dumps(contract.to_dict())})
+    loaded = load_onnx(file)
+    contract = _contract_of(loaded.model, file, contract_file)
+    theirs = _cleaned(loaded.model, file)
+    require_opset(theirs, file)
+    _require_inference(theirs.graph, opset_of(theirs), file)
+    _require_ends(theirs.graph.input, "input", file, contract)
+    if any(
+        each.type.tensor_type.elem_type != onnx.TensorProto.FLOAT for each in theirs.graph.output
+    ):
+        _require_ends(theirs.graph.output, "output", file, contract)
+    folded = _in_float(_folded(theirs, file), file)
+    if folded.graph.output[0].name in {tensor.name for tensor in folded.graph.initializer}:
+        raise _constant(file)
+    _require_operators(folded.graph, file)
+    converted = at_our_opset(folded, file)
     try:
-        onnx.checker.check_model(folded, full_check=True)
+        ours = _inferred(converted, file)
+        cut = cut_probability(ours.graph, file)
+        ours = _folded(ours, file)
+    except InputError as error:
+        if error.code != "E-ONNX-READ":
+            raise
+        raise InputError(  # the file was taken before
+            "E-ONNX-OPSET",
+            f"what edgeseg makes of {file} in opset {OPSET} is no valid ONNX; export it with opset "
+            f"{OPSET}, and report this: {error}",
+        ) from error
+    _require_ends(ours.graph.output, "output", file, contract)
+    require_logits(ours.graph, contract.logit_threshold, file)
+    _name_all(ours.graph)
+    ours = _inferred(ours, file)
+    del ours.metadata_props[:]
+    onnx.helper.set_model_props(ours, {CONTRACT_KEY: json.dumps(contract.to_dict())})
+    try:
+        onnx.checker.check_model(ours, full_check=True)
     except Exception as error:  # the checker's errors share no narrower base
-        raise _unreadable(file, error) from error
-    ours = bytes(folded.SerializeToString(deterministic=True))
+        raise unreadable(file, error) from error
+    model = bytes(ours.SerializeToString(deterministic=True))
+    _require_answer(exact_run(model, available_threads()), ours.graph, file, contract)
+    run = exact_run(theirs.SerializeToString(), available_threads())
     return OnnxNetwork(
         file.stem,
-        ours,
+        model,
         contract,
-        hashlib.sha256(content).hexdigest(),
-        {"source": "ONNX from elsewhere"},
-        exact_run(ours, available_threads()),
+        loaded.sha256,
+        {
+            "source": "ONNX from elsewhere",
+            **({"external_data": dict(loaded.data)} if loaded.data else {}),
+            **({"cut_off": cut} if cut else {}),
+        },
+        (lambda image: logits_of(run(image))) if cut else run,
     )
 
 
-def _load(file: Path) -> tuple[bytes, onnx.ModelProto]:
-    try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise InputError("E-ONNX-READ", f"{file} is larger than {_MAX_BYTES >> 20} MiB")
-        content = file.read_bytes()
-        model = onnx.load_model_from_string(content)
-        onnx.checker.check_model(model)
-    except OSError as error:
-        raise InputError("E-ONNX-READ", f"cannot read {file}: {error.strerror}") from error
-    except Exception as error:  # protobuf's and the checker's errors share no narrower base
-        if isinstance(error, InputError):
-            raise
-        raise _unreadable(file, error) from error
-    return content, model
-
-
-def _unreadable(file: Path, error: Exception) -> InputError:
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return InputError(
-        "E-ONNX-READ",
-        f"{file} is no valid ONNX with its weights inside ({reason}); export it again",
-    )
+def _cleaned(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
+    """Return the model without functions of its own and without weights listed as inputs."""
+    if model.functions:
+        try:
+            model = onnx.inliner.inline_local_functions(model)
+        except Exception as error:  # the library's errors share no narrower base
+            raise unreadable(file, error) from error
+    _without_listed_weights(model.graph)
+    return model
 
 
 def _without_listed_weights(graph: onnx.GraphProto) -> None:
@@ -131,19 +160,83 @@ def _without_listed_weights(graph: onnx.GraphProto) -> None:
         graph.input.remove(value)
 
 
-def _require_float(graph: onnx.GraphProto, file: Path) -> None:
-    """Refuse weights in another float type than FP32, and logits that are probabilities."""
-    others = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
-    found = [tensor.name for tensor in graph.initializer if tensor.data_type in others]
-    if found:
+def _require_inference(graph: onnx.GraphProto, opset: int, file: Path) -> None:
+    """Raise InputError (E-ONNX-TRAINING) for what answers by the batch, or by chance."""
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for node in nodes_of(graph):
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            stored[node.output[0]] = node.attribute[0].t
+    true = {
+        name
+        for name, tensor in stored.items()
+        if tensor.data_type == onnx.TensorProto.BOOL and numpy_helper.to_array(tensor).any()
+    }
+    for node in nodes_of(graph):
+        mode = any(each.name == "training_mode" and each.i for each in node.attribute)
+        # Before opset 14 the running statistics as further outputs say it.
+        mode |= opset < _TRAINING_MODE and any(node.output[1:])
+        batch = node.op_type == "BatchNormalization" and mode
+        chance = node.op_type == "Dropout" and len(node.input) > 2 and node.input[2] in true
+        if batch or chance:
+            raise InputError(
+                "E-ONNX-TRAINING",
+                f"{file} has {node.op_type} {node.name or node.output[0]!r} in training mode, so "
+                f"its answer depends on {'the frames of the call' if batch else 'chance'}; export "
+                "the network in inference mode (torch: model.eval())",
+            )
+
+
+def _in_float(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
+    """Make every float type FP32, as the targets' own steps choose narrower ones; infer shapes."""
+    for tensor in tensors_of(model.graph):
+        if tensor.data_type in _OTHER_FLOATS:
+            with np.errstate(over="ignore"):  # what overflows shows in the parity
+                array = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    for node in nodes_of(model.graph):
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in _OTHER_FLOATS:
+                attribute.i = _FLOAT
+    del model.graph.value_info[:]
+    model = _inferred(model, file)
+    values = (*model.graph.input, *model.graph.value_info)
+    floats = {value.name for value in values if value.type.tensor_type.elem_type == _FLOAT}
+    for node in model.graph.node:
+        casts_to = [each.i for each in node.attribute if each.name == "to"]
+        if node.op_type == "Cast" and node.input[0] in floats and casts_to == [_FLOAT]:
+            node.op_type = "Identity"
+            del node.attribute[:]
+    return model
+
+
+def _constant(file: Path) -> InputError:
+    return InputError(
+        "E-ONNX-CONSTANT", f"{file} answers every frame alike; export the trained network"
+    )
+
+
+def _require_answer(run: Run, graph: onnx.GraphProto, file: Path, contract: InputContract) -> None:
+    """Refuse a network that computes nothing, and one whose answers to noise are probabilities.
+
+    Raises InputError: E-ONNX-CONSTANT, E-ONNX-SHAPE.
+    """
+    noise = np.random.default_rng(0)
+    shape = (1, 1, contract.height, contract.width)
+    answers = [run(noise.normal(0, scale, shape).astype(np.float32)) for scale in _NOISE]
+    if all(np.array_equal(each, answers[0], equal_nan=True) for each in answers):
+        raise _constant(file)
+    if not any(node.op_type in ("Conv", "ConvTranspose") for node in graph.node):
         raise InputError(
-            "E-ONNX-SHAPE", f"{file} has {found[0]!r} in another type than FP32; export it in FP32"
+            "E-ONNX-OPERATOR",
+            f"{file} has no convolution, so there is nothing that a target would run in a "
+            "precision; export the network that segments",
         )
-    last = [node.op_type for node in graph.node if graph.output[0].name in node.output]
-    if last and last[0] in ("Sigmoid", "Softmax", "HardSigmoid"):
+    low, high = (float(end(answers)) for end in (np.min, np.max))
+    if not ends_unbounded(graph) and (low > contract.logit_threshold or 0 <= low < high <= 1):
         raise InputError(
             "E-ONNX-SHAPE",
-            f"{file} ends in {last[0]}, so its output is no logit; export it without",
+            f"{file} answers between {low:.4g} and {high:.4g} whatever the frame, so its output "
+            "is no logit; export what comes before the probability",
         )
 
 
@@ -170,7 +263,8 @@ def _contract_of(model: onnx.ModelProto, file: Path, contract_file: Path | None)
 
 def _require_operators(graph: onnx.GraphProto, file: Path) -> None:
     for node in graph.node:
-        if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
+        older = node.op_type == "Upsample"  # of opset 9; its conversion gives Resize
+        if not (node.op_type in OPERATORS or older) or node.domain not in ("", "ai.onnx"):
             raise InputError(
                 "E-ONNX-OPERATOR",
                 f"{file} has the operator {node.op_type} ({node.name or node.output[0]!r}), which "
@@ -178,17 +272,24 @@ def _require_operators(graph: onnx.GraphProto, file: Path) -> None:
             )
 
 
-def _require_shape(graph: onnx.GraphProto, file: Path, contract: InputContract) -> None:
+def _require_ends(
+    values: Sequence[onnx.ValueInfoProto], what: str, file: Path, contract: InputContract
+) -> None:
+    """Raise InputError (E-ONNX-SHAPE) unless there is one end and it is as the contract says."""
     expected = [1, 1, contract.height, contract.width]
-    for what, values in (("input", list(graph.input)), ("output", list(graph.output))):
-        found = [_shape_of(value) for value in values]
-        if found != [(onnx.TensorProto.FLOAT, expected)]:
-            shapes = " and ".join(str(shape) for _, shape in found)
-            raise InputError(
-                "E-ONNX-SHAPE",
-                f"{file} has the {what} {shapes}; expected one, float32 {expected}, as the "
-                "contract says (logits, before any sigmoid)",
-            )
+    found = [_shape_of(value) for value in values]
+    if found != [(onnx.TensorProto.FLOAT, expected)]:
+        ends = " and ".join(f"{_type_name(kind)} {shape}" for kind, shape in found)
+        raise InputError(
+            "E-ONNX-SHAPE",
+            f"{file} has the {what} {ends or 'none'}; expected one, float32 {expected}, as the "
+            "contract says (logits, before any sigmoid)",
+        )
+
+
+def _type_name(kind: int) -> str:
+    name = str(onnx.TensorProto.DataType.Name(kind)).lower()
+    return {"float": "float32", "double": "float64"}.get(name, name)
 
 
 def _shape_of(value: onnx.ValueInfoProto) -> tuple[int, list[int | str]]:
@@ -197,22 +298,18 @@ def _shape_of(value: onnx.ValueInfoProto) -> tuple[int, list[int | str]]:
     return tensor.elem_type, dims
 
 
-def _at_opset(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
-    opset = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
-    if opset == OPSET:
-        return model
+def _inferred(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
+    """Return the model with the shape of every tensor, the output's from what makes it."""
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
     try:
-        return onnx.version_converter.convert_version(model, OPSET)
-    except Exception as error:  # the converter's errors share no narrower base
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            "E-ONNX-OPSET",
-            f"{file} has opset {opset} and cannot be brought to {OPSET} ({reason}); export it so",
-        ) from error
+        return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except Exception as error:  # the library's errors share no narrower base
+        raise unreadable(file, error) from error
 
 
 def _folded(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
-    """Return the model with constants and batch norms folded, in standard operators."""
+    """Return the model with constants, also of shapes, and batch norms folded, shapes inferred."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -228,7 +325,11 @@ def _folded(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
         except Exception as error:  # the library's errors share no narrower base
             reason = str(error).strip().splitlines()[0]
             raise InputError("E-ONNX-READ", f"ONNX Runtime refuses {file}: {reason}") from error
-        return onnx.shape_inference.infer_shapes(onnx.load_model(result), strict_mode=True)
+        folded = onnx.load_model(result)
+    used = {"" if node.domain == "ai.onnx" else node.domain for node in folded.graph.node} | {""}
+    for each in [each for each in folded.opset_import if each.domain not in used]:
+        folded.opset_import.remove(each)  # the library lists all that it knows
+    return _inferred(folded, file)
 
 
 def _name_all(graph: onnx.GraphProto) -> None:

@@ -22,6 +22,7 @@ import onnx.compose
 from onnx import TensorProto, helper, numpy_helper
 
 from ..runtime.contract import InputContract
+from ..runtime.errors import Refused
 from ..runtime.image import bilinear_taps, reduction_factor, resize_grey
 
 AROUND = ("before/", "after/")  # how the names of all other nodes begin
@@ -50,7 +51,10 @@ def frame_graph_from_onnx(model: bytes, contract: InputContract, width: int, hei
         contract: of the network.
         width: of the frame in px.
         height: of the frame in px.
+
+    Raises Refused: E-FRAME-LEAST, see `require_no_least`.
     """
+    require_no_least(contract)
     network = onnx.compose.add_prefix(onnx.load_model_from_string(model), _NETWORK)
     graph = network.graph
     before, after = map(_Steps, AROUND)
@@ -81,6 +85,20 @@ def frame_graph_from_onnx(model: bytes, contract: InputContract, width: int, hei
     graph.output.append(helper.make_tensor_value_info("logits", float32, size))
     onnx.checker.check_model(network, full_check=True)
     return bytes(network.SerializeToString(deterministic=True))
+
+
+def require_no_least(contract: InputContract) -> None:
+    """Raise Refused (E-FRAME-LEAST) for a contract with a least lesion.
+
+    Which pixels are one component no fixed number of ONNX's operators can tell, and a mask that
+    still has what the session drops is another mask.
+    """
+    if contract.drops:
+        raise Refused(
+            "E-FRAME-LEAST",
+            f"the masks are {contract.least_text}, and a frame graph cannot drop components; "
+            "export without --frame, or start from the checkpoint before `edgeseg tune`",
+        )
 
 
 @dataclass(frozen=True)

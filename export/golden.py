@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -12,7 +14,7 @@ import numpy as np
 
 from ..runtime.bundle import GoldenVectors
 from ..runtime.contract import InputContract
-from ..runtime.image import resize_grey
+from ..runtime.image import input_from_frame, kept_logits, resize_grey
 from ..runtime.pgm import MAX_HEIGHT_PX, MAX_WIDTH_PX, pgm_from_grey
 from .forms import Form
 from .parity import answer_of
@@ -35,16 +37,18 @@ EMPTY_MARGIN = 1.0
 _SPECKLE = ((15.0, 3), (20.0, 2))
 _WIDER = 3  # times: a scanner's grains are wider than they are high
 _SEEDS = range(4)
+_BRIGHT_SPECKLE = ((40.0, 3), (60.0, 5))  # in which more is marked
+_LARGER = 2.0  # times: how far an area is from the least one where no rounding decides
 
 
-class EmptyFrame(NamedTuple):
-    """A frame in which the network marks nothing."""
+class ChosenFrame(NamedTuple):
+    """A frame that is golden for what the network answers to it."""
 
     name: str  # how it was drawn
     frame: np.ndarray  # uint8, of the network's input's size within the limits of `pgm`
 
 
-def find_empty_frame(forms: Sequence[Form], contract: InputContract) -> EmptyFrame | None:
+def find_empty_frame(forms: Sequence[Form], contract: InputContract) -> ChosenFrame | None:
     """Return the frame without a lesion that is farthest from being marked by any form.
 
     Frames with a lesion hardly tell a device that marks what it should not. None where a form marks
@@ -59,22 +63,85 @@ def find_empty_frame(forms: Sequence[Form], contract: InputContract) -> EmptyFra
     return found
 
 
-def _candidates(contract: InputContract) -> Iterator[EmptyFrame]:
+def find_dropped_frame(
+    forms: Sequence[Form], contract: InputContract, phantoms: Sequence[np.ndarray]
+) -> ChosenFrame | None:
+    """Return a frame in which every form marks components that the least lesion drops.
+
+    A device that does not drop them fails there: they are larger than what is left. Where no
+    rounding decides, so that twice or half the least area, and `EMPTY_MARGIN` more or less of the
+    least logit, leave the same mask. Of several frames that with the most dropped by any form.
+    None where there is none, or no least lesion.
+
+    Args:
+        forms: of all precisions that ship.
+        contract: of the network.
+        phantoms: uint8 [H, W]; they are tried besides speckle and a black frame.
+    """
+    if not contract.drops:
+        return None
+    found, most = None, 0
+    size = min(contract.height, MAX_HEIGHT_PX), min(contract.width, MAX_WIDTH_PX)
+    candidates = (
+        *_candidates(contract),
+        *_speckle(_BRIGHT_SPECKLE, *size),
+        *(ChosenFrame(f"phantom {index}", each) for index, each in enumerate(phantoms)),
+    )
+    for candidate in candidates:
+        frame = input_from_frame(candidate.frame, contract)
+        dropped = min(_clearly_dropped_px(form.run(frame)[0, 0], contract) for form in forms)
+        if dropped > most:
+            found, most = candidate, dropped
+    return found
+
+
+def _clearly_dropped_px(logits: np.ndarray, contract: InputContract) -> int:
+    """Return how many pixels are dropped; 0 where that is in doubt, or less than what is left."""
+    if not np.isfinite(logits).all():
+        return 0
+    level = contract.logit_threshold
+    lax, kept, strict = (
+        kept_logits(logits, each) > level
+        for each in (_moved(contract, -1), contract, _moved(contract, 1))
+    )
+    dropped = int(np.count_nonzero(logits > level)) - int(np.count_nonzero(kept))
+    clear = np.array_equal(lax, kept) and np.array_equal(kept, strict)
+    return dropped if clear and dropped > np.count_nonzero(kept) else 0
+
+
+def _moved(contract: InputContract, side: int) -> InputContract:
+    """Return the contract with a least lesion that is easier (-1) or harder (1) to reach."""
+    area = min(contract.least_area * _LARGER**side, 1 - 1e-9)
+    peak = contract.least_peak
+    if peak:
+        moved = 1 / (1 + math.exp(-(contract.least_logit + side * EMPTY_MARGIN)))
+        peak = min(moved, 1 - 1e-9) if moved > contract.threshold else 0.0
+    return replace(contract, least_area=area, least_peak=peak)
+
+
+def _candidates(contract: InputContract) -> Iterator[ChosenFrame]:
     """Yield frames without a lesion, none of them of a patient."""
     height, width = min(contract.height, MAX_HEIGHT_PX), min(contract.width, MAX_WIDTH_PX)
-    for (mode, grain), seed in itertools.product(_SPECKLE, _SEEDS):
+    yield from _speckle(_SPECKLE, height, width)
+    yield ChosenFrame("black", np.zeros((height, width), np.uint8))
+
+
+def _speckle(kinds: Sequence[tuple[float, int]], height: int, width: int) -> Iterator[ChosenFrame]:
+    for (mode, grain), seed in itertools.product(kinds, _SEEDS):
         grains = -(-height // grain), -(-width // (_WIDER * grain))
         echo = np.random.default_rng(seed).rayleigh(mode, grains)  # as even tissue gives it
         grey = np.clip(np.rint(echo), 0, 255).astype(np.uint8)
-        yield EmptyFrame(
+        yield ChosenFrame(
             f"speckle of mode {mode:g}, grain {grain} px, seed {seed}",
             resize_grey(grey, height, width),
         )
-    yield EmptyFrame("black", np.zeros((height, width), np.uint8))
 
 
 def golden_frames(
-    phantoms: Sequence[np.ndarray], contract: InputContract, empty: EmptyFrame | None
+    phantoms: Sequence[np.ndarray],
+    contract: InputContract,
+    empty: ChosenFrame | None,
+    dropped: ChosenFrame | None = None,
 ) -> tuple[np.ndarray, ...]:
     """Return phantoms in their own size, and the first also in sizes that a resize must master.
 
@@ -85,6 +152,7 @@ def golden_frames(
         phantoms: uint8 [H, W]; none gives none.
         contract: of the network.
         empty: comes last.
+        dropped: comes before it.
     """
     if not phantoms:
         return ()
@@ -96,7 +164,7 @@ def golden_frames(
     )
     bounded = [(min(h, MAX_HEIGHT_PX), min(w, MAX_WIDTH_PX)) for h, w in sizes]
     resized = (resize_grey(first, *size) for size in bounded)
-    return (*phantoms, *resized, *([empty.frame] if empty else []))
+    return (*phantoms, *resized, *(each.frame for each in (dropped, empty) if each))
 
 
 def whole_frames(phantoms: Sequence[np.ndarray], width: int, height: int) -> tuple[np.ndarray, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..runtime.contract import InputContract
 from ..runtime.errors import InputError, Refused
-from ..runtime.image import input_from_frame, mask_from_logits
+from ..runtime.image import input_from_frame, kept_logits, mask_from_logits
 from ..runtime.metrics import bootstrap_interval, count_pixels, dice_score, hd95_px
 from ..runtime.progress import Progress, quiet
 
@@ -139,10 +139,13 @@ def check_answers(
 ) -> Hop:
     """Compare what answers frames with masks of its own, as `check_hop` does."""
     logits, dice, hd95 = _answers(answer, reference.frames, name, progress)
-    level = reference.contract.logit_threshold
     pairs = list(zip(logits, reference.logits, strict=True))
-    flipped = [np.mean((ours > level) != (theirs > level)) for ours, theirs in pairs]
-    overlap = [dice_score(count_pixels(ours > level, theirs > level)) for ours, theirs in pairs]
+    contract = reference.contract
+    masks = [
+        [kept_logits(each, contract) > contract.logit_threshold for each in pair] for pair in pairs
+    ]
+    flipped = [np.mean(ours != theirs) for ours, theirs in masks]
+    overlap = [dice_score(count_pixels(ours, theirs)) for ours, theirs in masks]
     drops = np.subtract(reference.dice, dice)  # NaN without a lesion
     rises = np.subtract(hd95, reference.hd95_px)
     groups = [frame.group for frame in reference.frames]

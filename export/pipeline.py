@@ -22,6 +22,7 @@ from ..runtime.errors import InputError, Refused
 from ..runtime.files import atomic_folder, sha256_of_file
 from ..runtime.image import input_from_frame
 from ..runtime.layout import Layout
+from ..runtime.paths import takes_paths
 from ..runtime.progress import Progress, quiet
 from .audit import least_share, require_share
 from .batch import require_rows
@@ -38,7 +39,9 @@ from .calibration import (
 )
 from .forms import Form, Recipe, make_forms, rounding_for
 from .frame_gate import FrameGraph, frame_facts, prove_frame_graphs
-from .golden import find_empty_frame, golden_frames, write_vectors
+from .frame_graph import require_no_least
+from .golden import find_dropped_frame, find_empty_frame, golden_frames, write_vectors
+from .kinds import kind_of
 from .parity import (
     CheckFrame,
     Hop,
@@ -52,8 +55,8 @@ from .parity import (
 from .plan import AUTO, Plan
 from .qdq import Rounding
 from .ranges import require_method
+from .reading import require_normal_input, require_own_answer
 from .sensitivity import rank_convolutions
-from .to_kit import write_kit
 from .verdict import Verdict, measure_verdicts
 
 if TYPE_CHECKING:
@@ -154,6 +157,7 @@ class Limits:
     max_drop: float = 0.005  # of Dice, at the upper end of the 95 % interval
     max_hd95_rise_px: float = 1.0  # at the lower end: single frames make it too noisy for more
     method: str = METHOD  # of calibration, key in `ranges.METHODS`
+    force_contract: bool = False  # also where the check frames speak against it, see `reading`
 
     def __post_init__(self) -> None:
         """Raise InputError: E-LIMIT (not finite), E-CALIB-METHOD."""
@@ -177,6 +181,8 @@ class Exported:
     achieved: Mapping[str, Mapping[str, float]]  # form -> precision -> share of MACs
     qat: Mapping[str, Any] | None  # how INT8 was retrained to pass its gate; None: it was not
     empty_frame: str | None  # how the golden frame with an empty answer was drawn; None: none is
+    least: str  # what masks go without, for people; empty: the contract drops nothing
+    dropped_frame: str | None  # how a golden frame was drawn in which something is dropped
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
@@ -191,6 +197,8 @@ class Exported:
             "achieved": self.achieved,
             "qat": None if self.qat is None else dict(self.qat),
             "empty_frame": self.empty_frame,
+            "least": self.least,
+            "dropped_frame": self.dropped_frame,
         }
 
 
@@ -213,6 +221,7 @@ class _Gates:
     calibration: CalibrationSet | Path | None  # what measures a retrained network
 
 
+@takes_paths
 def read_calibration_frames(
     images: Sequence[Path],
     count: int,
@@ -242,6 +251,7 @@ def read_calibration_frames(
     )
 
 
+@takes_paths
 def load_trained(checkpoint: Path) -> TrainedNetwork:
     """Read a checkpoint; see `edgeseg.kd.checkpoint.load_checkpoint` for the errors."""
     from ..kd.checkpoint import load_checkpoint  # the one use of kd here: checkpoint to module
@@ -252,6 +262,7 @@ def load_trained(checkpoint: Path) -> TrainedNetwork:
     )
 
 
+@takes_paths
 def export_bundle(
     trained: Network,
     plan: Plan,
@@ -260,7 +271,7 @@ def export_bundle(
     *,
     split: Path | None,
     trained_on: Collection[str] = (),
-    data: Mapping[str, str] = MappingProxyType({}),
+    data: Sequence[Mapping[str, Any]] = (),
     layout: Layout | None = None,
     limits: Limits = Limits(),
     retrain: Retrain | None = None,
@@ -279,7 +290,8 @@ def export_bundle(
         split: the split file of the training run; it goes into the bundle. None for a shipped
             student, which has none.
         trained_on: SHA-256 of every image that a shipped student has seen; goes into the manifest.
-        data: what is known of the training images: `name`, `licence` (SPDX), `citation`.
+        data: what is known of each data set that it was trained on: `name`, and, where known,
+            `layout`, `title`, `licence`, `spdx`, `citation`, `doi`, `images` (by class), `groups`.
         layout: where the image is in the maker's frames; None: the whole frame is the image.
         limits: the gates.
         retrain: what INT8 is trained with if it fails its gate with layers kept in float; takes
@@ -288,9 +300,10 @@ def export_bundle(
 
     Raises:
         InputError: E-OUT-EXISTS, E-CALIB-MISSING, E-CALIB-EMPTY, E-CALIB-READ, E-CALIB-METHOD,
-            E-PARITY-FRAMES, E-LAYOUT (with a frame graph, which knows no layout).
-        Refused: E-PARITY, E-ACCURACY, E-BOUNDARY, E-PRECISION-FALLBACK, E-CALIB-RANGE, E-CALIB-KEY,
-            E-RTX-PARSE.
+            E-PARITY-FRAMES, E-LAYOUT (with a frame graph, which knows no layout), E-CONTRACT (the
+            check frames become an input that no image has).
+        Refused: E-CONTRACT-DICE, E-PARITY, E-ACCURACY, E-BOUNDARY, E-PRECISION-FALLBACK,
+            E-CALIB-RANGE, E-CALIB-KEY, E-RTX-PARSE, E-FRAME-LEAST.
         EngineError: E-EXTRA-MISSING, E-AUDIT, E-RTX-BUILD.
         OutputError: E-OUT-WRITE.
     """
@@ -304,10 +317,16 @@ def export_bundle(
         raise InputError(
             "E-LAYOUT", "a frame graph applies no layout; leave --frame or --layout out"
         )
+    if plan.frame:
+        require_no_least(trained.contract)
     with atomic_folder(out) as folder:
         if split is not None:
             shutil.copyfile(split, folder / SPLIT_FILE)
+        if not limits.force_contract:
+            require_normal_input(trained.contract, frames.checks)
         reference = reference_of(trained.run, trained.contract, frames.checks, progress=progress)
+        if not limits.force_contract:
+            require_own_answer(trained.run, reference)
         master = trained.to_onnx()
         first = _check_master(master, reference, progress)
         calibration = _calibration_of(trained, master, frames.calibration, progress)
@@ -316,7 +335,8 @@ def export_bundle(
         proved, refused = _prove_all(recipe, gates, progress)
         hops = (first, *(hop for each in proved.values() for hop in each.hops))
         verdicts, chosen = _choose(plan, proved, reference, progress)
-        shipped = {chosen: proved[chosen]} if plan.target.kind == "cpu" else proved
+        kind = kind_of(plan.target)
+        shipped = proved if kind.ships_every_precision else {chosen: proved[chosen]}
         if verdicts:
             shipped = {chosen: _fastest_first(proved[chosen], verdicts)}
         models = _write_models(folder, shipped)
@@ -336,16 +356,21 @@ def export_bundle(
             for each in whole:
                 (folder / each.file).write_bytes(each.model)
         empty = find_empty_frame(every, trained.contract) if frames.vectors else None
-        if plan.target.kind == "tensorrt":
-            forms = {name: each.forms[0] for name, each in shipped.items()}
-            cache = all(each.qat is None for each in shipped.values())
-            write_kit(
-                *(folder, recipe, forms, frames.vectors, trained.contract, chosen),
-                empty=empty,
-                frame_graphs=whole,
-                cache=cache,
-            )
-        golden = golden_frames(frames.vectors, trained.contract, empty)
+        kind.ship(
+            folder,
+            recipe,
+            {name: each.forms[0] for name, each in shipped.items()},
+            frames.vectors,
+            trained.contract,
+            chosen,
+            empty=empty,
+            frame_graphs=whole,
+            cache=all(each.qat is None for each in shipped.values()),
+        )
+        dropped = (
+            find_dropped_frame(every, trained.contract, frames.vectors) if frames.vectors else None
+        )
+        golden = golden_frames(frames.vectors, trained.contract, empty, dropped)
         vectors = write_vectors(folder, golden, shipped[chosen].forms, trained.contract)
         if calibration is not None and any(name != "fp32" for name in shipped):
             (folder / CALIBRATION_FILE).write_text(calibration.to_json(), encoding="utf-8")
@@ -368,7 +393,7 @@ def export_bundle(
                 "training": dict(trained.provenance),
                 **({"split_sha256": sha256_of_file(split)} if split is not None else {}),
                 **({"trained_on": sorted(trained_on)} if trained_on else {}),
-                **({"data": dict(data)} if data else {}),
+                **({"data": [dict(each) for each in data]} if data else {}),
                 "calibration": _calibration_facts(calibration, shipped, limits.method, plan),
                 "tools": {"edgeseg": __version__, **_versions()},
             },
@@ -384,6 +409,7 @@ def export_bundle(
                 "refused": dict(refused),
                 "kept_float": list(kept_float),
                 "qat": None if qat is None else dict(qat),
+                **({"contract_forced": True} if limits.force_contract else {}),
             },
         }
         (folder / BOM_FILE).write_text(bom_of(manifest, hashes_of(folder)), encoding="utf-8")
@@ -400,6 +426,8 @@ def export_bundle(
         achieved=achieved,
         qat=qat,
         empty_frame=empty.name if empty else None,
+        least=trained.contract.least_text,
+        dropped_frame=dropped.name if dropped else None,
     )
 
 
@@ -509,7 +537,7 @@ def _gate(
 ) -> _Proved | Refused:
     """Return the forms that pass, or the first refusal."""
     forms = make_forms(recipe, precision, keep_float)
-    stored_only = recipe.plan.target.kind == "cpu" and precision == "fp16"
+    stored_only = precision == "fp16" and kind_of(recipe.plan.target).stores_half_only
     hops = []
     try:
         for form in forms:

@@ -8,28 +8,17 @@ from types import MappingProxyType
 from typing import Any
 
 from ..runtime.errors import InputError, Refused
+from .kinds import kind_of
+from .kinds.kind import EngineBuild
 from .target import PRECISIONS, Target
 
 AUTO = "auto"
-_OLDEST_TENSORRT = (8, 5)
-_OPSET, _HALF_QDQ_OPSET = 17, 19
 MAX_BATCH = 64  # frames; every export runs that many at once to prove them, which takes memory
 _FRAME_RANGE = (16, 8192)  # px a side
 
 # Least share of the multiply-accumulates that must run in the precision that was asked for.
 # Convolutions with one output channel stay in float by design and count too.
 MIN_SHARE: Mapping[str, float] = MappingProxyType({"fp32": 0.99, "fp16": 0.99, "int8": 0.9})
-
-
-@dataclass(frozen=True)
-class EngineBuild:
-    """How TensorRT builds one engine on the device; goes into `kit.json`."""
-
-    onnx: str  # file
-    typed: bool  # strongly typed network: every tensor keeps the type it has in the ONNX
-    flags: tuple[str, ...] = ()  # BuilderFlag names, of a weakly typed network
-    cache: str | None = None  # calibration cache, for implicit quantisation
-    dla_core: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,9 +41,8 @@ class Plan:
 
         On a CPU FP16 is a way to store weights, no arithmetic.
         """
-        return bool(
-            set(self.precisions) - ({"fp32", "fp16"} if self.target.kind == "cpu" else {"fp32"})
-        )
+        without = {"fp32", "fp16"} if kind_of(self.target).stores_half_only else {"fp32"}
+        return bool(set(self.precisions) - without)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
@@ -98,27 +86,25 @@ def make_plan(
         Refused: E-TARGET-TENSORRT (too old), E-TARGET-DLA, E-TARGET-CACHE, E-TARGET-PRECISION,
             E-TARGET-QAT (no INT8, or not from Q/DQ), E-TARGET-DYNAMIC, E-TARGET-FRAME.
     """
+    kind = kind_of(target)
     _require_shapes(target, dla_core, cache, max_batch, frame)
     reasons = {name: _why_not(target, name, dla_core, frame) for name in PRECISIONS}
     if asked != AUTO and (reason := reasons[asked]):
         raise Refused("E-TARGET-PRECISION", f"{target.name} takes no {asked}: {reason}")
     if cache and asked not in (AUTO, "int8"):
         raise Refused("E-TARGET-CACHE", f"{asked} has no ranges; leave --calibration-cache out")
-    _require_software(target, dla_core, cache)
+    kind.refuse(target, dla_core, cache)
     if retrains:
         _require_retrainable(target, asked, reasons["int8"], cache=cache, dla=dla_core is not None)
     taken = tuple(name for name in PRECISIONS if asked in (AUTO, name) and not reasons[name])
     default = None if target.runs_here else _default_of(taken)
-    builds = {}
-    if target.kind == "tensorrt":
-        builds = {name: _build_of(target, name, dla_core, cache) for name in taken}
     return Plan(
         target=target,
         asked=asked,
         precisions=taken,
         refused=MappingProxyType({name: why for name, why in reasons.items() if why}),
         default=default,
-        builds=MappingProxyType(builds),
+        builds=MappingProxyType(dict(kind.builds(target, taken, dla_core, cache))),
         notes=tuple(_notes(target, taken, asked, dla_core, frame)),
         max_batch=max_batch,
         frame=frame,
@@ -148,7 +134,8 @@ def render_plan(plan: Plan) -> str:
     rows += [("software", ", ".join(text for text, known in software if known))]
     rows += [("source", f"{target.source} (checked {target.checked})")]
     for name in plan.precisions:
-        rows.append((name, _line_of(plan, name)))
+        default = ", the default" if name == plan.default else ""
+        rows.append((name, kind_of(target).describe(plan, name) + default))
     if plan.max_batch > 1:
         rows.append(("batch", f"1 to {plan.max_batch} frames, tuned for 1: devices stream frames"))
     if plan.frame:
@@ -161,43 +148,6 @@ def render_plan(plan: Plan) -> str:
     return "\n".join(f"{label:9} {text}" for label, text in rows if text)
 
 
-def _require_software(target: Target, dla_core: int | None, cache: bool) -> None:
-    """Refuse what no precision could make up for."""
-    name = target.name
-    if target.kind != "tensorrt":
-        if dla_core is not None:
-            raise Refused("E-TARGET-DLA", f"{name} has no DLA; leave --dla out")
-        if cache:
-            raise Refused(
-                "E-TARGET-CACHE", f"{name} takes Q/DQ only; leave --calibration-cache out"
-            )
-        return
-    version = target.tensorrt_version
-    if version[:2] < _OLDEST_TENSORRT:
-        raise Refused(
-            "E-TARGET-TENSORRT",
-            f"{name} has TensorRT {target.tensorrt}, which edgeseg does not build for; the oldest "
-            "is 8.5 (JetPack 5.1)",
-        )
-    if cache and version[0] >= 11:
-        raise Refused(
-            "E-TARGET-CACHE",
-            f"{name} has TensorRT {target.tensorrt}, which has no calibration caches any more; "
-            "leave --calibration-cache out: Q/DQ is written",
-        )
-    if dla_core is None:
-        return
-    if not 0 <= dla_core < target.dla_cores:
-        has = f"{target.dla_cores} DLA cores" if target.dla_cores else "no DLA"
-        raise Refused("E-TARGET-DLA", f"{name} has {has}; choose another core or leave --dla out")
-    if version[0] >= 11:
-        raise Refused(
-            "E-TARGET-DLA",
-            f"DLA under TensorRT {target.tensorrt} takes Q/DQ throughout its part of the graph, "
-            f"which edgeseg does not write; build for the GPU of {name}: leave --dla out",
-        )
-
-
 def _require_retrainable(
     target: Target, asked: str, why_no_int8: str, *, cache: bool, dla: bool
 ) -> None:
@@ -206,7 +156,7 @@ def _require_retrainable(
         raise Refused("E-TARGET-QAT", f"{asked} is not quantised; leave --qat out")
     if why_no_int8:
         raise Refused("E-TARGET-QAT", f"{target.name} takes no int8: {why_no_int8}; omit --qat")
-    if asked == AUTO and target.kind == "cpu" and not target.runs_here:
+    if asked == AUTO and not kind_of(target).ships_every_precision and not target.runs_here:
         raise Refused(
             "E-TARGET-QAT",
             f"{target.name} cannot be measured here, so fp32 ships; say --precision int8 "
@@ -243,11 +193,8 @@ def _require_shapes(
             "E-FRAME-SIZE",
             f"frames of {frame[0]}x{frame[1]} px; each side must be in {least}..{most}",
         )
-    if target.kind == "rtx":
-        raise Refused(
-            "E-TARGET-FRAME",
-            f"{target.name} takes plans, and what takes whole frames is an ONNX; leave --frame out",
-        )
+    if reason := kind_of(target).why_no_frame:
+        raise Refused("E-TARGET-FRAME", f"{target.name} {reason}; leave --frame out")
     if cache:
         raise Refused(
             "E-TARGET-FRAME",
@@ -267,36 +214,13 @@ def _why_not(
     target: Target, precision: str, dla_core: int | None, frame: tuple[int, int] | None
 ) -> str:
     """Return why a target does not take a precision; "" if it does."""
-    if target.kind == "cpu" and precision not in target.engines:
-        return f"its engines have no arithmetic in it; choose of {', '.join(target.engines)}"
+    if reason := kind_of(target).why_not(target, precision, frame):
+        return reason
     if precision == "int8" and not target.int8:
         return f"compute capability {target.compute_capabilities[0]} has no INT8 arithmetic"
     if precision == "fp32" and dla_core is not None:
         return "the DLA computes in FP16 and INT8 only"
-    if frame and target.kind == "cpu" and "onnxruntime" not in target.engines[precision]:
-        return "no engine of it takes an ONNX here, which --frame writes"
     return ""
-
-
-def _build_of(target: Target, precision: str, dla_core: int | None, cache: bool) -> EngineBuild:
-    """Choose the form of one engine: typed from TensorRT 10 on, but for the DLA and for caches."""
-    implicit = precision == "int8" and (cache or dla_core is not None)
-    # Types in the graph would bind the DLA, and Q/DQ would end implicit quantisation.
-    untyped = implicit or dla_core is not None
-    if target.tensorrt_version[0] >= 10 and not untyped:
-        files = {"fp32": "fp32.onnx", "fp16": "fp16.onnx", "int8": "qdq-fp16.onnx"}
-        return EngineBuild(files[precision], typed=True)
-    flags = {"fp32": (), "fp16": ("FP16",), "int8": ("FP16", "INT8")}[precision]
-    files = {"fp32": "fp32.onnx", "fp16": "fp16.onnx", "int8": "qdq.onnx"}
-    if untyped:
-        files = dict.fromkeys(files, "fp32.onnx")
-    return EngineBuild(
-        files[precision],
-        typed=False,
-        flags=flags,
-        cache="calib.cache" if implicit else None,
-        dla_core=dla_core,
-    )
 
 
 def _default_of(precisions: tuple[str, ...]) -> str:
@@ -310,24 +234,14 @@ def _notes(
     dla_core: int | None,
     frame: tuple[int, int] | None,
 ) -> list[str]:
-    notes = []
-    if target.kind == "cpu" and "fp16" in precisions:
-        notes.append("fp16 halves the weights' file; a CPU without FP16 kernels computes in fp32")
-    if target.weight_bits == 7 and "int8" in precisions:
-        notes.append("INT8 weights have 7 bits: on CPUs without VNNI sums of two products saturate")
+    common = []
     if asked == AUTO and target.runs_here:
-        notes.append("all are measured here, interleaved; the fastest that passes its gate is kept")
-    if asked == AUTO and not target.runs_here and (default := _default_of(precisions)) != "int8":
-        notes.append(f"{default} is the default: INT8 is not shown faster until measured there")
-    if dla_core is not None:
-        notes.append("DLA arithmetic cannot run here: the golden vectors judge it on the device")
-    weak = target.kind == "tensorrt" and target.tensorrt_version[0] < 10
-    if frame and weak and set(precisions) != {"fp32"}:
-        notes.append(
-            f"TensorRT {target.tensorrt} may compute the resize of --frame in FP16: the golden "
-            "frames judge it on the device"
+        common.append(
+            "all are measured here, interleaved; the fastest that passes its gate is kept"
         )
-    return notes
+    if asked == AUTO and not target.runs_here and (default := _default_of(precisions)) != "int8":
+        common.append(f"{default} is the default: INT8 is not shown faster until measured there")
+    return list(kind_of(target).notes(target, precisions, dla_core, frame, common))
 
 
 def notes_without(plan: Plan, refused: Collection[str]) -> tuple[str, ...]:
@@ -335,21 +249,3 @@ def notes_without(plan: Plan, refused: Collection[str]) -> tuple[str, ...]:
     left = tuple(name for name in plan.precisions if name not in refused)
     dla_core = next((build.dla_core for build in plan.builds.values()), None)
     return tuple(_notes(plan.target, left, plan.asked, dla_core, plan.frame))
-
-
-def _line_of(plan: Plan, precision: str) -> str:
-    """Describe one precision of a plan."""
-    default = ", the default" if precision == plan.default else ""
-    if plan.target.kind == "cpu":
-        return f"for {' and '.join(plan.target.engines[precision])}{default}"
-    if plan.target.kind == "rtx":
-        names = ", ".join(f"sm{each.replace('.', '')}" for each in plan.target.compute_capabilities)
-        return f"a strongly typed plan for each of {names}{default}"
-    build = plan.builds[precision]
-    opset = _HALF_QDQ_OPSET if build.onnx == "qdq-fp16.onnx" else _OPSET
-    kind = "strongly typed" if build.typed else "weakly typed"
-    flags = f", flags {' '.join(build.flags)}" if build.flags else ""
-    cache = f", implicit INT8 from {build.cache}" if build.cache else ""
-    explicit = ", explicit INT8 (Q/DQ)" if precision == "int8" and not build.cache else ""
-    dla = f", DLA core {build.dla_core} with GPU fallback" if build.dla_core is not None else ""
-    return f"{build.onnx} (opset {opset}), {kind} network{flags}{cache}{explicit}{dla}{default}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .kinds import kind_of
 from .parity import render_hops
 from .pipeline import Exported
 from .plan import Plan, notes_without
@@ -36,10 +37,17 @@ def render_export(exported: Exported, plan: Plan) -> str:
             "note: no golden frame has an empty answer, as the network leaves neither speckle nor "
             "black clearly unmarked; so the self-test tells less of a device that marks too much"
         )
+    if exported.least:
+        lines.append(f"masks are {exported.least}")
+    if exported.least and exported.dropped_frame is None:
+        lines.append(
+            "note: no golden frame has a component that is clearly dropped, so the self-test tells "
+            "nothing of a device that drops none"
+        )
     lines += [f"note: {note}" for note in notes_without(plan, exported.refused)]
     lines.append(f"bundle: {exported.path} ({exported.precision})")
-    if plan.target.kind == "tensorrt":
-        lines.append("on the device, in the bundle: python3 build_engine.py --help")
+    if left := kind_of(plan.target).on_device:
+        lines.append(f"on the device, {left}")
     return "\n".join(lines)
 
 

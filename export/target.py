@@ -14,7 +14,6 @@ from typing import Any
 from ..runtime.errors import InputError
 
 PRECISIONS = ("fp32", "fp16", "int8")
-KINDS = ("cpu", "rtx", "tensorrt")
 ALIAS = "jetson"  # for the row's own default module and JetPack
 _FILE = Path(__file__).with_name("targets.json")
 _SCHEMA = "edgeseg.targets/1"
@@ -27,7 +26,7 @@ class Target:
     """A device, or a family of them, and the software on it; None is what the row does not know."""
 
     name: str
-    kind: str  # "cpu": files for engines; "rtx": plans; "tensorrt": a kit that builds there
+    kind: str  # key in `kinds.KINDS`
     summary: str
     source: str  # of the figures
     checked: str  # date, ISO 8601

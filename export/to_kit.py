@@ -17,7 +17,7 @@ from .audit import least_share
 from .forms import Form, Recipe
 from .frame_gate import FrameGraph, run_frames
 from .frame_graph import AROUND
-from .golden import FOLDER, MAX_FLIPPED, EmptyFrame, whole_frames
+from .golden import FOLDER, MAX_FLIPPED, ChosenFrame, whole_frames
 from .qdq import calibration_cache
 
 _KIT = Path(__file__).parent / "kit"
@@ -32,7 +32,7 @@ def write_kit(
     contract: InputContract,
     default: str,
     *,
-    empty: EmptyFrame | None,
+    empty: ChosenFrame | None,
     frame_graphs: Sequence[FrameGraph],
     cache: bool,
 ) -> None:
@@ -78,6 +78,7 @@ def write_kit(
         "output": {"name": "logits", "shape": shape},
         # Tuned for 1: a device streams single frames.
         "profile": {"min": shape, "opt": shape, "max": full} if most > 1 else None,
+        # Of the network alone: what is below a least lesion the session drops, not the engine.
         "logit_threshold": contract.logit_threshold,
         "workspace_mib": _WORKSPACE_MIB,
         "builds": {

@@ -16,8 +16,10 @@ from torch import nn
 from ..runtime.contract import InputContract
 from ..runtime.errors import InputError
 from ..runtime.files import sha256_of_file, write_bytes
+from ..runtime.paths import takes_paths
 from .models import Network, build_model, require_size
 
+OPERATING_POINT = "operating_point"  # in the provenance of what `edgeseg tune` wrote
 _SCHEMA = "edgeseg.checkpoint/1"
 
 
@@ -32,6 +34,7 @@ class Checkpoint:
     sha256: str
 
 
+@takes_paths
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> None:
@@ -40,6 +43,7 @@ def write_tensors(
     write_bytes(path, save(plain, dict(metadata)))
 
 
+@takes_paths
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Read tensors and metadata. Raises InputError (E-CKPT-READ) for anything but safetensors."""
     try:
@@ -52,6 +56,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         ) from error
 
 
+@takes_paths
 def save_checkpoint(
     path: Path,
     network: nn.Module,
@@ -70,6 +75,7 @@ def save_checkpoint(
     write_tensors(path, network.state_dict(), metadata)
 
 
+@takes_paths
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint written by `save_checkpoint`.
 

@@ -25,6 +25,9 @@ class TrainConfig:
     size: int = _setting(256, "network input, px a side, a multiple of 16")
     student: str = _setting("attunet-16", "student network")
     teacher: str = _setting("attunet-32", "network of the teachers")
+    encoder: str = _setting(
+        "imagenet", "start of encoders that ImageNet weights fit: imagenet, or random"
+    )
     phantom_epochs: int = _setting(
         0, "epochs on 1000 phantoms before a network sees its first image; 0: none"
     )
@@ -38,6 +41,9 @@ class TrainConfig:
     weight_decay: float = _setting(1e-2, "of AdamW, decoupled")
     teaching: str = _setting(
         "routed", "who teaches an image: routed, mean, confidence, single, wrong or none"
+    )
+    teacher_mirror: bool = _setting(
+        False, "teachers say the mean of their logits for an image and for its mirror image"
     )
     distillation: str = _setting("kl", "kl, cwd, at, fitnet, ifvd, skds, or several as kl+at")
     temperature: float = _setting(2.0, "of the distillation, above 0")
@@ -88,6 +94,10 @@ class TrainConfig:
                 "leave a share for images",
             )
         set_weights_of(self.set_weights)
+        if self.encoder not in ("imagenet", "random"):
+            raise InputError(
+                "E-CONFIG", f"encoder is {self.encoder!r} and should be imagenet or random"
+            )
 
     def to_json(self) -> str:
         """Return the settings as JSON text."""

@@ -13,6 +13,7 @@ from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 from ..runtime.errors import InputError
+from .models import Norm
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,12 @@ def shared(network: nn.Module, group: Group) -> nn.Module:
     if group.size == 1:
         return network
     for module in network.modules():
-        if type(module) is nn.BatchNorm2d:
+        if type(module) is Norm:
             module.__class__ = _SharedBatchNorm
     return DistributedDataParallel(network, broadcast_buffers=False)
 
 
-class _SharedBatchNorm(nn.BatchNorm2d):
+class _SharedBatchNorm(Norm):
     """Batch norm over all processes, as torch's SyncBatchNorm, which runs on GPUs only."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

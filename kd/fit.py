@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +15,7 @@ from torch import nn
 
 from ..runtime.contract import InputContract
 from ..runtime.errors import Refused
+from ..runtime.image import kept_logits
 from ..runtime.metrics import count_pixels, dice_score
 from ..runtime.progress import Progress
 from .checkpoint import read_tensors, write_tensors
@@ -29,6 +31,10 @@ _EMA_DECAY = 0.995  # of the averaged weights that are kept, a step
 _WARM_UP = 0.05  # share of the steps in which the learning rate rises
 _EXPLODED = 1e3  # a loss; a healthy start is below 10
 _MAX_GRADIENT_NORM = 5.0
+# Values of ONEDNN_MAX_CPU_ISA that leave torch's oneDNN no instructions for bfloat16
+_CAPPED_BELOW_BFLOAT16 = frozenset(
+    ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+)
 
 Loss = Callable[[Trace, Batch], Mapping[str, torch.Tensor]]
 """(trace of the batch, the batch) -> named terms, [N] each; the mean of their sum is minimised."""
@@ -133,14 +139,16 @@ def fit(stage: Stage, around: Surroundings) -> Network:
 def compute_dtype(device: torch.device) -> torch.dtype:
     """Return what networks are trained in: bfloat16 where the hardware computes in it.
 
-    A CPU without AVX-512 BF16 emulates it, which makes a step 12 times as slow as in float32; a
-    torch that cannot tell trains in float32 too.
+    A CPU without AVX-512 BF16 emulates it, which makes a step 12 times as slow as in float32; so
+    does one whose kernels ONEDNN_MAX_CPU_ISA caps. A torch that cannot tell trains in float32 too.
     """
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         read = getattr(torch.cpu, "get_capabilities", None)
         native = read is not None and bool(read().get("avx512_bf16"))
+        capped = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _CAPPED_BELOW_BFLOAT16
+        native = native and not capped
     return torch.bfloat16 if native else torch.float32
 
 
@@ -295,7 +303,8 @@ def mean_dice(network: Network, frames: Frames, contract: InputContract) -> floa
         image = normalised(frames.images[row : row + 1].float() / 255, contract)
         with mixed_precision(image.device):
             logits = network(image)
-        mask = (logits[0, 0].float() > contract.logit_threshold).cpu().numpy()
+        kept = kept_logits(logits[0, 0].float().cpu().numpy(), contract)
+        mask = kept > contract.logit_threshold
         scores.append(dice_score(count_pixels(mask, truth)))
     return float(np.mean(scores)) if scores else float("nan")
 

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..runtime.contract import InputContract
 from ..runtime.errors import InputError
+from .encoders import LITE0, LITE2, Lite, LiteEncoder, widths_of
 
 
 class Trace(NamedTuple):
@@ -32,6 +33,7 @@ class Network(nn.Module):
     """A segmentation network: grey images [N, 1, H, W], normalised, to logits of that shape."""
 
     MULTIPLE = 16  # px, what H and W are multiples of
+    LITE: Lite | None = None  # its encoder, where ImageNet weights fit it
 
     def trace(self, image: torch.Tensor) -> Trace:
         """Return logits and features."""
@@ -42,12 +44,29 @@ class Network(nn.Module):
         return self.trace(image).logits
 
 
+class Norm(nn.BatchNorm2d):
+    """Batch norm that takes a single value a channel in training too.
+
+    One value has no variance, and less its own mean it is 0 whatever the image shows. It is
+    normalised by the running statistics, as in inference, and these stay as they are.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise [N, C, H, W]."""
+        if self.training and x.numel() == x.shape[1]:
+            return nn.functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        normalised: torch.Tensor = super().forward(x)
+        return normalised
+
+
 def _conv_norm(
     inputs: int, outputs: int, kernel: int, *, stride: int = 1, bias: bool = True
 ) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=bias),
-        nn.BatchNorm2d(outputs),
+        Norm(outputs),
     )
 
 
@@ -209,9 +228,7 @@ class ResNetAttentionUNet(Network):
 
     def __init__(self, blocks: tuple[int, ...]) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(1, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU()
-        )
+        self.stem = nn.Sequential(nn.Conv2d(1, 64, 7, 2, 3, bias=False), Norm(64), nn.ReLU())
         self.pool = nn.MaxPool2d(3, 2, 1)
         stages, inputs = [], 64
         for stage, (inner, depth) in enumerate(zip((64, 128, 256, 512), blocks, strict=True)):
@@ -239,6 +256,40 @@ class ResNetAttentionUNet(Network):
         return Trace(logits, skips[-1], x)
 
 
+class LiteAttentionUNet(Network):
+    """Attention U-Net on an EfficientNet-Lite encoder that can start from ImageNet weights (ours).
+
+    1×1 up-projections as in `EdgeAttentionUNet`.
+    The head works at half resolution and its logits are doubled in size. H and W multiples of 32.
+
+    Args:
+        lite: the encoder.
+        widths: channels of the decoder at H/16, H/8, H/4 and H/2.
+    """
+
+    MULTIPLE = 32
+
+    def __init__(self, lite: Lite, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.LITE = lite
+        self.encoder = LiteEncoder(lite)
+        *skips, centre = widths_of(lite)
+        self.decoder = nn.ModuleList(
+            DecoderStage(below, skip, width, UpProjection)
+            for below, skip, width in zip((centre, *widths), skips[::-1], widths, strict=False)
+        )
+        self.head = nn.Conv2d(widths[-1], 1, 1)
+
+    def trace(self, image: torch.Tensor) -> Trace:
+        """Return logits and features of the normalised grey images."""
+        *skips, centre = self.encoder(image)
+        x = centre
+        for stage, skip in zip(self.decoder, skips[::-1], strict=True):
+            x = stage(x, skip)
+        logits = nn.functional.interpolate(self.head(x), scale_factor=2.0, mode="bilinear")
+        return Trace(logits, centre, x)
+
+
 # To add a model: a class above and a line here; tests/test_kd_models.py walks this table.
 MODELS: Mapping[str, Callable[[], Network]] = MappingProxyType(
     {
@@ -252,6 +303,8 @@ MODELS: Mapping[str, Callable[[], Network]] = MappingProxyType(
         "edge-64": lambda: EdgeAttentionUNet((64, 128, 256, 512)),  # a teacher for CPUs, 7.3 M
         "resnet50-attunet": lambda: ResNetAttentionUNet((3, 4, 6, 3)),
         "resnet101-attunet": lambda: ResNetAttentionUNet((3, 4, 23, 3)),  # 106.1 M
+        "lite0-attunet": lambda: LiteAttentionUNet(LITE0, (64, 48, 32, 24)),
+        "lite2-attunet": lambda: LiteAttentionUNet(LITE2, (96, 64, 48, 32)),
     }
 )
 

@@ -21,8 +21,9 @@ import torch
 from torch import nn
 
 from ..runtime.errors import InputError, Refused
+from ..runtime.paths import takes_paths
 from ..runtime.progress import Progress, quiet
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import OPERATING_POINT, Checkpoint, load_checkpoint, save_checkpoint
 from .config import STUDENT_FILE, TrainConfig
 from .data.dataset import Sample
 from .distill import Distillation, find_distillation
@@ -33,7 +34,14 @@ from .log import RunLog
 from .models import Network, Trace, build_model
 from .sampling import sampling_of
 from .teaching import Teachers, find_teaching
-from .train import distillations_of, is_run, load_teachers, read_config, student_loss
+from .train import (
+    distillations_of,
+    is_run,
+    load_teachers,
+    read_config,
+    student_loss,
+    teaching_networks,
+)
 
 SELF = "self"  # in place of teachers: the student before quantisation
 RATE = 0.03  # of the training's learning rate
@@ -113,6 +121,7 @@ class _Shift(nn.BatchNorm2d):
         return shifted
 
 
+@takes_paths
 def read_run(checkpoint: Path) -> TrainedRun:
     """Read the student of a run, its settings, and its teachers if they are all there.
 
@@ -123,7 +132,8 @@ def read_run(checkpoint: Path) -> TrainedRun:
     """
     run = checkpoint.parent
     student = load_checkpoint(checkpoint)
-    if checkpoint.name != STUDENT_FILE or not is_run(run):
+    is_student = checkpoint.name == STUDENT_FILE or OPERATING_POINT in student.provenance
+    if not is_student or not is_run(run):
         raise InputError(
             "E-QAT-SOURCE",
             f"{checkpoint} is not the student in the folder of its run; name the run, or leave "
@@ -145,7 +155,7 @@ def read_run(checkpoint: Path) -> TrainedRun:
                 f"teacher {name} in {run} is not the one that taught {checkpoint.name}; put the "
                 "original back, or take all teachers out: the student then teaches itself",
             )
-    complete = set(teachers) == set(find_teaching(config.teaching).teachers)
+    complete = set(teachers) == set(taught_by)
     return TrainedRun(student, config, teachers if complete else {})
 
 
@@ -288,7 +298,7 @@ def _normed_convolutions(network: Network) -> Iterator[tuple[str, nn.Conv2d, nn.
 
 def _teachers_of(run: TrainedRun) -> Teachers:
     if run.teachers:
-        networks = {name: placed(each.network, _CPU) for name, each in run.teachers.items()}
+        networks = teaching_networks(run.teachers, run.config, _CPU)
         return Teachers(find_teaching(run.config.teaching), networks, {})
     return Teachers(find_teaching("single"), {_EVERY: placed(run.student.network, _CPU)}, {})
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
+from torch import nn
 
 from ..runtime.errors import InputError
 from .cache import LogitCache
@@ -61,6 +62,30 @@ def find_teaching(name: str) -> Teaching:
             "E-TEACHING-NAME", f"no teaching {name!r}; choose of {', '.join(TEACHINGS)}"
         )
     return TEACHINGS[name]
+
+
+class Ensemble(Network):
+    """Teachers that answer as one: the mean of their logits; without features.
+
+    Args:
+        members: for images of one size and normalisation, in eval mode.
+        mirror: whether each is asked about the mirrored image too.
+    """
+
+    def __init__(self, members: Sequence[Network], *, mirror: bool) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.mirror = mirror
+
+    def trace(self, image: torch.Tensor) -> Trace:
+        """Return the mean of the logits; the features are empty."""
+        answers = []
+        for member in self.members:
+            answers.append(member(image).float())
+            if self.mirror:
+                answers.append(member(image.flip(3)).float().flip(3))
+        nothing = image.new_zeros(len(image), 0, 1, 1)
+        return Trace(torch.stack(answers).mean(dim=0), nothing, nothing)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import functools
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ..runtime.bundle import SPLIT_FILE
 from ..runtime.contract import InputContract
 from ..runtime.errors import InputError, Refused
 from ..runtime.files import cannot_write, write_bytes
+from ..runtime.paths import takes_paths
 from ..runtime.progress import Progress, quiet
 from .augment import VERSION
 from .cache import LogitCache
@@ -36,13 +37,16 @@ from .data.dataset import LABELS, UNCLASSED, Dataset
 from .data.split import Split, make_split, read_split, samples_of, split_to_json, write_split
 from .distill import Distillation, find_distillation
 from .distributed import join_group, leave_group
+from .encoders import Lite
 from .fit import Loss, Stage, Surroundings, compute_dtype, fit, placed
 from .frames import Batch, Frames, draw_phantoms, load_frames
 from .log import RunLog
 from .losses import supervised_loss
-from .models import Trace, build_model, centre_channels
+from .models import Network, Trace, build_model, centre_channels
+from .pretrained import EncoderWeights, kept_weights, read_encoder_weights
 from .sampling import require_drawable, sampling_of
-from .teaching import CLASSES_OF, Teachers, find_teaching
+from .seeds import seed_of
+from .teaching import CLASSES_OF, Ensemble, Teachers, find_teaching
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -61,10 +65,12 @@ _OF_PHANTOMS = (
     "weight_decay",
     "seed",
 )
+_EVERY = "every"  # the one teacher of teaching "single"
 _GENERAL = "general"  # the teacher that the others start from
 _SPECIALISE = 0.3  # of the learning rate, for a teacher that starts from the general network
 
 
+@takes_paths
 def train(
     dataset: Dataset,
     out: Path,
@@ -73,6 +79,8 @@ def train(
     split: Split | None = None,
     resume: bool = False,
     teachers: Path | None = None,
+    teacher_checkpoints: Sequence[Path] = (),
+    encoder_weights: Path | None = None,
     device: str = "auto",
     progress: Progress = quiet,
 ) -> Path:
@@ -93,6 +101,10 @@ def train(
         teachers: a run whose teachers are taken instead of training new ones; one that it lacks
             is trained from its general network. Its student's start from phantoms is taken too
             where the settings are the same. Goes with a new run only.
+        teacher_checkpoints: networks of other runs, of any architecture, the mean of whose logits
+            is the teacher of teaching "single"; none is trained. Go with a new run only.
+        encoder_weights: a file that pre-trained encoders start from, in place of the package of
+            extra [pretrained]; see `pretrained.read_encoder_weights`. Goes with a new run only.
         device: "auto", "cpu" or "cuda".
         progress: shows how far a stage has come.
 
@@ -103,9 +115,11 @@ def train(
             E-MODEL-NAME, E-DISTILL-NAME, E-TEACHING-NAME, E-CONFIG (a network does not take the
             size, a cache cannot hold features), E-CACHE-SIZE, E-TEACHER-MISSING (`teachers` has
             none of those asked for and no general network), E-TEACHER-CONTRACT (of another input
-            contract or network), E-TEACHER-SPLIT (trained with another split).
+            contract or network), E-TEACHER-SPLIT (trained with another split), E-ENCODER-READ,
+            E-ENCODER-SHAPE (of another network).
+        EngineError: E-EXTRA-MISSING, ImageNet weights are asked for and not installed.
         Refused: E-TRAIN-LOSS, E-TRAIN-MEMORY (see `fit`), E-CACHE-OTHER (see `LogitCache`),
-            E-RUN-STAGE (a finished stage in `out` is of another run).
+            E-RUN-STAGE (a finished stage in `out` is of another run), E-ENCODER-HASH.
         OutputError: E-OUT-WRITE.
     """
     run_device = _device(device)
@@ -114,13 +128,14 @@ def train(
     _require_classes(split, config)
     contract = InputContract(height=config.size, width=config.size)
     split_sha256 = hashlib.sha256(split_to_json(split).encode()).hexdigest()
-    taken: tuple[Path, ...] = ()
-    if teachers is not None:
-        if resume:
-            raise InputError(
-                "E-RUN-CONFIG", "a run is resumed with its own teachers; leave --teachers out"
-            )
-        taken = _teachers_in(teachers, config, contract, split_sha256)
+    asked = teachers, tuple(teacher_checkpoints)
+    taken = {} if resume else _teachers_to_take(*asked, config, contract, split_sha256)
+    if resume and any(asked):
+        raise InputError(
+            "E-RUN-CONFIG",
+            "a run is resumed with its own teachers; leave --teachers and --teacher-checkpoint out",
+        )
+    encoders = _encoders_of(config, out, encoder_weights, taken, resume)
     frames = {
         part: load_frames(
             samples_of(split, dataset, part),
@@ -144,8 +159,10 @@ def train(
         _remove_left_overs(out, resume)
         if not resume:
             write_split(split, out / SPLIT_FILE)
-            for file in taken:
-                write_bytes(out / f"{_TAKEN}{file.name}", file.read_bytes())
+            for name, file in taken.items():
+                write_bytes(out / f"{_TAKEN}{name}", file.read_bytes())
+            for model, encoder in encoders.items():
+                encoder.keep(out / _encoder_file_of(model))
             write_bytes(out / _CONFIG_FILE, config.to_json())  # last: it makes the folder a run
 
     try:
@@ -155,8 +172,9 @@ def train(
             "split_sha256": split_sha256,
             "train_images": frames["train"].image_count,
             "data": _sets_of(split, dataset),
+            **({} if split.torn_groups is None else {"torn_groups": split.torn_groups}),
         }
-        run = _Run(around, frames, provenance)
+        run = _Run(around, frames, provenance, encoders)
         _train_student(run, _train_teachers(run))
     except OSError as error:
         raise cannot_write(out, error) from error
@@ -173,6 +191,7 @@ class _Run:
     around: Surroundings
     frames: Mapping[str, Frames]
     provenance: Mapping[str, Any]
+    encoders: Mapping[str, EncoderWeights]  # by model, that its networks start from
 
     @functools.cached_property
     def phantoms(self) -> Frames:
@@ -182,15 +201,27 @@ class _Run:
         config = around.config
         return draw_phantoms(PHANTOMS, config.seed, config.size, around.device, progress)
 
-    def stage(self, stage: Stage, taught_by: Mapping[str, str] | None = None) -> Checkpoint:
+    def encoder_facts(self, model: str) -> Mapping[str, str]:
+        """Return where the weights are from that a model's encoder starts with; empty: drawn."""
+        return self.encoders[model].facts if model in self.encoders else {}
+
+    def stage(
+        self,
+        stage: Stage,
+        taught_by: Mapping[str, str] | None = None,
+        encoder: Mapping[str, str] | None = None,
+    ) -> Checkpoint:
         """Return the checkpoint of a stage, trained first unless it is there.
 
         Args:
             stage: what to train.
             taught_by: SHA-256 of the teachers' checkpoints.
+            encoder: where the weights are from that its encoder starts with, else `encoder_facts`.
         """
         around = self.around
         provenance = {**self.provenance, "teachers": dict(taught_by or {})}
+        if encoder := encoder or self.encoder_facts(stage.model):
+            provenance["encoder_weights"] = dict(encoder)
         target = around.out / f"{stage.name}.safetensors"
         trained = None if target.is_file() else fit(stage, around)
 
@@ -222,8 +253,13 @@ def _on_masks(trace: Trace, batch: Batch) -> dict[str, torch.Tensor]:
 
 
 def _train_teachers(run: _Run) -> dict[str, Checkpoint]:
-    """Train the teachers that the settings ask for, but those that were taken."""
+    """Train the teachers that the settings ask for, but those that were taken.
+
+    Several for one place in the teaching, as "every-1" and "every-2" for "every", are an ensemble.
+    """
     config, frames = run.around.config, run.frames
+    if several := _several_in(run.around.out):
+        return several
     names = find_teaching(config.teaching).teachers
     found = {name: run.around.out / f"{_TAKEN}{_file_of(name)}" for name in (*names, _GENERAL)}
     taken = {name: load_checkpoint(file) for name, file in found.items() if file.is_file()}
@@ -243,25 +279,30 @@ def _train_teachers(run: _Run) -> dict[str, Checkpoint]:
             start,
             sampling=sampling_of(config),
         )
-        return taken.get(name) or run.stage(stage)
+        return taken.get(name) or run.stage(stage, encoder=encoder)
 
     start, rate = None, config.learning_rate
+    encoder: Mapping[str, str] | None = None
     if not set(names) <= set(taken):
         if _GENERAL not in taken:
-            start = _weights_from_phantoms(run, "teacher", config.teacher)
+            start = _first_weights(run, "teacher", config.teacher)
         if config.general_epochs:
             general = teacher(_GENERAL, CLASSES_OF["every"], config.general_epochs, start, rate)
             start, rate = general.network.state_dict(), rate * _SPECIALISE
+            encoder = general.provenance.get("encoder_weights")
     return {
         name: teacher(name, CLASSES_OF[name], config.teacher_epochs, start, rate) for name in names
     }
 
 
-def _weights_from_phantoms(run: _Run, who: str, model: str) -> Weights | None:
-    """Return the weights to start from, or None where the settings ask for no phantoms."""
+def _first_weights(run: _Run, who: str, model: str) -> Weights | None:
+    """Return the weights to start from, of ImageNet or of phantoms; None: they are drawn."""
     around, config = run.around, run.around.config
+    start = None
+    if model in run.encoders:
+        start = run.encoders[model].start(model, seed_of(config.seed, f"{who} on ImageNet"))
     if not config.phantom_epochs:
-        return None
+        return start
     name = f"phantom-{who}"
     taken = around.out / f"{_TAKEN}{name}.safetensors"
     if taken.is_file():
@@ -270,7 +311,7 @@ def _weights_from_phantoms(run: _Run, who: str, model: str) -> Weights | None:
     # Drawn only if the stage is not done yet.
     frames = none if (around.out / f"{name}.safetensors").is_file() else run.phantoms
     epochs, rate = config.phantom_epochs, config.learning_rate
-    stage = Stage(name, model, frames, none, epochs, rate, _on_masks)
+    stage = Stage(name, model, frames, none, epochs, rate, _on_masks, start)
     return run.stage(stage).network.state_dict()
 
 
@@ -282,9 +323,9 @@ def _train_student(run: _Run, teachers: Mapping[str, Checkpoint]) -> None:
     if config.views:
 
         def open_caches() -> None:
-            for name, teacher in teachers.items():
+            for name, members in _by_place(teachers).items():
                 taught = data.images_only().of_classes(*teaching.taught_by(name))
-                key = _cache_key(teacher, taught, run)
+                key = _cache_key(members, taught, run)
                 caches[name] = LogitCache(
                     around.out / "cache", f"teacher-{name}", key, taught.names, config.views
                 )
@@ -292,7 +333,7 @@ def _train_student(run: _Run, teachers: Mapping[str, Checkpoint]) -> None:
         around.group.by_leader(open_caches)  # which makes the files
         if not around.group.leads:
             open_caches()
-    networks = {name: placed(each.network, around.device) for name, each in teachers.items()}
+    networks = teaching_networks(teachers, config, around.device)
     adapted = any(each.adapter for each in terms.values()) and bool(teachers)
     run.stage(
         Stage(
@@ -303,7 +344,7 @@ def _train_student(run: _Run, teachers: Mapping[str, Checkpoint]) -> None:
             config.student_epochs,
             config.learning_rate,
             student_loss(Teachers(teaching, networks, caches), terms, config),
-            _weights_from_phantoms(run, "student", config.student),
+            _first_weights(run, "student", config.student),
             adapted_channels=centre_channels(config.teacher) if adapted else 0,
             views=config.views,
             sampling=sampling_of(config),
@@ -338,11 +379,43 @@ def distillations_of(config: TrainConfig) -> dict[str, Distillation]:
     return {name: find_distillation(name) for name in config.distillation.split("+")}
 
 
-def _cache_key(teacher: Checkpoint, taught: Frames, run: _Run) -> dict[str, Any]:
+def teaching_networks(
+    teachers: Mapping[str, Checkpoint], config: TrainConfig, device: torch.device
+) -> dict[str, Network]:
+    """Return the network that answers at each place of the teaching, on its device."""
+    networks = {}
+    for name, members in _by_place(teachers).items():
+        network = members[0].network
+        if len(members) > 1 or config.teacher_mirror:
+            each = [member.network for member in members]
+            network = Ensemble(each, mirror=config.teacher_mirror).eval()
+        networks[name] = placed(network, device)
+    return networks
+
+
+def _by_place(teachers: Mapping[str, Checkpoint]) -> dict[str, list[Checkpoint]]:
+    """Return the teachers by their place in the teaching: "every-2" is one of "every"."""
+    places: dict[str, list[Checkpoint]] = {}
+    for name, teacher in teachers.items():
+        places.setdefault(name.partition("-")[0], []).append(teacher)
+    return places
+
+
+def _several_in(run: Path) -> dict[str, Checkpoint]:
+    """Return the checkpoints that were taken as one teacher, in their order."""
+    pattern = f"{_TAKEN}teacher-{_EVERY}-*.safetensors"
+    numbers = sorted(int(file.stem.rpartition("-")[2]) for file in run.glob(pattern))
+    names = [f"{_EVERY}-{number}" for number in numbers]
+    return {name: load_checkpoint(run / f"{_TAKEN}{_file_of(name)}") for name in names}
+
+
+def _cache_key(members: Sequence[Checkpoint], taught: Frames, run: _Run) -> dict[str, Any]:
     """What a teacher's logits of a view depend on, beside the images' names."""
+    teacher = members[0]
     pixels = hashlib.sha256(taught.images.cpu().numpy().tobytes())
     return {
-        "teacher_sha256": teacher.sha256,
+        "teacher_sha256": "+".join(member.sha256 for member in members),
+        **({"mirror": True} if run.around.config.teacher_mirror else {}),
         "images_sha256": pixels.hexdigest(),  # at the network's size
         "device": run.around.device.type,
         "precision": str(compute_dtype(run.around.device)),
@@ -355,6 +428,29 @@ def _cache_key(teacher: Checkpoint, taught: Frames, run: _Run) -> dict[str, Any]
 
 def _file_of(teacher: str) -> str:
     return f"teacher-{teacher}.safetensors"
+
+
+def _teachers_to_take(
+    run: Path | None,
+    files: Sequence[Path],
+    config: TrainConfig,
+    contract: InputContract,
+    split_sha256: str,
+) -> dict[str, Path]:
+    """Return the checkpoints of other runs that serve this one, by their names here."""
+    if run is not None and not files:
+        return {file.name: file for file in _teachers_in(run, config, contract, split_sha256)}
+    if files and (run is not None or config.teaching != "single"):
+        raise InputError(
+            "E-CONFIG",
+            "--teacher-checkpoint is the teacher of --teaching single; give that and leave "
+            "--teachers out",
+        )
+    if files:
+        _require_no_features(config, "a mean of --teacher-checkpoint")
+    for file in files:
+        _require_taught_alike(load_checkpoint(file), file, contract, split_sha256)
+    return {_file_of(f"{_EVERY}-{number}"): file for number, file in enumerate(files, 1)}
 
 
 def _teachers_in(
@@ -374,24 +470,78 @@ def _teachers_in(
         )
     for file in found:
         loaded = load_checkpoint(file)
-        if (loaded.contract, loaded.model) != (contract, config.teacher):
+        if loaded.model != config.teacher:
             raise InputError(
                 "E-TEACHER-CONTRACT",
-                f"{file} is {loaded.model} for {loaded.contract}, the student's run asks for "
-                f"{config.teacher} and {contract}; give --size and --teacher as they were there",
+                f"{file} is {loaded.model}, the student's run asks for {config.teacher}; give "
+                "--teacher as it was there",
             )
-        if loaded.provenance.get("split_sha256") != split_sha256:
-            raise InputError(
-                "E-TEACHER-SPLIT",
-                f"{file} was trained with another split, so it may know this run's test part; "
-                f"give --split {source / SPLIT_FILE}",
-            )
+        _require_taught_alike(loaded, file, contract, split_sha256)
     phantom = source / "phantom-student.safetensors"
-    if config.phantom_epochs and phantom.is_file():
+    if config.phantom_epochs and phantom.is_file() and not _lite_of(config.student):
         theirs = load_checkpoint(phantom).provenance["config"]
         if all(theirs.get(name) == getattr(config, name) for name in _OF_PHANTOMS):
             found.append(phantom)
     return tuple(found)
+
+
+def _require_taught_alike(
+    teacher: Checkpoint, file: Path, contract: InputContract, split_sha256: str
+) -> None:
+    """Refuse a teacher for other images (E-TEACHER-CONTRACT) or with another split."""
+    theirs, ours = (
+        (each.height, each.width, each.mean, each.std) for each in (teacher.contract, contract)
+    )
+    if theirs != ours:  # how an answer is read, as its threshold, is no matter of teaching
+        raise InputError(
+            "E-TEACHER-CONTRACT",
+            f"{file} is {teacher.model} for {teacher.contract}, the student's run asks for "
+            f"{contract}; give --size as it was there",
+        )
+    if teacher.provenance.get("split_sha256") != split_sha256:
+        raise InputError(
+            "E-TEACHER-SPLIT",
+            f"{file} was trained with another split, so it may know this run's test part; "
+            f"give --split {file.parent / SPLIT_FILE}",
+        )
+
+
+def _encoders_of(
+    config: TrainConfig, out: Path, file: Path | None, taken: Collection[str], resume: bool
+) -> dict[str, EncoderWeights]:
+    """Return the ImageNet weights that networks of the run start from, by model."""
+    teachers = find_teaching(config.teaching).teachers
+    if resume:
+        taken = [path.name.removeprefix(_TAKEN) for path in out.glob(f"{_TAKEN}*")]
+    every = f"{_EVERY}-1" if _file_of(f"{_EVERY}-1") in taken else _EVERY
+    wanted = {_file_of(every if name == _EVERY else name) for name in teachers}
+    start = not wanted <= set(taken) and _file_of(_GENERAL) not in taken
+    models = {config.student, *((config.teacher,) if start else ())}
+    lites = {model: lite for model in sorted(models) if (lite := _lite_of(model))}
+    if file and resume:
+        raise InputError(
+            "E-RUN-CONFIG",
+            "a run is resumed with its own encoder weights; leave --encoder-weights out",
+        )
+    if file and (not lites or config.encoder == "random"):
+        raise InputError(
+            "E-CONFIG",
+            "no network of this run starts from encoder weights; leave --encoder-weights out",
+        )
+    if config.encoder == "random":
+        return {}
+    if resume:
+        return {model: kept_weights(out / _encoder_file_of(model)) for model in lites}
+    return {model: read_encoder_weights(lite, file) for model, lite in lites.items()}
+
+
+def _encoder_file_of(model: str) -> str:
+    return f"{_TAKEN}encoder-{model}.safetensors"
+
+
+def _lite_of(model: str) -> Lite | None:
+    with torch.device("meta"):  # no weights
+        return build_model(model).LITE
 
 
 def _remove_left_overs(out: Path, resume: bool) -> None:
@@ -423,11 +573,13 @@ def _split_of_run(
     return kept
 
 
+@takes_paths
 def is_run(folder: Path) -> bool:
     """Say whether a run was started in a folder."""
     return (folder / _CONFIG_FILE).is_file()
 
 
+@takes_paths
 def read_config(run: Path) -> TrainConfig:
     """Return the settings of a run. Raises InputError: E-RUN-MISSING, E-CONFIG."""
     if not is_run(run):
@@ -435,8 +587,11 @@ def read_config(run: Path) -> TrainConfig:
     return TrainConfig.from_json((run / _CONFIG_FILE).read_bytes())
 
 
+@takes_paths
 def load_teachers(run: Path, config: TrainConfig) -> dict[str, Checkpoint]:
     """Return those of the run's teachers that are in its folder, trained there or taken."""
+    if several := _several_in(run):
+        return several
     names = find_teaching(config.teaching).teachers
     files = {name: (run / _file_of(name), run / f"{_TAKEN}{_file_of(name)}") for name in names}
     return {
@@ -451,8 +606,11 @@ def _sets_of(split: Split, dataset: Dataset) -> list[dict[str, Any]]:
     """Return name, layout, images by class and number of groups of each set in the train part."""
     found = []
     for member in dataset.members:
-        name = member.name if len(dataset.members) > 1 else ""
-        entries = [e for e in split.entries if e.part == "train" and e.source == name]
+        entries = [
+            entry
+            for entry in split.entries
+            if entry.part == "train" and entry.source in (member.name, "")
+        ]
         images = Counter(entry.label for entry in entries)
         found.append(
             {
@@ -491,13 +649,10 @@ def require_settings(config: TrainConfig) -> None:
     Raises InputError: E-TEACHING-NAME, E-DISTILL-NAME, E-MODEL-NAME, E-CONFIG.
     """
     find_teaching(config.teaching)
-    reads_features = [name for name, each in distillations_of(config).items() if each.features]
-    if config.views and reads_features:
-        raise InputError(
-            "E-CONFIG",
-            f"{' and '.join(reads_features)} reads the teachers' features and --views keeps their "
-            "logits only; leave one of them out",
-        )
+    if config.views:
+        _require_no_features(config, "--views, which keeps logits only,")
+    if config.teacher_mirror:
+        _require_no_features(config, "--teacher-mirror")
     for model in (config.student, config.teacher):
         with torch.device("meta"):  # no weights
             step = build_model(model).MULTIPLE
@@ -506,6 +661,16 @@ def require_settings(config: TrainConfig) -> None:
                 "E-CONFIG",
                 f"{model} takes no images of {config.size} px; choose a multiple of {step}",
             )
+
+
+def _require_no_features(config: TrainConfig, what: str) -> None:
+    reading = [name for name, each in distillations_of(config).items() if each.features]
+    if reading:
+        raise InputError(
+            "E-CONFIG",
+            f"{' and '.join(reading)} reads the teachers' features and {what} has none; leave one "
+            "of them out",
+        )
 
 
 def _device(name: str) -> torch.device:

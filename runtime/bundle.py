@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -23,6 +24,7 @@ from .contract import InputContract
 from .errors import InputError, Refused
 from .files import require_new
 from .layout import Layout
+from .paths import takes_paths
 from .store import (
     MANIFEST,
     SIGNATURE,
@@ -44,6 +46,7 @@ SCHEMA = f"edgeseg.bundle/{MAJOR}.{MINOR}"
 SPLIT_FILE = "split.json"  # of the training, beside a checkpoint and in its bundles
 MAX_MANIFEST_BYTES = 1 << 20  # compared with the file size before anything is read
 MAX_SUMS_BYTES = 1 << 20
+_DESKTOP_FILES = (".DS_Store", "Thumbs.db", "desktop.ini", ".directory")
 MAX_DEPTH = 32  # of objects and lists in a manifest; the C runtime has the same limit
 _SCHEMA = re.compile(r"edgeseg\.bundle/(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})")
 
@@ -123,6 +126,7 @@ class Manifest:
     def to_json(self) -> str:
         """Return the manifest as canonical JSON text: same content, same bytes."""
         content = {"schema": self.schema, **asdict(self)}  # the schema first
+        content["contract"] = self.contract.to_dict()
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
@@ -271,6 +275,7 @@ class Bundle:
         return self.store.read(name)
 
 
+@takes_paths
 def hashes_of(folder: Path) -> Dict[str, str]:
     """Return path -> SHA-256 of every file in a folder but manifest, sums and signature, sorted.
 
@@ -283,6 +288,7 @@ def hashes_of(folder: Path) -> Dict[str, str]:
     return files
 
 
+@takes_paths
 def seal_bundle(folder: Path, manifest_fields: Mapping[str, Any]) -> Manifest:
     """Hash the files in `folder`, then write its manifest.json and SHA256SUMS.
 
@@ -296,6 +302,7 @@ def seal_bundle(folder: Path, manifest_fields: Mapping[str, Any]) -> Manifest:
     return manifest
 
 
+@takes_paths
 def open_bundle(path: Path, *, key: Optional[Path] = None) -> Bundle:
     """Verify a bundle, byte for byte, and return it.
 
@@ -352,6 +359,7 @@ def open_bundle(path: Path, *, key: Optional[Path] = None) -> Bundle:
     return Bundle(sealed, manifest, sealed.digests[SUMS], verified, signer)
 
 
+@takes_paths
 def pack_bundle(bundle: Path, out: Path) -> None:
     """Verify a bundle and write it as one file: same bundle, same bytes.
 
@@ -361,6 +369,7 @@ def pack_bundle(bundle: Path, out: Path) -> None:
     write_archive(open_bundle(bundle).store, out)
 
 
+@takes_paths
 def unpack_bundle(bundle: Path, out: Path) -> None:
     """Verify a packed bundle and write it as a folder.
 
@@ -385,7 +394,13 @@ def _sums_text(store: Store) -> str:
 def _require_sums(store: Store, listed: bytes) -> None:
     """Raise Refused (E-BUNDLE-HASH) unless SHA256SUMS lists every file, each with its hash."""
     if listed != _sums_text(store).encode("utf-8", "surrogateescape"):  # names may be any bytes
-        raise changed(_first_difference(store, listed))
+        blamed = _first_difference(store, listed)
+        if blamed.name in _DESKTOP_FILES and os.fsencode(blamed.name) not in listed:
+            raise Refused(
+                "E-BUNDLE-HASH",
+                f"{blamed} was put there by a desktop and is not of the bundle; delete it",
+            )
+        raise changed(blamed)
 
 
 def _first_difference(store: Store, listed: bytes) -> Path:

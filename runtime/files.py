@@ -6,11 +6,13 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import signal
+import socket
 import tempfile
 from pathlib import Path
-from typing import Iterator, Mapping, Union
+from typing import Iterator, List, Mapping, Optional, Union
 
 from .errors import InputError, OutputError
 
@@ -21,6 +23,9 @@ _WRITE_REFUSED = frozenset(
         *(errno.EISDIR, errno.EBUSY),
     )
 )
+# `.NAME.partial-PID-HOST-START-RANDOM`: what `atomic_folder` fills for NAME, and whose it is.
+_PARTIAL = re.compile(r"\..+\.partial-(\d+)-([0-9a-f]{8})-(\d+)-[a-z0-9_]{8}", re.DOTALL)
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # SIGINT is Python's own
 
 
 def sha256_of_file(path: Path) -> str:
@@ -54,21 +59,22 @@ def atomic_path(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise cannot_write(target, error) from error
     temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files
-        _sync(temporary)
-        temporary.replace(target)
-        _sync(target.parent)
-    except OSError as error:
-        raise _as_output_error(target, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _ending_signals_as_exit():
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files
+            _sync(temporary)
+            temporary.replace(target)
+            _sync(target.parent)
+        except OSError as error:
+            raise _as_output_error(target, error) from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def require_new(target: Path) -> None:
     """Raise InputError (E-OUT-EXISTS) if `target` exists: nothing is overwritten."""
-    if target.exists():
+    if os.path.lexists(str(target)):  # a link that leads nowhere too
         raise InputError("E-OUT-EXISTS", f"{target} exists already; choose another or remove it")
 
 
@@ -156,50 +162,86 @@ def _link_or_copy(path: Path, copy: Path) -> None:
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `target`; on success it becomes `target`.
 
-    On any error the temporary folder is removed, and left-overs of killed earlier runs for the
-    same target are removed at the start, so no half-written folder is ever found under the name.
+    On any error, SIGTERM or SIGHUP the temporary folder is removed; what killed processes of this
+    machine left beside `target`, for whatever name, is removed at the start. So no half-written
+    folder is ever found under a name.
     Raises InputError (E-OUT-EXISTS) if `target` exists, OutputError (E-OUT-WRITE) on I/O errors.
     """
     require_new(target)
-    prefix = f".{target.name}.partial-"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        for stale in target.parent.glob(f"{prefix}*"):
-            if not _process_runs(stale.name[len(prefix) :].split("-")[0]):
-                shutil.rmtree(stale, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
+        _remove_stale(target)
+        pid = os.getpid()
+        prefix = f".{target.name}.partial-{pid}-{_host()}-{_started(pid) or 0}-"
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     except OSError as error:
         raise cannot_write(target, error) from error
-    try:
-        with _terminate_as_exit():
+    with _ending_signals_as_exit():
+        try:
             yield temporary
             for path in (*temporary.rglob("*"), temporary):
                 _sync(path)
             temporary.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
-            temporary.rename(target)
+            _rename_to_new(temporary, target)
             _sync(target.parent)
+        except OSError as error:
+            raise _as_output_error(target, error) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rename_to_new(folder: Path, target: Path) -> None:
+    """Rename a folder; raise InputError (E-OUT-EXISTS) where somebody made `target` meanwhile."""
+    try:
+        folder.rename(target)
     except OSError as error:
-        raise _as_output_error(target, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            require_new(target)
+        raise
+
+
+def _remove_stale(target: Path) -> None:
+    """Remove partial folders beside `target` whose process is gone; what cannot be, stays."""
+    older = f".{target.name}.partial-"  # up to edgeseg 0.1.0: then the PID, and something random
+    with contextlib.suppress(OSError):  # a folder that may be written and not be listed
+        for path in target.parent.iterdir():
+            found = _PARTIAL.fullmatch(path.name)
+            if found:
+                runs = found[2] != _host() or _process_runs(int(found[1]), int(found[3]))
+            elif path.name.startswith(older):
+                pid = path.name[len(older) :].split("-")[0]
+                runs = pid.isdecimal() and _process_runs(int(pid))
+            else:
+                continue
+            if not runs:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _terminate_as_exit() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, so that `finally` clauses run; only in the main thread."""
+def _ending_signals_as_exit() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into SystemExit, so that `finally` clauses run.
+
+    Only in the main thread, and only what nobody handles or ignores, as nohup does.
+    """
+    taken: List[signal.Signals] = []
 
     def leave(number: int, frame: object) -> None:
+        for each in taken:  # a shell and the terminal that it loses send one each
+            signal.signal(each, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
     try:
-        previous = signal.signal(signal.SIGTERM, leave)
+        for each in _ENDING_SIGNALS:
+            if signal.getsignal(each) is signal.SIG_DFL:
+                signal.signal(each, leave)
+                taken.append(each)
     except ValueError:  # not the main thread: signals are its caller's matter
-        yield
-        return
+        pass
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for each in taken:
+            signal.signal(each, signal.SIG_DFL)
 
 
 def cannot_write(target: Path, error: OSError) -> OutputError:
@@ -215,14 +257,34 @@ def _as_output_error(target: Path, error: OSError) -> Exception:
     return cannot_write(target, error) if error.errno in _WRITE_REFUSED else error
 
 
-def _process_runs(pid: str) -> bool:
+def _host() -> str:
+    """Return 8 hex digits for where a PID means a process: this machine, this container."""
+    places = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        places.append(Path("/etc/machine-id").read_text("utf-8", "replace"))
+    with contextlib.suppress(OSError):
+        places.append(str(Path("/proc/self/ns/pid").stat().st_ino))
+    return hashlib.sha256("\n".join(places).encode("utf-8", "replace")).hexdigest()[:8]
+
+
+def _started(pid: int) -> Optional[int]:
+    """Return when a process started, in clock ticks since boot; None where that is not told."""
     try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    return int(stat.rpartition(b")")[2].split()[19])  # field 22; the name may hold spaces
+
+
+def _process_runs(pid: int, started: int = 0) -> bool:
+    """Tell whether a process runs here, and is that which started then; 0: whenever."""
+    try:
+        os.kill(pid, 0)
     except PermissionError:
-        return True
-    return True
+        pass  # someone else's
+    except (OSError, OverflowError):
+        return False
+    return not started or _started(pid) in (None, started)
 
 
 def _umask() -> int:

@@ -22,10 +22,13 @@ from .image_file import (
     upright,
     without_warnings,
 )
+from .lesion import small_components
+from .paths import takes_paths
 
 MAX_FRAME_SIDE = 16384  # px; the C runtime has the same limit
 
 
+@takes_paths
 def read_image(path: Path) -> np.ndarray:
     """Read an image file as grey, uint8 [H, W] (colour by ITU-R BT.601 luma).
 
@@ -40,6 +43,7 @@ def read_image(path: Path) -> np.ndarray:
         return _grey_of(image, path)
 
 
+@takes_paths
 def read_frames(path: Path) -> Iterator[np.ndarray]:
     """Yield every frame of an image file (TIFF stack, GIF, APNG) as `read_image` reads one.
 
@@ -164,15 +168,45 @@ def bilinear_taps(size_in: int, size_out: int) -> Tuple[np.ndarray, np.ndarray, 
     return lower, upper, (position - lower).astype(np.float32)
 
 
+def kept_logits(logits: np.ndarray, contract: InputContract) -> np.ndarray:
+    """Return logits [h, w] of the contract's size in which nothing below its least lesion is left.
+
+    They are the same array where the contract drops nothing in it. A pixel that is dropped ends up
+    below the threshold; all others keep their value.
+    """
+    if not contract.drops:
+        return logits
+    level = contract.logit_threshold
+    above = logits > level
+    rows = np.flatnonzero(above.any(axis=1))
+    if rows.size == 0:
+        return logits
+    columns = np.flatnonzero(above.any(axis=0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    dropped = small_components(above[box], logits[box], contract.least_px, contract.least_logit)
+    if not dropped.any():
+        return logits
+    # The masks of the others stay what they are, to the bit. A pixel of the frame is made of the
+    # four logits of a 2x2 cell. Two pixels of such a cell touch, so that no cell has parts of two
+    # components: one with a pixel that stays has none that goes, and its values do not change; in
+    # all others nothing is above the level any more. The margin is for float32, in which
+    # low + (up - low) * weight may come out above both.
+    kept: np.ndarray = logits.copy()
+    kept[box][dropped.view(np.bool_)] = np.float32(level - 1)
+    return kept
+
+
 def mask_from_logits(
     logits: np.ndarray, contract: InputContract, height: int, width: int
 ) -> np.ndarray:
     """Return the mask, uint8 [height, width] of 0 and 1, in the frame's own geometry.
 
-    The logits [h, w] are interpolated bilinearly (half-pixel centres), then thresholded. Only the
-    box around logits above the threshold is interpolated: outside it every value lies between
-    values below the threshold, so the result is the same and costs what the lesion covers.
+    What is below the least lesion is dropped (`kept_logits`), then the logits [h, w] are
+    interpolated bilinearly (half-pixel centres) and thresholded. Only the box around logits above
+    the threshold is interpolated: outside it every value lies between values below the threshold,
+    so the result is the same and costs what the lesion covers.
     """
+    logits = kept_logits(logits, contract)
     mask = np.zeros((height, width), np.uint8)
     level = contract.logit_threshold
     above = logits > level

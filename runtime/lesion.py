@@ -70,6 +70,40 @@ def keep_largest(mask: np.ndarray) -> np.ndarray:
     return kept
 
 
+def small_components(
+    above: np.ndarray, logits: np.ndarray, least_px: int, least_logit: float
+) -> np.ndarray:
+    """Return where a mask, bool [H, W], has components that are no lesion, uint8 [H, W].
+
+    Those are 8-connected and of fewer pixels than `least_px`, or their highest logit, float32
+    [H, W], lies below `least_logit`.
+    """
+    parts = _components(_runs_of(above), diagonal=True)
+    dropped = np.zeros(above.shape, np.uint8)
+    small = parts.areas_px < least_px
+    small |= _over_components(np.maximum, parts, logits[above]) < np.float32(least_logit)
+    _paint(dropped, parts.runs.take(small[parts.labels]))
+    return dropped
+
+
+def component_values(
+    above: np.ndarray, logits: np.ndarray, truth: np.ndarray
+) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return area, highest logit and pixels in the truth of each 8-connected component of a mask.
+
+    Args:
+        above: the mask, bool [H, W].
+        logits: float32 [H, W].
+        truth: bool [H, W].
+
+    Returns:
+        int64, float32 and int64, [K] each.
+    """
+    parts = _components(_runs_of(above), diagonal=True)
+    hits = _over_components(np.add, parts, truth[above].astype(np.int64))
+    return parts.areas_px, _over_components(np.maximum, parts, logits[above]), hits
+
+
 def fill_holes(mask: np.ndarray) -> np.ndarray:
     """Return a mask, uint8 [H, W], with its holes as lesion.
 
@@ -157,6 +191,16 @@ def _components(runs: _Runs, *, diagonal: bool) -> _Parts:
         boxes[:, 2] = np.maximum.reduceat(runs.ends[order], firsts)
         boxes[:, 3] = np.maximum.reduceat(runs.rows[order], firsts) + 1
     return _Parts(runs, labels, areas.astype(np.int64), boxes, order, firsts)
+
+
+def _over_components(reduce: np.ufunc, parts: _Parts, values: np.ndarray) -> np.ndarray:
+    """Return one value a component, [K], of the values of its pixels in raster order, [pixels]."""
+    if not len(parts.areas_px):
+        return np.zeros(0, values.dtype)
+    lengths = parts.runs.ends - parts.runs.starts  # runs are in raster order too
+    of_runs = reduce.reduceat(values, lengths.cumsum() - lengths)
+    found: np.ndarray = reduce.reduceat(of_runs[parts.order], parts.firsts)
+    return found
 
 
 def _touching(runs: _Runs, diagonal: bool) -> Tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from .files import atomic_folder
 from .folder import IMAGE_SUFFIXES, image_files, masked_stem, stem_of
 from .image import read_image
 from .lesion import Spacing, draw_overlay, lesions_of
+from .paths import takes_paths
 from .progress import Progress, quiet
 from .session import Session
 
@@ -31,6 +32,7 @@ class Found(NamedTuple):
         return f"left out: {count} (NAME_mask.png beside NAME.png)" if self.masks else ""
 
 
+@takes_paths
 def find_images(paths: Sequence[Path]) -> Found:
     """Return the files named, and the images directly inside the folders named, in order.
 
@@ -60,6 +62,7 @@ def find_images(paths: Sequence[Path]) -> Found:
     return Found(tuple(images.values()), tuple(masks))
 
 
+@takes_paths
 def images_in(path: Path) -> Found:
     """Return the images directly inside a folder in natural order; a file itself, whatever it is.
 
@@ -87,6 +90,7 @@ def _listed(path: Path) -> Found:
         ) from error
 
 
+@takes_paths
 def predict_files(
     session: Session,
     images: Sequence[Path],

@@ -25,6 +25,7 @@ from .engines import (
 from .errors import EngineError, Refused
 from .image import grey_from_frame, input_from_frame, mask_from_logits, require_frame
 from .layout import Layout
+from .paths import takes_paths
 from .pgm import grey_from_pgm
 
 
@@ -254,6 +255,7 @@ def _flipped_share(mask: np.ndarray, golden: np.ndarray) -> float:
     return flipped / max(1, marked)
 
 
+@takes_paths
 def open_session(
     bundle: Path,
     *,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Callable, Dict, Iterator, Optional, Tuple, Typ
 from . import certificates
 from .errors import EngineError, InputError, OutputError, Refused
 from .files import write_bytes
+from .paths import takes_paths
 from .store import (
     SIGNATURE,
     SUMS,
@@ -77,6 +78,7 @@ class _Trust:
     authority: Optional[x509.Certificate]  # None for a bare key
 
 
+@takes_paths
 def require_signature(store: Store, key: Path, sums: bytes) -> str:
     """Verify that a bundle was signed by who is trusted.
 
@@ -139,6 +141,7 @@ def require_signature(store: Store, key: Path, sums: bytes) -> str:
     return certificates.subject_of(chain[0])
 
 
+@takes_paths
 def sign_bundle(store: Sealed, key: Path, certificate: Optional[Path] = None) -> None:
     """Sign a verified bundle; `model.sig` is added to its folder or its file.
 

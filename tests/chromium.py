@@ -32,11 +32,13 @@ _FLAGS = (
 @contextmanager
 def open_browser(profile: Path) -> Iterator[Browser]:
     """Start Chromium with a fresh profile folder; skip the test where a part of it is missing."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    webdriver = pytest.importorskip(
+        "selenium.webdriver", reason="no selenium; make install brings it"
+    )
     found = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
     for name, path in found.items():
         if path is None:
-            pytest.skip(f"{name} is not installed")
+            pytest.skip(f"no {name}; .ci/packages installs it, as root")
     options = webdriver.ChromeOptions()
     options.binary_location = found["chromium"]
     for flag in (*_FLAGS, f"--user-data-dir={profile}"):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 import edgeseg  # before OpenVINO, which otherwise reports itself
+from edgeseg.tests import instruction_sets
 
 if TYPE_CHECKING:
     from edgeseg.export.pipeline import Frames
@@ -29,6 +31,11 @@ _TINY = {
     "batch": 4,
     "learning_rate": 1e-2,
 }
+
+
+def pytest_report_header() -> list[str]:
+    """Say what the numbers of this session depend on."""
+    return instruction_sets.describe()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,15 +58,48 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@contextmanager
+def _trained_alike_by_every_cpu() -> Iterator[None]:
+    """Train in float64, and write checkpoints in float32 as always.
+
+    How a toy network turns out hangs on the last bits of its kernels, and on whether the CPU
+    computes in bfloat16. In float64 what kernels differ by is lost where the weights are rounded:
+    every CPU makes the same network, and what tests find in it does not depend on the machine.
+    """
+    import torch
+
+    from edgeseg.kd import checkpoint, fit
+
+    write_tensors = checkpoint.write_tensors
+
+    def rounded(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]):
+        narrow = {
+            name: value.to(torch.float32) if value.is_floating_point() else value
+            for name, value in tensors.items()
+        }
+        write_tensors(path, narrow, metadata)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        patch.setattr(fit, "compute_dtype", lambda device: torch.float64)
+        patch.setattr(checkpoint, "write_tensors", rounded)
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(scope="session")
 def run(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished training run on `phantoms`; nobody may write here."""
+    """A finished training run on `phantoms`, the same on every CPU; nobody may write here."""
     from edgeseg.kd.config import TrainConfig
     from edgeseg.kd.data.dataset import read_dataset
     from edgeseg.kd.train import train
 
     folder = tmp_path_factory.mktemp("shared") / "run"
-    train(read_dataset(phantoms), folder, TrainConfig(**_TINY), device="cpu")
+    with _trained_alike_by_every_cpu():
+        train(read_dataset(phantoms), folder, TrainConfig(**_TINY), device="cpu")
     return folder
 
 
@@ -72,11 +112,11 @@ def frames_of(phantoms: Path, run: Path) -> Callable[[str], Frames]:
     from edgeseg.runtime.image import read_image
 
     source = checkpoint_of(run)
-    images = [sample.image for sample in samples_for(source, phantoms, "train")]
+    images = [sample.image for sample in samples_for(source, [phantoms], "train")]
     calibration = read_calibration_frames(images, 8, read_image)
     checks = tuple(
         CheckFrame(sample.read_image(), sample.read_mask(), sample.group)
-        for sample in samples_for(source, phantoms, "val")
+        for sample in samples_for(source, [phantoms], "val")
     )
     vectors = tuple(check.frame for check in checks[:4])
 
@@ -136,14 +176,16 @@ def bundle_copy(bundle_of: Callable[[str, str], Path], tmp_path: Path) -> Path:
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB."""
     if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
+        pytest.skip("mounting a small file system needs root; run the tests as root")
     folder = tmp_path / "full"
     folder.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], capture_output=True
     )
     if mounted.returncode:
-        pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.decode().strip()}")
+        pytest.skip(
+            f"cannot mount a tmpfs ({mounted.stderr.decode().strip()}); needs CAP_SYS_ADMIN"
+        )
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 

@@ -16,13 +16,13 @@ from edgeseg.runtime.stream.dicom import open_dicom
 
 def shipped(name: str) -> Path:
     """Return the path of a file in pydicom's wheel; skip the test without pydicom."""
-    data = pytest.importorskip("pydicom.data", reason="pydicom is not installed")
+    data = pytest.importorskip("pydicom.data", reason="no pydicom; make install brings it")
     return Path(data.get_testdata_file(name, download=False) or data.get_charset_files(name)[0])
 
 
 def write_changed(name: str, path: Path, **elements: Any) -> Path:
     """Write a shipped file with elements of its header replaced; None removes one."""
-    pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
+    pydicom = pytest.importorskip("pydicom", reason="no pydicom; make install brings it")
     data = pydicom.dcmread(shipped(name))
     for keyword, value in elements.items():
         if value is None:

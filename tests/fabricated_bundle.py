@@ -44,7 +44,18 @@ def manifest_fields() -> dict[str, Any]:
         "provenance": {
             "checkpoint_sha256": "c" * 64,
             "training": {"train_images": 5, "split_sha256": "d" * 64},
-            "data": {"name": "BUSI", "licence": "CC-BY-4.0", "citation": "someone, 2020"},
+            "data": [
+                {
+                    "name": "busi",
+                    "title": "BUSI",
+                    "licence": "CC BY 4.0",
+                    "spdx": "CC-BY-4.0",
+                    "citation": "someone, 2020",
+                    "doi": "10.1000/1",
+                    "images": {"benign": 3, "normal": 2},
+                },
+                {"name": "clinic", "catalogue": "not in the catalogue"},
+            ],
             "calibration": {
                 "source": "split of the run",
                 "classes": {"benign": 2},

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from edgeseg.benchmarks.compare import compare_records, parse_budget
+from edgeseg.benchmarks.compare import compare_records
 from edgeseg.benchmarks.record import Note
 from edgeseg.benchmarks.report.comparison import comparison_document
+from edgeseg.benchmarks.report.metrics import parse_budget
 from edgeseg.tests.fabricated_record import ENVIRONMENT, full_record, make_passes, score
 
 LATER = dataclasses.replace(
@@ -15,7 +16,7 @@ LATER = dataclasses.replace(
     packages={**ENVIRONMENT.packages, "numpy": "2.5.0"},
 )
 BUDGETS = ("p99=33ms", "OpenVINO INT8:slowdown=5%", "dice_drop=0.5")
-COMMAND = ("edgeseg", "benchmark", "--compare", "old.json", "new.json")
+COMMAND = ("edgeseg", "compare", "old.json", "new.json")
 
 
 def changed(row, ratio, dice=None, machine=1.0):

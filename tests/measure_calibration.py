@@ -38,7 +38,7 @@ def main(run: Path, data: Path, counts: list[int]) -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     reference = None
     for count in counts:
-        frames, _ = frames_for_export(source, CalibrationRequest(data, images=count))
+        frames, _ = frames_for_export(source, CalibrationRequest([data], images=count))
         reference = reference or reference_of(trained.run, contract, frames.checks)
         start = time.perf_counter()
         ranges = measure_ranges(

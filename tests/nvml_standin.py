@@ -114,7 +114,7 @@ def make_standin(folder: Path, monkeypatch: pytest.MonkeyPatch, *, old: bool = F
     """
     gcc = shutil.which("gcc")
     if gcc is None:
-        pytest.skip("no gcc for a library in place of NVML")
+        pytest.skip("no gcc for a library in place of NVML; apt install gcc")
     source, library = folder / "nvml.c", folder / "libnvml-standin.so"
     source.write_text(_SOURCE % (("Throttle", "_v2") if old else ("Event", "_v3")))
     command = [gcc, "-shared", "-fPIC", "-Wall", "-Werror", str(source), "-o", str(library)]

@@ -132,9 +132,9 @@ def test_clock_without_cpufreq_is_that_of_cpuinfo(system):
 
 
 def test_snapshot_of_this_machine_is_quick_and_survives_json():
-    start = time.perf_counter()
+    start = time.thread_time()  # of this thread alone, however busy the machine
     found = read_conditions()
-    assert time.perf_counter() - start < 0.5
+    assert time.thread_time() - start < 0.5
     assert found.core_mhz or found.load_average is not None
     again = value_from_json(type(found), json_from_value(found), "conditions")
     assert again == found

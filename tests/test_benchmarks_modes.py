@@ -261,7 +261,7 @@ def test_soak_finds_a_session_that_grows_slower(clock):
     assert not measure_soak(clocked(clock, 0.01), FRAMES, seconds=20, window_s=1).latency_ms.drifts
 
 
-@pytest.mark.skipif(modes._rss_mib() is None, reason="no /proc/self/statm here")
+@pytest.mark.skipif(modes._rss_mib() is None, reason="no /proc/self/statm; Linux has it")
 def test_memory_of_the_process_is_told():
     assert 10 < modes._rss_mib() < 1 << 20
 

@@ -11,19 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeseg.benchmarks import record as record_module
+from edgeseg.benchmarks import run as run_module
 from edgeseg.benchmarks.jsonform import json_from_value
 from edgeseg.benchmarks.measure import latency, yardstick
 from edgeseg.benchmarks.measure.environment import describe_environment
-from edgeseg.benchmarks.record import (
-    NOTES,
-    Candidate,
-    Settings,
-    from_json,
-    run_benchmark,
-    to_json,
-)
+from edgeseg.benchmarks.record import NOTES, Settings, from_json, to_json
 from edgeseg.benchmarks.report.files import to_html, to_table
+from edgeseg.benchmarks.run import Candidate, run_benchmark
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import EngineError, InputError
 from edgeseg.runtime.session import Session
@@ -89,7 +83,7 @@ def candidate(name, *, size=32, probe=PROBE, trained=True, **engine):
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
     # It would rest for 30 s.
-    monkeypatch.setattr(record_module, "find_counter", lambda **gpus: None)
+    monkeypatch.setattr(run_module, "find_counter", lambda **gpus: None)
     monkeypatch.setattr(latency, "SETTLE_S", 0.0)
     monkeypatch.setattr(latency, "WARMUP_TOLERANCE", np.inf)
 
@@ -179,7 +173,7 @@ def test_every_pass_opens_the_row_anew_and_times_it_beside_its_yardstick(short_p
 
 
 def test_what_takes_long_to_open_is_opened_once(short_passes, monkeypatch):
-    monkeypatch.setattr(record_module, "_REOPEN_MAX_MS", -(10**9))
+    monkeypatch.setattr(run_module, "_REOPEN_MAX_MS", -(10**9))
 
     def open_another(threads):
         pytest.fail("opened")
@@ -197,7 +191,7 @@ def test_engine_without_a_yardstick_has_no_passes(short_passes):
 def test_system_that_tells_no_waits_is_noted(short_passes, monkeypatch):
     row = dataclasses.replace(candidate("a"), kind="onnxruntime")
     assert "no-waits" not in codes(benchmark(row, passes=0))
-    monkeypatch.setattr(record_module, "waits_are_told", lambda: False)
+    monkeypatch.setattr(run_module, "waits_are_told", lambda: False)
     assert "no-waits" in codes(benchmark(row, passes=1))
 
 
@@ -247,7 +241,7 @@ def test_streams_share_the_threads_of_their_row(threads, streams, each):
 def test_batch_is_measured_after_its_answers_were_compared(monkeypatch):
     compared = []
     monkeypatch.setattr(
-        *(record_module, "require_same_answers"),
+        *(run_module, "require_same_answers"),
         lambda session, frames, batch, precision: compared.append((len(frames), batch, precision)),
     )
     several = dataclasses.replace(candidate("a"), max_batch=4)
@@ -279,8 +273,8 @@ def test_layers_are_reported_where_the_engine_has_a_profiler_and_the_graph_is_kn
         asked.append((engine, model, peaks))
         return layer_report()
 
-    monkeypatch.setattr(record_module, "measure_peaks", lambda engine, threads: PEAKS)
-    monkeypatch.setattr(record_module, "report_layers", report)
+    monkeypatch.setattr(run_module, "measure_peaks", lambda engine, threads: PEAKS)
+    monkeypatch.setattr(run_module, "report_layers", report)
     known = [dataclasses.replace(candidate(name), onnx=b"onnx") for name in "ab"]
     elsewhere = dataclasses.replace(candidate("c"), kind="torch", onnx=b"onnx")
     record = benchmark(*known, elsewhere, candidate("d"), layers=True)

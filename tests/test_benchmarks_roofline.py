@@ -22,6 +22,8 @@ from edgeseg.benchmarks.measure.roofline import (
 from edgeseg.runtime.engines import open_engine
 from edgeseg.runtime.errors import InputError
 
+pytestmark = pytest.mark.numbers
+
 PEAKS = Peaks(
     engine="onnxruntime",
     version="1.0",

@@ -116,7 +116,10 @@ def test_calls_that_waited_for_a_core_are_set_aside():
     assert block.undisturbed_ms() == (1.0, 2.0)
 
 
-@pytest.mark.skipif(not waits_are_told(), reason="the system does not tell waits for a core")
+@pytest.mark.skipif(
+    not waits_are_told(),
+    reason="no /proc/self/schedstat; a Linux with CONFIG_SCHED_INFO tells waits",
+)
 def test_wait_of_a_thread_that_others_keep_from_its_core_is_told():
     core = min(os.sched_getaffinity(0))
     allowed = os.sched_getaffinity(0)
@@ -150,7 +153,10 @@ def test_system_that_tells_no_waits_takes_every_call(monkeypatch, short):
     assert len(found.row) == 3
 
 
-@pytest.mark.skipif(not waits_are_told(), reason="the system does not tell waits for a core")
+@pytest.mark.skipif(
+    not waits_are_told(),
+    reason="no /proc/self/schedstat; a Linux with CONFIG_SCHED_INFO tells waits",
+)
 def test_thread_that_ends_meanwhile_does_not_hide_the_others(monkeypatch):
     real, opened = os.open, []
 

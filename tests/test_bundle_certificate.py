@@ -23,8 +23,10 @@ from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.signature import sign_bundle
 from edgeseg.tests.fabricated_bundle import write_bundle
 
-pytest.importorskip("model_signing", reason="signatures need the extra [sign]")
-pytest.importorskip("OpenSSL", reason="signatures need the extra [sign]")
+pytest.importorskip(
+    "model_signing", reason="signatures need the extra [sign]; make install brings it"
+)
+pytest.importorskip("OpenSSL", reason="signatures need the extra [sign]; make install brings it")
 
 import model_signing
 from cryptography import x509
@@ -493,7 +495,7 @@ def test_nothing_is_signed_that_no_device_would_open(key, names, code, why, file
 def pipe():
     """What makes a path that gives the content of a file once, as `<(...)` in a shell does."""
     if not Path("/dev/fd").is_dir():
-        pytest.skip("this system has no /dev/fd")
+        pytest.skip("no /dev/fd; mount /proc")
     with contextlib.ExitStack() as opened:
 
         def pipe_of(path):
@@ -546,7 +548,7 @@ def test_the_commands_sign_with_a_certificate_and_say_who_did(files, tmp_path):
 
 def test_certificates_as_the_manual_makes_them_with_openssl_hold(tmp_path, monkeypatch):
     if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
+        pytest.skip("no openssl; apt install openssl")
     text = (ROOT / "docs" / "bundle.md").read_text(encoding="utf-8")
     block = text[text.index("    openssl req -x509") :]
     block = block[: block.index("    edgeseg bundle")]
@@ -554,7 +556,7 @@ def test_certificates_as_the_manual_makes_them_with_openssl_hold(tmp_path, monke
         b"-noenc"
         not in subprocess.run(["openssl", "req", "-help"], capture_output=True, check=True).stderr
     ):
-        pytest.skip("this openssl is older than 3.0")
+        pytest.skip("this openssl is older than 3.0; Debian 12 has 3.0")
     subprocess.run(["sh", "-ec", block], cwd=tmp_path, check=True, capture_output=True)
     folder = write_bundle(tmp_path / "toy")
     monkeypatch.chdir(tmp_path)

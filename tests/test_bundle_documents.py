@@ -53,6 +53,16 @@ def test_manifest_follows_the_schema(folder):
     jsonschema.validate(manifest_of(folder), SCHEMA)
 
 
+@pytest.mark.parametrize("least", [{}, {"least_area": 0.01, "least_peak": 0.7}])
+def test_manifest_has_a_least_lesion_only_where_there_is_one(tmp_path, least):
+    contract = InputContract(height=64, width=96, **least)
+    folder = write_bundle(tmp_path / "toy", contract=contract)
+    jsonschema.validate(manifest_of(folder), SCHEMA)
+    before = {"height", "width", "mean", "std", "threshold"}
+    assert set(manifest_of(folder)["contract"]) == before | set(least)
+    assert open_bundle(folder).manifest.contract == contract
+
+
 @pytest.mark.parametrize(
     "layout",
     [
@@ -108,7 +118,9 @@ def test_what_the_schema_must_refuse_is_refused(folder, change):
 
 def errors_of(bom):
     """Validate against CycloneDX's own schema, which the library carries; return what is wrong."""
-    pytest.importorskip("cyclonedx", reason="cyclonedx-python-lib has the schema")
+    pytest.importorskip(
+        "cyclonedx", reason="no cyclonedx-python-lib, which has the schema; make install brings it"
+    )
     from cyclonedx.schema import SchemaVersion
     from cyclonedx.validation.json import JsonStrictValidator
 
@@ -163,10 +175,18 @@ def test_bill_names_the_network_the_data_with_their_licence_and_the_tools():
     model = bom["metadata"]["component"]
     assert (model["type"], model["name"]) == ("machine-learning-model", "toy")
     assert model["hashes"] == [{"alg": "SHA-256", "content": "c" * 64}]
-    assert model["modelCard"]["modelParameters"]["datasets"] == [{"ref": "training-data"}]
+    refs = [{"ref": "training-data"}, {"ref": "training-data-1"}]
+    assert model["modelCard"]["modelParameters"]["datasets"] == refs
     by_ref = {each["bom-ref"]: each for each in bom["components"]}
     assert by_ref["training-data"]["name"] == "BUSI"
     assert by_ref["training-data"]["licenses"] == [{"license": {"id": "CC-BY-4.0"}}]
+    assert by_ref["training-data"]["copyright"] == "someone, 2020, doi 10.1000/1"
+    properties = {each["name"]: each["value"] for each in by_ref["training-data"]["properties"]}
+    assert (properties["edgeseg:images"], properties["edgeseg:images:normal"]) == ("5", "2")
+    other = by_ref["training-data-1"]
+    assert other["name"] == "clinic"
+    assert "licenses" not in other
+    assert "not in the catalogue" in [each["value"] for each in other["properties"]]
     assert by_ref["tool:onnxruntime"]["version"] == "1.32.0"
 
 
@@ -206,7 +226,14 @@ def test_data_sheet_has_what_an_engineer_asks_for(folder):
             "drop +0.0000 95 % [-0.0010, +0.0010]",
         ),
         *("drop undefined", "1.50 ms a frame", "0.50 of FP32's time [0.45, 0.55]"),
-        *("frames: 2", "2 benign", "1 golden frames", "signature    none", "BUSI, CC-BY-4.0"),
+        *(
+            "frames: 2",
+            "2 benign",
+            "1 golden frames",
+            "signature    none",
+            "BUSI, CC BY 4.0",
+            "clinic, not in",
+        ),
         open_bundle(folder).manifest.files["model.xml"],
     ):
         assert fact in text, fact
@@ -290,7 +317,9 @@ def test_verify_of_a_damaged_bundle_ends_with_3(tmp_path):
 
 
 def test_sign_and_verify_with_keys_of_openssl(tmp_path):
-    pytest.importorskip("model_signing", reason="signatures need the extra [sign]")
+    pytest.importorskip(
+        "model_signing", reason="signatures need the extra [sign]; make install brings it"
+    )
     folder = write_bundle(tmp_path / "toy")
     private, public = tmp_path / "private.pem", tmp_path / "public.pem"
     make = ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]
@@ -298,7 +327,7 @@ def test_sign_and_verify_with_keys_of_openssl(tmp_path):
         subprocess.run([*make, "-out", private], check=True, capture_output=True)
         subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True)
     except FileNotFoundError:
-        pytest.skip("openssl is not installed")
+        pytest.skip("no openssl; apt install openssl")
     assert run("verify", folder, "--key", public).stderr.startswith("edgeseg: E-SIGNATURE-MISSING")
     assert run("sign", folder, "--key", private).exit_code == 0
     assert "signature not verified" in run("verify", folder).stdout

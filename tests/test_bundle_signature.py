@@ -20,8 +20,10 @@ from edgeseg.runtime.signature import sign_bundle
 from edgeseg.runtime.store import Folder, write_archive
 from edgeseg.tests.fabricated_bundle import manifest_fields, write_bundle
 
-pytest.importorskip("model_signing", reason="signatures need the extra [sign]")
-pytest.importorskip("OpenSSL", reason="signatures need the extra [sign]")
+pytest.importorskip(
+    "model_signing", reason="signatures need the extra [sign]; make install brings it"
+)
+pytest.importorskip("OpenSSL", reason="signatures need the extra [sign]; make install brings it")
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa

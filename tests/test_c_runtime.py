@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -33,7 +34,13 @@ from edgeseg.runtime.bundle import (
 )
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import EdgesegError
-from edgeseg.runtime.image import grey_from_frame, input_from_frame, mask_from_logits, resize_grey
+from edgeseg.runtime.image import (
+    grey_from_frame,
+    input_from_frame,
+    kept_logits,
+    mask_from_logits,
+    resize_grey,
+)
 from edgeseg.runtime.layout import Layout
 from edgeseg.runtime.lesion import fill_holes, keep_largest
 from edgeseg.runtime.pgm import pgm_from_grey
@@ -43,7 +50,7 @@ from edgeseg.runtime.store import MAX_ARCHIVE_BYTES, MAX_FILES
 
 SOURCE = Path(__file__).parent.parent / "runtime" / "c"
 SITE = Path(sysconfig.get_path("purelib"))
-# Where CI puts what `runtime/c/get_onnxruntime.sh` prepares.
+# Where `make test` puts what `runtime/c/get_onnxruntime.sh` prepares.
 ORT_ROOT = os.environ.get("EDGESEG_ONNXRUNTIME", "")
 PILLOW_13 = hasattr(Image, "__version__") and int(Image.__version__.split(".")[0]) >= 13
 ERRORS = {  # code of Python -> exit code of the example: the positive value of the status
@@ -65,13 +72,15 @@ ERRORS = {  # code of Python -> exit code of the example: the positive value of 
     "E-SIGNATURE": 41,
     "E-KEY-READ": 42,
 }
+# Engines link against more libraries of theirs, which the loader finds and the linker need not.
+LINK_LATER = ("-Wl,--allow-shlib-undefined",)
 OPENSSL_MISSING = 43  # E-EXTRA-MISSING too, of a key
 
 
 def require(*programs: str) -> None:
     missing = [name for name in programs if shutil.which(name) is None]
     if missing:
-        pytest.skip(f"needs {', '.join(missing)}")
+        pytest.skip(f"no {', '.join(missing)}; .ci/packages installs what is missing, as root")
 
 
 def run(*arguments: str | Path, **kinds) -> subprocess.CompletedProcess:
@@ -139,8 +148,11 @@ def library(built):
 @pytest.fixture(params=["openvino", "onnxruntime"])
 def engine(request):
     if request.param == "onnxruntime" and not ORT_ROOT:
-        pytest.skip("EDGESEG_ONNXRUNTIME names no folder; see runtime/c/get_onnxruntime.sh")
-    pytest.importorskip(request.param)
+        pytest.skip(
+            "EDGESEG_ONNXRUNTIME names no folder with ONNX Runtime's C header; make test fetches "
+            "it where apt knows a Debian mirror, see runtime/c/get_onnxruntime.sh"
+        )
+    pytest.importorskip(request.param, reason=f"no {request.param}; make install brings it")
     return request.param
 
 
@@ -150,6 +162,7 @@ def int8(bundle_of):
 
 
 CONTRACT = InputContract(48, 64, 0.33, 0.22, 0.4)
+LEAST = InputContract(48, 64, 0.33, 0.22, 0.4, least_area=0.02, least_peak=0.9)
 
 
 def stub_logits(grey: np.ndarray, contract: InputContract) -> np.ndarray:
@@ -157,14 +170,19 @@ def stub_logits(grey: np.ndarray, contract: InputContract) -> np.ndarray:
     return input_from_frame(grey, contract)[0, 0] * np.float32(2)
 
 
-def stub_bundle(folder: Path, what: str = "ok", layout: dict | None = None) -> Path:
+def stub_bundle(
+    folder: Path,
+    what: str = "ok",
+    layout: dict | None = None,
+    contract: InputContract = CONTRACT,
+) -> Path:
     """A bundle for the engine of the C tests, which needs no library."""
     (folder / "vectors").mkdir(parents=True)
     (folder / "model.stub").write_text(what)
     generator = np.random.default_rng(3)
     for index, size in enumerate(((40, 30), (96, 131))):
         frame = generator.integers(0, 256, size, dtype=np.uint8)
-        mask = mask_from_logits(stub_logits(frame, CONTRACT), CONTRACT, *size)
+        mask = mask_from_logits(stub_logits(frame, contract), contract, *size)
         (folder / f"vectors/frame-{index}.pgm").write_bytes(pgm_from_grey(frame))
         (folder / f"vectors/stub-{index}.pgm").write_bytes(pgm_from_grey(mask * np.uint8(255)))
     vectors = GoldenVectors(
@@ -172,7 +190,7 @@ def stub_bundle(folder: Path, what: str = "ok", layout: dict | None = None) -> P
         {"stub": ("vectors/stub-0.pgm", "vectors/stub-1.pgm")},
         {"stub": 0.01},
     )
-    fields = {"name": "stub", "target": "test", "precision": "fp32", "contract": CONTRACT}
+    fields = {"name": "stub", "target": "test", "precision": "fp32", "contract": contract}
     models = {"stub": ("model.stub",), "elsewhere": ("model.stub",)}
     seal_bundle(folder, {**fields, "models": models, "vectors": vectors, "layout": layout or {}})
     return folder
@@ -314,6 +332,7 @@ class Contract(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int) for name in ("width", "height")),
         *((name, ctypes.c_double) for name in ("mean", "std", "threshold")),
+        *((name, ctypes.c_double) for name in ("least_area", "least_peak")),
     )
 
 
@@ -344,7 +363,10 @@ def random_sizes(count: int) -> list[tuple[int, int]]:
     return [*fixed, *map(tuple, even.tolist()), *map(tuple, small.tolist())]
 
 
-@pytest.mark.skipif(not PILLOW_13, reason="older Pillow resizes in another order of its passes")
+@pytest.mark.skipif(
+    not PILLOW_13,
+    reason="Pillow older than 13 resizes in another order of its passes; make install brings 13",
+)
 def test_resize_is_pillows_to_the_bit(library, canvas):
     generator = np.random.default_rng(0)
     buffers = {size: canvas(*size) for size in ((48, 64), (128, 128), (16, 160))}
@@ -426,6 +448,32 @@ def test_mask_from_logits_is_numpys_to_the_bit(library, canvas):
     assert found > 50
 
 
+def test_what_is_below_the_least_lesion_is_dropped_as_in_numpy_to_the_bit(library, canvas):
+    generator = np.random.default_rng(7)
+    made = canvas(48, 64)
+    runs = ctypes.create_string_buffer(64 * 32 * 48)
+    dropped = 0
+    for index in range(200):
+        threshold = float(generator.uniform(0.05, 0.9))
+        contract = InputContract(
+            *(48, 64, 0.3, 0.2, threshold),
+            least_area=float(generator.uniform(0, 0.005)) if index % 3 else 0.0,
+            least_peak=float(generator.uniform(threshold, 1)) if index % 2 else 0.0,
+        )
+        logits = generator.normal(-2, 3, (48, 64)) if index % 4 else smooth(generator, (48, 64))
+        logits = logits.astype(np.float32)
+        expected = kept_logits(logits, contract)
+        ours = logits.copy()
+        told = Contract(*(getattr(contract, name) for name, _ in Contract._fields_))
+        if library.es_contract_drops(ctypes.byref(told)):
+            library.es_drop_components(
+                ctypes.byref(made), ctypes.byref(told), ours.ctypes.data_as(ctypes.c_void_p), runs
+            )
+        assert ours.tobytes() == expected.tobytes()
+        dropped += (ours != logits).any() and (ours > contract.logit_threshold).any()
+    assert dropped > 50
+
+
 @pytest.mark.parametrize("density", [0.03, 0.4, 0.6, 0.95])
 def test_components_are_those_of_python(library, density):
     generator = np.random.default_rng(4)
@@ -467,6 +515,48 @@ def test_session_with_layout_and_options_is_pythons(open_c, tmp_path, options, c
         assert mask.any()
         assert (session.predict(frame) == layout.paste(mask)).all()
     assert session.selftest().bit_equal == 2  # of other sizes: without layout and options
+
+
+@pytest.mark.parametrize("size", [(20, 25), (48, 64), (150, 260)])
+def test_session_drops_what_python_drops(open_c, tmp_path, size):
+    folder = stub_bundle(tmp_path / "b", contract=LEAST)
+    session = open_c(folder, "stub", max_width=size[1], max_height=size[0])
+    generator = np.random.default_rng(8)
+    changed = 0
+    for _ in range(20):
+        frame = generator.integers(0, 256, (9, 12), dtype=np.uint8)
+        frame = np.asarray(Image.fromarray(frame).resize(size[::-1]))
+        logits = stub_logits(frame, LEAST)
+        expected = mask_from_logits(logits, LEAST, *size)
+        assert (session.predict(frame) == expected).all()
+        changed += (expected != mask_from_logits(logits, CONTRACT, *size)).any()
+    assert changed > 2
+
+
+def test_golden_frame_with_a_dropped_component_proves_the_least_lesion(open_c, tmp_path):
+    folder = stub_bundle(tmp_path / "b")  # masks without a least lesion
+    reseal(folder, lambda content: content["contract"].update(least_peak=0.999999))
+    with pytest.raises(
+        Failed, match=r"E-SELFTEST: vectors/frame-[01]\.pgm: .* of the lesion differs"
+    ):
+        open_c(folder, "stub").selftest()
+
+
+@pytest.mark.parametrize(
+    "least",
+    [
+        *({"least_area": value} for value in (1, -0.1, "0", None)),
+        *({"least_peak": value} for value in (1, 0.4, -0.1, None)),
+        {"more": 0},
+    ],
+)
+def test_least_lesion_out_of_range_and_other_fields_of_a_contract_are_refused(
+    open_c, tmp_path, least
+):
+    folder = stub_bundle(tmp_path / "b")
+    reseal(folder, lambda content: content["contract"].update(least))
+    with pytest.raises(Failed, match="E-MANIFEST-FIELD"):
+        open_c(folder, "stub")
 
 
 def test_frames_of_any_stride_and_colour_are_taken(open_c, tmp_path):
@@ -726,8 +816,10 @@ def test_two_threads_get_right_masks_or_busy(built, tmp_path):
     assert busy > 0
 
 
-def test_nothing_in_the_process_allocates_after_open(built, tmp_path):
-    done = run(built / "edgeseg-allocations", stub_bundle(tmp_path / "b"), "stub")
+@pytest.mark.parametrize("contract", [CONTRACT, LEAST], ids=["plain", "least lesion"])
+def test_nothing_in_the_process_allocates_after_open(built, tmp_path, contract):
+    folder = stub_bundle(tmp_path / "b", contract=contract)
+    done = run(built / "edgeseg-allocations", folder, "stub")
     opening, ours, others, _ = map(int, done.stdout.split())
     assert done.returncode == 0
     assert opening > 10
@@ -979,8 +1071,8 @@ def test_huge_counts_are_refused_before_anything_is_read(code_of, tmp_path, coun
 def keys(tmp_path_factory):
     """NAME.pem and NAME.pub of several keys, and what is no key."""
     if not openssl_options():
-        pytest.skip("needs libssl-dev and pkg-config")
-    pytest.importorskip("model_signing")
+        pytest.skip("no libssl-dev or pkg-config; .ci/packages installs them, as root")
+    pytest.importorskip("model_signing", reason="no model_signing; make install brings it")
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
@@ -1207,7 +1299,7 @@ def test_certificate_is_refused_as_one(open_c, keys, signed, tmp_path):
 
 
 def test_bundle_signed_with_a_certificate_is_refused_as_one(open_c, code_of, keys, tmp_path):
-    pytest.importorskip("OpenSSL")
+    pytest.importorskip("OpenSSL", reason="no pyopenssl; make install brings it")
     from cryptography.hazmat.primitives import serialization
 
     from edgeseg.tests.test_bundle_certificate import certify, write_pem
@@ -1228,7 +1320,7 @@ def test_key_with_a_compressed_point_is_refused_by_name(open_c, keys, signed, tm
     require("openssl")
     helped = run("openssl", "pkey", "-help")
     if b"-ec_conv_form" not in helped.stdout + helped.stderr:
-        pytest.skip("needs openssl pkey -ec_conv_form, of OpenSSL 3")
+        pytest.skip("no openssl pkey -ec_conv_form, of OpenSSL 3; Debian 12 has it")
     made = run(
         *("openssl", "pkey", "-in", keys / "our.pem", "-pubout", "-ec_conv_form", "compressed"),
         *("-out", tmp_path / "our.pub"),
@@ -1466,10 +1558,86 @@ def test_installed_static_library_links_by_pkg_config(tmp_path):
     assert b"-DEDGESEG_OPENSSL=ON" in refused.stdout
 
 
+@pytest.fixture(scope="module", params=["ON", "OFF"], ids=["shared", "static"])
+def moved(request, tmp_path_factory):
+    """An installation that was moved afterwards; configured for /usr/local."""
+    folder = tmp_path_factory.mktemp("installed")
+    options = (f"-DBUILD_SHARED_LIBS={request.param}", *openssl_options(), *engine_options())
+    built = build(folder / "b", *options)
+    assert run("cmake", "--install", built, "--prefix", folder / "first").returncode == 0
+    (folder / "first").rename(folder / "a place")
+    return folder / "a place"
+
+
+@pytest.fixture
+def environment_of_moved(moved):
+    """Where the loader finds the moved library and the engines of a static one."""
+    places = [*moved.glob("lib*"), SITE / "openvino" / "libs", Path(ORT_ROOT, "lib")]
+    return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(map(str, places))}
+
+
+@pytest.mark.parametrize(("compiler", "suffix"), [("gcc", "c"), ("g++", "cc")])
+def test_moved_installation_is_used_by_pkg_config(
+    compiler, suffix, moved, environment_of_moved, tmp_path
+):
+    require("pkg-config", compiler)
+    (place,) = moved.glob("lib*/**/pkgconfig")
+    words = ["pkg-config", "--cflags", "--libs", *["--static"] * any(moved.rglob("*.a")), "edgeseg"]
+    flags = run(*words, env={**os.environ, "PKG_CONFIG_PATH": str(place)}).stdout.decode()
+    assert "/usr/local" not in flags
+    source = SOURCE / "examples" / "find_package" / f"verify.{suffix}"
+    made = run(compiler, source, "-o", tmp_path / "x", *shlex.split(flags), *LINK_LATER)
+    assert made.returncode == 0, made.stderr.decode()
+    holds = run(tmp_path / "x", stub_bundle(tmp_path / "stub"), env=environment_of_moved)
+    assert (holds.returncode, holds.stdout) == (0, b"holds\n")
+
+
+def test_moved_installation_is_used_by_find_package_in_c_and_in_cpp(
+    moved, environment_of_moved, tmp_path
+):
+    require("cmake", "g++")
+    project = SOURCE / "examples" / "find_package"
+    words = (f"-DCMAKE_PREFIX_PATH={moved}", f"-DCMAKE_EXE_LINKER_FLAGS={' '.join(LINK_LATER)}")
+    done = run("cmake", "-S", project, "-B", tmp_path / "b", *words)
+    assert done.returncode == 0, done.stderr.decode()
+    done = run("cmake", "--build", tmp_path / "b")
+    assert done.returncode == 0, done.stdout.decode()
+    bundle = stub_bundle(tmp_path / "stub")
+    for name in ("verify", "verify-cpp"):
+        holds = run(tmp_path / "b" / name, bundle, env=environment_of_moved)
+        assert (holds.returncode, holds.stdout) == (0, b"holds\n")
+        missing = run(tmp_path / "b" / name, tmp_path / "none", env=environment_of_moved)
+        assert missing.returncode == ERRORS["E-BUNDLE-MISSING"]
+
+
+def test_find_package_refuses_another_major_version(moved, tmp_path):
+    require("cmake")
+    text = (SOURCE / "examples" / "find_package" / "CMakeLists.txt").read_text()
+    (tmp_path / "CMakeLists.txt").write_text(text.replace("edgeseg 1.0", "edgeseg 2.0"))
+    words = ("-S", tmp_path, "-B", tmp_path / "b", f"-DCMAKE_PREFIX_PATH={moved}")
+    done = run("cmake", *words)
+    assert done.returncode == 1
+    assert b"edgeseg-config.cmake, version: 1.0.0" in done.stderr
+
+
+def test_nothing_installed_names_the_place_of_the_build(moved):
+    texts = [path.read_text() for ending in ("*.pc", "*.cmake") for path in moved.rglob(ending)]
+    assert len(texts) == 5
+    assert not any(str(moved.parent) in text or "/usr/local" in text for text in texts)
+
+
+def test_absolute_folders_of_an_installation_are_named_as_they_are(tmp_path):
+    require("cmake", "gcc", "pkg-config")
+    options = [f"-DCMAKE_INSTALL_{name}DIR={tmp_path}/{name}" for name in ("LIB", "INCLUDE")]
+    assert run("cmake", "-S", SOURCE, "-B", tmp_path / "b", *options).returncode == 0
+    flags = run("pkg-config", "--cflags", "--libs", tmp_path / "b" / "edgeseg.pc").stdout.decode()
+    assert flags.split() == [f"-I{tmp_path}/INCLUDE", f"-L{tmp_path}/LIB", "-ledgeseg"]
+
+
 def test_static_pkg_config_names_the_engines_and_only_the_tests_ask_for_werror(tmp_path):
     require("cmake", "gcc")
     if not engine_options():
-        pytest.skip("no engine to compile in is here")
+        pytest.skip("no engine to compile in; make install brings OpenVINO")
     shown = "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"
     done = run("cmake", "-S", SOURCE, "-B", tmp_path, shown, *engine_options())
     assert done.returncode == 0, done.stderr
@@ -1491,7 +1659,7 @@ def test_pure_parts_and_refusals_are_clean_under_sanitizers(sanitized, tmp_path)
     environment = sanitizer_environment()
     checked = run(sanitized / "edgeseg-check", env=environment)
     assert checked.stdout == b"ok\n", checked.stderr
-    folder = stub_bundle(tmp_path / "b", "1")
+    folder = stub_bundle(tmp_path / "b", "1", contract=LEAST)
     for tool, *arguments in (("edgeseg-threads", "stub"), ("edgeseg-tamper", "301")):
         done = run(sanitized / tool, folder, *arguments, env=environment)
         assert done.returncode == 0, done.stderr

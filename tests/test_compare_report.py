@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeseg.benchmarks.compare import compare_records, parse_budget, read_pair
+from edgeseg.benchmarks.compare import compare_records, read_pair
 from edgeseg.benchmarks.record import Note, to_json
 from edgeseg.benchmarks.report.comparison import (
     comparison_headline,
@@ -22,6 +22,7 @@ from edgeseg.benchmarks.report.comparison import (
     write_comparison,
 )
 from edgeseg.benchmarks.report.markdown import to_markdown_text
+from edgeseg.benchmarks.report.metrics import parse_budget
 from edgeseg.benchmarks.report.page import to_page
 from edgeseg.runtime.errors import InputError, OutputError
 from edgeseg.tests.fabricated_comparison import (

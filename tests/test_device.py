@@ -29,7 +29,7 @@ from edgeseg.tests import device_standin as standin
 
 needs_sshd = pytest.mark.skipif(
     standin.SSHD is None or shutil.which("ssh") is None,
-    reason="no sshd or ssh here; apt install openssh-server openssh-client",
+    reason="no sshd or ssh; .ci/packages installs openssh-server and openssh-client, as root",
 )
 ENGINE_FILES = {jobs.PLAN, jobs.SIDE_CAR, jobs.LOG}
 

@@ -791,7 +791,7 @@ def test_a_measurement_of_which_nothing_can_run_has_failed(capsys, monkeypatch):
 def require_tools(*tools):
     for tool, package in tools:
         if shutil.which(tool) is None:
-            pytest.skip(f"no {tool} here; apt install {package}")
+            pytest.skip(f"no {tool}; .ci/packages installs {package} where Debian has it, as root")
 
 
 def test_rauc_reads_the_bundle_that_it_makes_of_the_recipe(tmp_path):

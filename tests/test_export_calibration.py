@@ -298,7 +298,7 @@ def test_record_with_a_frame_of_another_part_is_refused(file, run, phantoms, par
     foreign = next(entry.image_sha256 for entry in entries if entry.part == part)
     rewrite(file, lambda content: content["frames_sha256"].append(foreign))
     with pytest.raises(Refused, match=where) as caught:
-        frames_for_export(checkpoint_of(run), CalibrationRequest(phantoms, record=file))
+        frames_for_export(checkpoint_of(run), CalibrationRequest([phantoms], record=file))
     assert caught.value.code == "E-CALIB-TEST"
 
 
@@ -306,13 +306,14 @@ def test_record_with_a_frame_of_another_part_is_refused(file, run, phantoms, par
 def test_record_with_a_frame_that_nobody_knows_is_refused(file, run, phantoms):
     rewrite(file, lambda content: content["frames_sha256"].append("0" * 64))
     with pytest.raises(Refused, match="in no part") as caught:
-        frames_for_export(checkpoint_of(run), CalibrationRequest(phantoms, record=file))
+        frames_for_export(checkpoint_of(run), CalibrationRequest([phantoms], record=file))
     assert caught.value.code == "E-CALIB-TEST"
 
 
 @pytest.mark.usefixtures("few_phantoms")
 def test_record_of_the_train_part_is_taken_and_the_val_part_checks(file, run, phantoms):
-    frames, note = frames_for_export(checkpoint_of(run), CalibrationRequest(phantoms, record=file))
+    request = CalibrationRequest([phantoms], record=file)
+    frames, note = frames_for_export(checkpoint_of(run), request)
     entries = read_split(run / "split.json").entries
     assert frames.calibration == file
     assert len(frames.checks) == sum(entry.part == "val" for entry in entries) > 0
@@ -321,7 +322,7 @@ def test_record_of_the_train_part_is_taken_and_the_val_part_checks(file, run, ph
 
 @pytest.mark.usefixtures("few_phantoms")
 def test_frames_for_a_run_are_of_its_train_part_and_their_classes_are_counted(run, phantoms):
-    request = CalibrationRequest(phantoms, images=4)
+    request = CalibrationRequest([phantoms], images=4)
     frames, note = frames_for_export(checkpoint_of(run), request)
     part_of = {e.image_sha256: e.part for e in read_split(run / "split.json").entries}
     assert {part_of[each] for each in frames.calibration.sha256} == {"train"}
@@ -342,12 +343,12 @@ def test_record_made_of_phantoms_is_refused_where_real_frames_are_meant(
 ):
     file.write_text(replace(record, origin={"source": "phantoms"}).to_json())
     with pytest.raises(Refused) as caught:
-        frames_for_export(checkpoint_of(run), CalibrationRequest(phantoms, record=file))
+        frames_for_export(checkpoint_of(run), CalibrationRequest([phantoms], record=file))
     assert caught.value.code == "E-CALIB-SYNTHETIC"
 
 
 def test_record_and_phantoms_at_once_are_refused(file, run, phantoms):
-    request = CalibrationRequest(phantoms, record=file, synthetic=True)
+    request = CalibrationRequest([phantoms], record=file, synthetic=True)
     with pytest.raises(InputError) as caught:
         frames_for_export(checkpoint_of(run), request)
     assert caught.value.code == "E-CALIB-CHOICE"

@@ -48,6 +48,8 @@ from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.image import input_from_frame, read_image
 from edgeseg.tests.fabricated_hop import hop
 
+pytestmark = pytest.mark.numbers
+
 SIZE = 16
 CONTRACT = InputContract(SIZE, SIZE, mean=0.5, std=0.25)
 FOUR = ("a", "b", "skip", "c")  # the convolutions of `toy_model` that may run in INT8
@@ -278,7 +280,7 @@ def test_cache_cannot_leave_a_layer_in_float_and_is_refused(export_toy, tmp_path
 def test_trained_run_puts_back_the_convolution_whose_range_is_absurd(run, phantoms, tmp_path):
     source = checkpoint_of(run)
     trained = load_trained(source.path)
-    images = [sample.image for sample in samples_for(source, phantoms, "train")]
+    images = [sample.image for sample in samples_for(source, [phantoms], "train")]
     master = trained.to_onnx()
     frames = read_calibration_frames(images, 6, read_image)
     record = calibrate(trained.sha256, trained.contract, master, frames)
@@ -286,7 +288,7 @@ def test_trained_run_puts_back_the_convolution_whose_range_is_absurd(run, phanto
     file.write_text(poisoned(record, "image").to_json(), encoding="utf-8")
     checks = tuple(
         CheckFrame(each.read_image(), each.read_mask(), each.group)
-        for each in samples_for(source, phantoms, "val")
+        for each in samples_for(source, [phantoms], "val")
     )
     exported = export_bundle(
         trained,

@@ -10,7 +10,14 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from edgeseg.export.golden import EMPTY_MARGIN, find_empty_frame, golden_frames
+from edgeseg.export.datasheet import datasheet_of, render_datasheet
+from edgeseg.export.frame_graph import frame_graph_from_onnx
+from edgeseg.export.golden import (
+    EMPTY_MARGIN,
+    find_dropped_frame,
+    find_empty_frame,
+    golden_frames,
+)
 from edgeseg.export.parity import exact_run
 from edgeseg.export.pipeline import Frames, export_bundle
 from edgeseg.export.plan import make_plan
@@ -18,10 +25,13 @@ from edgeseg.export.summary import render_export
 from edgeseg.export.target import find_target
 from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.contract import InputContract
+from edgeseg.runtime.errors import Refused
 from edgeseg.runtime.image import input_from_frame
 from edgeseg.runtime.pgm import grey_from_pgm
 from edgeseg.runtime.session import open_session
 from edgeseg.tests.test_export_gate import Toy, toy_checks
+
+pytestmark = pytest.mark.numbers
 
 CONTRACT = InputContract(height=32, width=48)
 LEVEL = CONTRACT.logit_threshold
@@ -162,3 +172,90 @@ def test_where_no_frame_qualifies_the_export_says_so_once(tmp_path):
     assert exported.to_dict()["empty_frame"] is None
     assert len(open_bundle(exported.path).manifest.vectors.frames) == 2 + 3
     assert render_export(exported, plan).count("note: no golden frame has an empty answer") == 1
+
+
+# --- with a least lesion -------------------------------------------------------------------------
+
+LEAST = InputContract(height=32, width=48, least_area=20 / (32 * 48))
+
+
+def spots(*sizes):
+    """A network that marks squares of these sides whatever it sees."""
+
+    def run(image):
+        logits = np.full_like(image, LEVEL - 9)
+        for index, size in enumerate(sizes):
+            logits[0, 0, 2 : 2 + size, 12 * index : 12 * index + size] = LEVEL + 3
+        return logits
+
+    return form(run)
+
+
+def test_frame_with_a_component_that_is_clearly_dropped_is_found():
+    assert find_dropped_frame([spots(3)], LEAST, []).name.startswith("speckle")
+    by_peak = replace(CONTRACT, least_peak=0.999)  # logit 6.9, and 3 is met
+    assert find_dropped_frame([spots(9)], by_peak, []) is not None
+
+
+@pytest.mark.parametrize(
+    ("forms", "contract"),
+    [
+        ([spots(3)], CONTRACT),  # no least lesion
+        ([spots()], LEAST),  # nothing is marked
+        ([spots(4)], LEAST),  # 16 px of 20: a rounding might decide
+        ([spots(3, 5)], LEAST),  # 25 px stay, but a rounding might drop them
+        ([spots(3, 9)], LEAST),  # more is left than is dropped
+        ([spots(3), spots(9)], LEAST),  # one of the forms drops nothing
+        ([spots(3), always(float("nan"))], LEAST),
+        ([spots(9)], replace(CONTRACT, least_peak=0.96)),  # logit 3.2 against 3
+        ([spots(9)], replace(CONTRACT, least_peak=0.6)),  # reached
+    ],
+)
+def test_frame_in_which_a_rounding_might_decide_is_not_taken(forms, contract):
+    assert find_dropped_frame(forms, contract, []) is None
+
+
+class Least(Toy):
+    """Drops all that is smaller than half of the frame."""
+
+    contract = replace(Toy.contract, least_area=0.5)
+
+    def __init__(self):
+        super().__init__(contract=self.contract)
+
+
+def test_a_bundle_with_a_least_lesion_has_a_frame_that_proves_it(tmp_path):
+    exported, plan = export(Least(), "x86-cpu", tmp_path / "toy")
+    assert exported.dropped_frame is not None
+    text = render_export(exported, plan)
+    assert "masks are without components of less than 50 % of the frame" in text
+    assert "clearly dropped" not in text
+    assert len(open_bundle(exported.path).manifest.vectors.frames) == 2 + 3 + 1 + 1
+    session = open_session(exported.path, engine="onnxruntime")
+    assert session.selftest().bit_equal
+    keeps_all = replace(session, contract=Toy.contract).selftest()
+    assert not keeps_all.passed
+
+
+def test_where_nothing_is_clearly_dropped_the_export_says_so(tmp_path):
+    quiet = Toy(contract=replace(Toy.contract, least_area=1e-9))
+    exported, plan = export(quiet, "x86-cpu", tmp_path / "toy")
+    assert exported.dropped_frame is None
+    assert render_export(exported, plan).count("note: no golden frame has a component that") == 1
+
+
+def test_frame_graph_of_masks_with_a_least_lesion_is_refused(tmp_path):
+    plan = make_plan(find_target("x86-cpu"), "fp32", frame=(90, 70))
+    frames = Frames(None, toy_checks(), "toys", ())
+    with pytest.raises(Refused, match=r"E-FRAME-LEAST: .* without components of less than 50 %"):
+        export_bundle(Least(), plan, tmp_path / "toy", frames, split=None)
+    assert not (tmp_path / "toy").exists()
+    with pytest.raises(Refused, match="E-FRAME-LEAST"):
+        frame_graph_from_onnx(Toy().to_onnx(), Least.contract, 90, 70)
+
+
+def test_data_sheet_states_what_is_dropped(tmp_path):
+    for network, told in ((Toy(), 0), (Least(), 1)):
+        exported, _ = export(network, "x86-cpu", tmp_path / str(told))
+        sheet = render_datasheet(datasheet_of(open_bundle(exported.path)))
+        assert sheet.count("without components of less than 50 % of the frame") == told

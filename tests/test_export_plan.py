@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import datetime
 import json
+from pathlib import Path
 
 import pytest
 
 from edgeseg.export import target as target_module
-from edgeseg.export.plan import AUTO, EngineBuild, make_plan, notes_without, render_plan
+from edgeseg.export.kinds import KINDS
+from edgeseg.export.kinds.kind import EngineBuild
+from edgeseg.export.plan import AUTO, make_plan, notes_without, render_plan
 from edgeseg.export.target import (
     ALIAS,
-    KINDS,
     PRECISIONS,
     Target,
     default_jetson,
@@ -405,3 +408,53 @@ def test_cpu_target_runs_here_where_the_machine_is_of_its_architecture(machine, 
 )
 def test_ranges_are_needed_for_int8_and_for_arithmetic_in_fp16(name, asked, needs):
     assert make_plan(find_target(name), asked).needs_ranges is needs
+
+
+# --- kinds ---------------------------------------------------------------------------------------
+
+
+def compares_a_kind(source):
+    """The lines in which a target's kind is compared: with ==, in a set, or by match."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        sides += [node.subject] if isinstance(node, ast.Match) else []
+        sides += [node.slice] if isinstance(node, ast.Subscript) else []
+        kinds = (each for each in sides if isinstance(each, ast.Attribute) and each.attr == "kind")
+        found += [each.lineno for each in kinds if ast.unparse(each.value).endswith("target")]
+    return found
+
+
+def test_only_the_table_of_kinds_asks_which_kind_a_target_is():
+    root = Path(__file__).parents[1]
+    found = {
+        str(file.relative_to(root)): lines
+        for folder in ("export", "cli", "benchmarks", "kd", "runtime")
+        for file in sorted((root / folder).rglob("*.py"))
+        if (lines := compares_a_kind(file.read_text(encoding="utf-8")))
+    }
+    assert list(found) == ["export/kinds/__init__.py"]
+    assert len(found["export/kinds/__init__.py"]) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'if target.kind == "cpu": pass',
+        'x = 1 if "rtx" != plan.target.kind else 2',
+        'y = recipe.plan.target.kind in ("cpu", "rtx")',
+        "z = MAKERS[target.kind]",
+        'match target.kind:\n    case "cpu": pass',
+    ],
+)
+def test_comparison_of_a_kind_is_found(source):
+    assert compares_a_kind(source) == [1]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_has_a_target_and_describes_each_of_its_precisions(name):
+    plans = [plan for plan in PLANS if plan.target.kind == name]
+    assert plans
+    for plan in plans:
+        for precision in plan.precisions:
+            assert KINDS[name].describe(plan, precision)

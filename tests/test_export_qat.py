@@ -50,6 +50,10 @@ from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError, Refused
 
+pytestmark = pytest.mark.numbers
+
+pytestmark = pytest.mark.numbers
+
 NOTHING = Quantisation((), 8, None, {})
 
 
@@ -240,17 +244,25 @@ def test_weight_has_its_own_step_for_each_output_channel():
 # --- a run learns on ------------------------------------------------------------------------------
 
 
+TOO_NARROW = 1 / 4  # of its range is left to every activation: what the network finds is clipped
+
+
+def narrowed(amax):
+    """Return ranges that ruin INT8, however the network has turned out."""
+    return {name: (1 if name == "image" else TOO_NARROW) * value for name, value in amax.items()}
+
+
 @pytest.fixture(scope="module")
 def lesson(run, phantoms):
-    """The tiny run, its frames, and the rounding of INT8 with 3-bit weights, which damages it."""
+    """The tiny run, its frames, and a rounding of INT8 that damages it: 3-bit weights, clipped."""
     source = checkpoint_of(run)
     trained = read_run(source.path)
-    frames = load_parts(trained, {p: samples_for(source, phantoms, p) for p in ("train", "val")})
+    frames = load_parts(trained, {p: samples_for(source, [phantoms], p) for p in ("train", "val")})
     network = load_trained(source.path)
     master = network.to_onnx()
     images = [f.numpy()[None].astype(np.float32) / 255 for f in frames["train"].images[:6]]
     inputs = [(each - network.contract.mean) / network.contract.std for each in images]
-    amax = measure_ranges(master, inputs).amax("entropy")
+    amax = narrowed(measure_ranges(master, inputs).amax("entropy"))
     rounding = rounding_of(master, amax, unsigned=True, weight_bits=3)
     return trained, frames, quantisation_of(rounding)
 
@@ -270,11 +282,13 @@ def in_int8(checkpoint, quantisation, frames):
 
 def test_training_with_the_rounding_mends_a_damaged_int8(lesson):
     trained, frames, quantisation = lesson
+    _, dice_in_float = in_int8(trained.student, NOTHING, frames)
     loss_before, dice_before = in_int8(trained.student, quantisation, frames)
+    assert dice_before < 0.5 * dice_in_float, "nothing was damaged"
     tuned = fine_tune_quantised(trained, quantisation, frames, epochs=1)
     loss, dice = in_int8(tuned, quantisation, frames)
     assert loss < loss_before - 0.03
-    assert dice > dice_before + 0.05
+    assert dice > dice_before + 0.5 * dice_in_float
     assert (tuned.model, tuned.contract) == (trained.student.model, trained.student.contract)
     facts = tuned.provenance["qat"]
     rate = RATE * trained.config.learning_rate
@@ -581,7 +595,7 @@ def test_export_trains_on_the_train_part_only_and_never_reads_the_test_part(
     entries = read_split(run / "split.json").entries
     of_part = {p: {e.name for e in entries if e.part == p} for p in ("train", "val", "test")}
     source = checkpoint_of(run)
-    for sample in samples_for(source, phantoms, "test"):
+    for sample in samples_for(source, [phantoms], "test"):
         (data / sample.image.relative_to(phantoms)).write_bytes(b"not to be read")
     drawn = []
     draw = fit.draw_batch
@@ -590,20 +604,36 @@ def test_export_trains_on_the_train_part_only_and_never_reads_the_test_part(
         drawn.extend(frames.names[row] for row in rows)
         return draw(frames, rows, *arguments)
 
+    calibrate = pipeline.calibrate
+
+    def too_narrow(*arguments, **options):
+        found = calibrate(*arguments, **options)
+        return replace(found, amax={each: narrowed(amax) for each, amax in found.amax.items()})
+
+    monkeypatch.setattr(pipeline, "calibrate", too_narrow)
     monkeypatch.setattr(fit, "draw_batch", watched)
     monkeypatch.setattr(sources, "PHANTOMS", 8)
     monkeypatch.setattr(pipeline, "rank_convolutions", lambda *_, **__: ())  # none back to float
     # Training moves more pixels of a network of eight epochs than rounding may.
     monkeypatch.setattr(parity, "MAX_FLIPPED", {**parity.MAX_FLIPPED, "int8": 1.0})
-    request = CalibrationRequest(data, images=8)
+    request = CalibrationRequest([data], images=8)
     plan = make_plan(replace(find_target("arm-cpu"), weight_bits=3), "int8", retrains=True)
     frames, _ = sources.frames_for_export(source, request)
-    exported = export_bundle(
-        *(load_trained(source.path), plan, tmp_path / "out", frames),
-        split=source.split_file(),
-        limits=Limits(0.05, 100.0),
-        retrain=retraining_of(source, request, 1),
-    )
+    network = load_trained(source.path)
+    dice = parity.reference_of(network.run, network.contract, frames.checks).mean_dice
+
+    def export(retrain):
+        return export_bundle(
+            *(network, plan, tmp_path / "out", frames),
+            split=source.split_file(),
+            limits=Limits(0.5 * dice, 100.0),  # the damaged one loses more than half
+            retrain=retrain,
+        )
+
+    with pytest.raises(Refused) as caught:
+        export(None)
+    assert caught.value.code == "E-ACCURACY"
+    exported = export(retraining_of(source, request, 1))
     assert set(drawn) <= of_part["train"]
     assert len(set(drawn)) > len(of_part["train"]) / 2
     assert exported.qat["train_images"] == len(of_part["train"])

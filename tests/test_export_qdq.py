@@ -17,6 +17,8 @@ from edgeseg.export.ranges import measure_ranges
 from edgeseg.export.to_half import half_from_onnx
 from edgeseg.runtime.image import input_from_frame, read_image
 
+pytestmark = pytest.mark.numbers
+
 SIZE = 8
 RELU_A, POOL, RELU_B, UP, CONCAT = "relu_a", "pool", "relu_b", "up", "concat"
 

@@ -567,7 +567,7 @@ def test_a_graph_that_takes_no_batch_is_refused_before_anything_is_kept(
 
 @pytest.mark.parametrize("form", ["fp32", "qdq-fp16"])
 def test_rtx_builds_a_plan_for_a_batch_with_the_same_precision(form_of, form):
-    pytest.importorskip("tensorrt_rtx")
+    pytest.importorskip("tensorrt_rtx", reason="no tensorrt-rtx; make install brings it")
     model = form_of("edge-16", form)
     dynamic = with_dynamic_batch(model, 4)
     built = plan_from_onnx(dynamic, "8.9", max_batch=4)
@@ -581,7 +581,7 @@ def test_rtx_builds_a_plan_for_a_batch_with_the_same_precision(form_of, form):
 
 @pytest.mark.parametrize("form", ["fp32", "qdq-fp16"])
 def test_rtx_takes_a_frame_graph(form_of, form):
-    pytest.importorskip("tensorrt_rtx")
+    pytest.importorskip("tensorrt_rtx", reason="no tensorrt-rtx; make install brings it")
     model = frame_graph_from_onnx(form_of("edge-16", form), CONTRACT, 301, 203)
     plan = plan_from_onnx(model, "8.9")
     assert plan.plan.startswith(b"vtrt")

@@ -74,6 +74,14 @@ def test_resealed_bundle_opens(bundle_copy):
     assert open_bundle(bundle_copy).manifest.precision == "int8"
 
 
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "vectors/.DS_Store"])
+def test_file_that_a_desktop_put_into_a_bundle_is_named_as_one(name, bundle_copy):
+    (bundle_copy / name).write_bytes(b"view")
+    with pytest.raises(Refused, match=f"{name} .*; delete it") as caught:
+        open_bundle(bundle_copy)
+    assert caught.value.code == "E-BUNDLE-HASH"
+
+
 def test_one_changed_byte_anywhere_is_refused(bundle_copy):
     files = sorted(path for path in bundle_copy.rglob("*") if path.is_file())
     models = {"model.onnx", "model.xml", "model.bin"}

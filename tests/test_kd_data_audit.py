@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeseg.kd.data.audit import audit_dataset, render
+from edgeseg.kd.data.audit import audit_datasets, render
 from edgeseg.kd.data.phantom import write_phantoms
 
 
@@ -78,7 +78,7 @@ DEFECTS = {
 def test_each_planted_defect_is_the_only_problem(root, kind):
     plant, text = DEFECTS[kind]
     plant(root)
-    audit = audit_dataset(root)
+    audit = audit_datasets([root])
     assert audit.problems == 1
     assert text in str(getattr(audit, kind.removesuffix("-mask")))
     assert text in render(audit)
@@ -87,7 +87,7 @@ def test_each_planted_defect_is_the_only_problem(root, kind):
 def test_several_defects_are_all_reported(root):
     for plant in (mark_normal, add_orphan, cut):
         plant(root)
-    assert audit_dataset(root).problems == 3
+    assert audit_datasets([root]).problems == 3
 
 
 def test_faults_of_the_class_list_are_reported(tmp_path):
@@ -95,11 +95,11 @@ def test_faults_of_the_class_list_are_reported(tmp_path):
         (tmp_path / folder).mkdir()
         Image.new("L", (8, 8), 255).save(tmp_path / folder / "a.png")
     (tmp_path / "labels.csv").write_text("image,label\na,benign\nb,benign\nb,odd\n")
-    assert len(audit_dataset(tmp_path).label_faults) == 2
+    assert len(audit_datasets([tmp_path]).label_faults) == 2
 
 
 def test_a_sound_data_set_has_no_problems(sound):
-    audit = audit_dataset(sound)
+    audit = audit_datasets([sound])
     assert audit.problems == 0
     assert audit.images == {"benign": 4, "malignant": 4, "normal": 2}
     assert (audit.duplicate_groups, audit.duplicate_images) == (2, 4)  # the second frames
@@ -109,13 +109,30 @@ def test_a_sound_data_set_has_no_problems(sound):
 
 def test_a_copy_under_another_class_is_reported_as_such(root):
     copy_across_classes(root)
-    ((first, second, correlation),) = audit_dataset(root).cross_class
+    ((first, second, correlation),) = audit_datasets([root]).cross_class
     assert (first, second) == ("benign/benign (1).png", "malignant/copy.png")
     assert correlation == pytest.approx(1)
 
 
 def test_the_dictionary_is_ready_for_json(root):
     cut(root)
-    content = json.loads(json.dumps(audit_dataset(root).to_dict()))
+    content = json.loads(json.dumps(audit_datasets([root]).to_dict()))
     assert content["problems"] == 1
     assert content["layout"] == "busi"
+
+
+def test_several_sets_are_audited_as_one_with_their_names_and_what_they_share(root, tmp_path):
+    other = tmp_path / "other"
+    image = root / "benign" / "benign (1).png"
+    for folder, pixels in (("images", image), ("masks", image.with_stem("benign (1)_mask"))):
+        (other / folder).mkdir(parents=True)
+        shutil.copy(pixels, other / folder / "a.png")
+    (other / "labels.csv").write_text("image,label,patient\na,benign,p\n")
+    audit = audit_datasets([root, other])
+    assert audit.identical == (("set/benign/benign (1).png", "other/images/a.png"),)
+    assert audit.problems == 1
+    assert [pair[:2] for pair in audit.cross_patient] == [
+        ("set/benign/benign (1).png", "other/images/a.png")
+    ]
+    assert (audit.patients, audit.groups) == (1, audit_datasets([root]).groups)
+    assert "patients: 1" in render(audit)

@@ -63,8 +63,11 @@ def make_bus_bra(root: Path) -> None:
 def make_breast(root: Path) -> None:
     for stem in ("case001", "case002", "case003"):
         save(root / f"{stem}.png")
-    save(root / "case001_tumor.png", marked=True)
-    save(root / "case002_tumor.png", marked=True)
+    for stem in ("case001", "case002"):
+        mask = np.full((6, 8, 4), 255, np.uint8)  # white everywhere,
+        mask[..., 3] = 0  # and hidden
+        mask[0, 0, 3] = 255
+        Image.fromarray(mask, "RGBA").save(root / f"{stem}_tumor.png")
     save(root / "case002_other1.png", marked=True)
     (root / "clinical.csv").write_text(
         "CaseID,Image_filename,Mask_tumor_filename,Classification\n"
@@ -253,7 +256,7 @@ def test_two_class_lists_are_refused(tmp_path):
 
 
 def test_an_xlsx_list_reads_like_its_csv(tmp_path):
-    openpyxl = pytest.importorskip("openpyxl", reason="openpyxl is not installed")
+    openpyxl = pytest.importorskip("openpyxl", reason="no openpyxl; make install brings it")
     make_dataset_b(tmp_path)
     expected = read_dataset(tmp_path)
     (tmp_path / "list.csv").unlink()
@@ -265,7 +268,7 @@ def test_an_xlsx_list_reads_like_its_csv(tmp_path):
 
 
 def test_a_broken_xlsx_is_refused(tmp_path):
-    pytest.importorskip("openpyxl", reason="openpyxl is not installed")
+    pytest.importorskip("openpyxl", reason="no openpyxl; make install brings it")
     make_dataset_b(tmp_path)
     (tmp_path / "list.csv").rename(tmp_path / "list.xlsx")
     assert code_of(tmp_path) == "E-DATA-LABEL"

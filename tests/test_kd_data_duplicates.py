@@ -94,7 +94,9 @@ def test_no_samples_have_no_groups():
 def test_known_duplicates_of_busi_are_found_across_classes():
     root = os.environ.get("EDGESEG_BUSI")
     if not root:
-        pytest.skip("EDGESEG_BUSI does not name the BUSI folder")
+        pytest.skip(
+            "EDGESEG_BUSI names no folder; unpack the BUSI data set and name its folder there"
+        )
     known = ("benign/benign (42).png", "malignant/malignant (51).png", "benign/benign (1).png")
     samples = {sample.name: sample for sample in read_dataset(Path(root)).samples}
     assert group_duplicates([samples[name] for name in known]) == (0, 0, 1)

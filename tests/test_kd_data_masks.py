@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageFilter
 
-from edgeseg.kd.data.audit import audit_dataset, render
+from edgeseg.kd.data.audit import audit_datasets, render
 from edgeseg.kd.data.masks import inspect_mask, read_mask
 from edgeseg.runtime.errors import InputError
 
@@ -317,7 +317,7 @@ def data_set(root: Path, mask: np.ndarray, *more: np.ndarray) -> Path:
     ],
 )
 def test_unusual_mask_is_the_only_problem_of_its_data_set(kind, masks, text, tmp_path):
-    audit = audit_dataset(data_set(tmp_path, *masks))
+    audit = audit_datasets([data_set(tmp_path, *masks)])
     assert audit.problems == 1
     (entry,) = getattr(audit, kind)
     assert text in entry
@@ -329,11 +329,11 @@ def test_files_of_several_pages_are_listed(tmp_path):
     folder = tmp_path / "benign"
     pages = [Image.fromarray(lesion * np.uint8(255)) for lesion in (FIRST, SECOND)]
     pages[0].save(folder / "x_mask_1.tif", save_all=True, append_images=pages[1:])
-    (entry,) = audit_dataset(tmp_path).several_pages
+    (entry,) = audit_datasets([tmp_path]).several_pages
     assert entry.startswith("benign/x_mask_1.tif: E-IMAGE-FRAMES")
 
 
 @pytest.mark.parametrize("top", [1, 255])
 def test_usual_masks_are_no_problem(top, tmp_path):
-    audit = audit_dataset(data_set(tmp_path, FIRST * np.uint8(top), SECOND * np.uint8(255)))
+    audit = audit_datasets([data_set(tmp_path, FIRST * np.uint8(top), SECOND * np.uint8(255))])
     assert audit.problems == 0

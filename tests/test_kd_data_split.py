@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from edgeseg.kd.data.split import (
     make_split,
     read_split,
     samples_of,
+    split_from_lists,
     write_split,
 )
 from edgeseg.runtime.errors import InputError
@@ -307,3 +309,72 @@ def test_a_changed_or_missing_file_is_seen_in_its_part_only(tmp_path, damage, su
 
 def test_an_unknown_part_is_refused(split, dataset):
     assert code_of(samples_of, split, dataset, "exam") == "E-SPLIT-PART"
+
+
+# --- lists ---------------------------------------------------------------------------------------
+
+
+def lists_of(folder: Path, **images: list[str]) -> list[Path]:
+    for part, names in images.items():
+        (folder / f"{part}.txt").write_text("# names\n\n" + "\n".join(names) + "\n")
+    return [folder / f"{part}.txt" for part in images]
+
+
+def test_lists_give_the_parts_and_what_they_tear_is_counted(dataset, tmp_path):
+    # the fifth benign image is a copy of the fourth
+    lists = lists_of(
+        tmp_path,
+        train=["benign/benign (4).png", "benign (1)", "malignant (1).png"],
+        val=["benign (2).png"],
+        test=["some/where/benign (5).png"],
+    )
+    split = split_from_lists(dataset, lists)
+    assert {entry.name: entry.part for entry in split.entries} == {
+        "benign/benign (1).png": "train",
+        "benign/benign (2).png": "val",
+        "benign/benign (4).png": "train",
+        "benign/benign (5).png": "test",
+        "malignant/malignant (1).png": "train",
+    }
+    assert split.torn_groups == 1
+    assert "tears 1 groups" in split.leak
+    write_split(split, tmp_path / "split.json")
+    assert read_split(tmp_path / "split.json") == split
+    assert [s.name for s in samples_of(split, dataset, "test")] == ["benign/benign (5).png"]
+    assert make_split(dataset).leak == ""
+
+
+def test_a_list_that_tears_a_patient_says_so(second, tmp_path):
+    lists = lists_of(tmp_path, train=["0"], val=["1"])
+    assert split_from_lists(read_dataset(second), lists).torn_groups == 1
+
+
+def test_a_count_of_torn_groups_that_is_not_true_is_refused(dataset, tmp_path):
+    lists = lists_of(tmp_path, train=["benign (4)"], val=["benign (5)"])
+    write_split(split_from_lists(dataset, lists), tmp_path / "split.json")
+    content = json.loads((tmp_path / "split.json").read_text())
+    (tmp_path / "split.json").write_text(json.dumps({**content, "torn_groups": 0}))
+    assert code_of(read_split, tmp_path / "split.json") == "E-SPLIT-READ"
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        (["benign (1)", "benign (999)"], ["benign (2)"]),
+        (["benign (1)"], ["benign (1).png"]),
+        (["benign (1)", "benign (1)"], []),
+        ([], ["benign (1)"]),
+    ],
+    ids=["unknown", "in two", "twice", "nothing to train on"],
+)
+def test_a_list_that_cannot_be_followed_is_refused(dataset, tmp_path, train, val):
+    lists = lists_of(tmp_path, train=train, val=val)
+    assert code_of(split_from_lists, dataset, lists) == "E-SPLIT-LIST"
+
+
+def test_a_name_that_may_be_two_images_is_refused(dataset, second, tmp_path):
+    both = read_datasets([second, dataset.members[0].root])
+    twice = replace(both, samples=(*both.samples, *read_dataset(second).samples))
+    lists = lists_of(tmp_path, train=["3.png"], val=[])
+    assert code_of(split_from_lists, twice, lists) == "E-SPLIT-LIST"
+    assert code_of(split_from_lists, both, [tmp_path / "no.txt"]) == "E-SPLIT-LIST"

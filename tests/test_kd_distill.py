@@ -22,6 +22,8 @@ from edgeseg.kd.distill import (
 from edgeseg.kd.models import Trace, build_model
 from edgeseg.runtime.errors import InputError
 
+pytestmark = pytest.mark.numbers
+
 SIZE = 64
 NETWORKS = ("attunet-8", "edge-16", "resnet50-attunet")
 # Each differs from its partner in the channels and resolution of centre and decoder.

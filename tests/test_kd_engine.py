@@ -12,6 +12,8 @@ from torch import nn
 from edgeseg.kd.engine import TorchCudaEngine, TorchEngine
 from edgeseg.runtime.errors import EngineError
 
+pytestmark = pytest.mark.numbers
+
 IMAGE = np.random.default_rng(0).normal(size=(1, 1, 16, 16)).astype(np.float32)
 # PyTorch's own, when its compiler is imported.
 compiles = pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
@@ -148,7 +150,7 @@ def test_network_of_the_checkpoint_itself_stays_on_the_cpu(gpu):
     assert TorchCudaEngine(checkpoint_of(network))._network is not network
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU; needs a machine without one")
 def test_torch_on_a_gpu_that_is_not_there_is_refused():
     with pytest.raises(EngineError, match="run it in torch") as caught:
         TorchCudaEngine(checkpoint_of(nn.Identity()))

@@ -7,6 +7,7 @@ import torch
 
 from edgeseg.kd.models import (
     MODELS,
+    Norm,
     build_model,
     count_macs,
     count_parameters,
@@ -62,7 +63,8 @@ def test_table_goes_from_the_smallest_to_the_largest():
     sizes = [cost_of(name, 64)[0] for name in MODELS]
     assert sizes[:5] == sorted(sizes[:5])  # Attention U-Nets
     assert sizes[5:8] == sorted(sizes[5:8])  # at a quarter of the resolution
-    assert sizes[8:] == sorted(sizes[8:])  # ResNets
+    assert sizes[8:10] == sorted(sizes[8:10])  # ResNets
+    assert sizes[10:] == sorted(sizes[10:])  # on EfficientNet-Lite
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -136,3 +138,29 @@ def test_unknown_network_is_refused_with_the_known_ones():
     with pytest.raises(InputError, match="attunet-8, attunet-16") as caught:
         build_model("attunet-9")
     assert caught.value.code == "E-MODEL-NAME"
+
+
+@pytest.mark.parametrize("name", ["attunet-8", "edge-16"])
+def test_network_trains_on_a_single_image_of_the_least_size(name):
+    network = build_model(name).train()
+    image = torch.rand(1, 1, network.MULTIPLE, network.MULTIPLE)
+    network(image).sum().backward()
+    assert all(torch.isfinite(each.grad).all() for each in network.parameters())
+
+
+def test_single_value_a_channel_is_normalised_as_in_inference():
+    norm = Norm(2)
+    norm(torch.arange(72.0).reshape(4, 2, 3, 3))
+    before = {key: value.clone() for key, value in norm.state_dict().items()}
+    value = torch.tensor([5.0, -3.0]).reshape(1, 2, 1, 1)
+    in_training = norm.train()(value)
+    assert torch.equal(in_training, norm.eval()(value))
+    assert in_training.abs().min() > 0.1  # the value less its own mean would be 0
+    assert all(torch.equal(before[key], norm.state_dict()[key]) for key in before)
+
+
+def test_several_values_a_channel_are_normalised_as_by_torch():
+    images = torch.rand(2, 3, 1, 1)
+    ours, theirs = Norm(3), torch.nn.BatchNorm2d(3)
+    assert torch.equal(ours(images), theirs(images))
+    assert torch.equal(ours.running_var, theirs.running_var)

@@ -17,6 +17,7 @@ import edgeseg.kd.train as training
 from edgeseg.kd.checkpoint import load_checkpoint, read_tensors
 from edgeseg.kd.config import TrainConfig
 from edgeseg.kd.data.dataset import read_dataset
+from edgeseg.kd.data.phantom import write_phantoms
 from edgeseg.kd.data.split import make_split, read_split
 from edgeseg.kd.train import train
 from edgeseg.runtime.errors import InputError, Refused
@@ -422,7 +423,7 @@ def test_resume_without_a_run_is_refused(dataset, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU; needs a machine without one")
 def test_device_that_is_not_there_is_refused(dataset, tmp_path):
     with pytest.raises(InputError) as caught:
         train(dataset, tmp_path / "run", SHORT, device="cuda")
@@ -478,12 +479,30 @@ def test_images_of_the_test_part_are_never_read(phantoms, split, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "dtype"),
-    [({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)],
+    ("capabilities", "cap", "dtype"),
+    [
+        ({"avx512_bf16": True}, "", torch.bfloat16),
+        ({"avx512_bf16": True}, "AVX512_CORE_AMX", torch.bfloat16),
+        ({"avx512_bf16": True}, "avx512_core_vnni", torch.float32),
+        ({"avx2": True}, "", torch.float32),
+    ],
 )
-def test_cpu_trains_in_bfloat16_only_where_it_computes_in_it(monkeypatch, capabilities, dtype):
+def test_cpu_trains_in_bfloat16_only_where_it_computes_in_it(monkeypatch, capabilities, cap, dtype):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
     cpu = torch.device("cpu")
     assert fitting.compute_dtype(cpu) == dtype
     with fitting.mixed_precision(cpu):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_an_image_a_class_and_batches_of_one_train_at_the_least_size(batch, tmp_path):
+    dataset = write_phantoms(tmp_path / "data", count=2)
+    assert len({sample.label for sample in dataset.samples}) == len(dataset.samples)
+    config = replace(SHORT, student="edge-16", teacher="edge-16", student_epochs=1, batch=batch)
+    config = replace(config, distillation="kl+cwd+at+fitnet+ifvd+skds")
+    train(dataset, tmp_path / "run", config, device="cpu")
+    for stage in STAGES:
+        network = load_checkpoint(tmp_path / "run" / f"{stage}.safetensors").network
+        assert all(value.isfinite().all() for value in network.state_dict().values())

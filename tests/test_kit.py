@@ -1537,7 +1537,7 @@ int cudaStreamSynchronize(void *s) { return s == (void *)0x7fff00000007 ? 0 : 1;
 def libcudart(tmp_path_factory):
     """A libcudart whose device memory is the heap."""
     if shutil.which("gcc") is None:
-        pytest.skip("needs gcc to compile a fake libcudart")
+        pytest.skip("no gcc to compile a fake libcudart; apt install gcc")
     folder = tmp_path_factory.mktemp("cudart")
     (folder / "cudart.c").write_text(LIBCUDART)
     command = ["gcc", "-shared", "-fPIC", "-o", folder / "libcudart.so", folder / "cudart.c"]

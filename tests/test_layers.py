@@ -40,9 +40,8 @@ PACKAGES = {
     "edgeseg.export.device.onboard.work": {"numpy"},
     "edgeseg.export.device": set(),
     "edgeseg.export": {"numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt_rtx"},
-    "edgeseg.cli.jobs.ablation": {"numpy"},
     "edgeseg.cli.jobs.rivals": {"numpy", "onnx", "onnxruntime", "openvino"},
-    "edgeseg.cli.jobs": set(),
+    "edgeseg.cli.jobs": {"numpy"},
     "edgeseg.cli.benchmark": {"click", "numpy"},
     "edgeseg.cli.console": {"click", "tqdm"},
     "edgeseg.cli": {"click"},
@@ -216,6 +215,7 @@ def test_exporter_uses_training_in_one_place_only():
 def test_onnx_and_torch_are_not_imported_to_open_the_export_table():
     # Else `edgeseg targets` would wait for them.
     names = ("edgeseg.export.target", "edgeseg.export.plan", "edgeseg.export")
+    names += tuple(name for name in MODULES if below(name, "edgeseg.export.kinds"))
     for name in (*names, "edgeseg.runtime.errors"):
         packages = {each.package for each in imports_of(name, MODULES[name].read_text())}
         assert packages <= STDLIB | {"__future__", "edgeseg"}
@@ -238,6 +238,7 @@ def test_onnx_and_torch_are_not_imported_to_open_the_export_table():
         ("edgeseg.kd.data.split", "from ...benchmarks.formatting import fixed"),
         ("edgeseg.benchmarks.record", "from ..kd.models import MODELS"),
         ("edgeseg.benchmarks.record", "import torch"),
+        ("edgeseg.benchmarks.measure.latency", "from ..run import Candidate"),
         ("edgeseg.benchmarks.record", "from .report.wording import mib"),
         ("edgeseg.benchmarks.measure.latency", "from ..record import Row"),
         ("edgeseg.benchmarks.measure.latency", "from ..report.wording import mib"),
@@ -247,7 +248,7 @@ def test_onnx_and_torch_are_not_imported_to_open_the_export_table():
         ("edgeseg.benchmarks.record", "def f():\n    import click"),
         ("edgeseg.benchmarks.record", "import onnx"),
         ("edgeseg.benchmarks.measure.complexity", "import onnx"),
-        ("edgeseg.export.parity", "from ..benchmarks.record import run_benchmark"),
+        ("edgeseg.export.parity", "from ..benchmarks.run import run_benchmark"),
         ("edgeseg.export.parity", "from ..kd.train import train"),
         ("edgeseg.export.parity", "import click"),
         ("edgeseg.export.kit.build_engine", "import onnx"),

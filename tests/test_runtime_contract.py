@@ -16,6 +16,26 @@ def test_contract_survives_json():
     assert InputContract.from_dict(json.loads(json.dumps(contract.to_dict()))) == contract
 
 
+def test_contract_without_a_least_lesion_is_written_as_before_there_was_one():
+    known = {"height", "width", "mean", "std", "threshold"}
+    assert set(InputContract().to_dict()) == known
+    assert InputContract.from_dict(InputContract().to_dict()) == InputContract()
+
+
+@pytest.mark.parametrize("least", [{"least_area": 0.01}, {"least_peak": 0.75}])
+def test_least_lesion_survives_json(least):
+    contract = InputContract(threshold=0.4, **least)
+    assert set(contract.to_dict()) - set(InputContract().to_dict()) == set(least)
+    assert InputContract.from_dict(json.loads(json.dumps(contract.to_dict()))) == contract
+
+
+def test_least_lesion_is_told_in_pixels_and_as_a_logit():
+    contract = InputContract(64, 32, least_area=0.001, least_peak=0.75)
+    assert contract.least_px == 3  # of 2048, 2.048 rounded up
+    assert contract.least_logit == pytest.approx(math.log(3))
+    assert (InputContract().least_px, InputContract().least_logit) == (0, -math.inf)
+
+
 def test_logit_threshold_is_0_at_one_half_and_log_3_at_three_quarters():
     assert InputContract(threshold=0.5).logit_threshold == 0
     assert InputContract(threshold=0.75).logit_threshold == pytest.approx(math.log(3))
@@ -29,11 +49,24 @@ def test_logit_threshold_is_0_at_one_half_and_log_3_at_three_quarters():
         {"width": 4112},
         {"height": 64.0},
         {"std": 0.0},
+        {"std": math.nan},
+        {"std": 1.001},
+        {"std": 58.395},  # of grey levels of 255
         {"mean": math.nan},
+        {"mean": -0.001},
+        {"mean": 123.675},
         {"std": math.inf},
         {"threshold": 0.0},
         {"threshold": 1.0},
         {"threshold": math.nan},
+        {"least_area": -0.1},
+        {"least_area": 1.0},
+        {"least_area": math.nan},
+        {"least_peak": 0.5},
+        {"least_peak": 0.3},
+        {"least_peak": 1.0},
+        {"least_peak": -0.2},
+        {"least_peak": math.nan},
     ],
 )
 def test_value_out_of_range_is_refused(values):
@@ -42,13 +75,27 @@ def test_value_out_of_range_is_refused(values):
     assert caught.value.code == "E-CONTRACT"
 
 
+@pytest.mark.parametrize("values", [{"mean": 0, "std": 1}, {"mean": 1, "std": 1 / 255}])
+def test_the_ends_of_the_ranges_of_mean_and_std_are_taken(values):
+    assert InputContract(**values).mean == values["mean"]
+
+
 def test_size_that_does_not_fit_is_answered_with_the_next_that_does():
     with pytest.raises(InputError, match="the nearest is 96"):
         InputContract(height=100)
 
 
 @pytest.mark.parametrize(
-    "change", [{"height": "64"}, {"height": True}, {"extra": 1}, {"mean": None}, {"mean": [0.3]}]
+    "change",
+    [
+        {"height": "64"},
+        {"height": True},
+        {"extra": 1},
+        {"mean": None},
+        {"mean": [0.3]},
+        {"least_area": "0"},
+        {"least_peak": None},
+    ],
 )
 def test_another_field_or_type_is_refused(change):
     with pytest.raises(InputError) as caught:

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 
 from edgeseg.benchmarks.measure.roofline import files_for
 from edgeseg.benchmarks.measure.yardstick import yardstick_graph
-from edgeseg.benchmarks.record import ANY_BATCH
+from edgeseg.benchmarks.run import ANY_BATCH
 from edgeseg.cli.jobs.sources import candidates_of, find_source
 from edgeseg.kd import zoo
 from edgeseg.runtime.bundle import open_bundle
@@ -31,6 +31,8 @@ from edgeseg.runtime.engines import ENGINES, affinity, files_of, open_engine
 from edgeseg.runtime.engines.ort import OnnxRuntimeEngine
 from edgeseg.runtime.errors import EngineError, InputError
 from edgeseg.runtime.session import session_of
+
+pytestmark = pytest.mark.numbers
 
 DEVICE_ENGINES = [name for name, entry in ENGINES.items() if entry.files_of]
 PROVIDERS = {
@@ -99,7 +101,7 @@ def library(monkeypatch):
 @pytest.mark.parametrize("name", PROVIDERS)
 def test_provider_that_the_installed_onnxruntime_lacks_is_refused_with_what_to_install(name):
     if PROVIDERS[name] in ort.get_available_providers():
-        pytest.skip("this onnxruntime has it")
+        pytest.skip("this onnxruntime has it; needs plain onnxruntime")
     with pytest.raises(EngineError, match="pip install onnxruntime-gpu") as caught:
         open_engine(name, FILES, 1)
     assert caught.value.code == "E-ENGINE-DEVICE"
@@ -109,7 +111,7 @@ def test_onnxruntime_itself_refuses_to_put_nodes_on_the_cpu():
     # The Azure provider is in every wheel and takes no node of a plain model, as a GPU's provider
     # would not take an operator that it lacks.
     if "AzureExecutionProvider" not in ort.get_available_providers():
-        pytest.skip("this onnxruntime has no provider that takes nothing")
+        pytest.skip("no AzureExecutionProvider; the wheel of onnxruntime on PyPI has it")
     code = code_of(OnnxRuntimeEngine, FILES, 1, "AzureExecutionProvider", "onnxruntime-azure")
     assert code == "E-ENGINE-DEVICE"
 
@@ -187,7 +189,7 @@ IR = {"model.xml": b"", "model.bin": b""}
 
 def test_openvino_without_a_gpu_says_what_it_finds():
     if any(name.startswith("GPU") for name in ov.Core().available_devices):
-        pytest.skip("there is a GPU")
+        pytest.skip("there is a GPU; needs a machine without one")
     with pytest.raises(EngineError, match="finds CPU and no GPU") as caught:
         open_engine("openvino-gpu", IR, 1)
     assert caught.value.code == "E-ENGINE-DEVICE"
@@ -316,11 +318,11 @@ def test_buffer_of_openvino_outlives_many_calls_and_other_engines(network):
 
 def shipped():
     if "t2kd-edge" not in zoo.available_names():
-        pytest.skip("this installation has no shipped student")
+        pytest.skip("no shipped student; edgeseg card writes one, see CONTRIBUTING.md")
     return find_source(Path("t2kd-edge"))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU; needs a machine without one")
 def test_checkpoint_on_a_gpu_that_is_not_there_is_refused():
     assert code_of(candidates_of, [shipped()], ["torch-cuda"], 1) == "E-ENGINE-DEVICE"
 

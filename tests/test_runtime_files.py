@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,9 +39,9 @@ def names_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def stopped_half_way(target, number):
+def stopped_half_way(target, number, code=WAITS_HALF_WAY):
     """Return the exit status of a process stopped by a signal while it fills `target`."""
-    command = [sys.executable, "-c", WAITS_HALF_WAY, str(target)]
+    command = [sys.executable, "-c", code, str(target)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "half way\n"
         process.send_signal(number)
@@ -205,18 +206,70 @@ def test_existing_output_is_refused_and_untouched(kind, tmp_path):
     assert target.is_dir() if kind == "folder" else target.read_text() == "mine"
 
 
-def test_output_that_appears_meanwhile_is_not_overwritten(tmp_path):
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda target: write_bytes(target / "theirs", b""),
+        lambda target: write_bytes(target, b""),
+        lambda target: target.symlink_to("nowhere"),
+    ],
+    ids=["folder", "file", "link"],
+)
+def test_output_that_appears_meanwhile_is_not_overwritten(make, tmp_path):
     target = tmp_path / "out"
-    with pytest.raises(OutputError) as caught, atomic_folder(target):
-        write_bytes(target / "theirs", "theirs")
-    assert caught.value.code == "E-OUT-WRITE"
-    assert names_in(target) == ["theirs"]
+    with pytest.raises(InputError) as caught, atomic_folder(target):
+        make(target)
+    assert caught.value.code == "E-OUT-EXISTS"
     assert names_in(tmp_path) == ["out"]
+    assert not target.is_dir() or names_in(target) == ["theirs"]
 
 
-def test_sigterm_leaves_no_folder(tmp_path):
-    assert stopped_half_way(tmp_path / "out", signal.SIGTERM) == 128 + signal.SIGTERM
+def test_link_that_leads_nowhere_is_an_output_that_exists(tmp_path):
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(InputError, match="E-OUT-EXISTS"), atomic_folder(tmp_path / "out"):
+        pytest.fail("the body must not run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_that_ends_a_process_leaves_no_folder(number, tmp_path):
+    assert stopped_half_way(tmp_path / "out", number) == 128 + number
     assert names_in(tmp_path) == []
+
+
+WAITS_IN_A_FILE = WAITS_HALF_WAY.replace("atomic_folder", "atomic_path").replace(
+    '(folder / "half")', "folder"
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_that_ends_a_process_leaves_no_file(number, tmp_path):
+    assert stopped_half_way(tmp_path / "out", number, WAITS_IN_A_FILE) == 128 + number
+    assert names_in(tmp_path) == []
+
+
+def test_second_signal_does_not_stop_the_removal_of_the_first(tmp_path):
+    slow = "import os, shutil, signal\nremove = shutil.rmtree\n"
+    slow += "def slowly(*words, **named):\n"
+    slow += "    for each in (signal.SIGHUP, signal.SIGTERM): os.kill(os.getpid(), each)\n"
+    slow += "    remove(*words, **named)\n"
+    slow += "shutil.rmtree = slowly\n" + WAITS_HALF_WAY
+    assert stopped_half_way(tmp_path / "out", signal.SIGHUP, slow) == 128 + signal.SIGHUP
+    assert names_in(tmp_path) == []
+
+
+def test_ignored_hangup_and_a_handler_of_the_caller_stay(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    caught = []
+    usual = signal.signal(signal.SIGTERM, lambda number, _: caught.append(number))
+    try:
+        with atomic_folder(tmp_path / "out"):
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGTERM, usual)
+    assert caught == [signal.SIGTERM]
+    assert names_in(tmp_path) == ["out"]
 
 
 def test_ctrl_c_leaves_no_folder(tmp_path):
@@ -232,6 +285,60 @@ def test_left_overs_of_a_kill_go_with_the_next_call(tmp_path):
     with atomic_folder(target):
         assert left_over not in names_in(tmp_path)
     assert names_in(tmp_path) == ["out"]
+
+
+def test_left_overs_go_with_the_next_call_for_another_name(tmp_path):
+    assert stopped_half_way(tmp_path / "out [1]", signal.SIGKILL) == -signal.SIGKILL
+    with atomic_folder(tmp_path / "other"):
+        pass
+    assert names_in(tmp_path) == ["other"]
+
+
+def partial_like(name, **changed):
+    """Return the name of another process's partial folder: that of our own, with fields changed."""
+    stem, pid, host, started, rest = re.fullmatch(
+        r"(.+partial)-(\d+)-(\w+)-(\d+)-(\w+)", name
+    ).groups()
+    fields = {"pid": pid, "host": host, "started": started, **changed}
+    return "-".join((stem, fields["pid"], fields["host"], fields["started"], rest[::-1]))
+
+
+@pytest.mark.parametrize(
+    ("changed", "stays"),
+    [
+        ({}, True),
+        ({"started": "0"}, True),  # of a machine that tells no start
+        ({"started": "1"}, False),  # the PID is another process's by now
+        ({"pid": "4194305"}, False),  # above what Linux gives
+        ({"pid": "99999999999999999999"}, False),
+        ({"pid": "4194305", "host": "0" * 8}, True),  # another machine's, on a shared disk
+    ],
+)
+def test_partial_folder_goes_where_its_process_is_known_to_be_gone(changed, stays, tmp_path):
+    with atomic_folder(tmp_path / "first") as folder:
+        other = tmp_path / partial_like(folder.name, **changed)
+        other.mkdir()
+        with atomic_folder(tmp_path / "second"):
+            pass
+        assert folder.is_dir()
+    assert other.is_dir() == stays
+
+
+@pytest.mark.parametrize(
+    ("name", "stays"),
+    [
+        (".out.partial-4194305-abcd1234", False),  # as edgeseg 0.1.0 named them
+        (f".out.partial-{os.getpid()}-abcd1234", True),
+        (".out.partial-notes", False),
+        (".theirs.partial-4194305-abcd1234", True),
+        ("out.partial-4194305-00000000-1-abcd1234", True),
+    ],
+)
+def test_folder_that_only_looks_like_a_left_over_stays(name, stays, tmp_path):
+    (tmp_path / name).mkdir()
+    with atomic_folder(tmp_path / "out"):
+        pass
+    assert (tmp_path / name).is_dir() == stays
 
 
 def test_half_written_folder_of_a_living_process_is_left_alone(tmp_path):
@@ -269,7 +376,9 @@ def test_full_disk_leaves_no_folder(full_disk):
     assert names_in(full_disk) == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(
+    os.geteuid() == 0, reason="root may write anywhere; run the tests as another user"
+)
 def test_folder_without_permission_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError) as caught, atomic_folder(tmp_path / "out"):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from edgeseg.kd.data.audit import audit_dataset
+from edgeseg.kd.data.audit import audit_datasets
 from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.runtime.folder import image_files, masked_stem, natural_key
 from edgeseg.runtime.predict import find_images
@@ -49,7 +49,7 @@ def test_what_the_system_leaves_in_a_folder_is_no_image(tmp_path):
         (tmp_path / "normal" / name).write_bytes(b"\0\5\x16\7Mac OS X")
     (tmp_path / "normal" / "sub.png").mkdir()
     assert listed(tmp_path / "normal") == ["a.png"]
-    assert audit_dataset(tmp_path).problems == 0
+    assert audit_datasets([tmp_path]).problems == 0
 
 
 def test_suffix_and_mask_are_known_in_any_case(tmp_path):

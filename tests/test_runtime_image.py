@@ -16,6 +16,7 @@ from edgeseg.runtime.errors import InputError
 from edgeseg.runtime.image import (
     grey_from_frame,
     input_from_frame,
+    kept_logits,
     mask_from_logits,
     read_image,
     resize_grey,
@@ -122,6 +123,102 @@ def test_mask_of_equal_logits_is_empty_or_full(value, lesion):
     mask = mask_from_logits(np.full((16, 16), value, np.float32), InputContract(), 50, 30)
     assert mask.shape == (50, 30)
     assert (mask == lesion).all()
+
+
+def parts_of(logits, level):
+    """Yield the 8-connected parts above a level as bool [H, W], found the plain way."""
+    left = {tuple(each) for each in np.argwhere(logits > level).tolist()}
+    while left:
+        queue, part = [left.pop()], np.zeros(logits.shape, bool)
+        while queue:
+            y, x = queue.pop()
+            part[y, x] = True
+            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+            left -= near
+            queue += near
+        yield part
+
+
+def least_contracts(height, width):
+    pixel = 1 / (height * width)
+    yield InputContract(height, width, threshold=0.3, least_area=2.5 * pixel)
+    yield InputContract(height, width, threshold=0.3, least_peak=0.8)
+    yield InputContract(height, width, threshold=0.6, least_area=4 * pixel, least_peak=0.7)
+
+
+def test_mask_is_that_of_each_component_alone_that_is_large_and_probable_enough():
+    # Components are taken one by one, with nothing else above the level: their union is the mask
+    # with those that stay, and with all of them the mask without a least lesion.
+    rng = np.random.default_rng(3)
+    seen = {True: 0, False: 0}
+    for contract in least_contracts(32, 48):
+        level = np.float32(contract.logit_threshold)
+        plain = InputContract(32, 48, threshold=contract.threshold)
+        for size in [(32, 48), (90, 77), (20, 31), (64, 200), (1, 1)]:
+            logits = (rng.normal(-2.2, 2, (32, 48))).astype(np.float32)
+            every, kept = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+            for part in parts_of(logits, level):
+                alone = np.where((logits > level) & ~part, np.float32(level - 1), logits)
+                mask = mask_from_logits(alone, plain, *size)
+                stays = (
+                    part.sum() >= contract.least_area * logits.size
+                    and logits[part].max() >= contract.least_logit
+                )
+                seen[stays] += 1
+                every |= mask
+                kept |= mask if stays else 0
+            assert (mask_from_logits(logits, plain, *size) == every).all()
+            assert (mask_from_logits(logits, contract, *size) == kept).all()
+    assert min(seen.values()) > 50
+
+
+def test_component_of_exactly_the_least_size_and_probability_stays():
+    logits = np.full((16, 16), -3, np.float32)
+    logits[2:4, 2:4] = 1.5
+    peak = float(1 / (1 + np.exp(-1.5)))
+    stays = InputContract(16, 16, least_area=4 / 256, least_peak=peak - 1e-6)
+    assert mask_from_logits(logits, stays, 16, 16).sum() == 4
+    for goes in (
+        InputContract(16, 16, least_area=4.5 / 256),
+        InputContract(16, 16, least_peak=peak + 1e-6),
+    ):
+        assert not mask_from_logits(logits, goes, 16, 16).any()
+
+
+def test_pixels_that_touch_at_a_corner_are_one_component():
+    logits = np.full((16, 16), -3, np.float32)
+    logits[range(5), range(5)] = 2
+    logits[12, 3:7] = 2
+    contract = InputContract(16, 16, least_area=5 / 256)
+    mask = mask_from_logits(logits, contract, 16, 16)
+    assert mask.sum() == 5
+    assert mask[:5].sum() == 5
+
+
+def test_logits_are_left_alone_and_only_what_is_dropped_is_changed():
+    logits = np.full((16, 16), -3, np.float32)
+    logits[2, 2], logits[8:12, 8:12] = 4, 4
+    before = logits.copy()
+    contract = InputContract(16, 16, least_area=2 / 256)
+    kept = kept_logits(logits, contract)
+    assert (logits == before).all()
+    assert np.argwhere(kept != logits).tolist() == [[2, 2]]
+    assert kept_logits(kept, contract) is kept
+    assert kept_logits(logits, InputContract(16, 16)) is logits
+
+
+def test_dropped_component_leaves_nothing_where_float32_overshoots():
+    # 24 px to 168: some weight is 1 - 2**-k, and -5 + (level - -5) * weight may round above the
+    # level if a dropped pixel were set to the level itself.
+    rng = np.random.default_rng(4)
+    for _ in range(300):
+        contract = InputContract(16, 16, threshold=float(rng.uniform(0.1, 0.9)), least_area=3 / 256)
+        logits = rng.uniform(-9, -4, (16, 16)).astype(np.float32)
+        logits[3, 3] = 5  # dropped, inside the box of two that stay
+        logits[0, 8:12] = logits[12, 0:4] = 5
+        mask = mask_from_logits(logits, contract, 143, 151)
+        alone = np.where(np.arange(256).reshape(16, 16) == 51, np.float32(-9), logits)
+        assert (mask == mask_from_logits(alone, contract, 143, 151)).all()
 
 
 def test_rgb_frame_is_read_by_luma():

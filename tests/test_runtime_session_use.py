@@ -23,6 +23,8 @@ from edgeseg.runtime.lesion import fill_holes, keep_largest
 from edgeseg.runtime.pgm import grey_from_pgm, pgm_from_grey
 from edgeseg.runtime.session import SelfTest, Session, open_session
 
+pytestmark = pytest.mark.numbers
+
 CPU_ENGINES = [name for name, entry in ENGINES.items() if entry.on_cpu]
 CONTRACT = InputContract(height=16, width=16, mean=0.48, std=0.2)  # half of a noisy frame is lesion
 # Examples of the fuzz test; FUZZ_FRAMES=100000 for a long run.

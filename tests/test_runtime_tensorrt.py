@@ -41,7 +41,7 @@ def network(image):
 @pytest.fixture(scope="session")
 def driver_file(tmp_path_factory):
     if shutil.which("gcc") is None:
-        pytest.skip("no C compiler to make the stand-in for the driver with")
+        pytest.skip("no C compiler for the stand-in for the driver; apt install gcc")
     out = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
     source = Path(__file__).parent / "fake_cuda_driver.c"
     subprocess.run(["gcc", "-shared", "-fPIC", "-Werror", "-o", out, source], check=True)
@@ -202,7 +202,8 @@ def test_driver_without_a_gpu_is_told_before_tensorrt_is_touched(driver, monkeyp
 
 
 has_rtx = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed"
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="no tensorrt-rtx; make install brings it",
 )
 
 
@@ -237,7 +238,7 @@ def test_real_tensorrt_rtx_has_every_name_that_the_engine_uses():
 def test_real_tensorrt_rtx_without_a_driver_is_an_error_and_no_crash():
     try:
         ctypes.CDLL(cuda.LIBRARY)
-        pytest.skip("there is a driver")
+        pytest.skip("there is an NVIDIA driver; needs a machine without one")
     except OSError:
         pass
     error = error_of(open_engine, "tensorrt-rtx", {"int8-sm86.plan": PLAN}, 1)

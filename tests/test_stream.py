@@ -351,7 +351,7 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
-    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    pytest.importorskip("cv2", reason="no OpenCV; make install brings it")
     path = tmp_path / "clip.mp4"
     writer = video.VideoWriter(path, 25.0)
     for number in range(10):
@@ -390,7 +390,7 @@ def test_folder_without_images_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.png", "x.dcm", "x.bin", "folder"])
 def test_source_that_may_not_be_read_is_refused_in_one_line(tmp_path, monkeypatch, name):
-    pytest.importorskip("pydicom", reason="pydicom is not installed")
+    pytest.importorskip("pydicom", reason="no pydicom; make install brings it")
     (tmp_path / "folder").mkdir()
     if name != "folder":
         (tmp_path / name).write_bytes(b"x")
@@ -436,7 +436,7 @@ def test_damaged_video_names_the_frame_that_is_missing(clip):
 
 @pytest.mark.parametrize("content", [b"", b"no video", bytes(5000)])
 def test_file_that_is_no_video_is_refused(tmp_path, content):
-    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    pytest.importorskip("cv2", reason="no OpenCV; make install brings it")
     (tmp_path / "x.mp4").write_bytes(content)
     with pytest.raises(InputError) as caught:
         open_source(tmp_path / "x.mp4")
@@ -452,7 +452,7 @@ def test_missing_video_library_is_named(tmp_path, monkeypatch):
 
 
 def test_callers_environment_does_not_open_the_network_to_a_video(monkeypatch):
-    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    pytest.importorskip("cv2", reason="no OpenCV; make install brings it")
     monkeypatch.setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "protocol_whitelist;file,http,tcp")
     video._library()
     assert os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] == "protocol_whitelist;file"
@@ -579,7 +579,7 @@ def test_error_leaves_nothing(tmp_path, source, code):
 
 
 def test_overlay_video_keeps_the_clock_where_frames_failed(tmp_path):
-    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    pytest.importorskip("cv2", reason="no OpenCV; make install brings it")
     frame = np.zeros((48, 64), np.uint8)
     source = source_of(broken(0), frame, broken(2), frame)
     run_to(tmp_path / "out", source, overlay="video", keep_going=True)
@@ -588,7 +588,7 @@ def test_overlay_video_keeps_the_clock_where_frames_failed(tmp_path):
 
 
 def test_frames_of_two_sizes_do_not_fit_a_video(tmp_path):
-    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    pytest.importorskip("cv2", reason="no OpenCV; make install brings it")
     source = source_of(np.zeros((48, 64), np.uint8), np.zeros((48, 62), np.uint8))
     with pytest.raises(InputError) as caught:
         run_to(tmp_path / "out", source, overlay="video")
@@ -699,8 +699,12 @@ def test_layout_of_the_bundle_takes_the_place_of_the_files_region(tmp_path):
 @pytest.fixture(scope="module")
 def key_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with our.pem and our.pub, their.pem and their.pub."""
-    pytest.importorskip("model_signing", reason="signatures need the extra [sign]")
-    pytest.importorskip("OpenSSL", reason="signatures need the extra [sign]")
+    pytest.importorskip(
+        "model_signing", reason="signatures need the extra [sign]; make install brings it"
+    )
+    pytest.importorskip(
+        "OpenSSL", reason="signatures need the extra [sign]; make install brings it"
+    )
     from cryptography.hazmat.primitives.asymmetric import ec
 
     from edgeseg.tests.test_bundle_signature import write_keys
@@ -732,7 +736,7 @@ def test_command_offers_every_policy_and_overlay():
 
 
 def test_command_tells_counts_policy_engine_and_hash(bundle, images):
-    done = stream(bundle, images, "--rate", 100)
+    done = stream(bundle, images, "--rate", 100, "-q")  # taken, as by every command
     assert done.exit_code == 0, done.output
     assert "3 frames due at 100 Hz" in done.output
     assert "policy drop-oldest, queue 1" in done.output
@@ -764,9 +768,15 @@ def test_folder_that_exists_is_refused_before_anything_runs(bundle, images, tmp_
     assert "E-OUT-EXISTS" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_ends_in_good_order_with_complete_outputs(bundle, images, tmp_path, number):
-    out = tmp_path / "out"
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        *((signal.SIGINT,), (signal.SIGTERM,), (signal.SIGHUP,)),
+        *((signal.SIGHUP, signal.SIGHUP), (signal.SIGHUP, signal.SIGTERM)),
+    ],
+)
+def test_signal_ends_in_good_order_with_complete_outputs(bundle, images, tmp_path, numbers):
+    number, out = numbers[0], tmp_path / "out"
     command = [sys.executable, "-m", "edgeseg", "stream", bundle, images, "--rate", 100]
     command += ["--loop", "--out", out, "--overlay", "images"]
     process = subprocess.Popen(
@@ -782,7 +792,8 @@ def test_signal_ends_in_good_order_with_complete_outputs(bundle, images, tmp_pat
             assert time.monotonic() < deadline
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.02)
-        process.send_signal(number)
+        for each in numbers:
+            process.send_signal(each)
         _, told = process.communicate(timeout=30)
     finally:
         process.kill()

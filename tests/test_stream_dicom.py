@@ -30,7 +30,7 @@ from edgeseg.tests.dicom_files import (
     write_changed,
 )
 
-pytest.importorskip("pydicom", reason="pydicom is not installed")
+pytest.importorskip("pydicom", reason="no pydicom; make install brings it")
 
 BY_LIBRARY = "SC_rgb_jpeg_gdcm.dcm"  # JPEG Lossless
 
@@ -99,7 +99,7 @@ def test_colour_by_plane_is_the_same_picture(tmp_path):
 
 
 def test_lossless_jpeg_is_read_where_a_decoder_is_installed():
-    pytest.importorskip("gdcm", reason="python-gdcm is not installed")
+    pytest.importorskip("gdcm", reason="no python-gdcm; make install brings it")
     path = shipped(BY_LIBRARY)
     (frame,) = open_dicom(path).read()
     np.testing.assert_array_equal(frame, by_pydicom(path)[0])

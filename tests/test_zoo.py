@@ -19,7 +19,7 @@ from edgeseg.benchmarks.measure.accuracy import score_images
 from edgeseg.benchmarks.record import from_json
 from edgeseg.benchmarks.report.evidence import evidence_to_json, read_evidence, settings_of
 from edgeseg.benchmarks.report.model_card import draw_cases, render_card, worst_of
-from edgeseg.cli.jobs import sources
+from edgeseg.cli.jobs import empty_frames, sources
 from edgeseg.cli.main import cli
 from edgeseg.export.kit.kit_files import read_kit
 from edgeseg.kd import zoo
@@ -58,6 +58,8 @@ def refused(code, exit_code, *arguments):
 def _few_phantoms():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "PHANTOMS", 24)
+        # A run of eight epochs may mark speckle; what is refused then has its own test below.
+        patch.setattr(empty_frames, "empty_frames", lambda: iter(()))
         yield
 
 
@@ -531,3 +533,15 @@ def test_every_error_of_reading_evidence_is_a_refusal(tmp_path):
         read_evidence(tmp_path / "none.json", tmp_path / "none.safetensors")
     with pytest.raises(InputError):
         zoo.find_weights("t2kd-none")
+
+
+def test_student_that_marks_what_has_no_lesion_gets_no_card(
+    record, run, phantoms, tmp_path, monkeypatch
+):
+    sample = next(each for each in read_dataset(phantoms).samples if each.label == "malignant")
+    shown = empty_frames.EmptyFrame("a frame that it marks", sample.read_image())
+    monkeypatch.setattr(empty_frames, "empty_frames", lambda: iter([shown]))
+    out = tmp_path / "zoo"
+    arguments = ("card", NAME, record, *card_options(run, run, phantoms), "--out", out, "-q")
+    assert "px of a frame that it marks" in refused("E-EMPTY-MARKED", REFUSED, *arguments)
+    assert not out.exists()

@@ -172,7 +172,7 @@ def cannot_mount() -> str:
     """Say why no disk can be played here, "" where it can."""
     for tool, package in {"mkfs.ext4": "e2fsprogs", "mount": "mount"}.items():
         if shutil.which(tool) is None:
-            return f"no {tool} here; apt install {package}"
+            return f"no {tool}; .ci/packages installs {package} where Debian has it, as root"
     if os.getuid() != 0 or not Path("/dev/loop-control").exists():
         return "not root, or no loop devices here"
     return ""
@@ -574,13 +574,15 @@ def missing(updater: Updater) -> str:
     """Say what keeps an updater from running here, "" where nothing does."""
     for tool, package in updater.tools.items():
         if shutil.which(tool) is None:
-            return f"no {tool} here; apt install {package}"
+            return f"no {tool}; .ci/packages installs {package} where Debian has it, as root"
     if os.getuid() != 0:
-        return f"{updater.name} installs as root only"
+        return f"{updater.name} installs as root only; run the tests as root"
     if shutil.which("unshare") is None or not Path("/dev/loop-control").exists():
-        return "no unshare or no loop devices here"
+        return (
+            "no unshare or no loop devices; needs util-linux and a machine that lends its devices"
+        )
     if updater.name == "rauc" and not _kernel_has("squashfs"):
-        return "no squashfs in this kernel"
+        return "no squashfs in this kernel; needs one with CONFIG_SQUASHFS"
     return ""
 
 

@@ -14,7 +14,7 @@ from edgeseg.tests.fabricated_bundle import manifest_fields
 
 def write_working_bundle(folder: Path, **changes: Any) -> Path:
     """Write a bundle for ONNX Runtime into a new folder; `changes` are of the manifest's fields."""
-    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    onnx = pytest.importorskip("onnx", reason="no onnx; make install brings it")
     contract = InputContract(height=32, width=32)
     shape = [1, 1, contract.height, contract.width]
     ends = [

@@ -34,6 +34,7 @@ from ...runtime.metrics import (
     precision_score,
     recall_score,
 )
+from ...runtime.paths import takes_paths
 from ...runtime.progress import Progress, quiet
 from ..formatting import fixed, percent, significant, text_table
 from ..jsonform import json_from_value
@@ -269,15 +270,28 @@ def calibration_error(
         cases: at least one.
         progress: wraps the loop.
     """
-    gaps = np.zeros(CALIBRATION_BINS)  # sum of probability minus truth
+    gaps = np.zeros(CALIBRATION_BINS)
     for case in progress(cases, "calibration", len(cases)):
-        logits = logits_of(case.read_image()).astype(np.float64)
-        truth = resize_mask(case.read_mask(), logits.shape[0], logits.shape[1])
-        probability = (1 + np.tanh(logits / 2)) / 2  # the sigmoid, without overflow
-        bins = np.minimum(probability * CALIBRATION_BINS, CALIBRATION_BINS - 1).astype(np.intp)
-        gap = (probability - truth).ravel()
-        gaps += np.bincount(bins.ravel(), gap, CALIBRATION_BINS) / logits.size
+        logits = logits_of(case.read_image())
+        gaps += calibration_gaps(logits, resize_mask(case.read_mask(), *logits.shape))
     return float(np.abs(gaps).sum() / len(cases))
+
+
+def calibration_gaps(
+    logits: npt.NDArray[np.float32], truth: npt.NDArray[np.bool_], temperature: float = 1.0
+) -> npt.NDArray[np.float64]:
+    """Return the mean of probability minus truth over one image, split by bin: [15].
+
+    Args:
+        logits: [h, w].
+        truth: [h, w].
+        temperature: that the logits are divided by, > 0.
+    """
+    scaled = logits.astype(np.float64) / temperature
+    probability = (1 + np.tanh(scaled / 2)) / 2  # the sigmoid, without overflow
+    bins = np.minimum(probability * CALIBRATION_BINS, CALIBRATION_BINS - 1).astype(np.intp)
+    gap = (probability - truth).ravel()
+    return np.bincount(bins.ravel(), gap, CALIBRATION_BINS) / logits.size
 
 
 def paired_difference(a: Sequence[ImageScore], b: Sequence[ImageScore]) -> PairedDifference:
@@ -301,6 +315,7 @@ def paired_difference(a: Sequence[ImageScore], b: Sequence[ImageScore]) -> Paire
     return PairedDifference(summary.mean, summary.low, summary.high, summary.n)
 
 
+@takes_paths
 def write_scores_csv(path: Path, scores: Sequence[ImageScore]) -> None:
     """Write one line per image, atomically; an undefined value is an empty cell.
 

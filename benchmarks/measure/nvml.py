@@ -11,6 +11,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ...runtime.engines import entry_of
+
 LIBRARY = "libnvidia-ml.so.1"
 
 _SUCCESS = 0
@@ -155,8 +157,9 @@ def devices() -> tuple[Device, ...]:
 
 def computes_on_nvidia(engine: str, facts: Mapping[str, str]) -> bool:
     """Say by an engine's name and facts whether it computes on an NVIDIA GPU."""
+    entry = entry_of(engine)
     on_cpu = facts.get("device", "CPU").startswith("CPU")
-    return not on_cpu and not engine.startswith("openvino")  # whose GPUs are Intel's
+    return not on_cpu and (entry is None or entry.on_nvidia)
 
 
 def driver() -> str | None:

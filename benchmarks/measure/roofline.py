@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.engines import open_engine
+from ...runtime.engines import ENGINES, open_engine
 from ..formatting import threads_text
 from .complexity import LayerCost, count_complexity
 from .latency import SETTLE_S, percentile
@@ -260,8 +260,8 @@ def compute_graph(precision: str, *, channels: int, side: int, depth: int) -> by
 
 
 def files_for(engine: str, model: bytes) -> dict[str, bytes]:
-    """Return the files of an engine that an ONNX makes."""
-    if engine != "openvino":
+    """Return the files of an engine that an ONNX makes, of one whose entry says `from_onnx`."""
+    if ENGINES[engine].suffixes == (".onnx",):
         return {"model.onnx": model}
     import openvino as ov
 

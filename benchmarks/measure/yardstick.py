@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...runtime.engines import ENGINES, open_engine
+from ...runtime.engines import ENGINES, entry_of, open_engine
 from .latency import garbage_collection_off
 
 PAIRS = 24  # of blocks of a row and its yardstick in a pass, each with an undisturbed call
@@ -91,7 +91,8 @@ def yardstick_engine(kind: str, precision: str) -> tuple[str, str] | None:
     """
     if importlib.util.find_spec("onnx") is None:
         return None
-    family = next((name for name in ("openvino", "onnxruntime") if kind.startswith(name)), None)
+    entry = entry_of(kind)
+    family = entry.family if entry and entry.from_onnx else None
     if kind not in ENGINES:
         on_cpu = family is not None or kind.startswith("torch")
         engine = (family or "onnxruntime") if on_cpu and "cuda" not in kind else None
@@ -105,7 +106,7 @@ def open_yardstick(engine: str, precision: str, threads: int) -> tuple[Yardstick
 
     Raises EngineError: as `open_engine`.
     """
-    digest, files = _files(engine.partition("-")[0], precision)
+    digest, files = _files(engine, precision)
     opened = open_engine(engine, files, threads)
     image = np.random.default_rng(_SEED).random((1, 1, SIDE, SIDE), np.float32)
     about = Yardstick(

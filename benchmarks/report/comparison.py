@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ...runtime.errors import InputError
 from ...runtime.files import write_together
+from ...runtime.paths import takes_paths
 from ..compare import (
     ORDER,
     RecordComparison,
@@ -24,12 +25,14 @@ from ..jsonform import json_from_value
 from ..measure.accuracy import PairedDifference
 from ..record import BenchmarkRecord, Row
 from ..yardstick_passes import RecordRatio, summarise_passes
+from . import metrics
 from .document import (
     Caution,
     Code,
     Document,
     Figure,
     Figures,
+    Head,
     Section,
     Table,
     Terms,
@@ -42,7 +45,7 @@ from .page import to_page
 from .pass_charts import passes_of_both, ratio_intervals
 from .svg import family
 from .tables import environment_terms, set_aside_text, told_conditions
-from .wording import DEFINITIONS, cautions, fps_text, median_text, mib, percentile_text
+from .wording import DEFINITIONS, cautions
 
 SUFFIXES = (".html", ".json", ".md")  # of the forms, the page's first
 _CHANGED = ("slower", "faster")
@@ -261,8 +264,9 @@ def comparison_document(
                 "As measured",
                 "Each run as it was, with what the machine did still in it: budgets judge these "
                 "figures of the new run, and only the ratio above compares the two. Old → new.",
-                _measured_table(pairs),
-                _memory_table(pairs),
+                _measured_table("Latency and throughput", "compared times", pairs),
+                _measured_table("Memory, start and file", "compared memory", pairs),
+                _measured_table("Accuracy", "compared accuracy", pairs),
             ),
             section("What differs", _differences_table(old, new, pairs)),
             section("Conditions", _runs_table(old, new), _conditions_table(old, new)),
@@ -372,43 +376,27 @@ def _sure_cells(latency: RecordRatio, old: Row, new: Row) -> tuple[str, ...]:
     )
 
 
-def _measured_table(pairs: Sequence[tuple[Row, Row]]) -> Table:
-    header = heads(
-        *("Row", ("p50", "ms"), ("p90", "ms"), ("p99", "ms")),
-        *(("Frames/s", "old"), ("Frames/s", "new")),
-    )
+def _measured_table(
+    title: str, table: metrics.Table, pairs: Sequence[tuple[Row, Row]]
+) -> Table | None:
+    """Return figures of both runs as they were measured; None where none is of this table."""
+    columns = metrics.columns_of(table, [row for pair in pairs for row in pair])
+    header: list[str | Head] = ["Row"]
+    for column in columns:
+        if column.is_split:
+            header += [(column.title, "old"), (column.title, "new")]
+        else:
+            header.append((column.title, column.unit))
     lines = tuple(
-        (
-            new.name,
-            *map(_old_to_new, _times(old), _times(new)),
-            *(fps_text(row.offline) for row in (old, new)),
-        )
+        (new.name, *(cell for column in columns for cell in _measured_cells(column, old, new)))
         for old, new in pairs
     )
-    return Table("Latency and throughput", header, lines)
+    return Table(title, heads(*header), lines) if columns else None
 
 
-def _times(row: Row) -> tuple[str, ...]:
-    samples = row.latency.e2e_ms
-    return (median_text(samples), *(percentile_text(samples, q) for q in (0.9, 0.99)))
-
-
-def _memory_table(pairs: Sequence[tuple[Row, Row]]) -> Table:
-    header = heads(
-        *("Row", ("Peak memory", "MiB"), ("Start", "ms"), ("First mask", "ms"), ("File", "MiB")),
-    )
-    lines = tuple((new.name, *map(_old_to_new, _paid(old), _paid(new))) for old, new in pairs)
-    return Table("Memory, start and file", header, lines)
-
-
-def _paid(row: Row) -> tuple[str, ...]:
-    process = row.process
-    return (
-        significant(process.peak_rss_mib),
-        significant(process.start_ms),
-        significant(process.first_mask_ms),
-        significant(mib(row.file_bytes)),
-    )
+def _measured_cells(column: metrics.Column, old: Row, new: Row) -> tuple[str, ...]:
+    before, after = column.cell(old, None), column.cell(new, None)
+    return (before, after) if column.is_split else (_old_to_new(before, after),)
 
 
 def _old_to_new(old: str, new: str) -> str:
@@ -457,6 +445,7 @@ def _reproduce(old: BenchmarkRecord, new: BenchmarkRecord, command: Sequence[str
 # --- files ---------------------------------------------------------------------------------------
 
 
+@takes_paths
 def require_comparison_path(html_path: Path, records: Sequence[Path]) -> None:
     """Check before anything is read that a comparison can be written.
 
@@ -487,6 +476,7 @@ def _is_same_file(one: Path, other: Path) -> bool:
         return False
 
 
+@takes_paths
 def write_comparison(
     found: RecordComparison, document: Document, html_path: Path
 ) -> tuple[Path, ...]:

@@ -23,6 +23,7 @@ from ..record import BenchmarkRecord, Row
 from .wording import mib, with_interval
 
 SCHEMA = "edgeseg.evidence/2"
+DATA_KEY = "data"  # in `Evidence.training`: the data sets, as JSON
 MAX_EVIDENCE_BYTES = 16 << 20  # compared with the file size before anything is read
 
 
@@ -63,6 +64,24 @@ class Evidence:
     def is_measured(self) -> bool:
         """Whether the weights that ship are those that were measured."""
         return self.checkpoint_sha256 == self.fp32.artifact_sha256
+
+    @property
+    def data(self) -> list[dict[str, Any]]:
+        """What is known of each data set of the weights that ship, as in a bundle's manifest.
+
+        Empty where the evidence is from before they were named.
+        Raises Refused: E-EVIDENCE-READ, for anything but a list of named sets.
+        """
+        try:
+            sets = json.loads(self.training.get(DATA_KEY, "[]"))
+            if all(isinstance(each["name"], str) for each in sets):
+                return list(sets)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            pass
+        raise Refused(
+            "E-EVIDENCE-READ",
+            f"the evidence of {self.name} does not name its data sets; install this release again",
+        )
 
 
 def settings_of(provenance: Mapping[str, Any]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from ...runtime.image import resize_grey, resize_mask
 from ...runtime.metrics import boundary_of
 from ..formatting import fixed, percent, significant
 from ..measure.accuracy import METRICS, Case, ImageScore
-from .evidence import Evidence, Figures, evidence_to_json
+from .evidence import DATA_KEY, Evidence, Figures, evidence_to_json
 from .markdown import markdown_table
 from .wording import mib, with_interval
 
@@ -57,9 +57,7 @@ Sizes are the terciles of lesion area: small up to {small} of the image, large a
 
 ## Data
 
-BUSI, breast-ultrasound images with masks, licence CC BY 4.0: W. Al-Dhabyani, M. Gomaa, H. Khaled,
-A. Fahmy, Dataset of breast ultrasound images, Data in Brief 28 (2020) 104863, [doi
-10.1016/j.dib.2019.104863](https://doi.org/10.1016/j.dib.2019.104863). The split keeps
+{data} The split keeps
 near-duplicates together; SHA-256 of its file: `{split}`.
 `{name}.json` lists the SHA-256 of all {seen} images.
 
@@ -72,8 +70,7 @@ measured INT8 bundle: `{bundle}`.
 ## Intended use
 
 Trying and measuring segmentation on edge devices, as a starting point for one's own training, and
-teaching. What was measured is BUSI: single B-mode frames of the breasts of adult women from one
-hospital. Other scanners, other hospitals, other organs and video are outside of it.
+teaching. What was measured is {measured_on}
 
 ## Known failure cases
 
@@ -89,6 +86,15 @@ drawn: they show how it fails, not how often it fails on patients.
 ![{alternative}]({picture})
 """
 
+# Of evidence from before sets were named in it: every student was trained on BUSI then.
+_DATA_UNNAMED = """\
+BUSI, breast-ultrasound images with masks, licence CC BY 4.0: W. Al-Dhabyani, M. Gomaa, H. Khaled,
+A. Fahmy, Dataset of breast ultrasound images, Data in Brief 28 (2020) 104863, [doi
+10.1016/j.dib.2019.104863](https://doi.org/10.1016/j.dib.2019.104863)."""
+_MEASURED_UNNAMED = """\
+BUSI: single B-mode frames of the breasts of adult women from one
+hospital. {outside}"""
+_OUTSIDE = "Other scanners, other hospitals, other organs and video are outside of it."
 _OF_OTHERS = """\
 **The figures are not of the weights that ship.** They are of the same network trained on the train
 part of the split alone and scored on its test part. The weights that ship were then trained on all
@@ -169,6 +175,8 @@ def render_card(evidence: Evidence, summary: str) -> str:
             seen=len(evidence.trained_on)
         ),
         seen=len(evidence.trained_on),
+        data=_data(evidence),
+        measured_on=_measured_on(evidence),
         facts=_facts(evidence),
         split=evidence.split_sha256,
         lesions=accuracy.lesions.images,
@@ -201,7 +209,8 @@ def _facts(evidence: Evidence) -> str:
         ["normalisation", f"(grey / 255 − {contract.mean:g}) / {contract.std:g}"],
         [
             "answer",
-            f"a logit a pixel; lesion where the probability is above {contract.threshold:g}",
+            f"a logit a pixel; lesion where the probability is above {contract.threshold:g}"
+            + (f", {contract.least_text}" if contract.drops else ""),
         ],
         ["parameters", f"{significant(evidence.parameters / 1e6)} M"],
         ["multiply-accumulates a frame", f"{significant(evidence.macs / 1e9)} G"],
@@ -245,12 +254,39 @@ def _form_name(form: Figures) -> str:
 
 
 def _training(evidence: Evidence) -> str:
-    shipped, measured = evidence.training, evidence.measured_training
+    shipped, measured = (
+        {key: text for key, text in settings.items() if key != DATA_KEY}
+        for settings in (evidence.training, evidence.measured_training)
+    )
     rows = [
         [key, measured.get(key, "–"), shipped.get(key, "–")]
         for key in dict.fromkeys((*measured, *shipped))
     ]
     return markdown_table(["setting", "measured network", "weights that ship"], rows)
+
+
+def _data(evidence: Evidence) -> str:
+    sets = evidence.data
+    if DATA_KEY not in evidence.training:
+        return _DATA_UNNAMED
+    if not sets:
+        return "The checkpoint does not name its data sets."
+    lines = []
+    for each in sets:
+        licence = each.get("licence", each.get("catalogue", ""))
+        doi = f", [doi {each['doi']}](https://doi.org/{each['doi']})" if "doi" in each else ""
+        cited = f": {each['citation']}{doi}" if "citation" in each else ""
+        images = ", ".join(f"{n} {label}" for label, n in each.get("images", {}).items())
+        counts = f" Images: {images}, in {each['groups']} groups." if images else ""
+        lines.append(f"- {each.get('title', each['name'])}, licence {licence}{cited}.{counts}")
+    return "\n".join([*lines, "\nGroups are images of a patient and near-duplicates."])
+
+
+def _measured_on(evidence: Evidence) -> str:
+    if DATA_KEY not in evidence.training:
+        return _MEASURED_UNNAMED.format(outside=_OUTSIDE)
+    names = " and ".join(str(each.get("title", each["name"])) for each in evidence.data)
+    return f"{names or 'data that the checkpoint does not name'}: single B-mode frames.\n{_OUTSIDE}"
 
 
 def _alternative(evidence: Evidence) -> str:

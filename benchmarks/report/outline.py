@@ -19,6 +19,7 @@ from .charts import (
     soak_lines,
 )
 from .document import Code, Document, Figure, Figures, Part, Section, Terms, section
+from .froc_chart import froc_figures
 from .pass_charts import pass_strips
 from .svg import family
 from .tables import (
@@ -154,6 +155,7 @@ def _plots(record: BenchmarkRecord) -> Figures:
                 "and more accurate. Circle FP32, square FP16, diamond INT8. Networks that are not "
                 "trained are left out.",
             ),
+            *froc_figures(rows),
             Figure(
                 "Distribution of latency",
                 latency_strips(rows),
@@ -186,7 +188,7 @@ def _passes(record: BenchmarkRecord) -> list[Part | None]:
     if table is None:
         return [
             "The rows of this run compare with each other only: it was measured without --passes, "
-            "so edgeseg benchmark --compare cannot tell a change of the machine from one of a row."
+            "so edgeseg compare cannot tell a change of the machine from one of a row."
         ]
     strips = pass_strips(record.rows)
     figure = Figure(
@@ -198,8 +200,8 @@ def _passes(record: BenchmarkRecord) -> list[Part | None]:
     )
     return [
         "Between two runs a machine changes. So each row was also timed beside a yardstick, a "
-        "fixed network in the same engine, and edgeseg benchmark --compare compares the ratios of "
-        "the two. A slow-down smaller than the one named here would probably be missed.",
+        "fixed network in the same engine, and edgeseg compare compares the ratios of the two. A "
+        "slow-down smaller than the one named here would probably be missed.",
         table,
         _too_few_passes(record),
         Figures((figure,), ()) if strips else None,

@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from ...runtime.engines import ENGINES, entry_of
+
 WIDTH = 420  # px at full size
 RIGHT = WIDTH - 14
-FAMILIES = ("torch", "onnxruntime", "openvino", "tensorrt")  # of engines; each has a colour
+# Of engines; each has a colour in `style`.
+FAMILIES = ("torch", *sorted({entry.family for entry in ENGINES.values()}))
 CHARACTER_PX = 7.6  # mean width at 13 px, rather too wide than too narrow
 _MAX_NAME = 26  # characters; longer ones are cut, the tables have them whole
 
@@ -21,7 +24,10 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 def family(kind: str) -> str:
     """Return the family of an engine: "openvino" for "openvino-default", or "other"."""
-    return next((name for name in FAMILIES if f"{kind}-".startswith(f"{name}-")), "other")
+    if f"{kind}-".startswith("torch-"):
+        return "torch"
+    entry = entry_of(kind)
+    return entry.family if entry else "other"
 
 
 @dataclass(frozen=True)

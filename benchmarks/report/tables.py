@@ -14,35 +14,17 @@ from ..formatting import (
     significant,
     threads_text,
 )
-from ..measure.accuracy import METRICS
 from ..measure.complexity import LayerCost
 from ..measure.conditions import Conditions, CpuTicks, Gpu
 from ..measure.latency import percentile
 from ..measure.layers import LayerReport
 from ..measure.modes import MODES, OfflineRun, PacedRun, Slope, SoakRun
 from ..measure.prediction import Prediction
-from ..measure.process import ON_CPU
 from ..record import BenchmarkRecord, Proof, ProofStep, Row
 from ..yardstick_passes import MIN_PASSES, PassSummary, summarise_passes
+from . import metrics
 from .document import Head, Table, heads
-from .wording import (
-    COLUMNS,
-    FILE,
-    FIRST_MASK,
-    NAME,
-    NETWORK,
-    NOT_TRAINED,
-    PEAK_MEMORY,
-    TOO_FEW,
-    Column,
-    bounded_text,
-    fps_text,
-    median_text,
-    mib,
-    mode_name,
-    percentile_text,
-    with_interval,
-)
+from .wording import TOO_FEW, fps_text, median_text, mode_name, percentile_text, with_interval
 
 TOP_LAYERS = 12  # have a line of their own, the others are summed
 _LONG = 12  # lines of predictions, above which they are folded
@@ -50,45 +32,26 @@ _NOT_TOLD = "not told"  # of a condition that the system does not tell
 _NOT_TOLD_HERE = "Not told by this system"
 
 
-def _table_of(
-    title: str, columns: Sequence[Column], record: BenchmarkRecord, rows: Sequence[Row]
-) -> Table:
+def _table_of(title: str, table: metrics.Table, record: BenchmarkRecord) -> Table:
+    columns = metrics.columns_of(table, record.rows)
     return Table(
         title,
         tuple((column.title, column.unit) for column in columns),
-        tuple(tuple(column.cell(record, row) for column in columns) for row in rows),
+        tuple(
+            tuple(column.cell(row, record.comparison_of(row)) for column in columns)
+            for row in record.rows
+        ),
     )
 
 
 def results_table(record: BenchmarkRecord) -> Table:
     """Return what matters most, a line for each row."""
-    return _table_of("Results", COLUMNS, record, record.rows)
-
-
-# --- latency -------------------------------------------------------------------------------------
-
-_LATENCY: tuple[Column, ...] = (
-    NAME,
-    Column("p50", "ms, 95 %", lambda record, row: bounded_text(row.latency.e2e_ms, 0.5)),
-    Column("p90", "ms, 95 %", lambda record, row: bounded_text(row.latency.e2e_ms, 0.9)),
-    Column("p99", "ms, 95 %", lambda record, row: bounded_text(row.latency.e2e_ms, 0.99)),
-    Column("Preparing", "ms, median", lambda record, row: median_text(row.latency.pre_ms)),
-    Column("Engine", "ms, median", lambda record, row: median_text(row.latency.engine_ms)),
-    Column("of it: copies", "ms, median", lambda record, row: median_text(row.latency.transfer_ms)),
-    Column("of it: compute", "ms, median", lambda record, row: median_text(row.latency.compute_ms)),
-    Column("Reading out", "ms, median", lambda record, row: median_text(row.latency.post_ms)),
-    Column("Overhead", "", lambda record, row: percent(row.latency.overhead)),
-    Column("Engine alone", "ms, median", lambda record, row: median_text(row.latency.alone_ms)),
-    Column("Warm-up", "calls", lambda record, row: str(row.latency.warmup_calls)),
-    Column("Steady", "", lambda record, row: "yes" if row.latency.steady else "no"),
-)
+    return _table_of("Results", "results", record)
 
 
 def latency_table(record: BenchmarkRecord) -> Table:
     """Return percentiles with their bounds and the parts of a call; copies where one tells them."""
-    told = any(row.latency.transfer_ms for row in record.rows)
-    columns = [each for each in _LATENCY if told or not each.title.startswith("of it")]
-    return _table_of("Latency in detail", columns, record, record.rows)
+    return _table_of("Latency in detail", "latency", record)
 
 
 # --- passes --------------------------------------------------------------------------------------
@@ -383,29 +346,9 @@ def _prediction_text(prediction: Prediction | None) -> str:
 # --- memory and energy ---------------------------------------------------------------------------
 
 
-def _device_memory(record: BenchmarkRecord, row: Row) -> str:
-    process = row.process
-    if process.device_mib is None:
-        return MISSING if process.device_memory == ON_CPU else process.device_memory
-    return f"{significant(max(0.0, process.device_mib))} ({process.device_memory})"
-
-
-_MEMORY: tuple[Column, ...] = (
-    NAME,
-    *NETWORK,
-    Column("Peak RSS", PEAK_MEMORY.unit, PEAK_MEMORY.cell),
-    Column("PSS", "MiB", lambda record, row: significant(row.process.pss_mib)),
-    Column("GPU memory", "MiB", _device_memory),
-    Column("Start", "ms", lambda record, row: significant(row.process.start_ms)),
-    FIRST_MASK,
-    Column("Weights", "MiB", lambda record, row: significant(mib(row.weights_bytes))),
-    FILE,
-)
-
-
 def memory_table(record: BenchmarkRecord) -> Table:
     """Return the network's size, what a process of its own pays, and what its files take."""
-    return _table_of("Size, memory and start of a fresh process", _MEMORY, record, record.rows)
+    return _table_of("Size, memory and start of a fresh process", "memory", record)
 
 
 def energy_table(record: BenchmarkRecord) -> Table | None:
@@ -524,28 +467,7 @@ def _proof_cells(proof: Proof) -> tuple[str, ...]:
 
 def metrics_table(record: BenchmarkRecord) -> Table:
     """Return the metrics over images with a lesion, then those over all images."""
-    header = heads(
-        *("Candidate", "Dice", "IoU", "Recall", "Precision", "Pixel accuracy", ("HD95", "px")),
-        *("Pooled Dice", "Pooled IoU", "False positives", "ECE"),
-    )
-    return Table(
-        "All metrics", header, tuple((row.name, *_metric_cells(row)) for row in record.rows)
-    )
-
-
-def _metric_cells(row: Row) -> list[str]:
-    accuracy = row.accuracy
-    if accuracy is None:
-        return [NOT_TRAINED, *[MISSING] * 9]
-    means, pooled = accuracy.lesions.per_image, accuracy.lesions.pooled
-    return [
-        *(fixed(means[metric].mean) for metric in METRICS if metric != "hd95_px"),
-        f"{significant(means['hd95_px'].mean)} (n={means['hd95_px'].n})",
-        fixed(pooled["dice"]),
-        fixed(pooled["iou"]),
-        f"{percent(accuracy.false_positive_share)} (n={accuracy.images_without_lesion})",
-        fixed(row.calibration_error),
-    ]
+    return _table_of("All metrics", "accuracy", record)
 
 
 def groups_table(record: BenchmarkRecord) -> Table | None:

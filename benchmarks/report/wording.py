@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
 
 from ..formatting import MISSING, fixed, percent, signed_interval, significant
 from ..measure.accuracy import CALIBRATION_BINS, MetricSummary, PairedDifference
@@ -21,8 +20,6 @@ from ..measure.yardstick import MAX_WAIT
 from ..record import BenchmarkRecord, Comparison, Row
 from ..yardstick_passes import BETWEEN_RUNS, MIN_PASSES
 from .document import Caution
-
-Cell = Callable[[BenchmarkRecord, Row], str]
 
 TOO_FEW = "n too small"
 NOT_TRAINED = "not trained"
@@ -104,14 +101,6 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "those without a lesion too. 0 is best.",
     }
 )
-
-
-class Column(NamedTuple):
-    """One column of a table with a line for each row."""
-
-    title: str
-    unit: str  # empty where there is none
-    cell: Cell
 
 
 def headline(record: BenchmarkRecord) -> str:
@@ -232,69 +221,9 @@ def mib(size_bytes: float) -> float:
     return size_bytes / (1 << 20)
 
 
-def _ratio_text(ratio: LatencyRatio) -> str:
+def ratio_text(ratio: LatencyRatio) -> str:
+    """Return a ratio of medians with its interval, or that no difference was found."""
     if math.isnan(ratio.low):
         return f"{significant(ratio.ratio)}× ({TOO_FEW})"
     finding = f"{significant(ratio.ratio)}×" if ratio.differs else "no difference"
     return f"{finding} ({significant(ratio.low)}–{significant(ratio.high)})"
-
-
-def _latency_vs_reference(record: BenchmarkRecord, row: Row) -> str:
-    comparison = record.comparison_of(row)
-    return "reference" if comparison is None else _ratio_text(comparison.latency)
-
-
-def _dice_vs_reference(record: BenchmarkRecord, row: Row) -> str:
-    comparison = record.comparison_of(row)
-    if comparison is None:
-        return "reference"
-    if comparison.dice is None:
-        return MISSING
-    return signed_interval(comparison.dice.mean, comparison.dice.low, comparison.dice.high)
-
-
-def _dice(record: BenchmarkRecord, row: Row) -> str:
-    dice = dice_of(row)
-    return NOT_TRAINED if dice is None else with_interval(dice)
-
-
-def _mean_dice(record: BenchmarkRecord, row: Row) -> str:
-    dice = dice_of(row)
-    return NOT_TRAINED if dice is None else fixed(dice.mean)
-
-
-NAME = Column("Candidate", "", lambda record, row: row.name)
-P50 = Column("p50", "ms", lambda record, row: significant(row.latency.p50_ms))
-P90 = Column("p90", "ms", lambda record, row: percentile_text(row.latency.e2e_ms, 0.9))
-P99 = Column("p99", "ms", lambda record, row: percentile_text(row.latency.e2e_ms, 0.99))
-FIRST_MASK = Column("First mask", "ms", lambda record, row: significant(row.process.first_mask_ms))
-PEAK_MEMORY = Column(
-    "Peak memory", "MiB", lambda record, row: significant(row.process.peak_rss_mib)
-)
-FILE = Column("File", "MiB", lambda record, row: significant(mib(row.file_bytes)))
-NETWORK: tuple[Column, ...] = (
-    Column("Input", "px", lambda record, row: input_size(row)),
-    Column("Parameters", "M", lambda record, row: significant(row.parameters / 1e6)),
-    Column("MACs", "G", lambda record, row: significant(row.macs / 1e9)),
-)
-
-# What the pages show, what matters most first, and what fits into a terminal.
-COLUMNS: tuple[Column, ...] = (
-    *(NAME, P50),
-    Column("Latency vs reference", "99 %", _latency_vs_reference),
-    Column("Dice", "95 %", _dice),
-    Column("Dice vs reference", "95 %", _dice_vs_reference),
-    *(P90, P99),
-    Column("Frames/s", "95 %", lambda record, row: fps_text(row.offline)),
-    *(FIRST_MASK, PEAK_MEMORY, FILE),
-)
-TERMINAL_COLUMNS: tuple[Column, ...] = (
-    NAME,
-    *NETWORK,
-    *(FILE, PEAK_MEMORY, P50, P90, P99),
-    Column(
-        "Frames/s", "", lambda record, row: significant(row.offline.fps) if row.offline else MISSING
-    ),
-    Column("Dice", "", _mean_dice),
-    Column("vs reference", "", _latency_vs_reference),
-)

@@ -37,7 +37,7 @@ from ...runtime.progress import Progress, quiet
 from ...runtime.session import Session
 
 if TYPE_CHECKING:
-    from ...benchmarks.record import Candidate
+    from ...benchmarks.run import Candidate
     from ...kd.checkpoint import Checkpoint
 
 PHANTOMS = 32  # that calibrate where the user gives no frames
@@ -226,6 +226,7 @@ def _onnxruntime_default(folder: Path, threads: int) -> Engine:
         "threads": _DEFAULT,
         "streams": "1",
         "pinning": _DEFAULT,
+        "float type": "f32",  # its CPU provider computes in the graph's own
         "affinity": affinity(),
     }
 
@@ -279,7 +280,7 @@ def _require_engine(engine: str) -> None:
 
 def _candidate(name: str, user: _User, folder: Path, threads: int) -> Candidate:
     from ...benchmarks.measure.complexity import count_complexity
-    from ...benchmarks.record import Candidate
+    from ...benchmarks.run import Candidate
     from ...kd.models import complexity_of
 
     rival = RIVALS[name]

@@ -22,6 +22,7 @@ from ...runtime.errors import InputError, Refused
 from ...runtime.files import sha256_of_file
 from ...runtime.image import read_image
 from ...runtime.layout import Layout
+from ...runtime.paths import takes_paths
 from ...runtime.progress import Progress, quiet
 from ...runtime.session import Session, first_installed, session_of
 from ...runtime.store import SUFFIX
@@ -29,14 +30,16 @@ from ...runtime.store import SUFFIX
 if TYPE_CHECKING:
     from ...benchmarks.measure.latency import Frame
     from ...benchmarks.measure.prediction import DevicePeaks
-    from ...benchmarks.record import Candidate, Proof
+    from ...benchmarks.record import Proof
     from ...benchmarks.report.evidence import Evidence
+    from ...benchmarks.run import Candidate
     from ...export.calibration import CalibrationSet
     from ...export.pipeline import Frames, Network, Retrain, Retrained
     from ...export.qdq import Rounding
     from ...kd.data.dataset import Dataset, Sample
     from ...kd.qat import TrainedRun
 
+Folders = Sequence[Path]  # of data sets, each PATH or NAME=PATH, as `read_datasets` takes them
 # What stands in for images where the user has none: drawn anew each time, always the same.
 PHANTOMS = 160
 PHANTOM_SEED = 0
@@ -117,9 +120,19 @@ class Source:
 
         return frozenset(read_evidence(zoo.evidence_file(self.path), self.path).trained_on)
 
-    def training_data(self) -> Mapping[str, str]:
-        """Return name, licence and citation of the training images; empty where not known."""
-        return zoo.DATA if self.folder == zoo.FOLDER.resolve() and not self.is_onnx else {}
+    def training_data(self, provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return what is known of each data set that a network was trained on.
+
+        Args:
+            provenance: of its checkpoint.
+
+        Returns:
+            As `kd.data.catalogue.describe_sets`; empty where no set is named.
+        """
+        from ...kd.data.catalogue import describe_sets
+
+        shipped = self.folder == zoo.FOLDER.resolve() and not self.is_onnx
+        return describe_sets(provenance.get("data", [zoo.UNNAMED_SET] if shipped else []))
 
     def open(self, engine: str | None, threads: int) -> Session:
         """Open a session; a checkpoint runs in PyTorch (`TORCH_ENGINES`) and in no other engine."""
@@ -140,6 +153,7 @@ class Source:
         return Session.over(TorchEngine(loaded, threads or available_threads()), loaded.contract)
 
 
+@takes_paths
 def find_source(path: Path) -> Source:
     """Say what a path is; one that does not exist may be the name of a shipped student.
 
@@ -155,7 +169,7 @@ def find_source(path: Path) -> Source:
         )
     if (path / "manifest.json").is_file() or (path / "SHA256SUMS").is_file():
         return Source(path, is_bundle=True)
-    if path.suffix == ".onnx" and path.is_file():
+    if path.suffix.lower() == ".onnx" and path.is_file():
         raise InputError("E-SOURCE", f"{path} is ONNX, which only `edgeseg export` takes")
     checkpoint = path / STUDENT_FILE if path.is_dir() else path
     if not checkpoint.is_file():
@@ -168,6 +182,7 @@ def find_source(path: Path) -> Source:
     return Source(checkpoint, is_bundle=False)
 
 
+@takes_paths
 def checkpoint_of(path: Path) -> Source:
     """Return the checkpoint of a run, or the one named. Raises InputError (E-SOURCE)."""
     source = find_source(path)
@@ -176,6 +191,7 @@ def checkpoint_of(path: Path) -> Source:
     return source
 
 
+@takes_paths
 def load_exportable(path: Path, contract: Path | None) -> tuple[Source, Network]:
     """Return what an export starts from: a checkpoint, or an ONNX from elsewhere.
 
@@ -188,7 +204,7 @@ def load_exportable(path: Path, contract: Path | None) -> tuple[Source, Network]
     from ...export.foreign import read_onnx
     from ...export.pipeline import load_trained
 
-    if path.suffix == ".onnx" and path.is_file():
+    if path.suffix.lower() == ".onnx" and path.is_file():
         return Source(path, is_bundle=False, is_onnx=True), read_onnx(path, contract)
     if contract is not None:
         raise InputError("E-CONTRACT", f"{path} carries its input contract; leave --contract out")
@@ -196,6 +212,7 @@ def load_exportable(path: Path, contract: Path | None) -> tuple[Source, Network]
     return found, load_trained(found.path)
 
 
+@takes_paths
 def read_layout(file: Path) -> Layout:
     """Read where the image is in a maker's frames; JSON as in a manifest, at most 64 KiB.
 
@@ -214,26 +231,44 @@ def read_layout(file: Path) -> Layout:
     return Layout.from_dict(content)
 
 
+def temperature_of(source: Source) -> float | None:
+    """Return the temperature that `edgeseg tune` fitted; None where it was never called."""
+    from .tuning import temperature_in
+
+    if source.is_bundle:
+        return temperature_in(open_bundle(source.path).manifest.provenance.get("training"))
+    from ...kd.checkpoint import load_checkpoint
+
+    return temperature_in(load_checkpoint(source.path).provenance)
+
+
 def default_part(sources: Sequence[Source]) -> str:
     """Return "test", or "unseen" where a shipped student is among the sources."""
     return "test" if all(source.trained_on() is None for source in sources) else "unseen"
 
 
+def leak_of(source: Source, part: str) -> str:
+    """Return what must stand beside figures on a part of a source's own split; mostly nothing."""
+    from ...kd.data.split import read_split
+
+    return "" if part in ("unseen", "all") else read_split(source.split_file()).leak
+
+
 def samples_for(
-    source: Source, data: Path, part: str, progress: Progress = quiet
+    source: Source, data: Folders, part: str, progress: Progress = quiet
 ) -> tuple[Sample, ...]:
     """Return the samples of a part for one source; see `common_samples`."""
     return common_samples([source], data, part, progress)
 
 
 def common_samples(
-    sources: Sequence[Source], data: Path, part: str, progress: Progress = quiet
+    sources: Sequence[Source], data: Folders, part: str, progress: Progress = quiet
 ) -> tuple[Sample, ...]:
     """Return the samples of a part that is the same for all sources.
 
     Args:
         sources: at least one.
-        data: root of a data set.
+        data: roots of one data set or several (see `read_datasets`).
         part: "train", "val" or "test" of the sources' own split; "all" for every image; "unseen"
             for those that no shipped student among the sources was trained on.
         progress: shows the search for near-duplicates, which "all" and "unseen" need.
@@ -246,11 +281,11 @@ def common_samples(
             may have trained another; E-DATA-SEEN if a shipped student was trained on some of
             "all", or on everything; those of `Source.trained_on`.
     """
-    from ...kd.data.dataset import read_dataset
+    from ...kd.data.dataset import read_datasets
     from ...kd.data.duplicates import with_groups
     from ...kd.data.split import read_split, samples_of
 
-    dataset = read_dataset(data)
+    dataset = read_datasets(data)
     if part in ("unseen", "all"):
         return with_groups(_untrained_samples(sources, dataset, part), progress=progress)
     first, *others = [(source, sha256_of_file(source.split_file())) for source in sources]
@@ -300,7 +335,8 @@ def _untrained_samples(
 class CalibrationRequest:
     """What the user wants INT8 ranges from; at most one of the first three."""
 
-    data: Path | None = None  # root of a data set: its train part calibrates, its val part checks
+    # roots of data sets, none or more: their train part calibrates, their val part checks
+    data: Folders = ()
     record: Path | None = None  # of an earlier calibration
     synthetic: bool = False  # phantoms
     images: int = 200  # most frames
@@ -383,7 +419,7 @@ def retraining_of(source: Source, request: CalibrationRequest, epochs: int) -> R
             f"{source.path} is {what}, and --qat trains the student of a run on; name a run of "
             "`edgeseg train`, or leave --qat out",
         )
-    if request.data is None:
+    if not request.data:
         raise InputError(
             "E-QAT-DATA",
             f"--qat trains {source.path} on; name the data set of its run with --calib",
@@ -400,7 +436,7 @@ def retraining_of(source: Source, request: CalibrationRequest, epochs: int) -> R
 
 def _retrain(
     source: Source,
-    data: Path,
+    data: Folders,
     run: TrainedRun,
     epochs: int,
     rounding: Rounding,
@@ -445,24 +481,24 @@ def _phantom_parts(phantoms: Dataset, progress: Progress) -> _Parts:
     )
 
 
-def _parts_of(source: Source, data: Path | None, progress: Progress) -> _Parts | None:
+def _parts_of(source: Source, data: Folders, progress: Progress) -> _Parts | None:
     """Return the parts of the user's data; None where a shipped student comes without."""
     from ...export.pipeline import RUN_SPLIT
-    from ...kd.data.dataset import read_dataset
+    from ...kd.data.dataset import read_datasets
     from ...kd.data.split import make_split, samples_of
 
-    if data is None and source.trained_on() is None:
+    if not data and source.trained_on() is None:
         what = "images with masks" if source.is_onnx else "the data set of its run"
         raise InputError(
             "E-CALIB-MISSING",
             f"{source.path} needs {what}; name them with --calib (only a shipped student does "
             "without)",
         )
-    if data is None:
+    if not data:
         return None
     if source.trained_on() is None and not source.is_onnx:
         return _Parts(partial(samples_for, source, data), RUN_SPLIT, "val")
-    dataset = read_dataset(data)
+    dataset = read_datasets(data)
     split = make_split(dataset, seed=0, progress=progress)
     return _Parts(
         partial(samples_of, split, dataset),
@@ -545,22 +581,22 @@ def _require_others(record: Path, frames: Collection[str], checks: Sequence[Samp
             )
 
 
-def calibrate_shipped(weights: Source, data: Path, images: int, progress: Progress) -> str:
+def calibrate_shipped(weights: Source, data: Folders, images: int, progress: Progress) -> str:
     """Return the record of ranges that ships with a student, as JSON.
 
     Args:
         weights: the checkpoint.
-        data: root of the data set it was trained on; the train part of its split calibrates.
+        data: roots of the data sets it was trained on; the train part of its split calibrates.
         images: most frames.
         progress: wraps the frames.
     """
     from ...export.calibration import calibrate
     from ...export.pipeline import load_trained, read_calibration_frames
-    from ...kd.data.dataset import read_dataset
+    from ...kd.data.dataset import read_datasets
     from ...kd.data.split import read_split, samples_of
 
     trained = load_trained(weights.path)
-    samples = samples_of(read_split(weights.split_file()), read_dataset(data), "train")
+    samples = samples_of(read_split(weights.split_file()), read_datasets(data), "train")
     frames = read_calibration_frames(
         [each.image for each in samples],
         images,
@@ -583,13 +619,14 @@ def phantom_dataset(progress: Progress = quiet) -> Iterator[Dataset]:
         )
 
 
+@takes_paths
 def gather_evidence(
     name: str,
     record: Path,
     measured: Source,
     bundle: Path,
     weights: Source,
-    data: Path,
+    data: Folders,
     progress: Progress,
 ) -> tuple[Evidence, bytes]:
     """Gather what is known of a student that is to ship; return it with the PNG of its failures.
@@ -600,11 +637,12 @@ def gather_evidence(
         measured: the checkpoint trained on the train part of a split.
         bundle: the INT8 bundle of `measured`.
         weights: what ships: `measured` itself, or the same network trained on the whole data set.
-        data: root of that data set.
+        data: roots of its data sets.
         progress: wraps the long loops.
 
     Raises InputError: E-REPORT-SCHEMA, E-CARD-RECORD, E-CARD-WEIGHTS (the three do not belong
-    together), those of `load_checkpoint` and `read_dataset`.
+    together), those of `load_checkpoint` and `read_dataset`. Refused: E-EMPTY-MARKED, see
+    `require_empty`; INT8 is that of `measured`.
     """
     from ...benchmarks.measure.accuracy import score_images
     from ...benchmarks.record import from_json
@@ -617,8 +655,9 @@ def gather_evidence(
     )
     from ...benchmarks.report.model_card import draw_cases, worst_of
     from ...kd.checkpoint import load_checkpoint
-    from ...kd.data.dataset import read_dataset
+    from ...kd.data.dataset import read_datasets
     from ...kd.data.split import read_split, samples_of
+    from .empty_frames import require_empty
 
     fp32, int8, split_sha256 = measured_rows(from_json(record.read_bytes()))
     trial, shipped = load_checkpoint(measured.path), load_checkpoint(weights.path)
@@ -640,17 +679,19 @@ def gather_evidence(
             f"{weights.path} is another network than the measured {measured.path}, or has another "
             "input; train both alike",
         )
-    dataset = read_dataset(data)
+    dataset = read_datasets(data)
     split = read_split(weights.split_file())
     images = [sample.image for sample in samples_of(split, dataset, "train")]
     if shipped.sha256 != trial.sha256 and len(images) != len(dataset.samples):
         raise InputError(
             "E-CARD-WEIGHTS",
             f"{weights.path} was trained on {len(images)} images, not on all "
-            f"{len(dataset.samples)} of {data}; train on all of them, or ship the measured ones",
+            f"{len(dataset.samples)} of {dataset.where}; train on all of them, or ship the "
+            "measured ones",
         )
     hashes = [sha256_of_file(image) for image in progress(images, "hashing files")]
     session = weights.open("torch", 0)
+    require_empty({"FP32": session, "INT8": session_of(exported)}, progress)
     with phantom_dataset(progress) as phantoms:
         failures = worst_of(score_images(session.predict, phantoms.samples, progress=progress))
         by_name = {sample.name: sample for sample in phantoms.samples}
@@ -664,7 +705,9 @@ def gather_evidence(
         parameters=fp32.parameters,
         macs=fp32.macs,
         checkpoint_sha256=shipped.sha256,
-        training=settings_of(shipped.provenance),
+        training=settings_of(
+            {**shipped.provenance, "data": weights.training_data(shipped.provenance)}
+        ),
         trained_on=tuple(sorted(hashes)),
         measured_training=settings_of(trial.provenance),
         split_sha256=split_sha256,
@@ -727,7 +770,7 @@ def _engines_of(source: Source) -> list[str]:
 
 
 def _of_bundle(source: Source, engines: Sequence[str], threads: int) -> list[Candidate]:
-    from ...benchmarks.record import Candidate
+    from ...benchmarks.run import Candidate
 
     bundle = open_bundle(source.path)
     manifest = bundle.manifest
@@ -766,7 +809,7 @@ def _another(bundle: Bundle, engine: str, threads: int) -> Session:
     return session_of(bundle, engine=engine, threads=threads)
 
 
-def train_frames(source: Source, data: Path, count: int) -> tuple[Frame, ...]:
+def train_frames(source: Source, data: Folders, count: int) -> tuple[Frame, ...]:
     """Return frames of the train part of a run, uint8 [H, W] each, spread over its images."""
     samples = samples_for(source, data, "train")
     return tuple(each.read_image() for each in samples[:: max(1, len(samples) // count)][:count])
@@ -838,7 +881,7 @@ def _of_checkpoint(source: Source, engines: Sequence[str], threads: int) -> list
     if not wanted:
         return []
     threads = threads or available_threads()
-    from ...benchmarks.record import ANY_BATCH, Candidate
+    from ...benchmarks.run import ANY_BATCH, Candidate
     from ...kd.checkpoint import load_checkpoint
     from ...kd.models import complexity_of
 

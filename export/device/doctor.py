@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ...runtime.engines import ENGINES
 from .. import target as table_of_targets
 from .jobs import Outcome
 from .ssh import not_understood
@@ -23,7 +24,8 @@ _MODULES = {
     "PIL": "sudo apt install python3-pil",
     "tensorrt": f"sudo apt install python3-libnvinfer (all of JetPack: {_JETSON_PACKAGE})",
 }
-_ENGINES = ("onnxruntime", "openvino", "tensorrt")  # modules
+# Modules of the engines.
+_ENGINES = tuple(dict.fromkeys(entry.package for entry in ENGINES.values()))
 # In the device tree's model -> the module's row in targets.json, told apart by memory.
 _FAMILIES = {
     "orin nano": "orin-nano",
@@ -145,7 +147,7 @@ def _findings(facts: Mapping[str, Any], target: str | None, name: str) -> list[F
             fix = _MODULES.get(module, f"{facts['executable']} -m pip install --upgrade {module}")
             what = f"{module} is there and does not load: {told['error']}"
             found.append(Finding(what, fix, module in _MODULES))
-    if not jetson and not any(map(_loads, (modules[each] for each in _ENGINES))):
+    if not jetson and not any(map(_loads, (modules.get(each) for each in _ENGINES))):
         fix = f"{facts['executable']} -m pip install onnxruntime"
         found.append(Finding("no engine", fix, True))
     if jetson and facts["cuda"] is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,10 @@ import numpy.typing as npt
 from ...runtime.errors import InputError
 from ...runtime.files import sha256_of_file
 from ...runtime.image import read_image
+from ...runtime.paths import takes_paths
 from ...runtime.progress import Progress, quiet
-from .dataset import LABELS, list_files
-from .duplicates import groups_from_pairs, near_duplicates, pairs_of
+from .dataset import EVERY_LABEL, LABELS, list_files, named_folders
+from .duplicates import groups_from_pairs, near_duplicates, pairs_of, patient_pairs
 from .masks import Mask, inspect_mask, read_mask
 from .sample import Sample
 
@@ -28,16 +29,22 @@ _SHOWN = 8  # entries of each kind in the text report; to_dict() has all
 
 @dataclass(frozen=True)
 class Audit:
-    """The findings, as names relative to the root; empty tuples where all is well."""
+    """The findings, as names relative to the root; empty tuples where all is well.
 
-    root: str
+    Of several data sets the names begin with the set's.
+    """
+
+    root: str  # of several: joined by " and ", as their layouts are
     layout: str
     images: dict[str, int]  # usable ones by class
+    patients: int  # 0 where the data set does not tell
+    groups: int  # of a patient's images and near-duplicates, which a split keeps in one part
     duplicate_groups: int  # groups of two and more near-duplicates
     duplicate_images: int  # images in them
     # Near-duplicates under two classes are a fact to know, not a defect to mend: the split keeps
     # them together. The same holds for `duplicate_groups`.
     cross_class: tuple[tuple[str, str, float], ...]  # two images, their correlation
+    cross_patient: tuple[tuple[str, str, float], ...]  # the same, of two patients or data sets
     # From here on every entry is a problem.
     unreadable: tuple[str, ...]  # "name: reason", images and masks
     size_mismatches: tuple[str, ...]  # "mask 10x10, image 20x20"
@@ -89,71 +96,84 @@ _PROBLEMS = {  # field: its line in the report
 }
 
 
-_FOUND_IN_FILES = (
-    *("unreadable", "size_mismatches", "empty_masks", "marked_normals", "blank_files"),
-    *("several_pages", "odd_values", "alpha_masks", "large_lesions"),
-)
-
-
-def audit_dataset(root: Path, *, progress: Progress = quiet) -> Audit:
-    """Read every file of a data set and list all defects.
+@takes_paths
+def audit_datasets(folders: Sequence[Path], *, progress: Progress = quiet) -> Audit:
+    """Read every file of one data set or several and list all defects.
 
     Args:
-        root: the data set's folder.
+        folders: as `read_datasets` takes them.
         progress: wraps the loops over images.
 
     Raises:
-        InputError: E-DATA-FOLDER, E-DATA-LAYOUT, E-DATA-EMPTY, or E-DATA-LABEL where the class
-            list as a whole cannot be used; single defects are reported instead.
+        InputError: E-DATA-NAME, E-DATA-FOLDER, E-DATA-LAYOUT, E-DATA-EMPTY, or E-DATA-LABEL and
+            E-DATA-PATIENT where a list as a whole cannot be used; single defects are reported
+            instead.
         EngineError: E-EXTRA-MISSING, for an XLSX class list without openpyxl.
     """
-    layout, listing = list_files(root)
-    found: dict[str, list[str]] = {kind: [] for kind in _FOUND_IN_FILES}
+    sets = [(name, root, *list_files(root)) for name, root in named_folders(folders)]
+    found: dict[str, list[str]] = {kind: [] for kind in _PROBLEMS}
     readable: list[Sample] = []
     by_digest: dict[str, list[str]] = {}
-    for sample in progress(listing.samples, "checking files"):
-        image = _read(sample.image, read_image, root, found)
-        if image is None:
-            continue
-        readable.append(sample)
-        by_digest.setdefault(sha256_of_file(sample.image), []).append(sample.name)
-        _check_masks(sample, image.shape, root, found)
+    for name, root, _, listing in sets:
+        named = partial(_name, root, f"{name}/" if len(sets) > 1 else "")
+        for listed in progress(listing.samples, "checking files"):
+            sample = replace(listed, name=named(listed.image), source=name)
+            image = _read(sample.image, read_image, named, found)
+            if image is None:
+                continue
+            readable.append(sample)
+            by_digest.setdefault(sha256_of_file(sample.image), []).append(sample.name)
+            _check_masks(sample, image.shape, named, found)
+        found["without_mask"] += [named(sample.image) for sample in listing.without_mask]
+        found["orphan_masks"] += map(named, listing.orphan_masks)
+        found["label_faults"] += listing.label_faults
     pairs = near_duplicates(readable, progress=progress)
     members = Counter(groups_from_pairs(len(readable), pairs_of(pairs)))
     sizes = [size for size in members.values() if size > 1]
+    whole = groups_from_pairs(len(readable), [*pairs_of(pairs), *patient_pairs(readable)])
     labels = Counter(sample.label for sample in readable)
+
+    def alike(differ: Callable[[Sample, Sample], bool]) -> tuple[tuple[str, str, float], ...]:
+        ends = [(readable[pair.first], readable[pair.second], pair) for pair in pairs]
+        return tuple(
+            (one.name, other.name, round(pair.correlation, 3))
+            for one, other, pair in ends
+            if differ(one, other)
+        )
+
     return Audit(
-        root=str(root),
-        layout=layout,
-        images={label: labels[label] for label in LABELS},
+        root=" and ".join(str(root) for _, root, _, _ in sets),
+        layout=" and ".join(layout for _, _, layout, _ in sets),
+        images={label: labels[label] for label in EVERY_LABEL if label in LABELS or labels[label]},
+        patients=len({(s.source, s.patient) for s in readable if s.patient is not None}),
+        groups=len(set(whole)),
         duplicate_groups=len(sizes),
         duplicate_images=sum(sizes),
-        cross_class=tuple(
-            (readable[pair.first].name, readable[pair.second].name, round(pair.correlation, 3))
-            for pair in pairs
-            if readable[pair.first].label != readable[pair.second].label
+        cross_class=alike(lambda one, other: one.label != other.label),
+        cross_patient=alike(
+            lambda one, other: one.source != other.source or one.patient != other.patient
         ),
-        **{kind: tuple(found[kind]) for kind in _FOUND_IN_FILES},
-        without_mask=tuple(sample.name for sample in listing.without_mask),
-        orphan_masks=tuple(_name(mask, root) for mask in listing.orphan_masks),
-        label_faults=listing.label_faults,
+        **{kind: tuple(entries) for kind, entries in found.items() if kind != "identical"},
         identical=tuple(tuple(names) for names in by_digest.values() if len(names) > 1),
     )
 
 
-def _name(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
+def _name(root: Path, prefix: str, path: Path) -> str:
+    return prefix + path.relative_to(root).as_posix()
 
 
 def _read(
-    path: Path, read: Callable[[Path], _Content], root: Path, found: dict[str, list[str]]
+    path: Path,
+    read: Callable[[Path], _Content],
+    named: Callable[[Path], str],
+    found: dict[str, list[str]],
 ) -> _Content | None:
     """Return the pixels, or None after noting why there are none."""
     try:
         return read(path)
     except InputError as error:
         kind = "several_pages" if error.code == "E-IMAGE-FRAMES" else "unreadable"
-        found[kind].append(f"{_name(path, root)}: {error}")
+        found[kind].append(f"{named(path)}: {error}")
         return None
 
 
@@ -167,17 +187,20 @@ def _inspect(sample: Sample, path: Path) -> Mask:
 
 
 def _check_masks(
-    sample: Sample, shape: tuple[int, ...], root: Path, found: dict[str, list[str]]
+    sample: Sample,
+    shape: tuple[int, ...],
+    named: Callable[[Path], str],
+    found: dict[str, list[str]],
 ) -> None:
     """Note the defects of a sample's masks; [H, W] is the image's shape."""
     union = np.zeros(shape, np.bool_)
     blank, marked, complete = [], False, True
     for path in sample.masks:
-        mask = _read(path, partial(_inspect, sample), root, found)
+        mask = _read(path, partial(_inspect, sample), named, found)
         if mask is None:
             complete = False
             continue
-        name, lesion = _name(path, root), mask.lesion
+        name, lesion = named(path), mask.lesion
         if mask.odd_values:
             found["odd_values"].append(f"{name}: {mask.odd_values}")
         if mask.has_alpha:
@@ -212,6 +235,11 @@ def render(audit: Audit) -> str:
         f"{audit.duplicate_groups} groups; {len(audit.cross_class)} pairs under two classes",
         *_shown(f"{first} = {second} ({r:.2f})" for first, second, r in audit.cross_class),
     ]
+    if audit.cross_patient:
+        lines.append(f"near-duplicates of two patients or data sets: {len(audit.cross_patient)}")
+        lines += _shown(f"{first} = {second} ({r:.2f})" for first, second, r in audit.cross_patient)
+    if audit.patients:
+        lines.append(f"patients: {audit.patients}; a split keeps {audit.groups} groups whole")
     for kind, title in _PROBLEMS.items():
         entries = getattr(audit, kind)
         if entries:

@@ -15,6 +15,7 @@ from pathlib import Path
 from ...runtime.errors import InputError
 from ...runtime.files import sha256_of_file
 from ...runtime.folder import IMAGE_SUFFIXES
+from ...runtime.paths import takes_paths
 from .labels import EVERY_LABEL as EVERY_LABEL
 from .labels import LABELS as LABELS
 from .labels import UNCLASSED as UNCLASSED
@@ -52,6 +53,7 @@ class Dataset:
         return " and ".join(str(member.root) for member in self.members)
 
 
+@takes_paths
 def read_datasets(folders: Sequence[Path]) -> Dataset:
     """Read one data set or several as one.
 
@@ -78,6 +80,7 @@ def read_datasets(folders: Sequence[Path]) -> Dataset:
     return Dataset(tuple(each.members[0] for each in sets), samples)
 
 
+@takes_paths
 def read_dataset(root: Path) -> Dataset:
     """Find out the layout of a folder and list its samples.
 
@@ -91,6 +94,7 @@ def read_dataset(root: Path) -> Dataset:
     return _read(*_name_and_root(root))
 
 
+@takes_paths
 def named_folders(folders: Sequence[Path]) -> tuple[tuple[str, Path], ...]:
     """Return name and root of each folder, in the order given. Raises InputError: E-DATA-NAME."""
     named = tuple(map(_name_and_root, folders))
@@ -153,6 +157,7 @@ def _require_one_set_each(samples: Sequence[Sample]) -> None:
         raise InputError("E-DATA-FOLDER", f"cannot read an image ({error})") from error
 
 
+@takes_paths
 def list_files(root: Path) -> tuple[str, Listing]:
     """Return the name of a folder's layout and what it finds, defects of single files included.
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from ...runtime.errors import InputError
 from ...runtime.files import atomic_folder
+from ...runtime.paths import takes_paths
 from ...runtime.progress import Progress, quiet
 from .dataset import LABELS, Dataset, read_dataset
 
@@ -54,6 +55,7 @@ class _Tissue:
     loss: _Field  # attenuation relative to ordinary tissue
 
 
+@takes_paths
 def write_phantoms(out: Path, *, count: int, seed: int = 0, progress: Progress = quiet) -> Dataset:
     """Write frames and masks in BUSI layout: 45 % benign, 40 % malignant, 15 % normal.
 

@@ -9,23 +9,25 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from ... import __version__
 from ...runtime.errors import InputError
 from ...runtime.files import sha256_of_file, write_bytes
+from ...runtime.paths import takes_paths
 from ...runtime.progress import Progress, quiet
 from .dataset import EVERY_LABEL, LABELS, Dataset
 from .duplicates import group_duplicates
+from .labels import MAX_LIST_BYTES, image_key
 from .sample import Sample
 
 PARTS = ("train", "val", "test")
 SCHEMA = "edgeseg.split/1"  # of one data set
-SCHEMA_OF_SETS = "edgeseg.split/2"  # of several
+SCHEMA_OF_SETS = "edgeseg.split/2"  # of several, or from lists of images
 MAX_SPLIT_BYTES = 64 << 20  # compared with the file size before anything is read; 100 000 images
 _ENTRY = ("name", "label", "group", "part", "image_sha256", "mask_sha256")  # fields in the file
 _Class = tuple[str, str]  # a data set's name and a label
@@ -54,6 +56,20 @@ class Split:
     layouts: Mapping[str, str]  # by name of the data set; the name is empty where there is one only
     tool_version: str
     entries: tuple[SplitEntry, ...]
+    # Of a split from lists of images: groups that are in more than one part. None: of one that was
+    # made by group, and has none.
+    torn_groups: int | None = None
+
+    @property
+    def leak(self) -> str:
+        """What must stand beside any figure on this split; empty where it is made by group."""
+        if self.torn_groups is None:
+            return ""
+        return (
+            f"the split was made from lists and tears {self.torn_groups} groups of near-duplicates "
+            "or patients: its test part "
+            + ("has seen relatives in training" if self.torn_groups else "happens to be clean")
+        )
 
 
 def make_split(
@@ -127,6 +143,93 @@ def make_folds(
         )
         for fold in range(folds)
     )
+
+
+@takes_paths
+def split_from_lists(
+    dataset: Dataset, lists: Sequence[Path], *, progress: Progress = quiet
+) -> Split:
+    """Divide data as lists of images say: a published split. It may tear groups, and says so.
+
+    An image that is in no list is in no part.
+
+    Args:
+        dataset: what to divide.
+        lists: text files for train, val and, where it is given, test, with an image a line: its
+            name in the data set, or its file's name where that tells it. Empty lines and those that
+            begin with # do not count.
+        progress: wraps the loops over images.
+
+    Raises InputError: E-SPLIT-LIST (a list that cannot be read, an image that is unknown, not told
+    by its name or listed twice, nothing to train on), or E-IMAGE-* for an unreadable image.
+    """
+    part_of: dict[str, str] = {}
+    found = _Finder(dataset)
+    for part, path in zip(PARTS, lists, strict=False):
+        for line in _lines(path):
+            name = found(line, path)
+            if name in part_of:
+                raise InputError(
+                    "E-SPLIT-LIST",
+                    f"{path} lists {line!r}, which is in the {part_of[name]} list already; leave "
+                    "it in one",
+                )
+            part_of[name] = part
+    if "train" not in part_of.values():
+        raise InputError("E-SPLIT-LIST", f"{lists[0]} lists no image to train on; add some")
+    listed = replace(dataset, samples=tuple(s for s in dataset.samples if s.name in part_of))
+    source_of = {sample.name: sample.source for sample in listed.samples}
+    entries = tuple(
+        replace(entry, part=part_of[entry.name], source=source_of[entry.name])
+        for entry in _look_and_hash(listed, progress)
+    )
+    counts = Counter(entry.part for entry in entries)
+    shares = [counts[part] / len(entries) for part in PARTS]
+    layouts = {each.name: each.layout for each in dataset.members}
+    fractions = (shares[0], shares[1], shares[2])
+    return Split(0, fractions, layouts, __version__, entries, _torn_groups(entries))
+
+
+class _Finder:
+    """Finds the image that a line of a list means."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._names = {sample.name for sample in dataset.samples}
+        self._by_key: dict[str, list[str]] = {}
+        for sample in dataset.samples:
+            self._by_key.setdefault(image_key(sample.image.name), []).append(sample.name)
+
+    def __call__(self, line: str, path: Path) -> str:
+        if line in self._names:
+            return line
+        names = self._by_key.get(image_key(PurePath(line.replace("\\", "/")).name), [])
+        if len(names) == 1:
+            return names[0]
+        meant = f"may be {' or '.join(names[:2])}" if names else "is no image of the data"
+        raise InputError(
+            "E-SPLIT-LIST",
+            f"{path} lists {line!r}, which {meant}; write its name in the data set, such as "
+            f"{min(self._names)!r}",
+        )
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        if path.stat().st_size > MAX_LIST_BYTES:
+            raise ValueError(f"over {MAX_LIST_BYTES} bytes")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            "E-SPLIT-LIST", f"cannot read {path} ({error}); give UTF-8 text with an image a line"
+        ) from error
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def _torn_groups(entries: Iterable[SplitEntry]) -> int:
+    parts: dict[int, set[str]] = {}
+    for entry in entries:
+        parts.setdefault(entry.group, set()).add(entry.part)
+    return sum(len(found) > 1 for found in parts.values())
 
 
 def _look_and_hash(dataset: Dataset, progress: Progress) -> tuple[SplitEntry, ...]:
@@ -237,22 +340,25 @@ def split_to_json(split: Split) -> str:
         "fractions": split.fractions,
         **of_sets,
         "tool_version": split.tool_version,
+        **({} if split.torn_groups is None else {"torn_groups": split.torn_groups}),
         "entries": entries,
     }
     return json.dumps(fields, indent=1) + "\n"
 
 
+@takes_paths
 def write_split(split: Split, path: Path) -> None:
     """Write a split as JSON (docs/formats.md), whole or not at all. Raises OutputError."""
     write_bytes(path, split_to_json(split))
 
 
+@takes_paths
 def read_split(path: Path) -> Split:
     """Read a split file.
 
     Raises:
         InputError: E-SPLIT-READ for a file that is missing, too large, broken, of another schema,
-            or that puts one group in two parts.
+            or that puts a group in two parts and does not count it.
     """
     try:
         size = path.stat().st_size
@@ -274,7 +380,9 @@ def _split_from_json(content: object) -> Split:
         raise ValueError(f"schema {schema!r}, this version reads {SCHEMA!r} and {SCHEMA_OF_SETS!r}")
     of_sets = schema == SCHEMA_OF_SETS
     layout = "layouts" if of_sets else "layout"
-    fields = _fields(content, "schema", "seed", "fractions", layout, "tool_version", "entries")
+    names = ["schema", "seed", "fractions", layout, "tool_version", "entries"]
+    listed = isinstance(content, dict) and of_sets and "torn_groups" in content
+    fields = _fields(content, *names, *(["torn_groups"] if listed else []))
     fractions = fields["fractions"]
     if not (isinstance(fractions, list) and len(fractions) == 3):
         raise ValueError("fractions are not three numbers")
@@ -288,16 +396,16 @@ def _split_from_json(content: object) -> Split:
     entries = tuple(_entry_from_json(entry, layouts) for entry in fields["entries"])
     if len({entry.name for entry in entries}) != len(entries):
         raise ValueError("an image is listed twice")
-    part_of: dict[int, str] = {}
-    for entry in entries:
-        if part_of.setdefault(entry.group, entry.part) != entry.part:
-            raise ValueError(f"group {entry.group} is in {part_of[entry.group]} and {entry.part}")
+    torn = _torn_groups(entries)
+    if torn != (fields["torn_groups"] if listed else 0):
+        raise ValueError(f"{torn} groups are in more than one part")
     return Split(
         _whole(fields["seed"]),
         (float(fractions[0]), float(fractions[1]), float(fractions[2])),
         {_text(name): _text(layout) for name, layout in layouts.items()},
         _text(fields["tool_version"]),
         entries,
+        torn if listed else None,
     )
 
 
@@ -353,7 +461,7 @@ def describe_split(split: Split) -> str:
             f"{part:6}" + "".join(f"{counts[source, part, label]:11}" for label in labels)
             for part in PARTS
         ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *([split.leak] if split.leak else [])])
 
 
 def samples_of(split: Split, dataset: Dataset, part: str) -> tuple[Sample, ...]:

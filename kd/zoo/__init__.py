@@ -24,15 +24,8 @@ SHIPPED: Mapping[str, str] = MappingProxyType(
         "t2kd-attunet": "Attention U-Net of the size that T²KD's authors give",
     }
 )
-# What they were trained on; the licence as SPDX names it.
-DATA: Mapping[str, str] = MappingProxyType(
-    {
-        "name": "BUSI",
-        "licence": "CC-BY-4.0",
-        "citation": "W. Al-Dhabyani, M. Gomaa, H. Khaled, A. Fahmy, Dataset of breast ultrasound "
-        "images, Data in Brief 28 (2020) 104863, doi 10.1016/j.dib.2019.104863",
-    }
-)
+# The data set of students whose checkpoints do not name theirs: those of before they did.
+UNNAMED_SET: Mapping[str, str] = MappingProxyType({"name": "busi", "layout": "busi"})
 
 
 def evidence_file(checkpoint: Path) -> Path:

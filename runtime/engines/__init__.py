@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import PurePosixPath
-from typing import Callable, Dict, Mapping, NamedTuple, Protocol, Tuple
+from typing import Callable, Dict, Mapping, NamedTuple, Optional, Protocol, Tuple
 
 import numpy as np
 
@@ -90,27 +90,32 @@ class _EngineEntry(NamedTuple):
     package: str  # importable name of the library
     extra: str  # what to install it with
     suffixes: Tuple[str, ...]  # of the model files, all needed
+    family: str  # of reports, which colour and compare by it
+    from_onnx: bool  # an ONNX makes its files on any machine, so it can be measured on any network
     opener: Callable[[ModelFiles, int], Engine]
     files_of: str = ""  # engine whose files it runs in a bundle, where not its own
     on_cpu: bool = False  # runs on any machine
+    on_nvidia: bool = True  # its GPUs are NVIDIA's
 
 
-_OPENVINO = ("openvino", "pip install 'edgeseg[openvino]'", (".xml", ".bin"))
-_ONNXRUNTIME = ("onnxruntime", "pip install onnxruntime", (".onnx",))
+_OPENVINO = ("openvino", "pip install 'edgeseg[openvino]'", (".xml", ".bin"), "openvino", True)
+_ONNXRUNTIME = ("onnxruntime", "pip install onnxruntime", (".onnx",), "onnxruntime", True)
 _TENSORRT = (
     "tensorrt",
     "apt install python3-libnvinfer on a Jetson, pip install 'edgeseg[tensorrt]' elsewhere",
     (".plan", ".json"),
+    "tensorrt",
+    False,
 )
-_TENSORRT_RTX = ("tensorrt_rtx", "pip install 'edgeseg[rtx]'", (".plan",))
-_ONNXRUNTIME_GPU = ("onnxruntime", "pip install onnxruntime-gpu", (".onnx",))
+_TENSORRT_RTX = ("tensorrt_rtx", "pip install 'edgeseg[rtx]'", (".plan",), "tensorrt", False)
+_ONNXRUNTIME_GPU = ("onnxruntime", "pip install onnxruntime-gpu", (".onnx",), "onnxruntime", True)
 
 # To add an engine: a module beside this one and a line here. One with `files_of` is in no bundle's
 # list, so it is never chosen but only asked for by name.
 ENGINES: Dict[str, _EngineEntry] = {
-    "openvino": _EngineEntry(*_OPENVINO, _open_openvino, on_cpu=True),
+    "openvino": _EngineEntry(*_OPENVINO, _open_openvino, on_cpu=True, on_nvidia=False),
     "onnxruntime": _EngineEntry(*_ONNXRUNTIME, _open_onnxruntime, on_cpu=True),
-    "openvino-gpu": _EngineEntry(*_OPENVINO, _open_openvino_gpu, "openvino"),
+    "openvino-gpu": _EngineEntry(*_OPENVINO, _open_openvino_gpu, "openvino", on_nvidia=False),
     "onnxruntime-cuda": _EngineEntry(*_ONNXRUNTIME_GPU, _open_onnxruntime_cuda, "onnxruntime"),
     "onnxruntime-tensorrt": _EngineEntry(
         *_ONNXRUNTIME_GPU, _open_onnxruntime_tensorrt, "onnxruntime"
@@ -118,6 +123,12 @@ ENGINES: Dict[str, _EngineEntry] = {
     "tensorrt": _EngineEntry(*_TENSORRT, _open_tensorrt),
     "tensorrt-rtx": _EngineEntry(*_TENSORRT_RTX, _open_tensorrt_rtx),
 }
+
+
+def entry_of(name: str) -> Optional[_EngineEntry]:
+    """Return the entry of an engine, or of what a name such as openvino-default begins with."""
+    after = [each for each in ENGINES if f"{name}-".startswith(f"{each}-")]
+    return ENGINES[max(after, key=len)] if after else None
 
 
 def files_of(name: str) -> str:

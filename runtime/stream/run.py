@@ -32,7 +32,7 @@ class Result:
     """How a stream ended."""
 
     summary: Dict[str, Any]  # JSON-ready; also summary.json of the outputs
-    signal: Optional[int]  # that ended it, SIGINT or SIGTERM; None: its source or its time did
+    signal: Optional[int]  # that ended it, one of `_signals_to`; None: its source or its time did
 
 
 def run_stream(
@@ -46,8 +46,8 @@ def run_stream(
 ) -> Result:
     """Run a stream to its end.
 
-    SIGINT and SIGTERM end it in good order: frames that are due are answered and the outputs are
-    finished. A second signal, and any error, leave no outputs.
+    SIGINT, SIGTERM and SIGHUP end it in good order: frames that are due are answered and the
+    outputs are finished. A second signal, and any error, leave no outputs.
 
     Args:
         source: of the frames; only its crop is segmented.
@@ -89,20 +89,23 @@ def run_stream(
 
 @contextlib.contextmanager
 def _signals_to(stop: Callable[[], None]) -> Iterator[List[int]]:
-    """Call `stop` on the first SIGINT or SIGTERM and yield the list that tells which came.
+    """Call `stop` on the first SIGINT, SIGTERM or SIGHUP and yield the list that tells which came.
 
-    The second one raises KeyboardInterrupt. Only in the main thread; elsewhere signals are the
-    caller's matter.
+    The second one raises KeyboardInterrupt, where neither is SIGHUP: a shell and the terminal that
+    it loses send one each, and systemd may send it beside SIGTERM. An ignored SIGHUP stays so:
+    nohup asks for that. Only in the main thread; elsewhere signals are the caller's matter.
     """
     caught: List[int] = []
 
     def handle(number: int, frame: object) -> None:
-        if caught:
+        if number != signal.SIGHUP and set(caught) - {signal.SIGHUP}:
             raise KeyboardInterrupt
         caught.append(number)
         stop()
 
-    kinds = (signal.SIGINT, signal.SIGTERM)
+    kinds = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        kinds.append(signal.SIGHUP)
     try:
         previous = {kind: signal.signal(kind, handle) for kind in kinds}
     except ValueError:  # not the main thread

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Dict, Protocol
 
 from ..errors import InputError
+from ..paths import takes_paths
 from .dicom import is_dicom, open_dicom
 from .images import is_images, open_images
 from .source import Source
@@ -42,6 +43,7 @@ KINDS: Dict[str, Kind] = {
 }
 
 
+@takes_paths
 def open_source(path: Path, *, whole_frame: bool = False) -> Source:
     """Open a source of frames by what it is.
 

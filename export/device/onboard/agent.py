@@ -485,7 +485,16 @@ def clean(request: Request) -> None:
 # --- doctor ---------------------------------------------------------------------------------------
 
 # Modules a device may need -> the attribute that tells their version.
-MODULES = ("numpy", "PIL", "tensorrt", "onnxruntime", "openvino", "cuda", "pycuda")
+MODULES = (
+    "numpy",
+    "PIL",
+    "tensorrt",
+    "tensorrt_rtx",
+    "onnxruntime",
+    "openvino",
+    "cuda",
+    "pycuda",
+)
 _PACKAGES = ("nvidia-l4t-core", "nvidia-jetpack", "tensorrt", "libnvinfer*", "python3-libnvinfer")
 _IMPORT = (
     "import importlib, importlib.util, json, sys\n"

@@ -210,10 +210,27 @@ static bool box_above(const float *logits, int width, int height, float level, e
     return box->bottom > 0;
 }
 
+static double logit(double probability) { return log(probability / (1 - probability)); }
+
+bool es_contract_drops(const es_contract *contract) {
+    return contract->least_area > 0 || contract->least_peak > 0;
+}
+
+void es_drop_components(es_canvas *canvas, const es_contract *contract, float *logits,
+                        es_run *runs) {
+    int width = canvas->network_width, height = canvas->network_height;
+    double level = logit(contract->threshold);
+    double least_px = ceil(contract->least_area * (double)area(width, height));
+    double least = contract->least_peak > 0 ? logit(contract->least_peak) : level;
+    /* A margin below the level: low + (up - low) * weight may come out above both in float. */
+    es_drop_small(logits, canvas->small, width, height, (float)level, (uint32_t)least_px,
+                  (float)least, (float)(level - 1), runs);
+}
+
 void es_mask_from_logits(es_canvas *canvas, const float *logits, double threshold, int width,
                          int height, uint8_t *mask, size_t mask_stride) {
     int from_width = canvas->network_width, from_height = canvas->network_height;
-    float level = (float)log(threshold / (1 - threshold));
+    float level = (float)logit(threshold);
     es_box box;
     for (int y = 0; y < height; y++) memset(mask + (size_t)y * mask_stride, 0, (size_t)width);
     if (!box_above(logits, from_width, from_height, level, &box)) return;

@@ -96,6 +96,7 @@ bool es_pgm_read(const uint8_t *bytes, size_t count, es_picture *picture);
 typedef struct es_contract {
     int width, height; /* px, multiples of 16 */
     double mean, std, threshold;
+    double least_area, least_peak; /* of a lesion: share of the frame, probability; 0: any */
 } es_contract;
 
 typedef struct es_box {
@@ -244,6 +245,26 @@ int es_bundle_open(const char *path, const char *key, const char *engine, es_bun
                    char *message);
 void es_bundle_close(es_bundle *bundle);
 
+/* --- components (lesion.c) -------------------------------------------------------------------- */
+
+typedef struct es_run {
+    uint32_t parent, area;
+    uint16_t row, start, end; /* px, end exclusive */
+    uint16_t left, right, bottom; /* of the component, valid at its root; row is its top */
+    bool border;              /* the component touches the mask's border */
+    float peak;               /* the highest logit of the component, where it was asked for */
+} es_run;
+
+/* Runs that the worst mask of this size has. */
+size_t es_max_runs(int width, int height);
+void es_fill_holes(uint8_t *mask, int width, int height, es_run *runs);
+void es_keep_largest(uint8_t *mask, int width, int height, es_run *runs);
+/* Finds the pixels above the level and sets the logits of those components of them to `to` that have
+ * fewer pixels than least_px, or whose highest logit lies below least_logit. mask: for as many pixels,
+ * overwritten. */
+void es_drop_small(float *logits, uint8_t *mask, int width, int height, float level,
+                   uint32_t least_px, float least_logit, float to, es_run *runs);
+
 /* --- pictures (image.c), bit for bit as edgeseg.runtime.image with Pillow 13 ------------------- */
 
 typedef struct es_taps { /* along one axis of Pillow's 8-bit resize */
@@ -274,22 +295,14 @@ void es_normalise(const es_canvas *canvas, const es_contract *contract, float *i
 /* Writes the mask of a region, rows mask_stride bytes apart. */
 void es_mask_from_logits(es_canvas *canvas, const float *logits, double threshold, int width,
                          int height, uint8_t *mask, size_t mask_stride);
+/* Whether the contract drops what is no lesion. */
+bool es_contract_drops(const es_contract *contract);
+/* Sets the logits of components below the least lesion below the threshold. runs: es_max_runs of the
+ * network's size. Takes canvas->small, which the network's input is no longer in. */
+void es_drop_components(es_canvas *canvas, const es_contract *contract, float *logits,
+                        es_run *runs);
 /* Which pixels of the crop count: 1 inside the fan and outside the blanked boxes. Whether any. */
 bool es_layout_keep(const es_layout *layout, uint8_t *keep);
-
-/* --- components (lesion.c) -------------------------------------------------------------------- */
-
-typedef struct es_run {
-    uint32_t parent, area;
-    uint16_t row, start, end; /* px, end exclusive */
-    uint16_t left, right, bottom; /* of the component, valid at its root; row is its top */
-    bool border;              /* the component touches the mask's border */
-} es_run;
-
-/* Runs that the worst mask of this size has. */
-size_t es_max_runs(int width, int height);
-void es_fill_holes(uint8_t *mask, int width, int height, es_run *runs);
-void es_keep_largest(uint8_t *mask, int width, int height, es_run *runs);
 
 /* --- engines (engine_*.c) --------------------------------------------------------------------- */
 

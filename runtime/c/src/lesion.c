@@ -51,7 +51,7 @@ static uint32_t label(const uint8_t *mask, int width, int height, uint8_t value,
             while (x < width && mask[x] == value) x++;
             bool border = y == 0 || y == height - 1 || start == 0 || x == width;
             es_run run = {count, (uint32_t)(x - start), (uint16_t)y, (uint16_t)start, (uint16_t)x,
-                          (uint16_t)start, (uint16_t)x, (uint16_t)(y + 1), border};
+                          (uint16_t)start, (uint16_t)x, (uint16_t)(y + 1), border, 0};
             runs[count] = run;
             while (above < above_end && runs[above].end + reach <= start) above++;
             for (uint32_t each = above; each < above_end && runs[each].start < x + reach; each++)
@@ -88,4 +88,24 @@ void es_keep_largest(uint8_t *mask, int width, int height, es_run *runs) {
         if (runs[i].parent == i && comes_first(&runs[i], &runs[best])) best = i;
     for (uint32_t i = 0; i < count; i++)
         if (root_of(runs, i) != best) paint(mask, width, &runs[i], 0);
+}
+
+void es_drop_small(float *logits, uint8_t *mask, int width, int height, float level,
+                   uint32_t least_px, float least_logit, float to, es_run *runs) {
+    size_t pixels = (size_t)width * (size_t)height;
+    for (size_t i = 0; i < pixels; i++) mask[i] = logits[i] > level;
+    uint32_t count = label(mask, width, height, 1, 1, runs);
+    for (uint32_t i = 0; i < count; i++) runs[i].peak = level; /* below every pixel of a run */
+    for (uint32_t i = 0; i < count; i++) {
+        es_run *root = &runs[root_of(runs, i)];
+        const float *row = logits + (size_t)runs[i].row * (size_t)width;
+        for (int x = runs[i].start; x < runs[i].end; x++)
+            if (row[x] > root->peak) root->peak = row[x];
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        const es_run *root = &runs[root_of(runs, i)];
+        if (root->area >= least_px && root->peak >= least_logit) continue;
+        float *row = logits + (size_t)runs[i].row * (size_t)width;
+        for (int x = runs[i].start; x < runs[i].end; x++) row[x] = to;
+    }
 }

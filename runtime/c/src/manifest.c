@@ -32,9 +32,22 @@ static int check_schema(const es_json *json, char *message) {
     return ES_OK;
 }
 
+/* Reads a number that may be missing, which leaves *out as it is; *known counts its nodes. */
+static bool read_optional(const es_json *json, uint32_t object, const char *key, double *out,
+                          uint32_t *known) {
+    uint32_t node = es_json_get(json, object, key);
+    if (node == ES_JSON_NONE) return true;
+    *known += 2;
+    return es_json_number(json, node, out);
+}
+
 static bool read_contract(const es_json *json, es_contract *contract) {
-    uint32_t object = es_json_get(json, 0, "contract");
-    if (object == ES_JSON_NONE || json->nodes[object].children != 10) return false;
+    uint32_t object = es_json_get(json, 0, "contract"), known = 10;
+    if (object == ES_JSON_NONE ||
+        !read_optional(json, object, "least_area", &contract->least_area, &known) ||
+        !read_optional(json, object, "least_peak", &contract->least_peak, &known) ||
+        json->nodes[object].children != known)
+        return false;
     return es_json_integer(json, es_json_get(json, object, "width"), 16, 4096, &contract->width) &&
            es_json_integer(json, es_json_get(json, object, "height"), 16, 4096,
                            &contract->height) &&
@@ -42,7 +55,10 @@ static bool read_contract(const es_json *json, es_contract *contract) {
            es_json_number(json, es_json_get(json, object, "mean"), &contract->mean) &&
            es_json_number(json, es_json_get(json, object, "std"), &contract->std) &&
            es_json_number(json, es_json_get(json, object, "threshold"), &contract->threshold) &&
-           contract->std > 0 && contract->threshold > 0 && contract->threshold < 1;
+           contract->std > 0 && contract->threshold > 0 && contract->threshold < 1 &&
+           contract->least_area >= 0 && contract->least_area < 1 &&
+           (contract->least_peak == 0 ||
+            (contract->least_peak > contract->threshold && contract->least_peak < 1));
 }
 
 /* Reads an array of whole numbers in 0..ES_MAX_SIDE. */

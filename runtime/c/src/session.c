@@ -18,7 +18,7 @@ struct es_session {
     uint8_t *grey;         /* an RGB frame or a crop */
     uint8_t *keep;         /* of the crop, NULL without layout */
     uint8_t *golden;       /* the answer to a golden frame */
-    es_run *runs;          /* NULL without options that need it */
+    es_run *runs;          /* NULL without options or a least lesion that need it */
     es_picture frames[ES_MAX_VECTORS], masks[ES_MAX_VECTORS];
     int threads, max_width, max_height;
     bool largest_only, fill_holes;
@@ -101,8 +101,11 @@ static int allocate_buffers(es_session *s, const es_picture *golden) {
         if (s->keep == NULL) return ES_ERR_MEMORY;
         if (!es_layout_keep(layout, s->keep)) return ES_ERR_MANIFEST_FIELD;
     }
-    if (s->largest_only || s->fill_holes) {
-        s->runs = es_allocate(es_max_runs(s->max_width, s->max_height), sizeof *s->runs, &s->total);
+    size_t runs = 0, least = es_max_runs(contract->width, contract->height);
+    if (s->largest_only || s->fill_holes) runs = es_max_runs(s->max_width, s->max_height);
+    if (es_contract_drops(contract) && runs < least) runs = least;
+    if (runs > 0) {
+        s->runs = es_allocate(runs, sizeof *s->runs, &s->total);
         if (s->runs == NULL) return ES_ERR_MEMORY;
     }
     return ES_OK;
@@ -185,6 +188,8 @@ static int predict(es_session *s, const uint8_t *grey, int width, int height, si
         if (!isfinite(s->logits[i]))
             return es_fail(s->message, ES_ERR_ENGINE_RESULT,
                            "%s answered a number that is not finite", s->kind->name);
+    if (es_contract_drops(contract))
+        es_drop_components(&s->canvas, contract, s->logits, s->runs);
     es_mask_from_logits(&s->canvas, s->logits, contract->threshold, width, height, mask,
                         mask_stride);
     return ES_OK;

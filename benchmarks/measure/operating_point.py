@@ -1,0 +1,135 @@
+"""Choosing the threshold and the least lesion of a network on both errors at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ...runtime.contract import InputContract
+from ...runtime.errors import InputError, Refused
+from ..formatting import percent
+from .froc import FOUND_DICE, CaseParts, Parts, dice_of, thresholds_for
+
+LEAST_AREAS: Final = (0.0, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)  # share of the frame
+# Of the Dice at the network's own point: with less, next to nothing is marked anywhere, which
+# reaches every limit and is of no use.
+LEAST_DICE: Final = 0.5
+
+
+@dataclass(frozen=True)
+class PointScore:
+    """Both errors at one operating point; NaN without images to tell."""
+
+    dice: float  # mean over the images with a lesion
+    missed: int  # images with a lesion: Dice below 0.1
+    marked_share: float  # of the images without a lesion
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The operating point that was chosen, and among how many."""
+
+    contract: InputContract
+    tried: int  # points
+    score: PointScore  # of the chosen one, at the network's size
+
+
+def choose_point(cases: Sequence[CaseParts], contract: InputContract, max_marked: float) -> Choice:
+    """Return the point of the highest Dice that marks few enough images without a lesion.
+
+    Tried is each threshold of `thresholds_for` the contract with each of `LEAST_AREAS`, and no
+    least peak or each threshold above its own. Of points of one Dice (to 1e-9) that counts which
+    marks fewer images; then which drops less; then which threshold is nearer to one half.
+
+    Args:
+        cases: images of the val part with their components at `thresholds_for` the contract.
+        contract: of the network as it is.
+        max_marked: largest share of the images without a lesion that may be marked, in [0, 1].
+
+    Raises:
+        InputError: E-TUNE-IMAGES, where images with or without a lesion are missing.
+        Refused: E-TUNE-LIMIT, where no point that keeps half of the Dice marks as few; it names
+            the nearest.
+    """
+    lesions = [case for case in cases if case.has_lesion]
+    normals = [case for case in cases if not case.has_lesion]
+    if not lesions or not normals:
+        missing = "with" if not lesions else "without"
+        raise InputError(
+            "E-TUNE-IMAGES",
+            f"the val part has no image {missing} a lesion, and an operating point weighs both "
+            "errors; name a data set more, or split with more in the val part",
+        )
+    thresholds = thresholds_for(contract)
+    found: list[tuple[InputContract, PointScore]] = []
+    own = math.nan
+    for index, threshold in enumerate(thresholds):
+        peaks = (0.0, *(each for each in thresholds if each > threshold))
+        grid = [
+            [replace(contract, threshold=threshold, least_area=a, least_peak=p) for p in peaks]
+            for a in LEAST_AREAS
+        ]
+        dice, missed, marked = _scores(lesions, normals, index, grid)
+        found += [
+            (each, PointScore(float(dice[i, j]), int(missed[i, j]), float(marked[i, j])))
+            for i, row in enumerate(grid)
+            for j, each in enumerate(row)
+        ]
+        if threshold == contract.threshold:
+            own = float(dice[0, 0])
+    useful = [each for each in found if each[1].dice >= LEAST_DICE * own]
+    allowed = [each for each in useful if each[1].marked_share <= max_marked]
+    if not allowed:
+        nearest, score = min(useful, key=lambda each: (each[1].marked_share, -each[1].dice))
+        raise Refused(
+            "E-TUNE-LIMIT",
+            f"no operating point that keeps half of the Dice marks at most {percent(max_marked)} "
+            f"of the {len(normals)} images without a lesion; the nearest marks "
+            f"{percent(score.marked_share)} with a Dice of {score.dice:.3f} (threshold "
+            f"{nearest.threshold:g}, least area {nearest.least_area:g}, least peak "
+            f"{nearest.least_peak:g}); allow that with --max-false-marks, or train with more "
+            "images without a lesion",
+        )
+    best, score = min(
+        allowed,
+        key=lambda each: (
+            -round(each[1].dice, 9),
+            each[1].marked_share,
+            each[0].least_area,
+            each[0].least_peak,
+            abs(each[0].threshold - 0.5),
+        ),
+    )
+    return Choice(best, len(found), score)
+
+
+def _scores(
+    lesions: Sequence[CaseParts],
+    normals: Sequence[CaseParts],
+    index: int,
+    grid: Sequence[Sequence[InputContract]],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return mean Dice, missed lesions and marked share of a grid [areas, peaks] of points."""
+    least_px = np.array([row[0].least_px for row in grid])
+    least = np.array([each.least_logit for each in grid[0]], np.float32)
+
+    def kept_in(parts: Parts) -> npt.NDArray[np.bool_]:
+        large = parts.areas_px >= least_px[:, None]  # [areas, K]
+        return large[:, None] & (parts.peaks >= least[:, None])  # [areas, peaks, K]
+
+    shape = len(least_px), len(least)
+    dice, marked, missed = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)
+    for case in lesions:
+        parts = case.at[index]
+        kept = kept_in(parts)
+        own = dice_of(kept @ parts.hits_px, kept @ parts.areas_px, case.truth_px)
+        dice += own
+        missed += own < FOUND_DICE
+    for case in normals:
+        marked += kept_in(case.at[index]).any(axis=2)
+    return dice / len(lesions), missed, marked / len(normals)

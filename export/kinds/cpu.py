@@ -1,0 +1,153 @@
+"""CPUs: files for the engines of the runtime, measured here where this machine is one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from ..target import Target
+from .kind import Frame, Kind, build_nothing, refuse_dla_and_cache, ship_nothing_more
+
+if TYPE_CHECKING:
+    from ..audit import Achieved
+    from ..forms import Form, Recipe
+    from ..parity import Run
+    from ..plan import Plan
+
+
+def why_not(target: Target, precision: str, frame: Frame | None) -> str:
+    """Return why no engine of a CPU takes a precision; "" if one does."""
+    if precision not in target.engines:
+        return f"its engines have no arithmetic in it; choose of {', '.join(target.engines)}"
+    if frame and not any(map(_takes_onnx, target.engines[precision])):
+        return "no engine of it takes an ONNX here, which --frame writes"
+    return ""
+
+
+def _takes_onnx(engine: str) -> bool:
+    from ...runtime.engines import ENGINES
+
+    return ENGINES[engine].suffixes == (".onnx",)
+
+
+def notes(
+    target: Target,
+    precisions: Sequence[str],
+    dla_core: int | None,
+    frame: Frame | None,
+    common: Sequence[str],
+) -> list[str]:
+    """Say what the precisions are on a CPU."""
+    own = []
+    if "fp16" in precisions:
+        own.append("fp16 halves the weights' file; a CPU without FP16 kernels computes in fp32")
+    if target.weight_bits == 7 and "int8" in precisions:
+        own.append("INT8 weights have 7 bits: on CPUs without VNNI sums of two products saturate")
+    return [*own, *common]
+
+
+def describe(plan: Plan, precision: str) -> str:
+    """Name the engines."""
+    return f"for {' and '.join(plan.target.engines[precision])}"
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What one engine gets of a model."""
+
+    files: Mapping[str, bytes]
+    weights_bytes: int
+    audit: Callable[[], Achieved]  # what runs here in which precision
+    model: bytes | None = None  # see `Form.model`
+
+
+def _for_openvino(recipe: Recipe, precision: str, model: bytes, threads: int) -> _Files:
+    from ...benchmarks.measure.complexity import count_complexity
+    from ..audit import achieved_in_openvino
+    from ..forms import openvino_files, shaped_model
+
+    half = precision == "fp16"
+    fixed = openvino_files(recipe, model, half=half)
+    files = fixed
+    if recipe.plan.max_batch > 1:
+        files = openvino_files(recipe, shaped_model(recipe, model), half=half)
+    macs = count_complexity(recipe.master).macs
+    xml, weights = fixed["model.xml"], fixed["model.bin"]
+    return _Files(
+        files,
+        len(files["model.bin"]),
+        lambda: achieved_in_openvino(xml, weights, threads, macs=macs),
+    )
+
+
+def _for_onnxruntime(recipe: Recipe, precision: str, model: bytes, threads: int) -> _Files:
+    from ..audit import achieved_in_onnxruntime
+    from ..forms import shaped_model, weights_bytes
+
+    return _Files(
+        {"model.onnx": shaped_model(recipe, model)},
+        weights_bytes(model),
+        lambda: achieved_in_onnxruntime(model, threads),
+        model,
+    )
+
+
+# By engine. To add one that a CPU target names: a function above and a line here.
+WRITERS: Mapping[str, Callable[[Recipe, str, bytes, int], _Files]] = MappingProxyType(
+    {"openvino": _for_openvino, "onnxruntime": _for_onnxruntime}
+)
+
+
+def make(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> Iterator[Form]:
+    """Files for the engines of a CPU target, each run in its own engine where that is here."""
+    from ...runtime.engines import available_threads, open_engine
+    from ..forms import Form, amax_of, shaped_model
+    from ..parity import exact_run
+    from ..qdq import qdq_from_onnx
+
+    target = recipe.plan.target
+    threads = available_threads()
+    model = recipe.master
+    if precision == "int8":
+        model = qdq_from_onnx(
+            model,
+            amax_of(recipe),
+            unsigned=True,
+            weight_bits=target.weight_bits,
+            keep_float=keep_float,
+        )
+    for engine in target.engines[precision]:
+        made = WRITERS[engine](recipe, precision, model, threads)
+        run: Run
+        achieved: tuple[Achieved, ...] = ()
+        if target.runs_here:
+            achieved = (made.audit(),)
+            run = open_engine(engine, made.files, threads).run
+        else:
+            run = exact_run(shaped_model(recipe, model), threads)
+        yield Form(
+            engine,
+            precision,
+            made.files,
+            run,
+            made.weights_bytes,
+            achieved,
+            keep_float,
+            made.model,
+        )
+
+
+CPU = Kind(
+    refuse=refuse_dla_and_cache,
+    why_not=why_not,
+    describe=describe,
+    make=make,
+    ship=ship_nothing_more,
+    notes=notes,
+    builds=build_nothing,
+    ships_every_precision=False,
+    stores_half_only=True,
+    has_unsigned_activations=True,
+)

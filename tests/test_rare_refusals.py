@@ -1,0 +1,46 @@
+"""Refusals that no other test meets; those that are left stand in tests/test_error_table.py."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from edgeseg.export.device.recipes import Recipe, recipe_of, write_recipe
+from edgeseg.export.device.registry import Address
+from edgeseg.export.device.ssh import scan_host_key
+from edgeseg.export.pipeline import Limits
+from edgeseg.runtime.bundle import pack_bundle
+from edgeseg.runtime.errors import EngineError, InputError
+from edgeseg.tests.fabricated_bundle import write_bundle
+
+
+@pytest.mark.parametrize("name", ["max_drop", "max_hd95_rise_px"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_limit_that_is_no_number_is_refused(name, value):
+    with pytest.raises(InputError) as caught:
+        Limits(**{name: value})
+    assert caught.value.code == "E-LIMIT"
+
+
+def test_updater_that_is_not_known_is_refused_before_anything_is_written(tmp_path):
+    recipe = Recipe(tmp_path, "0" * 64, "orin", "36.4", "1", "true")
+    with pytest.raises(InputError) as caught:
+        write_recipe(recipe, "nope", tmp_path / "out")
+    assert caught.value.code == "E-RECIPE-UPDATER"
+    assert not (tmp_path / "out").exists()
+
+
+def test_recipe_of_a_packed_bundle_is_refused(tmp_path):
+    write_bundle(tmp_path / "bundle")
+    pack_bundle(tmp_path / "bundle", tmp_path / "b.edgeseg")
+    with pytest.raises(InputError) as caught:
+        recipe_of(tmp_path / "b.edgeseg", board="orin", l4t="36.4", version=None, selftest="true")
+    assert caught.value.code == "E-RECIPE-BUNDLE"
+
+
+def test_machine_without_ssh_is_told_to_install_it(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(EngineError) as caught:
+        scan_host_key(Address("user", "host.invalid", 22))
+    assert caught.value.code == "E-DEVICE-SSH"
