@@ -114,22 +114,25 @@ def test_colour_by_plane_is_that_of_pydicom(photometric, tmp_path):
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL"])
 def test_run_lengths_are_those_of_pydicom(photometric, tmp_path):
+    coded = run_lengths(coloured() if photometric in ("RGB", "YBR_FULL") else coloured()[:, :, 0])
+    assert_equal(write_pixels(tmp_path / "x.dcm", [coded, coded], SHAPE, photometric, RLE))
+
+
+def run_lengths(samples: np.ndarray) -> bytes:
     from pydicom.pixels.encoders import RLELosslessEncoder
 
-    samples = 1 if photometric.startswith("MONO") else 3
-    coded = RLELosslessEncoder.encode(
-        pixels_as(photometric, coloured()),
+    return RLELosslessEncoder.encode(
+        samples.tobytes(),
         rows=SHAPE[0],
         columns=SHAPE[1],
-        samples_per_pixel=samples,
-        photometric_interpretation=photometric,
+        samples_per_pixel=1 if samples.ndim == 2 else 3,
+        photometric_interpretation="MONOCHROME2" if samples.ndim == 2 else "RGB",
         bits_allocated=8,
         bits_stored=8,
         pixel_representation=0,
         number_of_frames=1,
         planar_configuration=0,
     )
-    assert_equal(write_pixels(tmp_path / "x.dcm", [coded, coded], SHAPE, photometric, RLE))
 
 
 def test_every_colour_is_converted_as_pydicom_does_it():
@@ -485,6 +488,33 @@ def test_table_of_offsets_goes_before_what_a_fragment_looks_like(tmp_path):
     path = write_pixels(
         tmp_path / "x.dcm", frames, SHAPE, syntax=JPEG_2000_LOSSLESS, PixelData=content
     )
+    assert_equal(path)
+
+
+@pytest.mark.parametrize("told", [1, 2, 4])
+@pytest.mark.parametrize("table", [False, True])
+@pytest.mark.parametrize("syntax", [BASELINE, RLE, JPEG_2000_LOSSLESS])
+def test_frames_beyond_those_that_the_header_tells_are_an_error(told, table, syntax, tmp_path):
+    grey = [np.ascontiguousarray(coloured(seed)[:, :, 0]) for seed in range(3)]
+    coder = {BASELINE: jpeg, RLE: run_lengths, JPEG_2000_LOSSLESS: jpeg_2000}[syntax]
+    path = tmp_path / "x.dcm"
+    frames = list(map(coder, grey))
+    write_pixels(path, frames, SHAPE, syntax=syntax, table=table, NumberOfFrames=told)
+    *whole, last = open_dicom(path).read()
+    assert len(whole) == min(told, 3)
+    assert last.code == "E-DICOM-FRAME"
+    assert f"frame {len(whole)} of {told}" in str(last)
+
+
+@pytest.mark.parametrize("syntax", [BASELINE, RLE, JPEG_2000_LOSSLESS])
+def test_one_frame_may_be_in_any_number_of_fragments(syntax, tmp_path):
+    from pydicom.encaps import encapsulate
+
+    grey = np.ascontiguousarray(coloured()[:, :, 0])
+    coder = {BASELINE: jpeg, RLE: run_lengths, JPEG_2000_LOSSLESS: jpeg_2000}[syntax]
+    frames = [coder(grey)]
+    content = encapsulate(frames, fragments_per_frame=7)
+    path = write_pixels(tmp_path / "x.dcm", frames, SHAPE, syntax=syntax, PixelData=content)
     assert_equal(path)
 
 

@@ -10,7 +10,7 @@ import io
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, FrozenSet, Iterator, Optional, Tuple
+from typing import Any, BinaryIO, Callable, Dict, FrozenSet, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
@@ -25,6 +25,8 @@ _ITEM, _END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _PIXEL_DATA = {b"\xe0\x7f\x10\x00": "<", b"\x7f\xe0\x00\x10": ">"}  # tag -> byte order
 # Of JPEG and JPEG-LS, of JPEG 2000, and of JPEG 2000 within the boxes of a JP2 file.
 _CODESTREAM_STARTS = (b"\xff\xd8", b"\xff\x4f", b"\0\0\0\x0cjP  ")
+_END_OF_IMAGE = b"\xff\xd9"  # of JPEG, JPEG-LS and JPEG 2000
+_RLE_HEADER_BYTES = 64
 _OF_JPEG_2000 = ("YBR_ICT", "YBR_RCT")  # what only its component transform makes
 _BIG_ENDIAN = "1.2.840.10008.1.2.2"
 
@@ -245,17 +247,30 @@ def _encapsulated(file: BinaryIO, pixels: PixelFormat) -> Iterator[bytes]:
         if signature is None:  # within the boxes of JP2 the codestream may begin a fragment too
             boxed = fragment.startswith(_CODESTREAM_STARTS[-1:])
             signature = _CODESTREAM_STARTS[-1:] if boxed else _CODESTREAM_STARTS
-        starts = at - first in starts_at if starts_at else fragment.startswith(signature)
-        if parts and (one_each or starts) and pixels.frames > 1:
+        if starts_at:
+            starts = at - first in starts_at
+        elif pixels.frames == 1:  # in as many fragments as it likes
+            starts = _is_another(parts, fragment, pixels)
+        else:
+            starts = bool(fragment) if one_each else fragment.startswith(signature)
+        if parts and starts:
             yield b"".join(parts)
             parts, done = [], done + 1
             if done == pixels.frames:
-                return
+                raise _DamagedError("there are more frames than the header tells")
         parts.append(fragment)
         if len(parts) > MAX_FRAGMENTS or sum(map(len, parts)) > MAX_ENCODED_BYTES:
             raise _DamagedError("it is beyond reason long")
     if parts:
         yield b"".join(parts)
+
+
+def _is_another(parts: Sequence[bytes], fragment: bytes, pixels: PixelFormat) -> bool:
+    """Whether a fragment starts a second frame of a file that tells one: the first is complete."""
+    if SYNTAXES[pixels.syntax] is _decode_rle:
+        return fragment.startswith(struct.pack("<2I", pixels.samples, _RLE_HEADER_BYTES))
+    ended = bool(parts) and parts[-1].rstrip(b"\0").endswith(_END_OF_IMAGE)
+    return ended and fragment.startswith(_CODESTREAM_STARTS)
 
 
 def _true_offsets(file: BinaryIO, table: bytes, frames: int) -> FrozenSet[int]:
@@ -332,9 +347,9 @@ def _decode_native(encoded: bytes, pixels: PixelFormat) -> _Decoded:
 
 def _decode_rle(encoded: bytes, pixels: PixelFormat) -> _Decoded:
     """Decode one PackBits segment for each sample, after a header of 16 unsigned integers."""
-    if len(encoded) < 64:
+    if len(encoded) < _RLE_HEADER_BYTES:
         raise _DamagedError("its RLE header is cut")
-    count, *offsets = struct.unpack("<16I", encoded[:64])
+    count, *offsets = struct.unpack("<16I", encoded[:_RLE_HEADER_BYTES])
     if count != pixels.samples:
         raise _DamagedError(f"it has {count} RLE segments for {pixels.samples} samples")
     bounds = [*offsets[:count], len(encoded)]
