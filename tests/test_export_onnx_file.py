@@ -119,7 +119,6 @@ def linked_outside(folder):
         lambda folder: relocated(folder, length=3),
         lambda folder: relocated(folder, offset="here"),
     ],
-    ids=str,
 )
 def test_data_that_is_not_whole_beside_the_file_is_refused(folder, damage):
     damage(folder)

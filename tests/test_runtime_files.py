@@ -328,7 +328,7 @@ def test_partial_folder_goes_where_its_process_is_known_to_be_gone(changed, stay
     ("name", "stays"),
     [
         (".out.partial-4194305-abcd1234", False),  # as edgeseg 0.1.0 named them
-        (f".out.partial-{os.getpid()}-abcd1234", True),
+        pytest.param(f".out.partial-{os.getpid()}-abcd1234", True, id="of this process"),
         (".out.partial-notes", False),
         (".theirs.partial-4194305-abcd1234", True),
         ("out.partial-4194305-00000000-1-abcd1234", True),
