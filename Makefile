@@ -8,7 +8,7 @@ ORT_C = $(VENV)/onnxruntime-c
 # A file's tests stay together: they share what is costly to make.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: install demo test test-oldest lint clean
+.PHONY: install demo test test-oldest lint docs clean
 
 install: $(VENV)/installed
 
@@ -53,5 +53,10 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
+# The site in site/; a broken link, a page outside the navigation or an unknown name fails it.
+docs: install
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(DEMO) $(VENV) build dist *.egg-info
+	rm -rf $(DEMO) $(VENV) build dist site *.egg-info

@@ -401,7 +401,7 @@ def test_who_takes_no_packed_bundle_names_the_commands_that_do(folder, tmp_path)
         find_source(tmp_path / "toy.edgeseg")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/session.md"])
+@pytest.mark.parametrize("page", ["docs/on-the-device.md", "docs/session.md"])
 def test_no_example_asserts_its_selftest_which_python_o_drops(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     assert "selftest(" in text

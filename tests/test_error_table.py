@@ -13,6 +13,10 @@ UNTESTED = {
 }
 
 
+def _text():
+    return (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+
+
 def test_table_has_every_code_of_the_source_and_no_other():
     assert set(in_page()) == set(raised())
 
@@ -24,18 +28,16 @@ def test_exit_codes_of_the_table_are_those_of_the_classes_that_are_raised():
     assert len(told) > 200  # what is left is chosen where an answer arrives, such as a device's
 
 
-def test_table_is_sorted_and_its_exit_codes_are_those_of_the_readme():
+def test_table_is_sorted_and_its_exit_codes_are_those_of_the_first_table():
     page = in_page()
     assert list(page) == sorted(page)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    known = {int(code) for code in re.findall(r"^\| (\d+) \| ", readme, re.MULTILINE)}
+    known = {int(code) for code in re.findall(r"^\| (\d+) \| ", _text(), re.MULTILINE)}
     assert {exit_code for exits in page.values() for exit_code in exits} <= known - {0, 1}
 
 
-def test_examples_of_the_readme_stand_in_its_row_of_their_exit_code():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_examples_of_the_first_table_stand_in_the_row_of_their_exit_code():
     page = in_page()
-    rows = re.findall(r"^\| (\d+) \| [^|]+ \| ([^|]*E-[^|]*) \|$", readme, re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) \| [^|]+ \| ([^|]*E-[^|]*) \|$", _text(), re.MULTILINE)
     assert len(rows) == 5
     for exit_code, examples in rows:
         for code in CODE.findall(examples):
