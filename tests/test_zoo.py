@@ -30,6 +30,7 @@ from edgeseg.kd.data.split import make_split, read_split, write_split
 from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.files import sha256_of_file
+from edgeseg.runtime.session import open_session
 
 INPUT, REFUSED = 2, 3
 NAME = "t2kd-edge"
@@ -545,3 +546,11 @@ def test_student_that_marks_what_has_no_lesion_gets_no_card(
     arguments = ("card", NAME, record, *card_options(run, run, phantoms), "--out", out, "-q")
     assert "px of a frame that it marks" in refused("E-EMPTY-MARKED", REFUSED, *arguments)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", zoo.available_names())
+def test_shipped_student_leaves_black_frames_and_speckle_unmarked(name, tmp_path):
+    bundle = tmp_path / "int8"
+    ok("export", name, "--target", "x86-cpu", "--precision", "int8", "--out", bundle, "-q")
+    fp32 = sources.find_source(Path(name)).open("torch", 0)
+    empty_frames.require_empty({"FP32": fp32, "INT8": open_session(bundle)})
