@@ -150,6 +150,7 @@ def test_a_command_line_that_is_wrong_is_told(line, fault):
     assert second == ["edgeseg", "models"]
 
 
+@pytest.mark.timeout(900)  # ten processes, three of which import torch
 def test_commands_of_the_first_tutorial_run_one_after_the_other(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
     done = []
