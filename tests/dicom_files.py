@@ -63,7 +63,7 @@ def write_pixels(
 
     `table`: with a table of offsets. `elements` are set last, so that they can contradict the rest.
     """
-    pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
+    pydicom = pytest.importorskip("pydicom", reason="no pydicom; make install brings it")
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.encaps import encapsulate
 

@@ -50,7 +50,7 @@ def test_targets_name_engines_that_are_there_and_have_a_writer():
 def test_engine_on_the_cpu_has_a_profiler_and_what_an_onnx_makes_a_yardstick(name):
     entry = ENGINES[name]
     assert (name in PROFILERS) == entry.on_cpu
-    pytest.importorskip("onnx", reason="the yardstick's network needs it: pip install onnx")
+    pytest.importorskip("onnx", reason="no onnx; make install brings it")
     assert yardstick_engine(name, "int8") == ((name, "int8") if entry.from_onnx else None)
     if entry.from_onnx and is_installed(name):
         suffixes = {

@@ -32,7 +32,7 @@ DYNAMO = pytest.param(
     True,
     marks=pytest.mark.skipif(
         importlib.util.find_spec("onnxscript") is None,
-        reason="torch's dynamo exporter needs onnxscript",
+        reason="no onnxscript for torch's dynamo exporter; make install brings it",
     ),
     id="dynamo",
 )
@@ -136,7 +136,7 @@ def test_a_unet_that_pads_its_skips_goes_to_every_kind_of_target(
             ours.run(image), network(torch.from_numpy(image)).numpy(), atol=1e-4
         )
     if target == "rtx":
-        pytest.importorskip("tensorrt_rtx", reason="needs the extra [rtx]")
+        pytest.importorskip("tensorrt_rtx", reason="no TensorRT-RTX; make install brings it")
     out = tmp_path / "bundle"
     done = export_bundle(
         ours,

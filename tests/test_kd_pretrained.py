@@ -187,7 +187,7 @@ def test_student_with_a_pretrained_encoder_is_within_the_limit_of_parameters():
 def test_package_has_the_weights_that_are_known_and_they_fit_natural_images(name):
     lite = LITES[name]
     if importlib.util.find_spec(lite.package) is None:
-        pytest.skip(f"{lite.package} is not installed (extra [pretrained])")
+        pytest.skip(f"{lite.package} is not here; make install brings it")
     weights = read_encoder_weights(lite)
     assert weights.facts["sha256"] == lite.sha256
     assert weights.facts["licence"] == "Apache-2.0"

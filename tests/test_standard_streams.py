@@ -87,7 +87,7 @@ def test_pipe_that_does_not_block_gets_everything():
     assert told == b"x" * 1_000_000 + b"\n"
 
 
-@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full; run where Linux gives it")
 @pytest.mark.parametrize("words", [("--help",), ("targets", "--help"), ("targets",)])
 def test_standard_output_without_room_is_one_line(words):
     done = shell(f">{FULL}", *words)
@@ -96,7 +96,7 @@ def test_standard_output_without_room_is_one_line(words):
     assert done.stderr.count(b"\n") == 1
 
 
-@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full; run where Linux gives it")
 def test_progress_without_room_stops_nothing(tmp_path):
     done = shell(f"2>{FULL}", "data", "phantoms", tmp_path / "made", "--count", 3)
     assert done.returncode == 0

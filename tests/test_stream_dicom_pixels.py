@@ -17,7 +17,9 @@ from edgeseg.runtime.stream import dicom_pixels
 from edgeseg.runtime.stream.dicom import open_dicom
 from edgeseg.tests.dicom_files import region, write_pixels
 
-pydicom = pytest.importorskip("pydicom", minversion="3.0", reason="pydicom 3 is not installed")
+pydicom = pytest.importorskip(
+    "pydicom", minversion="3.0", reason="no pydicom 3; make install brings it"
+)
 
 SHAPE = (24, 34)  # rows, columns: no side is a multiple of a JPEG block
 EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
@@ -305,7 +307,10 @@ def jpeg(
     ],
 )
 def test_jpeg_in_colour_is_that_of_pydicom(syntax, photometric, markers, ids, tmp_path):
-    pytest.importorskip("gdcm", reason="pydicom's other decoder converts some of these twice")
+    pytest.importorskip(
+        "gdcm",
+        reason="no gdcm, and pydicom's other decoder converts some twice; make install brings it",
+    )
     # Frames of colour for each pixel, and shared by two and by four.
     frames = [
         jpeg(coloured(shared), subsampling=0 if ids else shared, markers=markers, ids=ids)
@@ -323,7 +328,10 @@ def test_grey_jpeg_is_that_of_pydicom(photometric, tmp_path):
 
 @pytest.mark.parametrize("marker", [JFIF, YCC_BY_ADOBE])
 def test_marker_of_ycbcr_goes_before_the_label_rgb(marker, tmp_path):
-    pytest.importorskip("gdcm", reason="pydicom's other decoder converts one of these twice")
+    pytest.importorskip(
+        "gdcm",
+        reason="no gdcm, and pydicom's other decoder converts one twice; make install brings it",
+    )
     told, labelled = (
         write_pixels(
             tmp_path / f"{photometric}.dcm",
@@ -437,7 +445,7 @@ def test_boxes_without_a_codestream_are_refused(damage, tmp_path):
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL"])
 @pytest.mark.parametrize("syntax", [LOSSLESS, LOSSLESS_FIRST, JPEG_LS, JPEG_LS_NEAR])
 def test_what_gdcm_writes_without_loss_is_that_of_pydicom(photometric, syntax, tmp_path):
-    gdcm = pytest.importorskip("gdcm", reason="python-gdcm is not installed")
+    gdcm = pytest.importorskip("gdcm", reason="no python-gdcm; make install brings it")
     plain = write_pixels(
         tmp_path / "plain.dcm", pixels_as(photometric, coloured()), SHAPE, photometric
     )
@@ -447,7 +455,7 @@ def test_what_gdcm_writes_without_loss_is_that_of_pydicom(photometric, syntax, t
     change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(syntax)))
     change.SetInput(reader.GetImage())
     if not change.Change():
-        pytest.skip("gdcm does not write this")
+        pytest.skip("gdcm does not write this; run with a version that does")
     writer = gdcm.ImageWriter()
     writer.SetFile(reader.GetFile())
     writer.SetImage(change.GetOutput())
