@@ -146,7 +146,8 @@ def _number(value: float) -> str:
 def sets_of(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the data sets that a manifest names; one before them named one, in place of a list."""
     known = provenance.get("data", [])
-    return [dict(each) for each in ([known] if isinstance(known, Mapping) else known)]
+    sets = [dict(each) for each in ([known] if isinstance(known, Mapping) else known)]
+    return [{**each, "images": dict(each["images"])} if "images" in each else each for each in sets]
 
 
 def _datasets_of(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:

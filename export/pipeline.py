@@ -322,7 +322,7 @@ def export_bundle(
     with atomic_folder(out) as folder:
         if split is not None:
             shutil.copyfile(split, folder / SPLIT_FILE)
-        if not limits.force_contract:
+        if frames.checks and not limits.force_contract:  # none is refused below
             require_normal_input(trained.contract, frames.checks)
         reference = reference_of(trained.run, trained.contract, frames.checks, progress=progress)
         if not limits.force_contract:

@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from edgeseg.export import forms, kit
+from edgeseg.export import kit, qdq
 from edgeseg.export.calibration import read_calibration
 from edgeseg.export.golden import MAX_FLIPPED as KIT_MAX_FLIPPED
 from edgeseg.export.kit.kit_files import read_kit
@@ -670,7 +670,7 @@ def test_number_that_is_no_number_on_any_frame_fails_parity():
 
 
 def test_int8_in_name_only_is_refused_and_leaves_no_folder(export_to, tmp_path, monkeypatch):
-    monkeypatch.setattr(forms, "qdq_from_onnx", lambda model, amax, **how: model)
+    monkeypatch.setattr(qdq, "qdq_from_onnx", lambda model, amax, **how: model)
     with pytest.raises(Refused, match=r"openvino runs 0\.0% in it") as caught:
         export_to("x86-cpu", "int8", tmp_path / "out")
     assert caught.value.code == "E-PRECISION-FALLBACK"

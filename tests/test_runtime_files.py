@@ -42,7 +42,13 @@ def names_in(folder):
 def stopped_half_way(target, number, code=WAITS_HALF_WAY):
     """Return the exit status of a process stopped by a signal while it fills `target`."""
     command = [sys.executable, "-c", code, str(target)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+
+    def heed_hangups():  # the tests may run under nohup
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, preexec_fn=heed_hangups
+    ) as process:
         assert process.stdout.readline() == "half way\n"
         process.send_signal(number)
         return process.wait(timeout=10)
@@ -343,7 +349,13 @@ def test_folder_that_only_looks_like_a_left_over_stays(name, stays, tmp_path):
 
 def test_half_written_folder_of_a_living_process_is_left_alone(tmp_path):
     command = [sys.executable, "-c", WAITS_HALF_WAY, str(tmp_path / "out")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+
+    def heed_hangups():  # the tests may run under nohup
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, preexec_fn=heed_hangups
+    ) as process:
         assert process.stdout.readline() == "half way\n"
         (theirs,) = names_in(tmp_path)
         with atomic_folder(tmp_path / "out"):

@@ -785,6 +785,8 @@ def test_signal_ends_in_good_order_with_complete_outputs(bundle, images, tmp_pat
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT.parent)},
+        # Else one that the tests inherit, as from nohup, would keep the command going.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 60
