@@ -649,6 +649,7 @@ def require_settings(config: TrainConfig) -> None:
     Raises InputError: E-TEACHING-NAME, E-DISTILL-NAME, E-MODEL-NAME, E-CONFIG.
     """
     find_teaching(config.teaching)
+    distillations_of(config)
     if config.views:
         _require_no_features(config, "--views, which keeps logits only,")
     if config.teacher_mirror:
