@@ -33,6 +33,7 @@ def onnx_from_network(network: nn.Module, contract: InputContract) -> bytes:
         # The TorchScript exporter folds batch norm and keeps static scales in Resize; the newer
         # one is preferred upstream, hence the notice.
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", "Constant folding")  # what it leaves, `master` folds
         torch.onnx.export(
             network.eval(),
             (image,),

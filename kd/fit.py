@@ -353,4 +353,9 @@ def _restore(
     content = optimizer.state_dict()
     content["state"] = moments
     optimizer.load_state_dict(content)
+    # The fused step walks a parameter and its moments by memory, so all must lie alike.
+    for parameter, kept in optimizer.state.items():
+        for key, value in kept.items():
+            if value.shape == parameter.shape:
+                kept[key] = torch.empty_like(parameter).copy_(value)
     return int(metadata["epochs_done"])
