@@ -7,8 +7,8 @@ which at stride 2 means less before than behind.
 ImageNet's images are RGB, normalised as (255·rgb - 127) / 128; ours are one grey channel,
 normalised as `InputContract` does. Three equal channels under three weights are one channel under
 their sum, and an affine change of the input goes into a convolution and the mean of its batch norm:
-both are folded into the stem when weights are read (`pretrained`), and its padding is ImageNet's
-zero on our scale.
+both are folded into the stem when weights are read (`pretrained`). One thing is left: beyond the
+image the stem sees our mean grey and not ImageNet's.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ LITE2: Final = Lite(
 
 
 def _conv_norm(
-    inputs: int, outputs: int, kernel: int, stride: int = 1, *, groups: int = 1, fill: float = 0.0
+    inputs: int, outputs: int, kernel: int, stride: int = 1, *, groups: int = 1
 ) -> list[nn.Module]:
     """Return padding, where there is any, a convolution and a batch norm."""
     beyond = kernel - stride  # for sides that the stride divides
     before, behind = beyond // 2, beyond - beyond // 2
     padding: list[nn.Module] = []
     if beyond:
-        padding = [nn.ConstantPad2d((before, behind, before, behind), fill)]
+        padding = [nn.ZeroPad2d((before, behind, before, behind))]
     return [
         *padding,
         nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=False),
@@ -98,8 +98,7 @@ class LiteEncoder(nn.Module):
 
     def __init__(self, lite: Lite) -> None:
         super().__init__()
-        fill = -OFFSET / SCALE
-        self.stem = nn.Sequential(*_conv_norm(1, _STEM, 3, 2, fill=fill), nn.ReLU6())
+        self.stem = nn.Sequential(*_conv_norm(1, _STEM, 3, 2), nn.ReLU6())
         stages, inputs = [], _STEM
         for stage, outputs in enumerate(lite.channels):
             blocks = []

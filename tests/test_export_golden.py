@@ -19,7 +19,7 @@ from edgeseg.export.golden import (
     golden_frames,
 )
 from edgeseg.export.parity import exact_run
-from edgeseg.export.pipeline import Frames, export_bundle
+from edgeseg.export.pipeline import Frames, Limits, export_bundle
 from edgeseg.export.plan import make_plan
 from edgeseg.export.summary import render_export
 from edgeseg.export.target import find_target
@@ -111,12 +111,13 @@ class Loud(Toy):
         return exact_run(self.to_onnx(), 1)(image)
 
 
-def export(network, target, out):
+def export(network, target, out, **limits):
     """Return what was exported and its plan."""
     checks = toy_checks()
     frames = Frames(None, checks, "toys", tuple(each.frame for each in checks[:2]))
     plan = make_plan(find_target(target), "fp32")
-    return export_bundle(network, plan, out, frames, split=None), plan
+    limits = Limits(**limits)
+    return export_bundle(network, plan, out, frames, split=None, limits=limits), plan
 
 
 def test_a_bundle_and_its_selftest_have_it(tmp_path):
@@ -167,7 +168,7 @@ def test_a_kit_has_it_too(tmp_path):
 
 
 def test_where_no_frame_qualifies_the_export_says_so_once(tmp_path):
-    exported, plan = export(Loud(), "x86-cpu", tmp_path / "loud")
+    exported, plan = export(Loud(), "x86-cpu", tmp_path / "loud", force_contract=True)
     assert exported.empty_frame is None
     assert exported.to_dict()["empty_frame"] is None
     assert len(open_bundle(exported.path).manifest.vectors.frames) == 2 + 3

@@ -7,12 +7,15 @@ import shutil
 from dataclasses import replace
 from itertools import pairwise
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import edgeseg.kd.train as training
+from edgeseg.export.to_onnx import onnx_from_network
 from edgeseg.kd.checkpoint import load_checkpoint, read_tensors
 from edgeseg.kd.config import TrainConfig
 from edgeseg.kd.data.dataset import read_dataset
@@ -120,16 +123,19 @@ def code_of(call, *arguments, **options):
 
 
 def features_of(weights, name, grey):
-    """Return the output of the last block at each resolution, as TensorFlow's network has it."""
+    """Return the output of the last block at each resolution, as TensorFlow's network has it.
 
-    def conv(x, place, stride=1, groups=1):
+    But for the grey beyond the image, which is ours.
+    """
+
+    def conv(x, place, stride=1, groups=1, beyond_image=0.0):
         weight = weights[f"{place}.weight"]
         kernel = weight.shape[-1]
         pads = []
         for side in (x.shape[-1], x.shape[-2]):
             beyond = max((-(-side // stride) - 1) * stride + kernel - side, 0)
             pads += [beyond // 2, beyond - beyond // 2]
-        return F.conv2d(F.pad(x, pads), weight, stride=stride, groups=groups)
+        return F.conv2d(F.pad(x, pads, value=beyond_image), weight, stride=stride, groups=groups)
 
     def norm(x, place):
         values = [
@@ -139,7 +145,8 @@ def features_of(weights, name, grey):
         return F.batch_norm(x, *values, eps=1e-3)
 
     x = ((255 * grey - 127) / 128).expand(-1, 3, -1, -1)
-    x = norm(conv(x, "_conv_stem", 2), "_bn0").clamp(0, 6)
+    mean_grey = (255 * InputContract.mean - 127) / 128  # what our zero is there
+    x = norm(conv(x, "_conv_stem", 2, beyond_image=mean_grey), "_bn0").clamp(0, 6)
     features = [x]
     for number, (inputs, outputs, _, stride, expansion) in enumerate(BLOCKS[name]):
         place, inside = f"_blocks.{number}.", x
@@ -168,6 +175,20 @@ def test_encoder_computes_what_the_network_on_three_equal_channels_does(name, tm
     for mine, expected in zip(ours, theirs, strict=True):
         assert mine.shape == expected.shape
         assert (mine - expected).abs().max() < 1e-3 * expected.abs().max()  # borders included
+
+
+def test_onnx_of_the_network_computes_the_same_and_pads_inside_its_convolutions():
+    torch.manual_seed(0)
+    network = build_model("lite0-attunet").eval()
+    content = onnx_from_network(network, InputContract(64, 64))
+    kinds = {node.op_type for node in onnx.load_from_string(content).graph.node}
+    assert kinds == {"Conv", "Clip", "Relu", "Add", "Resize", "Sigmoid", "Mul", "Concat"}
+    image = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (theirs,) = session.run(None, {"image": image.numpy()})
+    with torch.inference_mode():
+        ours = network(image).numpy()
+    assert abs(ours - theirs).max() < 1e-4 * abs(ours).max()
 
 
 @pytest.mark.parametrize("name", LITES)
