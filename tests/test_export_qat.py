@@ -619,6 +619,7 @@ def test_export_trains_on_the_train_part_only_and_never_reads_the_test_part(
     plan = make_plan(replace(find_target("arm-cpu"), weight_bits=3), "int8", retrains=True)
     frames, _ = sources.frames_for_export(source, request)
     network = load_trained(source.path)
+
     def export(retrain):
         return export_bundle(
             *(network, plan, tmp_path / "out", frames),
