@@ -88,7 +88,7 @@ def shared(network: nn.Module, group: Group) -> nn.Module:
     if group.size == 1:
         return network
     for module in network.modules():
-        if type(module) is Norm:
+        if type(module) in (Norm, nn.BatchNorm2d):
             module.__class__ = _SharedBatchNorm
     return DistributedDataParallel(network, broadcast_buffers=False)
 
