@@ -12,6 +12,7 @@ from typing import Any
 from ..runtime.errors import InputError
 
 STUDENT_FILE = "student.safetensors"
+LATER = frozenset({"phantom_share"})  # settings that came after 0.1; their defaults change nothing
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -63,6 +64,9 @@ class TrainConfig:
     empty_share: float = _setting(
         0.0, "share of the draws that are black, uniform or speckle; not of class teachers"
     )
+    phantom_share: float = _setting(
+        0.0, "share of the draws that are phantoms, half without lesion; not of class teachers"
+    )
     seed: int = _setting(0, "of split, initial weights, order and augmentation")
 
     def __post_init__(self) -> None:
@@ -86,12 +90,12 @@ class TrainConfig:
         for name in ("weight_decay", "phantom_epochs", "general_epochs", "views", "seed"):
             if not getattr(self, name) >= 0:
                 raise InputError("E-CONFIG", f"{name} must not be below 0: {getattr(self, name)}")
-        shares = self.crop_share, self.empty_share
+        shares = self.crop_share, self.empty_share, self.phantom_share
         if min(shares) < 0 or sum(shares) >= 1:
             raise InputError(
                 "E-CONFIG",
-                f"crop_share {shares[0]} and empty_share {shares[1]} must not be below 0 and must "
-                "leave a share for images",
+                f"crop_share {shares[0]}, empty_share {shares[1]} and phantom_share {shares[2]} "
+                "must not be below 0 and must leave a share for images",
             )
         set_weights_of(self.set_weights)
         if self.encoder not in ("imagenet", "random"):
@@ -105,10 +109,14 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> TrainConfig:
-        """Read the result of `to_json`. Raises InputError (E-CONFIG) for other or missing keys."""
+        """Read the result of `to_json`. Raises InputError (E-CONFIG) for other or missing keys.
+
+        Settings of LATER may be missing: a run of an older version went by their defaults.
+        """
         try:
             values = json.loads(text)
-            if set(values) != {each.name for each in fields(cls)}:
+            known = {each.name for each in fields(cls)}
+            if not known - LATER <= set(values) <= known:
                 raise InputError("E-CONFIG", f"config has the keys {sorted(values)}")
             return cls(**values)
         except (ValueError, TypeError) as error:

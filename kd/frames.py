@@ -21,6 +21,10 @@ from .seeds import seed_of
 IMAGE: Final = "image"  # of the data set
 CROP: Final = "crop"  # a part of a lesion image that shows no lesion
 EMPTY: Final = "empty"  # shows nothing, drawn anew for each of its views
+PHANTOM: Final = "phantom"  # drawn as `data.phantom` says, with its lesions or without one
+
+_PHANTOMS: Final = 200  # among the frames of a part
+_PHANTOM_SEED: Final = 1  # those that check networks have seed 0
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,13 @@ class Frames:
     names: tuple[str, ...]
     images: torch.Tensor  # uint8 [N, 1, S, S]
     masks: torch.Tensor  # bool [N, 1, S, S]
-    labels: np.ndarray  # str [N]; "normal" where there is no lesion, so of crops and empty frames
-    kinds: np.ndarray  # str [N]: IMAGE, CROP or EMPTY
+    labels: np.ndarray  # str [N]; "normal" of crops and empty frames, "phantom" of phantoms
+    kinds: np.ndarray  # str [N]: IMAGE, CROP, EMPTY or PHANTOM
     sets: np.ndarray | None = None  # str [N], the data set of each; None: one without a name
 
     @property
     def image_count(self) -> int:
-        """The number of images of the data set, without negatives made from them."""
+        """The number of images of the data set, without what was cut or drawn beside them."""
         return int((self.kinds == IMAGE).sum())
 
     def of_classes(self, *labels: str) -> Frames:
@@ -55,7 +59,7 @@ class Frames:
         )
 
     def images_only(self) -> Frames:
-        """Return the images of the data set, without negatives made from them."""
+        """Return the images of the data set, without what was cut or drawn beside them."""
         return self.at(np.flatnonzero(self.kinds == IMAGE))
 
 
@@ -65,7 +69,7 @@ class Batch:
 
     images: torch.Tensor  # float32 [N, 1, S, S], normalised
     truth: torch.Tensor  # float32 [N, 1, S, S] in 0..1
-    labels: np.ndarray  # str [N]; "" of a crop or an empty frame, which no teacher teaches
+    labels: np.ndarray  # str [N]; "" of what is no image of the data set: no teacher teaches it
     names: tuple[str, ...]
     views: np.ndarray  # int [N], which view of each image this is
 
@@ -90,6 +94,7 @@ def load_frames(
     *,
     crops: bool = False,
     empty: bool = False,
+    phantoms: bool = False,
 ) -> Frames:
     """Read samples and resize them to [size, size].
 
@@ -102,6 +107,7 @@ def load_frames(
         crops: add a row for each lesion image with room for a lesion-free crop (see
             `negatives.lesion_free_box`), cut before it is resized.
         empty: add one row for frames that show nothing (see `negatives.draw_empty`).
+        phantoms: add phantoms, half of them without lesion.
 
     Raises InputError for unreadable files.
     """
@@ -117,8 +123,13 @@ def load_frames(
         if empty:
             nothing = np.zeros((1, 1), np.uint8)
             yield _Row("empty frame", "normal", nothing, nothing > 0, EMPTY)
+        if phantoms:
+            for number in progress(range(_PHANTOMS), "drawing phantoms"):
+                drawn_class = ("normal", "benign", "normal", "malignant")[number % 4]
+                image, masks = draw_phantom(drawn_class, 1 + number // 2, _PHANTOM_SEED)
+                yield _Row(f"phantom {number}", PHANTOM, image, np.any(masks, axis=0), PHANTOM)
 
-    return _resized(rows(), len(samples) * (1 + crops) + empty, size, device)
+    return _resized(rows(), len(samples) * (1 + crops) + empty + phantoms * _PHANTOMS, size, device)
 
 
 def draw_phantoms(

@@ -172,6 +172,7 @@ def load_parts(
             f"reading {part} images",
             crops=part == "train" and run.config.crop_share > 0,
             empty=part == "train" and run.config.empty_share > 0,
+            phantoms=part == "train" and run.config.phantom_share > 0,
         )
         for part, each in samples.items()
     }

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..runtime.errors import InputError
 from .config import TrainConfig, set_weights_of
-from .frames import CROP, EMPTY, IMAGE, Frames
+from .frames import CROP, EMPTY, IMAGE, PHANTOM, Frames
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,15 @@ class Sampling:
     set_weights: Mapping[str, float] = field(default_factory=dict)  # by data set; others have 1
     crop_share: float = 0.0  # of all draws: lesion-free crops
     empty_share: float = 0.0  # of all draws: frames that show nothing
+    phantom_share: float = 0.0  # of all draws: phantoms
 
 
 def sampling_of(config: TrainConfig) -> Sampling:
     """Return the sampling that the settings ask for."""
     weights = set_weights_of(config.set_weights)
-    return Sampling(config.normal_weight, weights, config.crop_share, config.empty_share)
+    return Sampling(
+        config.normal_weight, weights, config.crop_share, config.empty_share, config.phantom_share
+    )
 
 
 def require_drawable(sampling: Sampling, frames: Frames) -> None:
@@ -86,7 +89,11 @@ def _chances(frames: Frames, sampling: Sampling) -> np.ndarray:
     for name, weight in sampling.set_weights.items():
         weights[frames.sets == name] *= weight
     weights[frames.kinds != IMAGE] = 1.0  # crops count alike, whatever set they are of
-    shares = {CROP: sampling.crop_share, EMPTY: sampling.empty_share}
+    shares = {
+        CROP: sampling.crop_share,
+        EMPTY: sampling.empty_share,
+        PHANTOM: sampling.phantom_share,
+    }
     there = {kind: share for kind, share in shares.items() if kind in frames.kinds}
     for kind, share in {IMAGE: 1 - sum(there.values()), **there}.items():
         of_kind = frames.kinds == kind

@@ -145,6 +145,7 @@ def train(
             f"reading {part} images",
             crops=part == "train" and config.crop_share > 0,
             empty=part == "train" and config.empty_share > 0,
+            phantoms=part == "train" and config.phantom_share > 0,
         )
         for part in ("train", "val")
     }

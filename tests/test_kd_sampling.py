@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -16,7 +17,7 @@ from edgeseg.kd.checkpoint import read_tensors
 from edgeseg.kd.config import TrainConfig, set_weights_of
 from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.kd.data.split import make_split
-from edgeseg.kd.frames import CROP, EMPTY, IMAGE, Frames, draw_batch, load_frames
+from edgeseg.kd.frames import CROP, EMPTY, IMAGE, PHANTOM, Frames, draw_batch, load_frames
 from edgeseg.kd.negatives import MAX_ASPECT, MAX_GREY, draw_empty, lesion_free_box
 from edgeseg.kd.sampling import Sampling, epochs_of, require_drawable, sampling_of
 from edgeseg.kd.train import train
@@ -150,6 +151,8 @@ def test_settings_become_the_sampling():
         {"normal_weight": float("nan")},
         {"crop_share": -0.1},
         {"empty_share": -0.1},
+        {"phantom_share": -0.1},
+        {"crop_share": 0.4, "empty_share": 0.4, "phantom_share": 0.2},
         {"crop_share": 0.5, "empty_share": 0.5},
         {"crop_share": float("nan")},
         *({"set_weights": text} for text in ("busi", "busi=", "=1", "busi=0", "busi=-1", "a=inf")),
@@ -303,6 +306,29 @@ def test_each_view_of_the_empty_frame_is_another(with_negatives):
     assert len({image.numpy().tobytes() for image in batch.images}) > 15
     alone = draw_batch(with_negatives, row, 17, 0, CONTRACT)
     assert torch.equal(alone.images[0], batch.images[17])
+
+
+# --- phantoms ------------------------------------------------------------------------------------
+
+
+def test_phantoms_are_drawn_by_their_share_with_their_lesions_and_without_a_teacher(dataset):
+    frames = load_frames(dataset.samples, 32, CPU, quiet, "", phantoms=True)
+    phantoms = np.flatnonzero(frames.kinds == PHANTOM)
+    marked = frames.masks[phantoms].flatten(1).any(dim=1)
+    assert 2 * int(marked.sum()) == len(phantoms) > 0
+    assert set(draw_batch(frames, phantoms[:8], 0, 0, CONTRACT).labels) == {""}
+    assert set(frames.of_classes("benign", "malignant", "normal").kinds) == {IMAGE}
+    rows = np.concatenate([rows for rows, _ in drawn(frames, Sampling(phantom_share=0.25))])
+    assert np.mean(frames.kinds[rows] == PHANTOM) == pytest.approx(0.25, abs=0.01)
+
+
+def test_settings_of_a_run_before_phantoms_were_drawn_are_read():
+    values = json.loads(SHORT.to_json())
+    del values["phantom_share"]
+    assert TrainConfig.from_json(json.dumps(values)) == SHORT
+    del values["crop_share"]
+    with pytest.raises(InputError, match="has the keys"):
+        TrainConfig.from_json(json.dumps(values))
 
 
 # --- whole runs ----------------------------------------------------------------------------------
