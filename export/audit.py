@@ -145,9 +145,7 @@ def achieved_in_openvino(xml: bytes, weights: bytes, threads: int, *, macs: int)
         EngineError: E-ENGINE-LOAD, E-AUDIT (a convolution is not executed under its name, runs in
             an unknown type, or the MACs do not add up to `macs`).
     """
-    import openvino as ov
-
-    from ..runtime.engines.ov import OpenVinoEngine
+    from ..runtime.engines.ov import OpenVinoEngine, shared_core
 
     engine = OpenVinoEngine({"model.xml": xml, "model.bin": weights}, threads)
     executed: dict[str, str] = {}
@@ -162,7 +160,7 @@ def achieved_in_openvino(xml: bytes, weights: bytes, threads: int, *, macs: int)
         executed |= dict.fromkeys(info["originalLayersNames"].split(","), kernel_type)
     costs = [
         (op.get_friendly_name(), _ir_macs(op))
-        for op in ov.Core().read_model(BytesIO(xml), BytesIO(weights)).get_ops()
+        for op in shared_core().read_model(BytesIO(xml), BytesIO(weights)).get_ops()
         if op.get_type_name() in _IR_POSITIONS
     ]
     achieved = _achieved("openvino", costs, executed, _OPENVINO_TYPES)

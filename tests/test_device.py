@@ -566,7 +566,7 @@ def test_an_interrupted_benchmark_ends_at_once_and_leaves_the_device_clean(
     ) as process:
         standin.wait_for(lambda: bool(list(device.cache.glob("*/run-*"))), 30)
         process.send_signal(signal.SIGINT)
-        assert process.wait(15) == 130
+        assert process.wait(60) == 130  # the benchmark itself would take hours
     standin.wait_for(lambda: device.leftovers() == [])
 
 

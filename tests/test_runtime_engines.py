@@ -29,6 +29,7 @@ from edgeseg.kd import zoo
 from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.engines import ENGINES, affinity, files_of, open_engine
 from edgeseg.runtime.engines.ort import OnnxRuntimeEngine
+from edgeseg.runtime.engines.ov import shared_core
 from edgeseg.runtime.errors import EngineError, InputError
 from edgeseg.runtime.session import session_of
 
@@ -180,15 +181,40 @@ def plugin(monkeypatch):
             asked.compiled = (device, options)
             return Compiled()
 
-    monkeypatch.setattr(ov, "Core", Core)
+    monkeypatch.setattr("edgeseg.runtime.engines.ov.shared_core", Core)
     return asked
 
 
 IR = {"model.xml": b"", "model.bin": b""}
 
+SIGNAL_AFTER_SESSIONS = """
+import gc, os, signal, sys
+from edgeseg.runtime.session import open_session
+
+first, second = (open_session(sys.argv[1], engine="openvino") for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+came = []
+signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+os.kill(os.getpid(), signal.SIGTERM)
+assert came == [signal.SIGTERM]
+"""
+
+
+def test_a_signal_after_sessions_went_in_the_order_in_which_they_came_is_handled(bundle_of):
+    bundle = bundle_of("x86-cpu", "fp32")
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNAL_AFTER_SESSIONS, str(bundle)],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
 
 def test_openvino_without_a_gpu_says_what_it_finds():
-    if any(name.startswith("GPU") for name in ov.Core().available_devices):
+    if any(name.startswith("GPU") for name in shared_core().available_devices):
         pytest.skip("there is a GPU; needs a machine without one")
     with pytest.raises(EngineError, match="finds CPU and no GPU") as caught:
         open_engine("openvino-gpu", IR, 1)

@@ -216,9 +216,9 @@ def _openvino_block(
     """
     import openvino as ov
 
-    from ...runtime.engines.ov import settings
+    from ...runtime.engines.ov import settings, shared_core
 
-    core = ov.Core()
+    core = shared_core()
     network = core.read_model(
         BytesIO(file_with_suffix(files, ".xml")), BytesIO(file_with_suffix(files, ".bin"))
     )

@@ -240,7 +240,9 @@ def _openvino_default(folder: Path, threads: int) -> Engine:
     """Open the ONNX as the first lines of OpenVINO's manual do."""
     import openvino as ov
 
-    compiled = ov.Core().compile_model(str(folder / "model.onnx"), "CPU")
+    from ...runtime.engines.ov import shared_core
+
+    compiled = shared_core().compile_model(str(folder / "model.onnx"), "CPU")
     facts = {
         "version": ov.__version__,
         "device": ", ".join(compiled.get_property("EXECUTION_DEVICES")),

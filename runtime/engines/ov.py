@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from io import BytesIO
 from typing import Dict, Mapping, Optional
@@ -11,6 +12,25 @@ import openvino as ov
 
 from ..errors import EngineError
 from . import ModelFiles, affinity, file_with_suffix
+
+
+_core: Optional[ov.Core] = None
+_making_core = threading.Lock()
+
+
+def shared_core() -> ov.Core:
+    """Return the process's one core, which is never given back.
+
+    A core's CPU plugin puts a stack of its own under the thread's signal handlers, for CPUs with
+    AMX, and brings back the one that it found when it goes. Of two that go in the order in which
+    they came, the second brings back what the first has freed: the next signal, such as Ctrl-C,
+    is a crash (OpenVINO 2022.3 to 2026.4, `SigAltStackSetup` of the CPU plugin).
+    """
+    global _core
+    with _making_core:
+        if _core is None:
+            _core = ov.Core()
+        return _core
 
 
 def settings(threads: Optional[int]) -> Dict[str, str]:
@@ -45,7 +65,7 @@ class OpenVinoEngine:
         """
         on_cpu = device == "CPU"
         self.name = "openvino" if on_cpu else "openvino-gpu"
-        core = ov.Core()
+        core = shared_core()
         if not any(found.startswith(device) for found in core.available_devices):
             raise EngineError(
                 "E-ENGINE-DEVICE",

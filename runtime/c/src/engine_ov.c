@@ -8,7 +8,6 @@
 #include "internal.h"
 
 struct es_engine {
-    ov_core_t *core;
     ov_model_t *model;
     ov_compiled_model_t *compiled;
     ov_infer_request_t *request;
@@ -46,6 +45,22 @@ static int wrap(ov_element_type_e type, int64_t rank, const int64_t *sides, void
     return ES_OK;
 }
 
+/* The process's one core, never freed. A core's CPU plugin puts a stack of its own under the thread's
+ * signal handlers, for CPUs with AMX, and brings back the one that it found when it goes; of two that
+ * go in the order in which they came, the second brings back what the first has freed, and the next
+ * signal with SA_ONSTACK is a crash (OpenVINO 2022.3 to 2026.4). */
+static int core_of_process(ov_core_t **core, char *message) {
+    static ov_core_t *shared; /* only through __atomic */
+    *core = __atomic_load_n(&shared, __ATOMIC_ACQUIRE);
+    if (*core != NULL) return ES_OK;
+    ov_core_t *made = NULL;
+    TRY(ov_core_create(&made));
+    if (__atomic_compare_exchange_n(&shared, core, made, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+        *core = made;
+    else ov_core_free(made); /* another thread was quicker; this one has no plugin yet */
+    return ES_OK;
+}
+
 static int compile(es_engine *engine, const es_engine_job *job, const es_blob *graph,
                    const es_blob *weights, char *message) {
     const int64_t count = (int64_t)weights->count;
@@ -54,10 +69,12 @@ static int compile(es_engine *engine, const es_engine_job *job, const es_blob *g
     snprintf(threads, sizeof threads, "%d", job->threads);
     int status = wrap(U8, 1, &count, weights->bytes, &engine->weights, message);
     if (status != ES_OK) return status;
-    TRY(ov_core_create(&engine->core));
-    TRY(ov_core_read_model_from_memory_buffer(engine->core, (const char *)graph->bytes,
+    ov_core_t *core = NULL;
+    status = core_of_process(&core, message);
+    if (status != ES_OK) return status;
+    TRY(ov_core_read_model_from_memory_buffer(core, (const char *)graph->bytes,
                                               graph->count, engine->weights, &engine->model));
-    TRY(ov_core_compile_model(engine->core, engine->model, "CPU", 8, &engine->compiled,
+    TRY(ov_core_compile_model(core, engine->model, "CPU", 8, &engine->compiled,
                               "PERFORMANCE_HINT", "LATENCY", "NUM_STREAMS", "1",
                               "INFERENCE_PRECISION_HINT", "f32", "INFERENCE_NUM_THREADS", threads));
     TRY(ov_compiled_model_create_infer_request(engine->compiled, &engine->request));
@@ -77,7 +94,6 @@ static void close_engine(es_engine *engine) {
     ov_compiled_model_free(engine->compiled);
     ov_model_free(engine->model);
     ov_tensor_free(engine->weights);
-    ov_core_free(engine->core);
     free(engine);
 }
 
