@@ -129,7 +129,12 @@ def train(
     contract = InputContract(height=config.size, width=config.size)
     split_sha256 = hashlib.sha256(split_to_json(split).encode()).hexdigest()
     asked = teachers, tuple(teacher_checkpoints)
-    taken = {} if resume else _teachers_to_take(*asked, config, contract, split_sha256)
+    kept_apart = any(entry.part != "train" for entry in split.entries)
+    taken = (
+        {}
+        if resume
+        else _teachers_to_take(*asked, config, contract, split_sha256 if kept_apart else None)
+    )
     if resume and any(asked):
         raise InputError(
             "E-RUN-CONFIG",
@@ -436,9 +441,13 @@ def _teachers_to_take(
     files: Sequence[Path],
     config: TrainConfig,
     contract: InputContract,
-    split_sha256: str,
+    split_sha256: str | None,
 ) -> dict[str, Path]:
-    """Return the checkpoints of other runs that serve this one, by their names here."""
+    """Return the checkpoints of other runs that serve this one, by their names here.
+
+    split_sha256: of this run's split; None where it keeps no image from training, so that whatever
+        a teacher has seen tells nothing that is measured.
+    """
     if run is not None and not files:
         return {file.name: file for file in _teachers_in(run, config, contract, split_sha256)}
     if files and (run is not None or config.teaching != "single"):
@@ -455,7 +464,7 @@ def _teachers_to_take(
 
 
 def _teachers_in(
-    source: Path, config: TrainConfig, contract: InputContract, split_sha256: str
+    source: Path, config: TrainConfig, contract: InputContract, split_sha256: str | None
 ) -> tuple[Path, ...]:
     """Return the checkpoints of another run that can serve this one, all of them checked."""
     wanted = find_teaching(config.teaching).teachers
@@ -487,7 +496,7 @@ def _teachers_in(
 
 
 def _require_taught_alike(
-    teacher: Checkpoint, file: Path, contract: InputContract, split_sha256: str
+    teacher: Checkpoint, file: Path, contract: InputContract, split_sha256: str | None
 ) -> None:
     """Refuse a teacher for other images (E-TEACHER-CONTRACT) or with another split."""
     theirs, ours = (
@@ -499,7 +508,7 @@ def _require_taught_alike(
             f"{file} is {teacher.model} for {teacher.contract}, the student's run asks for "
             f"{contract}; give --size as it was there",
         )
-    if teacher.provenance.get("split_sha256") != split_sha256:
+    if split_sha256 is not None and teacher.provenance.get("split_sha256") != split_sha256:
         raise InputError(
             "E-TEACHER-SPLIT",
             f"{file} was trained with another split, so it may know this run's test part; "

@@ -168,6 +168,14 @@ def test_checkpoint_of_another_split_is_refused(dataset, files, tmp_path):
     assert caught.value.code == "E-TEACHER-SPLIT"
 
 
+def test_run_that_keeps_no_image_apart_takes_teachers_of_any_split(dataset, files, tmp_path):
+    options = {"split": make_split(dataset, fractions=(1.0, 0.0, 0.0))}
+    student = train(
+        dataset, tmp_path / "run", CONFIG, device="cpu", teacher_checkpoints=files[:1], **options
+    )
+    assert len(load_checkpoint(student).provenance["teachers"]) == 1
+
+
 def test_checkpoints_and_a_run_of_teachers_are_not_taken_together(
     dataset, split, files, run, tmp_path
 ):
