@@ -77,7 +77,7 @@ def cut_probability(graph: onnx.GraphProto, file: Path) -> str | None:
         )
     if node.op_type == "Sigmoid":
         _replace(graph, node, [helper.make_node("Identity", node.input, node.output, node.name)])
-    elif node.op_type in ("Softmax"):
+    elif node.op_type == "Softmax":
         _replace(graph, node, _difference(graph, node, where))
     else:
         raise InputError("E-ONNX-SHAPE", f"{where}, so its output is no logit; export it without")
