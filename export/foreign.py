@@ -22,7 +22,8 @@ from .logits import cut_probability, ends_unbounded, logits_of, require_logits
 from .onnx_file import load_onnx, nodes_of, tensors_of, unreadable
 from .opset import CONVERTED, at_our_opset, opset_of, require_opset
 from .parity import Run, exact_run
-from .to_onnx import CONTRACT_KEY, OPSET
+from .target import OPSET
+from .to_onnx import CONTRACT_KEY
 
 _TRAINING_MODE = 14  # the opset from which a batch norm says its mode in an attribute
 _FLOAT = onnx.TensorProto.FLOAT
@@ -56,7 +57,7 @@ class OnnxNetwork:
     """An ONNX model as a `Network`."""
 
     name: str
-    model: bytes  # FP32, opset 17, `image` to `logits`
+    model: bytes  # FP32, in an opset that the target takes, `image` to `logits`
     contract: InputContract
     sha256: str  # of the file as it was, see `OnnxFile`
     provenance: Mapping[str, Any]
@@ -72,17 +73,18 @@ class OnnxNetwork:
 
 
 @takes_paths
-def read_onnx(file: Path, contract_file: Path | None) -> OnnxNetwork:
-    """Read an ONNX model and make it ours: opset 17, batch norms folded, logits, every node named.
+def read_onnx(file: Path, contract_file: Path | None, opset: int = OPSET) -> OnnxNetwork:
+    """Read an ONNX model and make it ours: batch norms folded, logits, every node named.
 
-    What is constant is folded before anything is judged. A sigmoid at the end, or a softmax over
-    two channels, is cut off; the reference stays the file as it was. Types other than FP32 inside
-    become FP32.
+    An opset from 17 to `opset` stays, any other becomes 17. What is constant is folded before
+    anything is judged. A sigmoid at the end, or a softmax over two channels, is cut off; the
+    reference stays the file as it was. Types other than FP32 inside become FP32.
 
     Args:
         file: opset 7 to 24, weights inside or in data files beside it; one input and one output,
             both static float32 [1, 1, H, W].
         contract_file: JSON as in a manifest; None: the model carries the contract.
+        opset: the highest that the target takes, see `Target.opset`.
 
     Raises InputError: E-ONNX-READ, E-ONNX-SHAPE (also an output that is no logit),
     E-ONNX-OPERATOR (names what no target takes), E-ONNX-OPSET, E-ONNX-TRAINING (batch norm or
@@ -102,7 +104,7 @@ def read_onnx(file: Path, contract_file: Path | None) -> OnnxNetwork:
     if folded.graph.output[0].name in {tensor.name for tensor in folded.graph.initializer}:
         raise _constant(file)
     _require_operators(folded.graph, file)
-    converted = at_our_opset(folded, file)
+    converted = at_our_opset(folded, file, opset)
     try:
         ours = _inferred(converted, file)
         cut = cut_probability(ours.graph, file)

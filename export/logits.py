@@ -29,7 +29,8 @@ _ARITHMETIC = frozenset(("Add", "Div", "Mul", "Sub"))
 # What does not, yet leaves a probability a function of that probability alone.
 _BENDS = _ARITHMETIC | frozenset(
     (
-        *("AveragePool", "Clip", "Erf", "Exp", "GlobalAveragePool", "HardSwish", "LeakyRelu"),
+        *("AveragePool", "Clip", "Erf", "Exp", "Gelu", "GlobalAveragePool", "HardSwish"),
+        "LeakyRelu",
         *("Pad", "Pow", "ReduceMean", "Relu", "Resize", "Sqrt", "Tanh"),
     )
 )
@@ -48,7 +49,7 @@ def cut_probability(graph: onnx.GraphProto, file: Path) -> str | None:
     values stay. Left alone: a graph that ends in neither.
 
     Args:
-        graph: opset 17, constants folded, every shape static and inferred.
+        graph: opset 17 to 24, constants folded, every shape static and inferred.
         file: for messages.
 
     Returns:
@@ -103,7 +104,7 @@ def require_logits(graph: onnx.GraphProto, level: float, file: Path) -> None:
     is between 0 and 1, and what is never on both sides of the threshold answers nothing.
 
     Args:
-        graph: opset 17, constants folded.
+        graph: opset 17 to 24, constants folded.
         level: `InputContract.logit_threshold`.
         file: for messages.
     """
@@ -194,10 +195,19 @@ def _difference(graph: onnx.GraphProto, node: onnx.NodeProto, where: str) -> lis
         )
     first, second, swapped = (f"{node.output[0]}.{part}" for part in ("0", "1", "swapped"))
     return [
-        helper.make_node("Split", [node.input[0]], [first, second], f"{swapped}.split", axis=axis),
+        _split_in_two(graph, node.input[0], (first, second), f"{swapped}.split", axis),
         helper.make_node("Concat", [second, first], [swapped], swapped, axis=axis),
         helper.make_node("Sub", [node.input[0], swapped], node.output, node.name),
     ]
+
+
+def _split_in_two(
+    graph: onnx.GraphProto, source: str, parts: tuple[str, str], name: str, axis: int
+) -> onnx.NodeProto:
+    """Return a Split of an axis of two, by sizes: without them opset 18 and later want a number."""
+    sizes = numpy_helper.from_array(np.ones(2, np.int64), f"{name}.sizes")
+    graph.initializer.append(sizes)
+    return helper.make_node("Split", [source, sizes.name], parts, name, axis=axis)
 
 
 def _keep_second_channel(graph: onnx.GraphProto) -> None:
@@ -210,9 +220,7 @@ def _keep_second_channel(graph: onnx.GraphProto) -> None:
         for place, output in enumerate(node.output):
             node.output[place] = f"{name}.both" if output == name else output
     background = f"{name}.background"
-    graph.node.append(
-        helper.make_node("Split", [f"{name}.both"], [background, name], f"{name}.split", axis=1)
-    )
+    graph.node.append(_split_in_two(graph, f"{name}.both", (background, name), f"{name}.split", 1))
     graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
 
 
@@ -385,6 +393,7 @@ _BOUNDS: Mapping[str, Callable[[_Node, _Inputs], _Range]] = MappingProxyType(
         "Concat": _of_concat,
         "Div": _of_div,
         "Exp": lambda _, of: of[0].map(_exp),
+        "Gelu": lambda _, of: of[0].map(lambda end: max(end, 0.0)) | _Range(-0.17, 0),
         "HardSwish": lambda _, of: of[0].map(lambda end: max(end, 0.0)) | _Range(-0.375, 0),
         "LeakyRelu": _of_leaky_relu,
         "Mul": _of_mul,

@@ -330,7 +330,7 @@ def test_a_suffix_in_capitals_is_onnx_too(saved, contract_file):
 
 
 def test_the_reference_is_the_file_as_it_was_not_what_it_became(saved, contract_file, monkeypatch):
-    monkeypatch.setattr(foreign, "at_our_opset", lambda model, _: doubled(model))
+    monkeypatch.setattr(foreign, "at_our_opset", lambda model, *_: doubled(model))
     ours = read_onnx(saved(network(opset=17)), contract_file)
     image = noise()
     np.testing.assert_array_equal(ours.run(image), answer(network(opset=17), image))
