@@ -491,7 +491,7 @@ def export(
             from .jobs.sources import CalibrationRequest, load_exportable, retraining_of
 
             # What cannot be exported is no plan.
-            found, network = load_exportable(source, contract)
+            found, network = load_exportable(source, contract, plan.target.opset)
             if frame:
                 require_no_least(network.contract)
             if qat:
@@ -513,7 +513,7 @@ def export(
     named = source or Path(zoo.DEFAULT)
     out = out or Path(f"{named.resolve().stem}-{plan.target.name}".replace("@", "-"))
     require_new(out)
-    found, network = load_exportable(named, contract)
+    found, network = load_exportable(named, contract, plan.target.opset)
     trained_on = found.trained_on()
     request = CalibrationRequest(dataset, ranges, synthetic_calibration, calib_images)
     retrain = retraining_of(found, request, qat) if qat else None

@@ -22,7 +22,8 @@ from .logits import cut_probability, ends_unbounded, logits_of, require_logits
 from .onnx_file import load_onnx, nodes_of, tensors_of, unreadable
 from .opset import CONVERTED, at_our_opset, opset_of, require_opset
 from .parity import Run, exact_run
-from .to_onnx import CONTRACT_KEY, OPSET
+from .target import OPSET
+from .to_onnx import CONTRACT_KEY
 
 _TRAINING_MODE = 14  # the opset from which a batch norm says its mode in an attribute
 _FLOAT = onnx.TensorProto.FLOAT
@@ -56,7 +57,7 @@ class OnnxNetwork:
     """An ONNX model as a `Network`."""
 
     name: str
-    model: bytes  # FP32, opset 17, `image` to `logits`
+    model: bytes  # FP32, in an opset that the target takes, `image` to `logits`
     contract: InputContract
     sha256: str  # of the file as it was, see `OnnxFile`
     provenance: Mapping[str, Any]
@@ -72,17 +73,18 @@ class OnnxNetwork:
 
 
 @takes_paths
-def read_onnx(file: Path, contract_file: Path | None) -> OnnxNetwork:
-    """Read an ONNX model and make it ours: opset 17, batch norms folded, logits, every node named.
+def read_onnx(file: Path, contract_file: Path | None, opset: int = OPSET) -> OnnxNetwork:
+    """Read an ONNX model and make it ours: batch norms folded, logits, every node named.
 
-    What is constant is folded before anything is judged. A sigmoid at the end, or a softmax over
-    two channels, is cut off; the reference stays the file as it was. Types other than FP32 inside
-    become FP32.
+    An opset from 17 to `opset` stays, any other becomes 17. What is constant is folded before
+    anything is judged. A sigmoid at the end, or a softmax over two channels, is cut off; the
+    reference stays the file as it was. Types other than FP32 inside become FP32.
 
     Args:
         file: opset 7 to 24, weights inside or in data files beside it; one input and one output,
             both static float32 [1, 1, H, W].
         contract_file: JSON as in a manifest; None: the model carries the contract.
+        opset: the highest that the target takes, see `Target.opset`.
 
     Raises InputError: E-ONNX-READ, E-ONNX-SHAPE (also an output that is no logit),
     E-ONNX-OPERATOR (names what no target takes), E-ONNX-OPSET, E-ONNX-TRAINING (batch norm or
@@ -98,11 +100,13 @@ def read_onnx(file: Path, contract_file: Path | None) -> OnnxNetwork:
         each.type.tensor_type.elem_type != onnx.TensorProto.FLOAT for each in theirs.graph.output
     ):
         _require_ends(theirs.graph.output, "output", file, contract)
+    _require_biases(theirs.graph, file)
     folded = _in_float(_folded(theirs, file), file)
+    run = _run_of(theirs, file, contract)
     if folded.graph.output[0].name in {tensor.name for tensor in folded.graph.initializer}:
         raise _constant(file)
     _require_operators(folded.graph, file)
-    converted = at_our_opset(folded, file)
+    converted = at_our_opset(folded, file, opset)
     try:
         ours = _inferred(converted, file)
         cut = cut_probability(ours.graph, file)
@@ -127,7 +131,6 @@ def read_onnx(file: Path, contract_file: Path | None) -> OnnxNetwork:
         raise unreadable(file, error) from error
     model = bytes(ours.SerializeToString(deterministic=True))
     _require_answer(exact_run(model, available_threads()), ours.graph, file, contract)
-    run = exact_run(theirs.SerializeToString(), available_threads())
     return OnnxNetwork(
         file.stem,
         model,
@@ -184,6 +187,44 @@ def _require_inference(graph: onnx.GraphProto, opset: int, file: Path) -> None:
                 f"its answer depends on {'the frames of the call' if batch else 'chance'}; export "
                 "the network in inference mode (torch: model.eval())",
             )
+
+
+def _require_biases(graph: onnx.GraphProto, file: Path) -> None:
+    """Raise InputError (E-ONNX-READ) for a bias of another length than its convolution's outputs.
+
+    Neither the checker nor ONNX Runtime compares them: it reads beyond the end.
+    """
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for node in nodes_of(graph):
+        if node.op_type not in ("Conv", "ConvTranspose") or len(node.input) < 3:
+            continue
+        weight, bias = (shapes.get(name) for name in node.input[1:3])
+        if weight is None or bias is None or len(weight) < 2:
+            continue
+        groups = next((each.i for each in node.attribute if each.name == "group"), 1)
+        outputs = weight[0] if node.op_type == "Conv" else weight[1] * groups
+        if bias != (outputs,):
+            raise InputError(
+                "E-ONNX-READ",
+                f"{file} has {node.op_type} {node.name or node.output[0]!r} with {outputs} "
+                f"channels and a bias of the shape {list(bias)}; export it again",
+            )
+
+
+def _run_of(model: onnx.ModelProto, file: Path, contract: InputContract) -> Run:
+    """Return how a model runs. Raises InputError (E-ONNX-READ) where it does not."""
+    zeros = np.zeros((1, 1, contract.height, contract.width), np.float32)
+    try:
+        run = exact_run(model.SerializeToString(), available_threads())
+        run(zeros)
+    except Exception as error:  # the library's errors share no narrower base
+        raise _refused_by_runtime(file, error) from error
+    return run
+
+
+def _refused_by_runtime(file: Path, error: Exception) -> InputError:
+    reason = str(error).strip().splitlines()[0]
+    return InputError("E-ONNX-READ", f"ONNX Runtime refuses {file}: {reason}; export it again")
 
 
 def _in_float(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
@@ -308,7 +349,7 @@ def _inferred(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
         raise unreadable(file, error) from error
 
 
-def _folded(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
+def _folded(model: onnx.ModelProto, file: Path, *, again: bool = False) -> onnx.ModelProto:
     """Return the model with constants, also of shapes, and batch norms folded, shapes inferred."""
     import onnxruntime as ort
 
@@ -323,12 +364,14 @@ def _folded(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # the library's errors share no narrower base
-            reason = str(error).strip().splitlines()[0]
-            raise InputError("E-ONNX-READ", f"ONNX Runtime refuses {file}: {reason}") from error
+            raise _refused_by_runtime(file, error) from error
         folded = onnx.load_model(result)
     used = {"" if node.domain == "ai.onnx" else node.domain for node in folded.graph.node} | {""}
     for each in [each for each in folded.opset_import if each.domain not in used]:
         folded.opset_import.remove(each)  # the library lists all that it knows
+    # A function of the standard, such as GroupNormalization, is put in behind the folding.
+    if any(node.op_type == "Shape" for node in folded.graph.node) and not again:
+        return _folded(folded, file, again=True)
     return _inferred(folded, file)
 
 

@@ -29,7 +29,8 @@ _ARITHMETIC = frozenset(("Add", "Div", "Mul", "Sub"))
 # What does not, yet leaves a probability a function of that probability alone.
 _BENDS = _ARITHMETIC | frozenset(
     (
-        *("AveragePool", "Clip", "Erf", "Exp", "GlobalAveragePool", "HardSwish", "LeakyRelu"),
+        *("AveragePool", "Clip", "Erf", "Exp", "Gelu", "GlobalAveragePool", "HardSwish"),
+        "LeakyRelu",
         *("Pad", "Pow", "ReduceMean", "Relu", "Resize", "Sqrt", "Tanh"),
     )
 )
@@ -45,10 +46,11 @@ def cut_probability(graph: onnx.GraphProto, file: Path) -> str | None:
 
     A sigmoid goes; a softmax becomes each channel's difference to the other, and of an output with
     both channels the second stays, as the lesion's. Nodes behind it that only move or select
-    values stay. Left alone: a graph that ends in neither.
+    values stay, also where its parts are moved apart and joined again. Left alone: a graph that
+    ends in neither, or in one of them with something else.
 
     Args:
-        graph: opset 17, constants folded, every shape static and inferred.
+        graph: opset 17 to 24, constants folded, every shape static and inferred.
         file: for messages.
 
     Returns:
@@ -58,31 +60,62 @@ def cut_probability(graph: onnx.GraphProto, file: Path) -> str | None:
     softmax has another number of channels, or a function that cannot be undone ends the graph.
     """
     producers, constants = producers_of(graph), _constants_of(graph)
-    node, passed = producers.get(graph.output[0].name), []
-    while node is not None and node.op_type not in _SQUASHING:
-        source = _only_source(node, constants)
-        if source is None or node.op_type not in _MOVES | _BENDS:
-            return None
-        passed.append(node)
-        node = producers.get(source)
-    if node is None:
+    ends, passed = _squashed_ends(graph.output[0].name, producers, constants)
+    if not ends:
         return None
-    where = f"{file} ends in {node.op_type} {node.name or node.output[0]!r}"
-    bent = next((each for each in passed if not _only_moves(each)), None)
+    where, *_ = (f"{file} ends in {each.op_type} {each.name or each.output[0]!r}" for each in ends)
+    bent = next((each for each in passed if not _only_moves_or_joins(each, constants)), None)
     if bent is not None:
         raise InputError(
             "E-ONNX-SHAPE",
             f"{where} with {bent.op_type} {bent.name or bent.output[0]!r} behind it, so its output "
             "is no logit; export it without these",
         )
-    if node.op_type == "Sigmoid":
-        _replace(graph, node, [helper.make_node("Identity", node.input, node.output, node.name)])
-    elif node.op_type in ("Softmax"):
-        _replace(graph, node, _difference(graph, node, where))
-    else:
-        raise InputError("E-ONNX-SHAPE", f"{where}, so its output is no logit; export it without")
+    behind = [each.output[0] for each in passed]
+    for node in ends:
+        if any(
+            node.output[0] in each.input and each.output[0] not in behind for each in graph.node
+        ):
+            raise InputError(
+                "E-ONNX-SHAPE",
+                f"{where}, which the network reads too, so it cannot be cut off; export the logits",
+            )
+        if node.op_type == "Sigmoid":
+            same = helper.make_node("Identity", node.input, node.output, node.name)
+            _replace(graph, node, [same])
+        elif node.op_type == "Softmax":
+            _replace(graph, node, _difference(graph, node, where))
+        else:
+            text = f"{where}, so its output is no logit; export it without"
+            raise InputError("E-ONNX-SHAPE", text)
     _keep_second_channel(graph)
-    return str(node.op_type)
+    return " and ".join(sorted({str(node.op_type) for node in ends}))
+
+
+def _squashed_ends(
+    output: str, producers: Mapping[str, onnx.NodeProto], constants: Mapping[str, np.ndarray]
+) -> tuple[list[onnx.NodeProto], list[onnx.NodeProto]]:
+    """Return the nodes that make probabilities of which alone the output is made, and those behind.
+
+    None where the output is also, or only, made of something else.
+    """
+    ends: dict[str, onnx.NodeProto] = {}
+    passed: dict[str, onnx.NodeProto] = {}
+    waiting = [output]
+    while waiting:
+        node = producers.get(waiting.pop())
+        if node is None:
+            return [], []
+        if node.op_type in _SQUASHING:
+            ends[node.output[0]] = node
+            continue
+        sources = [name for name in node.input if name and name not in constants]
+        if not sources or node.op_type not in _MOVES | _BENDS | {"Concat"}:
+            return [], []
+        if node.output[0] not in passed:
+            passed[node.output[0]] = node
+            waiting.extend(sources)
+    return list(ends.values()), list(passed.values())
 
 
 def logits_of(probability: np.ndarray) -> np.ndarray:
@@ -103,7 +136,7 @@ def require_logits(graph: onnx.GraphProto, level: float, file: Path) -> None:
     is between 0 and 1, and what is never on both sides of the threshold answers nothing.
 
     Args:
-        graph: opset 17, constants folded.
+        graph: opset 17 to 24, constants folded.
         level: `InputContract.logit_threshold`.
         file: for messages.
     """
@@ -170,8 +203,15 @@ def _only_moves(node: onnx.NodeProto) -> bool:
     return node.op_type in _MOVES
 
 
+def _only_moves_or_joins(node: onnx.NodeProto, constants: Mapping[str, np.ndarray]) -> bool:
+    joins = node.op_type == "Concat" and not any(name in constants for name in node.input)
+    return joins or _only_moves(node)
+
+
 def _replace(graph: onnx.GraphProto, node: onnx.NodeProto, others: list[onnx.NodeProto]) -> None:
-    nodes = [each for old in graph.node for each in (others if old is node else [old])]
+    """Put others in the place of the node that makes `node`'s output."""
+    made = node.output[0]
+    nodes = [each for old in graph.node for each in (others if made in old.output else [old])]
     copies = []
     for each in nodes:
         copy = onnx.NodeProto()
@@ -194,10 +234,19 @@ def _difference(graph: onnx.GraphProto, node: onnx.NodeProto, where: str) -> lis
         )
     first, second, swapped = (f"{node.output[0]}.{part}" for part in ("0", "1", "swapped"))
     return [
-        helper.make_node("Split", [node.input[0]], [first, second], f"{swapped}.split", axis=axis),
+        _split_in_two(graph, node.input[0], (first, second), f"{swapped}.split", axis),
         helper.make_node("Concat", [second, first], [swapped], swapped, axis=axis),
         helper.make_node("Sub", [node.input[0], swapped], node.output, node.name),
     ]
+
+
+def _split_in_two(
+    graph: onnx.GraphProto, source: str, parts: tuple[str, str], name: str, axis: int
+) -> onnx.NodeProto:
+    """Return a Split of an axis of two, by sizes: without them opset 18 and later want a number."""
+    sizes = numpy_helper.from_array(np.ones(2, np.int64), f"{name}.sizes")
+    graph.initializer.append(sizes)
+    return helper.make_node("Split", [source, sizes.name], parts, name, axis=axis)
 
 
 def _keep_second_channel(graph: onnx.GraphProto) -> None:
@@ -210,9 +259,7 @@ def _keep_second_channel(graph: onnx.GraphProto) -> None:
         for place, output in enumerate(node.output):
             node.output[place] = f"{name}.both" if output == name else output
     background = f"{name}.background"
-    graph.node.append(
-        helper.make_node("Split", [f"{name}.both"], [background, name], f"{name}.split", axis=1)
-    )
+    graph.node.append(_split_in_two(graph, f"{name}.both", (background, name), f"{name}.split", 1))
     graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
 
 
@@ -385,6 +432,7 @@ _BOUNDS: Mapping[str, Callable[[_Node, _Inputs], _Range]] = MappingProxyType(
         "Concat": _of_concat,
         "Div": _of_div,
         "Exp": lambda _, of: of[0].map(_exp),
+        "Gelu": lambda _, of: of[0].map(lambda end: max(end, 0.0)) | _Range(-0.17, 0),
         "HardSwish": lambda _, of: of[0].map(lambda end: max(end, 0.0)) | _Range(-0.375, 0),
         "LeakyRelu": _of_leaky_relu,
         "Mul": _of_mul,

@@ -1,9 +1,9 @@
-"""ONNX of another opset brought to ours, for the operators that `foreign` takes.
+"""ONNX of another opset brought to one that a target reads, for the operators that `foreign` takes.
 
-Upwards the `onnx` package converts. Its way down fails for what torch writes today, so it is ours:
-between opsets 17 and 24 these operators differ in few places only. One master for all targets
-keeps a kit and a bundle for a CPU the same network; every export compares it with the file as it
-was.
+What lies between ours and the highest that the target's parsers take stays as it is. All else
+becomes ours. Upwards the `onnx` package converts. Its way down fails for what torch writes today,
+so it is ours: between opsets 17 and 24 these operators differ in few places only. Every export
+compares the network with the file as it was.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ import onnx.version_converter
 from onnx import helper, numpy_helper
 
 from ..runtime.errors import InputError
-from .to_onnx import OPSET
+from .target import OPSET
 
 _LEAST, _MOST = 7, 24  # what ONNX Runtime takes, and what the rewrites below were compared with
 _RESIZE_MODES = 11  # the opset from which a Resize says how it places pixels
 # Operators of other opsets that the conversion replaces by those of ours.
 CONVERTED = frozenset(("Gelu", "Upsample"))
-_IR_VERSION = 8  # of OPSET; a runtime on a device refuses a newer one
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -45,16 +44,18 @@ def require_opset(model: onnx.ModelProto, file: Path) -> None:
         )
 
 
-def at_our_opset(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
-    """Return a model in opset 17 that answers as before.
+def at_our_opset(model: onnx.ModelProto, file: Path, highest: int = OPSET) -> onnx.ModelProto:
+    """Return a model in an opset from 17 to `highest` that answers as before.
 
     Args:
         model: constants folded, every shape static and inferred, none but listed operators.
         file: for messages.
+        highest: opset that the target takes whole, see `Target.opset`; one above becomes 17.
 
     Raises InputError (E-ONNX-OPSET): what opset 17 cannot say.
     """
     opset = opset_of(model)
+    kept = opset if OPSET < opset <= highest else OPSET
     if opset < OPSET:
         try:
             model = _with_modes(onnx.version_converter.convert_version(model, OPSET), opset)
@@ -65,11 +66,13 @@ def at_our_opset(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
                 f"edgeseg cannot convert {file} from opset {opset} to {OPSET}, which all its "
                 f"targets read ({reason}); export it with opset {OPSET}",
             ) from error
-    elif opset > OPSET:
+    elif opset > kept:
         model = _lowered(model, file)
-    model.ir_version = _IR_VERSION
+    imported = helper.make_opsetid("", kept)
+    # A runtime on a device refuses a newer one.
+    model.ir_version = helper.find_min_ir_version_for([imported])
     del model.opset_import[:]
-    model.opset_import.append(helper.make_opsetid("", OPSET))
+    model.opset_import.append(imported)
     return model
 
 
@@ -143,7 +146,7 @@ def _lowered(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
             raise InputError(
                 "E-ONNX-OPSET",
                 f"{file} has {node.op_type} {node.name or node.output[0]!r}, which opset {OPSET}, "
-                f"as all targets read it, cannot say: {error}; export the network without it",
+                f"as this target reads it, cannot say: {error}; export the network without it",
             ) from error
     del lowered.graph.node[:]
     lowered.graph.node.extend(nodes)

@@ -14,6 +14,7 @@ from typing import Any
 from ..runtime.errors import InputError
 
 PRECISIONS = ("fp32", "fp16", "int8")
+OPSET = 17  # of ONNX: the highest that TensorRT 8.5 (JetPack 5) parses
 ALIAS = "jetson"  # for the row's own default module and JetPack
 _FILE = Path(__file__).with_name("targets.json")
 _SCHEMA = "edgeseg.targets/1"
@@ -32,6 +33,9 @@ class Target:
     checked: str  # date, ISO 8601
     engines: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of a CPU, by precision
     weight_bits: int = 8  # of INT8 weights, 7 or 8
+    # Highest of which its parsers take every operator that an export takes, where that is known: an
+    # ONNX from elsewhere keeps its own up to this one, above it becomes `OPSET`.
+    opset: int = OPSET
     machines: tuple[str, ...] = ()  # architectures of a CPU, as `platform.machine` names them
     compute_capabilities: tuple[str, ...] = ()  # of the GPU; empty: whatever the host has
     int8: bool = True  # whether the GPU has INT8 arithmetic

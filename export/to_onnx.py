@@ -13,12 +13,12 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from ..runtime.contract import InputContract
+from .target import OPSET
 
 if TYPE_CHECKING:
     from torch import nn
 
 CONTRACT_KEY = "edgeseg.contract"  # in metadata_props
-OPSET = 17  # the highest that TensorRT 8.5 (JetPack 5) parses
 
 
 def onnx_from_network(network: nn.Module, contract: InputContract) -> bytes:

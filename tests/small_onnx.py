@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper, parser
 
 from edgeseg.export.foreign import read_onnx
 from edgeseg.export.onnx_file import nodes_of
+from edgeseg.export.target import OPSET
 
 SIDE = 32
 
@@ -67,11 +68,13 @@ def noise(seed: int = 0, side: int = SIDE) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(1, 1, side, side)).astype(np.float32)
 
 
-def ours_of(model: onnx.ModelProto, folder: Path, contract: Path) -> onnx.ModelProto:
+def ours_of(
+    model: onnx.ModelProto, folder: Path, contract: Path, opset: int = OPSET
+) -> onnx.ModelProto:
     """Return what `read_onnx` makes of a model, through a file in a folder."""
     file = folder / "theirs.onnx"
     file.write_bytes(model.SerializeToString())
-    return onnx.load_model_from_string(read_onnx(file, contract).to_onnx())
+    return onnx.load_model_from_string(read_onnx(file, contract, opset).to_onnx())
 
 
 def operators_of(model: onnx.ModelProto) -> set[str]:

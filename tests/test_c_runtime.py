@@ -33,7 +33,7 @@ from edgeseg.runtime.bundle import (
     seal_bundle,
 )
 from edgeseg.runtime.contract import InputContract
-from edgeseg.runtime.errors import EdgesegError
+from edgeseg.runtime.errors import EdgesegError, InputError
 from edgeseg.runtime.image import (
     grey_from_frame,
     input_from_frame,
@@ -557,6 +557,30 @@ def test_least_lesion_out_of_range_and_other_fields_of_a_contract_are_refused(
     reseal(folder, lambda content: content["contract"].update(least))
     with pytest.raises(Failed, match="E-MANIFEST-FIELD"):
         open_c(folder, "stub")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"mean": value} for value in (-0.01, 1.01, 127.5, "0.5", None)),
+        *({"std": value} for value in (0, -0.1, 1.01, 58, "0.2", None)),
+    ],
+)
+def test_normalisation_out_of_range_is_refused_as_python_does(open_c, tmp_path, values):
+    folder = stub_bundle(tmp_path / "b")
+    reseal(folder, lambda content: content["contract"].update(values))
+    with pytest.raises(InputError) as caught:
+        InputContract.from_dict({**CONTRACT.to_dict(), **values})
+    assert caught.value.code == "E-CONTRACT"
+    with pytest.raises(Failed, match="E-MANIFEST-FIELD"):
+        open_c(folder, "stub")
+
+
+@pytest.mark.parametrize("values", [{"mean": 0, "std": 1}, {"mean": 1, "std": 1e-3}])
+def test_normalisation_at_the_ends_of_its_range_is_taken(open_c, tmp_path, values):
+    folder = stub_bundle(tmp_path / "b")
+    reseal(folder, lambda content: content["contract"].update(values))
+    open_c(folder, "stub")
 
 
 def test_frames_of_any_stride_and_colour_are_taken(open_c, tmp_path):

@@ -22,7 +22,7 @@ from edgeseg.export.device.onboard import agent
 from edgeseg.export.device.registry import Address, HostKey, Registry
 from edgeseg.export.device.transfer import Link
 from edgeseg.runtime.bundle import open_bundle, pack_bundle
-from edgeseg.runtime.errors import EdgesegError, EngineError, InputError, Refused
+from edgeseg.runtime.errors import EdgesegError, EngineError, InputError, OutputError, Refused
 from edgeseg.runtime.predict import predict_files
 from edgeseg.runtime.session import open_session
 from edgeseg.tests import device_standin as standin
@@ -800,6 +800,104 @@ def test_files_that_somebody_changed_on_the_device_are_sent_again(device, kit, t
     model.write_bytes(original[:-1] + b"x")
     assert transfer.send(link, payload, "kit") == key
     assert model.read_bytes() == original
+
+
+def is_refused_there(error, kind, code):
+    assert isinstance(error, kind)
+    assert error.code == code
+    assert "\n" not in str(error)
+
+
+@needs_sshd
+@pytest.mark.parametrize(
+    ("change", "kind", "code"),
+    [
+        (lambda content: content[:-1], InputError, "E-DEVICE-SOURCE"),
+        (lambda content: content[:-1] + b"x", OutputError, "E-DEVICE-UPLOAD"),
+    ],
+)
+def test_a_file_that_changes_while_it_is_sent_is_no_content_of_the_device(
+    change, kind, code, device, tmp_path
+):
+    file = tmp_path / "payload" / "file"
+    file.parent.mkdir()
+    original = b"to be sent " * 1000
+    file.write_bytes(original)
+    link = link_to(device, tmp_path)
+    payload = transfer.folder_payload(file.parent)
+    # What is said comes between the hash and the bytes.
+    late = Link(link.device, link.registry, lambda _: file.write_bytes(change(original)), 0)
+    with pytest.raises(EdgesegError) as caught:
+        transfer.send(late, payload, "payload")
+    is_refused_there(caught.value, kind, code)
+    assert list(device.cache.glob("*/content")) == []
+    file.write_bytes(original)
+    key = transfer.send(link, payload, "payload")
+    assert (device.cache / key / "content" / "file").read_bytes() == original
+
+
+@needs_sshd
+def test_a_device_that_cannot_write_says_where(device, kit, tmp_path):
+    device.cache.parent.mkdir(parents=True, exist_ok=True)
+    device.cache.write_text("in the place of the folder")
+    try:
+        with pytest.raises(OutputError, match="edgeseg") as caught:
+            transfer.send(link_to(device, tmp_path), transfer.folder_payload(kit), "kit")
+    finally:
+        device.cache.unlink()
+    is_refused_there(caught.value, OutputError, "E-DEVICE-DISK")
+
+
+@needs_sshd
+@pytest.mark.parametrize(
+    ("key", "name"), [("x", "a"), ("../" + "0" * 61, "a"), ("0" * 64, "../a"), ("0" * 64, "/a")]
+)
+def test_a_request_that_would_leave_the_folder_of_the_device_is_refused_there(
+    key, name, device, tmp_path
+):
+    with link_to(device, tmp_path).connect() as connection:
+        connection.request("put", key=key, files=[[name, "1" * 64, 0]], private=False)
+        with pytest.raises(EdgesegError) as caught:
+            connection.read_answer()
+    is_refused_there(caught.value, EngineError, "E-DEVICE-PROTOCOL")
+
+
+@needs_sshd
+def test_a_job_that_ends_well_without_its_file_has_failed(device, kit, tmp_path):
+    link = link_to(device, tmp_path)
+    key = transfer.send(link, transfer.folder_payload(kit), "kit")
+    with link.connect() as connection, pytest.raises(EdgesegError, match="wrote no mask") as caught:
+        connection.run(ssh.Job(key, ("true",), {"mask": "mask"}, "log", {}), print)
+    is_refused_there(caught.value, EngineError, "E-DEVICE-JOB")
+    assert device.leftovers() == []
+
+
+@needs_sshd
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        (jobs.PLAN, lambda content: content + b"x"),
+        (jobs.SIDE_CAR, lambda content: b"{"),
+        (jobs.SIDE_CAR, lambda content: b"[]"),
+        (jobs.SIDE_CAR, lambda content: content.replace(b"kit_sha256", b"sha256_of_kit")),
+        (jobs.SIDE_CAR, lambda content: content.replace(b'"fp16"', b'"fp32"', 1)),
+    ],
+)
+def test_an_engine_of_something_else_is_not_taken(file, change, device, kit, tmp_path, monkeypatch):
+    run = jobs._run
+
+    def run_elsewhere(link, job, folder, *others):
+        answer = run(link, job, folder, *others)
+        before = (folder / file).read_bytes()
+        (folder / file).write_bytes(change(before))
+        assert (folder / file).read_bytes() != before
+        return answer
+
+    monkeypatch.setattr(jobs, "_run", run_elsewhere)
+    with pytest.raises(Refused) as caught:
+        jobs.build(link_to(device, tmp_path), kit, "fp16", tmp_path / "engine")
+    is_refused_there(caught.value, Refused, "E-DEVICE-ENGINE")
+    assert not (tmp_path / "engine").exists()
 
 
 # --- the agent by itself --------------------------------------------------------------------------

@@ -11,12 +11,12 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 from edgeseg.cli.jobs.sources import find_source, load_exportable
 from edgeseg.export import foreign
-from edgeseg.export.foreign import read_onnx
+from edgeseg.export.foreign import OPERATORS, read_onnx
 from edgeseg.export.to_onnx import onnx_from_network
 from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError
-from edgeseg.tests.small_onnx import answer, noise, operators_of, small_onnx
+from edgeseg.tests.small_onnx import answer, noise, operators_of, ours_of, small_onnx
 
 CONTRACT = InputContract(height=32, width=32)
 
@@ -330,7 +330,7 @@ def test_a_suffix_in_capitals_is_onnx_too(saved, contract_file):
 
 
 def test_the_reference_is_the_file_as_it_was_not_what_it_became(saved, contract_file, monkeypatch):
-    monkeypatch.setattr(foreign, "at_our_opset", lambda model, _: doubled(model))
+    monkeypatch.setattr(foreign, "at_our_opset", lambda model, *_: doubled(model))
     ours = read_onnx(saved(network(opset=17)), contract_file)
     image = noise()
     np.testing.assert_array_equal(ours.run(image), answer(network(opset=17), image))
@@ -342,3 +342,43 @@ def doubled(model):
     for tensor in model.graph.initializer:
         tensor.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(tensor), tensor.name))
     return model
+
+
+def _conv(text, **weights):
+    return small_onnx(middle=text, constants=weights)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        _conv("m = Conv <pads = [1, 1, 1, 1]> (r, v, c3)", v=np.ones((4, 4, 3, 3), np.float32)),
+        _conv(
+            "t = ConvTranspose <group = 2> (r, v, c3)\n m = Concat <axis = 1> (t, t)",
+            v=np.ones((4, 1, 1, 1), np.float32),
+        ),
+        _conv("m = Conv <group = 0> (r, v)", v=np.ones((4, 4, 1, 1), np.float32)),
+    ],
+    ids=["bias of Conv", "bias of ConvTranspose", "no group"],
+)
+def test_a_convolution_that_cannot_run_is_refused_as_no_onnx(model, tmp_path, capfd):
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), "c3"))
+    file, contract = tmp_path / "theirs.onnx", tmp_path / "contract.json"
+    file.write_bytes(model.SerializeToString())
+    contract.write_text(json.dumps(CONTRACT.to_dict()))
+    with pytest.raises(InputError) as caught:
+        read_onnx(file, contract)
+    assert caught.value.code == "E-ONNX-READ"
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("opset", [21, 24])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_group_norm_of_the_standard_is_taken_as_its_steps(groups, opset, tmp_path):
+    weights = {"s": np.array([1, 2, 0.5, 3], np.float32), "o": np.array([0, 1, -1, 2], np.float32)}
+    text = f"m = GroupNormalization <num_groups = {groups}> (r, s, o)"
+    theirs = small_onnx(middle=text, opset=opset, constants=weights)
+    contract = tmp_path / "contract.json"
+    contract.write_text(json.dumps(CONTRACT.to_dict()))
+    ours = ours_of(theirs, tmp_path, contract)
+    np.testing.assert_allclose(answer(ours, noise(3)), answer(theirs, noise(3)), atol=1e-4)
+    assert operators_of(ours) <= OPERATORS

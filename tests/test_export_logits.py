@@ -60,6 +60,15 @@ TAKEN = {  # what comes behind the last convolution; the output is a probability
         "h1 = Cast <to = 10> (z)\n p = Sigmoid (h1)\n y = Cast <to = 1> (p)",
         {},
     ),
+    "Sigmoid in parts that are joined": (
+        "p = Sigmoid (z)\n a, b1 = Split <axis = 2> (p)\n y = Concat <axis = 2> (b1, a)",
+        {},
+    ),
+    "two Sigmoids that are joined": (
+        "a, b1 = Split <axis = 2> (z)\n p = Sigmoid (a)\n q = Sigmoid (b1)\n"
+        "y = Concat <axis = 2> (q, p)",
+        {},
+    ),
     "Softmax, one channel chosen": (
         "t = Conv (m, two4)\n p = Softmax <axis = 1> (t)\n y = Slice (p, one, end, one)",
         {"two4": np.random.default_rng(1).normal(0, 1, (2, 4, 1, 1)).astype(np.float32)}
@@ -223,3 +232,43 @@ def test_the_logit_of_a_probability_is_its_log_odds_and_finite_at_0_and_1():
     assert above == pytest.approx(math.log(3))
     assert low == -high
     assert 16 < high < 17
+
+
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [  # a level of -0.85 lies within all these answers
+        ("a, b1 = Split <axis = 2> (p)\n j = Concat <axis = 2> (b1, a)\n y = Sub (j, k)", "Sub"),
+        ("t = Add (p, p)\n u = Sub (t, k)\n y = Sub (u, k)", "Add|Sub"),
+        ("q = Sigmoid (w2)\n y = Sub (p, q)", "Sub"),
+        (
+            "j = Concat <axis = 2> (p, k2)\n u = Sub (j, k)\n y = Slice (u, o, side, two)",
+            "Concat|Sub",
+        ),
+        (
+            "c5 = Conv <pads = [1, 1, 1, 1]> (p, v)\n q = Sigmoid (c5)\n"
+            "j = Concat <axis = 2> (p, q)\n y = Slice (j, o, side, two)",
+            "reads too",
+        ),
+    ],
+)
+def test_a_probability_that_is_joined_or_added_before_it_is_bent_is_refused(end, says, read):
+    constants = (
+        constant("k", 1)
+        | {"k2": np.zeros((1, 1, 1, SIDE), np.float32), "v": np.ones((1, 1, 3, 3), np.float32)}
+        | integers("o", 0)
+        | integers("side", SIDE)
+        | integers("two", 2)
+    )
+    model = small_onnx(end=f"w2 = Sub (z, k)\n p = Sigmoid (z)\n {end}", constants=constants)
+    with pytest.raises(InputError, match=says) as caught:
+        read(model, 0.3)
+    assert caught.value.code == "E-ONNX-SHAPE"
+
+
+def test_an_answer_that_is_only_weighed_by_a_sigmoid_is_left_alone(read):
+    model = small_onnx(end="p = Sigmoid (z)\n y = Mul (z, p)")
+    network = read(model, 0.51)
+    np.testing.assert_allclose(
+        answer(network.to_onnx(), noise(1)), answer(model, noise(1)), atol=1e-5
+    )
+    assert "cut_off" not in network.provenance

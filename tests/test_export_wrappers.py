@@ -72,18 +72,23 @@ def folder(tmp_path_factory):
 @settings(max_examples=DRAWS, deadline=None, derandomize=DRAWS <= 100)
 @given(wrappers=NODES, threshold=st.sampled_from([0.5, 0.3, 0.8]))
 def test_a_wrapped_network_marks_the_same_pixels_or_is_refused(folder, wrappers, threshold):
-    lines, constants, logits = [], {}, None
+    lines, logit_lines, constants, is_logit = [], [], {}, True
     for at, (text, numbers) in enumerate(wrappers):
-        if text.endswith("!") and logits is None:
-            logits = at  # what a probability is first made from answers for all that follows
+        is_logit &= not text.endswith("!")
+        # From where a probability is first made its logit answers, moved as the probability is.
+        logit_text = text if is_logit or text in MOVES else "B = Identity (A)"
         names = {"A": f"v{at}", "B": f"v{at + 1}", "A1": f"v{at}a", "A2": f"v{at}b"}
         names |= {key: f"{key}{at}" for key in NUMBER_NAMES}
         constants |= {
             names[key]: np.array(number, np.float32)
             for key, number in zip(NUMBER_NAMES, numbers, strict=True)
         }
-        lines.append("".join(names.get(word, word) for word in re.split(r"(\W)", text.rstrip("!"))))
-    body = "v0 = Identity (z)\n" + "\n".join(lines) + f"\n y = Identity (v{len(wrappers)})"
+        for into, line in ((lines, text.rstrip("!")), (logit_lines, logit_text)):
+            into.append("".join(names.get(word, word) for word in re.split(r"(\W)", line)))
+    body, logit_body = (
+        "v0 = Identity (z)\n" + "\n".join(each) + f"\n y = Identity (v{len(wrappers)})"
+        for each in (lines, logit_lines)
+    )
     constants |= (
         integers("shape", 1, 1, SIDE, SIDE)
         | integers("zero", 0)
@@ -102,11 +107,7 @@ def test_a_wrapped_network_marks_the_same_pixels_or_is_refused(folder, wrappers,
         if error.code not in ("E-ONNX-SHAPE", "E-ONNX-CONSTANT"):
             raise
         return
-    end = len(wrappers) if logits is None else logits
-    wanted = answer(
-        small_onnx(end=body.rsplit("\n", 1)[0] + f"\n y = Identity (v{end})", constants=constants),
-        noise(5),
-    )
+    wanted = answer(small_onnx(end=logit_body, constants=constants), noise(5))
     level = contract.logit_threshold
     clear = abs(wanted - level) > 1e-3
     for found in (answer(network.to_onnx(), noise(5)), network.run(noise(5))):

@@ -267,6 +267,18 @@ def test_resumed_run_that_is_finished_changes_nothing(dataset, run, tmp_path):
     assert sha256_of_file(copy / "student.safetensors") == before
 
 
+@pytest.mark.parametrize("stage", ["teacher-benign", "student"])
+def test_a_stage_of_something_else_in_a_run_is_refused_and_left(stage, dataset, run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    file = copy / f"{stage}.safetensors"
+    (other,) = {"teacher-benign", "student"} - {stage}
+    shutil.copy(copy / f"{other}.safetensors", file)
+    before = sha256_of_file(file)
+    config = TrainConfig.from_json((copy / "config.json").read_text())
+    assert code_of(dataset, copy, config, resume=True) == "E-RUN-STAGE"
+    assert sha256_of_file(file) == before
+
+
 # --- teachers of another run, phantoms, the cache ------------------------------------------------
 
 ONE = replace(SHORT, size=64, general_epochs=1, student_epochs=1, batch=4)

@@ -1,4 +1,4 @@
-"""Refusals that no other test meets; those that are left stand in tests/test_error_table.py."""
+"""Refusals that no other test meets."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import shutil
 
 import pytest
 
+from edgeseg.cli.jobs.sources import Source, common_samples
 from edgeseg.export.device.recipes import Recipe, recipe_of, write_recipe
 from edgeseg.export.device.registry import Address
 from edgeseg.export.device.ssh import scan_host_key
 from edgeseg.export.pipeline import Limits
-from edgeseg.runtime.bundle import pack_bundle
+from edgeseg.kd.data.dataset import read_dataset
+from edgeseg.kd.data.split import make_split, write_split
+from edgeseg.runtime.bundle import SPLIT_FILE, pack_bundle
 from edgeseg.runtime.errors import EngineError, InputError
 from edgeseg.tests.fabricated_bundle import write_bundle
 
@@ -44,3 +47,13 @@ def test_machine_without_ssh_is_told_to_install_it(monkeypatch):
     with pytest.raises(EngineError) as caught:
         scan_host_key(Address("user", "host.invalid", 22))
     assert caught.value.code == "E-DEVICE-SSH"
+
+
+def test_part_without_an_image_is_refused(phantoms, tmp_path):
+    split = make_split(read_dataset(phantoms), fractions=(0.7, 0.3, 0.0))
+    write_split(split, tmp_path / SPLIT_FILE)
+    sources = [Source(tmp_path, is_bundle=True)]
+    assert common_samples(sources, [phantoms], "val")
+    with pytest.raises(InputError) as caught:
+        common_samples(sources, [phantoms], "test")
+    assert caught.value.code == "E-SPLIT-EMPTY"

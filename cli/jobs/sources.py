@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...export.target import OPSET
 from ...kd import zoo
 from ...kd.config import STUDENT_FILE
 from ...runtime.built import engine_files
@@ -192,12 +193,15 @@ def checkpoint_of(path: Path) -> Source:
 
 
 @takes_paths
-def load_exportable(path: Path, contract: Path | None) -> tuple[Source, Network]:
+def load_exportable(
+    path: Path, contract: Path | None, opset: int = OPSET
+) -> tuple[Source, Network]:
     """Return what an export starts from: a checkpoint, or an ONNX from elsewhere.
 
     Args:
         path: a run, a checkpoint, the name of a shipped student, or an ONNX file.
         contract: JSON file with the input contract of an ONNX that does not carry it.
+        opset: the highest that an ONNX may keep, see `Target.opset`.
 
     Raises InputError: E-SOURCE, E-CONTRACT, those of `load_checkpoint` and `read_onnx`.
     """
@@ -205,7 +209,7 @@ def load_exportable(path: Path, contract: Path | None) -> tuple[Source, Network]
     from ...export.pipeline import load_trained
 
     if path.suffix.lower() == ".onnx" and path.is_file():
-        return Source(path, is_bundle=False, is_onnx=True), read_onnx(path, contract)
+        return Source(path, is_bundle=False, is_onnx=True), read_onnx(path, contract, opset)
     if contract is not None:
         raise InputError("E-CONTRACT", f"{path} carries its input contract; leave --contract out")
     found = checkpoint_of(path)

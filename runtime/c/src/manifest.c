@@ -55,7 +55,8 @@ static bool read_contract(const es_json *json, es_contract *contract) {
            es_json_number(json, es_json_get(json, object, "mean"), &contract->mean) &&
            es_json_number(json, es_json_get(json, object, "std"), &contract->std) &&
            es_json_number(json, es_json_get(json, object, "threshold"), &contract->threshold) &&
-           contract->std > 0 && contract->threshold > 0 && contract->threshold < 1 &&
+           contract->mean >= 0 && contract->mean <= 1 && contract->std > 0 &&
+           contract->std <= 1 && contract->threshold > 0 && contract->threshold < 1 &&
            contract->least_area >= 0 && contract->least_area < 1 &&
            (contract->least_peak == 0 ||
             (contract->least_peak > contract->threshold && contract->least_peak < 1));
