@@ -24,6 +24,7 @@ from ..runtime.image import input_from_frame
 from ..runtime.layout import Layout
 from ..runtime.paths import takes_paths
 from ..runtime.progress import Progress, quiet
+from ..runtime.proof import Hop, PrecisionTiming, Proof, Provenance
 from .audit import least_share, require_share
 from .batch import require_rows
 from .bom import FILE as BOM_FILE
@@ -44,7 +45,6 @@ from .golden import find_dropped_frame, find_empty_frame, golden_frames, write_v
 from .kinds import kind_of
 from .parity import (
     CheckFrame,
-    Hop,
     Reference,
     check_hop,
     reference_of,
@@ -57,7 +57,7 @@ from .qdq import Rounding
 from .ranges import require_method
 from .reading import require_normal_input, require_own_answer
 from .sensitivity import rank_convolutions
-from .verdict import Verdict, measure_verdicts
+from .verdict import measure_verdicts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -175,7 +175,7 @@ class Exported:
     precision: str  # the one that ships; of a kit, its default
     hops: tuple[Hop, ...]
     trained_dice: float  # mean on the check frames with a lesion
-    verdicts: tuple[Verdict, ...]  # where all precisions were measured
+    verdicts: tuple[PrecisionTiming, ...]  # where all precisions were measured
     refused: Mapping[str, str]  # precision -> why it was left out
     kept_float: tuple[str, ...]  # convolutions that INT8 leaves in float to pass its gate
     achieved: Mapping[str, Mapping[str, float]]  # form -> precision -> share of MACs
@@ -377,6 +377,29 @@ def export_bundle(
         kept_float = shipped["int8"].forms[0].kept_float if "int8" in shipped else ()
         qat = shipped["int8"].qat if "int8" in shipped else None
         achieved = _achieved_shares(shipped)
+        provenance = Provenance(
+            checkpoint_sha256=trained.sha256,
+            training=trained.provenance,
+            split_sha256=None if split is None else sha256_of_file(split),
+            trained_on=tuple(sorted(trained_on)) or None,
+            data=tuple(data),
+            calibration=_calibration_facts(calibration, shipped, limits.method, plan),
+            tools={"edgeseg": __version__, **_versions()},
+        )
+        proof = Proof(
+            part=frames.checks_are,
+            max_drop=limits.max_drop,
+            max_hd95_rise_px=limits.max_hd95_rise_px,
+            frames=len(frames.checks),
+            trained_dice=reference.mean_dice,
+            parity=hops,
+            achieved=achieved,
+            verdicts=verdicts,
+            refused=refused,
+            kept_float=kept_float,
+            qat=qat,
+            contract_forced=limits.force_contract,
+        )
         manifest = {
             "name": trained.name,
             "target": plan.target.name,
@@ -388,29 +411,8 @@ def export_bundle(
             "vectors": vectors,
             "layout": layout.to_dict() if layout else {},
             "complexity": _complexity_facts(master, shipped, chosen),
-            "provenance": {
-                "checkpoint_sha256": trained.sha256,
-                "training": dict(trained.provenance),
-                **({"split_sha256": sha256_of_file(split)} if split is not None else {}),
-                **({"trained_on": sorted(trained_on)} if trained_on else {}),
-                **({"data": [dict(each) for each in data]} if data else {}),
-                "calibration": _calibration_facts(calibration, shipped, limits.method, plan),
-                "tools": {"edgeseg": __version__, **_versions()},
-            },
-            "evidence": {
-                "part": frames.checks_are,
-                "max_drop": limits.max_drop,
-                "max_hd95_rise_px": limits.max_hd95_rise_px,
-                "frames": len(frames.checks),
-                "trained_dice": reference.mean_dice,
-                "parity": [hop.to_dict() for hop in hops],
-                "achieved": achieved,
-                "verdicts": [verdict.to_dict() for verdict in verdicts],
-                "refused": dict(refused),
-                "kept_float": list(kept_float),
-                "qat": None if qat is None else dict(qat),
-                **({"contract_forced": True} if limits.force_contract else {}),
-            },
+            "provenance": provenance.to_dict(),
+            "evidence": proof.to_dict(),
         }
         (folder / BOM_FILE).write_text(bom_of(manifest, hashes_of(folder)), encoding="utf-8")
         seal_bundle(folder, manifest)
@@ -567,7 +569,7 @@ def _require_batch(form: Form, reference: Reference, most: int) -> None:
 
 def _choose(
     plan: Plan, proved: Mapping[str, _Proved], reference: Reference, progress: Progress
-) -> tuple[tuple[Verdict, ...], str]:
+) -> tuple[tuple[PrecisionTiming, ...], str]:
     """Return what was measured and the precision that ships."""
     if plan.asked != AUTO:
         return (), plan.asked
@@ -583,7 +585,7 @@ def _choose(
     return verdicts, next(each.precision for each in verdicts if each.shipped)
 
 
-def _fastest_first(proved: _Proved, verdicts: Sequence[Verdict]) -> _Proved:
+def _fastest_first(proved: _Proved, verdicts: Sequence[PrecisionTiming]) -> _Proved:
     """Order the forms as they were measured: a session takes the first engine that is there."""
     p50_ms = {(each.engine, each.precision): each.p50_ms for each in verdicts}
     forms = sorted(proved.forms, key=lambda form: p50_ms[form.engine, form.precision])

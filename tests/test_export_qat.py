@@ -28,7 +28,6 @@ from edgeseg.export.ranges import measure_ranges
 from edgeseg.export.summary import render_export
 from edgeseg.export.target import find_target
 from edgeseg.export.to_onnx import module_of_node, onnx_from_network
-from edgeseg.export.verdict import Verdict
 from edgeseg.kd import fit
 from edgeseg.kd.checkpoint import load_checkpoint, save_checkpoint
 from edgeseg.kd.data.split import read_split
@@ -49,6 +48,7 @@ from edgeseg.kd.qat import (
 from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError, Refused
+from edgeseg.runtime.proof import PrecisionTiming
 
 pytestmark = pytest.mark.numbers
 
@@ -567,7 +567,9 @@ def test_kit_has_the_trained_weights_in_int8_only_and_no_cache_of_the_others(exp
 def test_retrained_int8_that_is_the_fastest_says_that_it_was_retrained(export_toy, monkeypatch):
     def int8_is_fastest(forms, hops, *rest, progress):
         return tuple(
-            Verdict(form.engine, form.precision, 1.0, 0.5, 0.5, 0.5, 0.0, form.precision == "int8")
+            PrecisionTiming(
+                form.engine, form.precision, 1.0, 0.5, 0.5, 0.5, 0.0, form.precision == "int8"
+            )
             for form in forms
         )
 
