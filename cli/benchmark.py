@@ -164,15 +164,9 @@ def benchmark(
     from ..benchmarks.report.files import require_report_path, to_table, write_reports
     from ..benchmarks.run import run_benchmark
     from ..runtime.files import sha256_of_file
-    from .jobs.sources import (
-        candidates_of,
-        common_samples,
-        default_part,
-        find_source,
-        first_checkpoint,
-        jetson_devices,
-        train_frames,
-    )
+    from .jobs.candidates import candidates_of, first_checkpoint, jetson_devices
+    from .jobs.parts import common_samples, default_part, train_frames
+    from .jobs.sources import find_source
 
     require_report_path(out)
     settings = Settings(
@@ -195,7 +189,7 @@ def benchmark(
     with tempfile.TemporaryDirectory(prefix="edgeseg-") as folder:
         candidates = candidates_of(found, engines, threads or 0)
         if rivals:
-            from .jobs.rivals import PHANTOMS, rival_candidates
+            from .jobs.rivals import CALIBRATION_FRAMES, rival_candidates
 
             network = first_checkpoint(found)
             candidates += rival_candidates(
@@ -203,7 +197,7 @@ def benchmark(
                 rivals,
                 threads or 0,
                 Path(folder),
-                frames=train_frames(network, dataset, PHANTOMS) if of_split else (),
+                frames=train_frames(network, dataset, CALIBRATION_FRAMES) if of_split else (),
                 progress=progress_of(quiet),
             )
         record = run_benchmark(
@@ -262,7 +256,8 @@ def card(
     from ..benchmarks.report.model_card import write_student
     from ..kd import zoo
     from ..runtime.files import write_bytes
-    from .jobs.sources import calibrate_shipped, checkpoint_of, gather_evidence
+    from .jobs.shipping import calibrate_shipped, gather_evidence
+    from .jobs.sources import checkpoint_of
 
     if name not in zoo.SHIPPED:
         raise InputError(

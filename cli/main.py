@@ -473,7 +473,7 @@ def export(
 
     layout = None
     if layout_file:
-        from .jobs.sources import read_layout
+        from .jobs.layout_file import read_layout
 
         layout = read_layout(layout_file)
     plan = make_plan(
@@ -488,7 +488,8 @@ def export(
     if dry_run:
         if source is not None:
             from ..export.frame_graph import require_no_least
-            from .jobs.sources import CalibrationRequest, load_exportable, retraining_of
+            from .jobs.calibrating import CalibrationRequest, retraining_of
+            from .jobs.sources import load_exportable
 
             # What cannot be exported is no plan.
             found, network = load_exportable(source, contract)
@@ -503,12 +504,8 @@ def export(
     from ..export.summary import render_export
     from ..kd import zoo
     from ..runtime.files import require_new
-    from .jobs.sources import (
-        CalibrationRequest,
-        frames_for_export,
-        load_exportable,
-        retraining_of,
-    )
+    from .jobs.calibrating import CalibrationRequest, frames_for_export, retraining_of
+    from .jobs.sources import load_exportable
 
     named = source or Path(zoo.DEFAULT)
     out = out or Path(f"{named.resolve().stem}-{plan.target.name}".replace("@", "-"))
@@ -528,7 +525,7 @@ def export(
         plan,
         out,
         frames,
-        split=found.split_file() if trained_on is None and not found.is_onnx else None,
+        split=found.run_split(),
         trained_on=trained_on or (),
         data=found.training_data(network.provenance),
         layout=layout,
@@ -664,7 +661,8 @@ def evaluate(
     from ..benchmarks.measure.by_set import accuracy_by_set, render_by_set
     from ..benchmarks.measure.froc import render_curves, score_with_curves
     from ..runtime.files import require_writable
-    from .jobs.sources import default_part, find_source, leak_of, samples_for, temperature_of
+    from .jobs.parts import default_part, leak_of, samples_for
+    from .jobs.sources import find_source
 
     if csv_file:
         require_writable(csv_file)
@@ -672,7 +670,7 @@ def evaluate(
     part = part or default_part([found])
     cases = samples_for(found, dataset, part, progress_of(quiet))
     session = found.open(engine, threads or 0)
-    temperature = temperature_of(found)
+    temperature = found.temperature()
     scored = score_with_curves(session, cases, temperature=temperature, progress=progress_of(quiet))
     if csv_file:
         write_scores_csv(csv_file, scored.scores)

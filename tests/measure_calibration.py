@@ -14,7 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from edgeseg.cli.jobs.sources import CalibrationRequest, checkpoint_of, frames_for_export
+from edgeseg.cli.jobs.calibrating import CalibrationRequest, frames_for_export
+from edgeseg.cli.jobs.sources import checkpoint_of
 from edgeseg.export.calibration import Calibration
 from edgeseg.export.forms import Recipe, make_forms
 from edgeseg.export.parity import check_hop, reference_of

@@ -14,7 +14,8 @@ from onnx.reference import ReferenceEvaluator
 
 from edgeseg.benchmarks.measure import latency
 from edgeseg.benchmarks.measure.latency import LatencyRun
-from edgeseg.cli.jobs.sources import checkpoint_of, samples_for
+from edgeseg.cli.jobs.parts import samples_for
+from edgeseg.cli.jobs.sources import checkpoint_of
 from edgeseg.export import target as target_module
 from edgeseg.export import verdict as verdict_module
 from edgeseg.export.calibration import Calibration, CalibrationSet, calibrate
