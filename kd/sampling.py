@@ -10,7 +10,7 @@ import numpy as np
 
 from ..runtime.errors import InputError
 from .config import TrainConfig, set_weights_of
-from .frames import CROP, EMPTY, IMAGE, Frames
+from .frames import CROP, EMPTY, IMAGE, FrameSet
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def sampling_of(config: TrainConfig) -> Sampling:
     return Sampling(config.normal_weight, weights, config.crop_share, config.empty_share)
 
 
-def require_drawable(sampling: Sampling, frames: Frames) -> None:
+def require_drawable(sampling: Sampling, frames: FrameSet) -> None:
     """Raise InputError (E-CONFIG) where a sampling asks for what the frames do not have."""
     known = set() if frames.sets is None else set(frames.sets.tolist())
     for name in sampling.set_weights:
@@ -48,7 +48,7 @@ def require_drawable(sampling: Sampling, frames: Frames) -> None:
 
 
 def epochs_of(
-    frames: Frames, sampling: Sampling, seed: int, first: int = 0
+    frames: FrameSet, sampling: Sampling, seed: int, first: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the draws of each epoch from `first` on: rows of the frames, and the view of each.
 
@@ -67,7 +67,7 @@ def epochs_of(
             yield rows, views
 
 
-def _order(frames: Frames, sampling: Sampling, random: np.random.Generator) -> np.ndarray:
+def _order(frames: FrameSet, sampling: Sampling, random: np.random.Generator) -> np.ndarray:
     """Return the rows of one epoch, in the order in which they are drawn."""
     draws = frames.image_count
     chances = _chances(frames, sampling)
@@ -80,7 +80,7 @@ def _order(frames: Frames, sampling: Sampling, random: np.random.Generator) -> n
     return random.permutation(shuffled[np.searchsorted(ends[:-1], places, side="right")])
 
 
-def _chances(frames: Frames, sampling: Sampling) -> np.ndarray:
+def _chances(frames: FrameSet, sampling: Sampling) -> np.ndarray:
     """Return the share of each row in the draws of an epoch, float64 [N]."""
     weights = np.where(frames.labels == "normal", sampling.normal_weight, 1.0)
     for name, weight in sampling.set_weights.items():

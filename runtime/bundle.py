@@ -164,8 +164,13 @@ class Manifest:
                     raise TypeError(f"{each.name} is of another type")
             return manifest
         except (
-            *(ValueError, TypeError, KeyError, AttributeError, InputError),
-            *(OverflowError, RecursionError),  # of numbers and nesting beyond reason
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            InputError,
+            OverflowError,
+            RecursionError,  # of numbers and nesting beyond reason,
         ) as error:
             raise Refused(
                 "E-MANIFEST-FIELD", f"manifest.json is malformed ({error}); export the bundle again"

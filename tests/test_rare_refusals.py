@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from edgeseg.export.device.recipes import Recipe, recipe_of, write_recipe
+from edgeseg.export.device.recipes import UpdateRecipe, recipe_of, write_recipe
 from edgeseg.export.device.registry import Address
 from edgeseg.export.device.ssh import scan_host_key
 from edgeseg.export.pipeline import Limits
@@ -24,7 +24,7 @@ def test_limit_that_is_no_number_is_refused(name, value):
 
 
 def test_updater_that_is_not_known_is_refused_before_anything_is_written(tmp_path):
-    recipe = Recipe(tmp_path, "0" * 64, "orin", "36.4", "1", "true")
+    recipe = UpdateRecipe(tmp_path, "0" * 64, "orin", "36.4", "1", "true")
     with pytest.raises(InputError) as caught:
         write_recipe(recipe, "nope", tmp_path / "out")
     assert caught.value.code == "E-RECIPE-UPDATER"

@@ -80,7 +80,8 @@ RIVALS: Mapping[str, Rival] = MappingProxyType(
         ),
         "onnxruntime-quantize-static": Rival(
             "its ONNX, quantised by ONNX Runtime's quantize_static as it comes",
-            *("onnxruntime", "int8"),
+            "onnxruntime",
+            "int8",
         ),
         **{
             f"{network}/{engine}-{precision}": Rival(

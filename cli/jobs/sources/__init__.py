@@ -22,7 +22,7 @@ from .foreign import OnnxSource
 from .source import Exportable, ModelSource
 
 if TYPE_CHECKING:
-    from ....export.pipeline import Network
+    from ....export.pipeline import ExportableNetwork
 
 __all__ = [
     "BundleSource",
@@ -76,7 +76,7 @@ def checkpoint_of(path: Path) -> CheckpointSource:
 
 
 @takes_paths
-def load_exportable(path: Path, contract: Path | None) -> tuple[Exportable, Network]:
+def load_exportable(path: Path, contract: Path | None) -> tuple[Exportable, ExportableNetwork]:
     """Return what an export starts from: a checkpoint, or an ONNX from elsewhere.
 
     Args:

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ....runtime.built import engine_files
 from ....runtime.bundle import Bundle, open_bundle
+from ....runtime.engine_files import engine_files
 from ....runtime.engines import ENGINES, available_threads, files_of, is_installed
 from ....runtime.errors import Refused
 from ....runtime.session import Session, first_installed, session_of
