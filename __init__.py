@@ -29,7 +29,7 @@ Importing this package costs nothing: nothing below is imported with it.
 
 import sys
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # `import openvino` reports itself to an analytics service over the network, from a process that it
 # forks, unless somebody declined before. It does without where this package cannot be imported.

@@ -10,9 +10,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from ..runtime.engines import available_threads
 from ..runtime.errors import InputError
 from ..runtime.progress import Progress, quiet
@@ -29,6 +26,7 @@ from .measure.environment import Environment, describe_environment
 from .measure.froc import Scored, score_with_curves
 from .measure.latency import (
     P99_MIN_N,
+    Frame,
     LatencyRun,
     measure_alone,
     measure_interleaved,
@@ -69,7 +67,6 @@ _SOAK_WINDOWS = 20  # at least
 _REOPEN_MAX_MS = 10_000  # start of a process; what takes longer is opened once
 _DEFAULTS = Settings()
 T = TypeVar("T")
-Frame = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

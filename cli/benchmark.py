@@ -9,8 +9,11 @@ import click
 
 from ..runtime.errors import InputError
 from .console import (
+    data_sets_option,
     given,
     json_option,
+    number_option,
+    out_option,
     part_option,
     path_type,
     progress_of,
@@ -31,13 +34,7 @@ def _moved(context: click.Context, option: click.Parameter, value: object) -> No
 
 @click.command()
 @click.argument("sources", metavar="[SOURCE]...", type=path_type(), nargs=-1)
-@click.option(
-    "--data",
-    "dataset",
-    type=path_type(),
-    multiple=True,
-    help="Data set to measure on; repeated for several.",
-)
+@data_sets_option("--data", "Data set to measure on; repeated for several.")
 @part_option
 @click.option("--engine", "engines", multiple=True, help="Only these; default: all installed.")
 @click.option(
@@ -57,62 +54,43 @@ def _moved(context: click.Context, option: click.Parameter, value: object) -> No
     show_default=True,
     help="single is always measured; offline: throughput; paced: a frame clock; soak: drift.",
 )
-@click.option(
-    "--rounds",
-    type=click.IntRange(1),
-    default=400,
-    show_default=True,
-    help="Timed single frames of each row; a p99 needs 368.",
+@number_option(
+    "--rounds", click.IntRange(1), 400, "Timed single frames of each row; a p99 needs 368."
 )
-@click.option(
+@number_option(
     "--streams",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Sessions at once in the offline mode, which share the threads.",
+    click.IntRange(1),
+    1,
+    "Sessions at once in the offline mode, which share the threads.",
 )
-@click.option(
+@number_option(
     "--batch",
-    type=click.IntRange(1, 1024),
-    default=1,
-    show_default=True,
-    help="Frames a call in the offline mode; above 1 needs checkpoints or bundles made with "
-    "--dynamic.",
+    click.IntRange(1, 1024),
+    1,
+    "Frames a call in the offline mode; above 1 needs checkpoints or bundles made with --dynamic.",
 )
-@click.option(
-    "--rate",
-    type=click.FloatRange(0.1, 1000),
-    default=30,
-    show_default=True,
-    help="Frames a second of the paced mode.",
-)
-@click.option(
+@number_option("--rate", click.FloatRange(0.1, 1000), 30, "Frames a second of the paced mode.")
+@number_option(
     "--seconds",
-    type=click.FloatRange(1, 3600),
-    default=10,
-    show_default=True,
-    help="How long the paced and the offline mode last, for each row.",
+    click.FloatRange(1, 3600),
+    10,
+    "How long the paced and the offline mode last, for each row.",
 )
-@click.option(
-    "--minutes",
-    type=click.FloatRange(0.1, 600),
-    default=10,
-    show_default=True,
-    help="How long the soak mode lasts, for each row.",
+@number_option(
+    "--minutes", click.FloatRange(0.1, 600), 10, "How long the soak mode lasts, for each row."
 )
 @click.option("--layers", is_flag=True, help="Also time by layer, roofline and predictions.")
 @click.option(
     "--energy", is_flag=True, help="Also mJ a frame, 90 s a row, where there is a counter."
 )
-@click.option(
+@number_option(
     "--passes",
-    type=click.IntRange(0, 1000),
-    default=10,
-    show_default=True,
-    help="Times that each row is measured beside a fixed network, so that `edgeseg compare` can "
+    click.IntRange(0, 1000),
+    10,
+    "Times that each row is measured beside a fixed network, so that `edgeseg compare` can "
     "tell it from other runs.",
 )
-@click.option("--out", type=path_type(), help="The HTML report; .json, .md, .csv go beside.")
+@out_option("The HTML report; .json, .md, .csv go beside.", required=False)
 @click.option("--compare", is_flag=True, hidden=True, expose_value=False, callback=_moved)
 @click.option("--budget", multiple=True, hidden=True, expose_value=False, callback=_moved)
 @json_option
@@ -164,15 +142,9 @@ def benchmark(
     from ..benchmarks.report.files import require_report_path, to_table, write_reports
     from ..benchmarks.run import run_benchmark
     from ..runtime.files import sha256_of_file
-    from .jobs.sources import (
-        candidates_of,
-        common_samples,
-        default_part,
-        find_source,
-        first_checkpoint,
-        jetson_devices,
-        train_frames,
-    )
+    from .jobs.candidates import candidates_of, first_checkpoint, jetson_devices
+    from .jobs.parts import common_samples, default_part, train_frames
+    from .jobs.sources import find_source
 
     require_report_path(out)
     settings = Settings(
@@ -195,7 +167,7 @@ def benchmark(
     with tempfile.TemporaryDirectory(prefix="edgeseg-") as folder:
         candidates = candidates_of(found, engines, threads or 0)
         if rivals:
-            from .jobs.rivals import PHANTOMS, rival_candidates
+            from .jobs.rivals import CALIBRATION_FRAMES, rival_candidates
 
             network = first_checkpoint(found)
             candidates += rival_candidates(
@@ -203,7 +175,7 @@ def benchmark(
                 rivals,
                 threads or 0,
                 Path(folder),
-                frames=train_frames(network, dataset, PHANTOMS) if of_split else (),
+                frames=train_frames(network, dataset, CALIBRATION_FRAMES) if of_split else (),
                 progress=progress_of(quiet),
             )
         record = run_benchmark(
@@ -231,18 +203,9 @@ def benchmark(
     required=True,
     help="What ships: that run, or one on all of DATA.",
 )
-@click.option(
-    "--data",
-    "dataset",
-    type=path_type(),
-    required=True,
-    multiple=True,
-    help="Data set of both runs; repeated for several.",
-)
-@click.option("--calib-images", type=click.IntRange(1), default=300, show_default=True)
-@click.option(
-    "--out", type=path_type(), required=True, help="Folder; kd/zoo of a checkout to ship."
-)
+@data_sets_option("--data", "Data set of both runs; repeated for several.", required=True)
+@number_option("--calib-images", click.IntRange(1), 300)
+@out_option("Folder; kd/zoo of a checkout to ship.")
 @quiet_option
 def card(
     name: str,
@@ -262,7 +225,8 @@ def card(
     from ..benchmarks.report.model_card import write_student
     from ..kd import zoo
     from ..runtime.files import write_bytes
-    from .jobs.sources import calibrate_shipped, checkpoint_of, gather_evidence
+    from .jobs.shipping import calibrate_shipped, gather_evidence
+    from .jobs.sources import checkpoint_of
 
     if name not in zoo.SHIPPED:
         raise InputError(

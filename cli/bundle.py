@@ -8,7 +8,12 @@ from pathlib import Path
 
 import click
 
-from .console import json_option, key_option, path_type
+from .console import (
+    json_option,
+    key_option,
+    out_option,
+    path_type,
+)
 
 
 @click.group()
@@ -78,7 +83,7 @@ def sign(path: Path, key: Path, certificate: Path | None) -> None:
 
 @bundle.command()
 @click.argument("path", metavar="BUNDLE", type=path_type())
-@click.option("--out", type=path_type(), help="The file to write; must be new. [default: by name]")
+@out_option("The file to write; must be new. [default: by name]", required=False)
 def pack(path: Path, out: Path | None) -> None:
     """Write the folder BUNDLE as one file, NAME.edgeseg: same bundle, same bytes."""
     from ..runtime.bundle import pack_bundle
@@ -92,10 +97,9 @@ def pack(path: Path, out: Path | None) -> None:
 
 @bundle.command()
 @click.argument("path", metavar="BUNDLE", type=path_type())
-@click.option(
-    "--out",
-    type=path_type(),
-    help="The folder to write; must be new. [default: beside the file itself, by its name]",
+@out_option(
+    "The folder to write; must be new. [default: beside the file itself, by its name]",
+    required=False,
 )
 def unpack(path: Path, out: Path | None) -> None:
     """Write the packed BUNDLE as a folder, once every byte of it was verified."""

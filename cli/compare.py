@@ -6,7 +6,11 @@ from pathlib import Path
 
 import click
 
-from .console import json_option, path_type
+from .console import (
+    json_option,
+    out_option,
+    path_type,
+)
 
 
 @click.command()
@@ -19,7 +23,7 @@ from .console import json_option, path_type
     help="A limit that NEW.json must keep, such as p99=33ms or dice_drop=0.005; of one row: "
     "ROW:p99=33ms.",
 )
-@click.option("--out", type=path_type(), help="Write it as this HTML page too; .json, .md beside.")
+@out_option("Write it as this HTML page too; .json, .md beside.", required=False)
 @json_option
 def compare(
     old: Path, new: Path, budgets: tuple[str, ...], out: Path | None, as_json: bool

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..runtime.progress import Progress
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 _EXTRA_OF = {
     **dict.fromkeys(("torch", "safetensors", "tensorboard"), "train"),
     **dict.fromkeys(("onnx", "openvino"), "export"),
@@ -126,7 +127,25 @@ def path_type(**options: Any) -> click.Path:
     return click.Path(path_type=Path, **options)
 
 
-F = TypeVar("F", bound=Callable[..., Any])
+def out_option(told: str, *, required: bool = True) -> Callable[[F], F]:
+    """Return `--out`: the file or folder that a command writes."""
+    return click.option("--out", type=path_type(), required=required, help=told)
+
+
+def data_sets_option(name: str, told: str, *, required: bool = False) -> Callable[[F], F]:
+    """Return an option that names a data set, as `data_argument` does; repeated for several."""
+    return click.option(
+        name, "dataset", type=path_type(), multiple=True, required=required, help=told
+    )
+
+
+def number_option(
+    name: str, kind: click.ParamType, default: float, told: str | None = None
+) -> Callable[[F], F]:
+    """Return an option with a number, whose default is shown."""
+    return click.option(name, type=kind, default=default, show_default=True, help=told)
+
+
 # One data set or several, each PATH or NAME=PATH (see `kd.data.dataset.read_datasets`).
 data_argument = click.argument(
     "dataset", metavar="DATA...", type=path_type(), nargs=-1, required=True
@@ -142,6 +161,7 @@ engine_option = click.option(
 threads_option = click.option(
     "--threads", type=click.IntRange(1), help="Engine threads; default: all."
 )
+seed_option = number_option("--seed", click.IntRange(0), 0, "Seed.")
 key_option = click.option(
     "--key",
     type=path_type(),

@@ -12,7 +12,13 @@ import click
 
 from ..export.target import PRECISIONS
 from ..runtime.errors import EdgesegError, InputError
-from .console import engine_option, json_option, path_type
+from .console import (
+    engine_option,
+    json_option,
+    number_option,
+    out_option,
+    path_type,
+)
 
 if TYPE_CHECKING:
     from ..export.device.jobs import Outcome
@@ -117,7 +123,7 @@ def doctor(names: tuple[str, ...], as_json: bool, registry: Path | None) -> None
 @click.argument("kit", type=path_type(exists=True, file_okay=False))
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Default: the kit's.")
 @click.option("--frame", is_flag=True, help="Build the kit's frame graph instead of the network.")
-@click.option("--out", type=path_type(), required=True, help="New folder for engine and log.")
+@out_option("New folder for engine and log.")
 @retries_option
 @registry_option
 def build(
@@ -146,7 +152,7 @@ def build(
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.argument("bundle", type=path_type(exists=True))
 @engine_option
-@click.option("--rounds", type=click.IntRange(1), default=400, show_default=True)
+@number_option("--rounds", click.IntRange(1), 400)
 @json_option
 @retries_option
 @registry_option
@@ -179,7 +185,7 @@ def benchmark(
 @click.argument("name")
 @click.argument("bundle", type=path_type(exists=True))
 @click.argument("images", metavar="IMAGE...", type=path_type(), nargs=-1, required=True)
-@click.option("--out", type=path_type(), required=True, help="New folder for the results.")
+@out_option("New folder for the results.")
 @engine_option
 @retries_option
 @registry_option
@@ -231,7 +237,7 @@ def clean(names: tuple[str, ...], registry: Path | None) -> None:
     show_default=True,
     help="Command on the device that gets the bundle; not 0 rolls back.",
 )
-@click.option("--out", type=path_type(), required=True, help="New folder for the recipe.")
+@out_option("New folder for the recipe.")
 def recipe(
     bundle: Path, updater: str, board: str, l4t: str, version: str | None, selftest: str, out: Path
 ) -> None:

@@ -24,16 +24,20 @@ from .console import (
     F,
     Group,
     data_argument,
+    data_sets_option,
     engine_option,
     given,
     holes_option,
     json_option,
     key_option,
     largest_option,
+    number_option,
+    out_option,
     part_option,
     path_type,
     progress_of,
     quiet_option,
+    seed_option,
     spacing_option,
     taken_quiet_option,
     threads_option,
@@ -58,8 +62,8 @@ def data() -> None:
 
 @data.command("phantoms")
 @click.argument("out", type=path_type())
-@click.option("--count", type=click.IntRange(1), default=120, show_default=True, help="Images.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed.")
+@number_option("--count", click.IntRange(1), 120, "Images.")
+@seed_option
 @quiet_option
 def data_phantoms(out: Path, count: int, seed: int, quiet: bool) -> None:
     """Write ultrasound phantoms with their masks to OUT, in the BUSI layout."""
@@ -100,13 +104,8 @@ class _WithLists(click.Command):
 
 @data.command("split", cls=_WithLists)
 @data_argument
-@click.option(
-    "--out",
-    type=path_type(),
-    required=True,
-    help="The split file to write; with --folds a new folder.",
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed.")
+@out_option("The split file to write; with --folds a new folder.")
+@seed_option
 @click.option(
     "--fractions",
     type=(float, float, float),
@@ -199,7 +198,7 @@ def _train_options(command: F, without: tuple[str, ...] = ()) -> F:
 
 @cli.command()
 @data_argument
-@click.option("--out", type=path_type(), required=True, help="Folder of the run.")
+@out_option("Folder of the run.")
 @click.option("--split", "split_file", type=path_type(), help="Split to use; default: a new one.")
 @click.option("--recipe", help=f"Settings to start from: {', '.join(RECIPES)}.")
 @click.option("--teachers", type=path_type(), help="A run whose teachers are taken.")
@@ -264,9 +263,9 @@ def train(
 
 @cli.command()
 @data_argument
-@click.option("--out", type=path_type(), required=True, help="Folder of runs and table; continued.")
+@out_option("Folder of runs and table; continued.")
 @click.option("--recipe", default="t2kd-busi-edge", show_default=True, help="See `train`.")
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
+@number_option("--seeds", click.IntRange(1), 3)
 @click.option("--row", "rows", multiple=True, help="Only this row and routed; default: all.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @partial(_train_options, without=("teaching", "distillation"))
@@ -360,16 +359,13 @@ def _frame_size(
     show_default=True,
     help="auto: all that the target takes, measured side by side where that can be done here.",
 )
-@click.option(
+@data_sets_option(
     "--calib",
-    "dataset",
-    type=path_type(),
-    multiple=True,
-    help="Data set whose train part calibrates and whose val part checks; repeated for several. A "
+    "Data set whose train part calibrates and whose val part checks; repeated for several. A "
     "run needs its own; a shipped student takes any, split anew, and does with its own ranges "
     "without.",
 )
-@click.option("--calib-images", type=click.IntRange(1), default=200, show_default=True)
+@number_option("--calib-images", click.IntRange(1), 200)
 @click.option(
     "--ranges", type=path_type(), help="Record of an earlier calibration of this network."
 )
@@ -381,20 +377,17 @@ def _frame_size(
     show_default=True,
     help="How a range is chosen from a histogram.",
 )
-@click.option(
+@number_option(
     "--max-drop",
-    type=click.FloatRange(0, 1),
-    default=0.005,
-    show_default=True,
-    help="Largest accepted loss of mean Dice on the val part, at the upper end of its 95 % "
-    "interval.",
+    click.FloatRange(0, 1),
+    0.005,
+    "Largest accepted loss of mean Dice on the val part, at the upper end of its 95 % interval.",
 )
-@click.option(
+@number_option(
     "--max-hd95-rise",
-    type=click.FloatRange(0),
-    default=1.0,
-    show_default=True,
-    help="Largest accepted rise of mean HD95, px; refused where the whole 95 % interval is above.",
+    click.FloatRange(0),
+    1.0,
+    "Largest accepted rise of mean HD95, px; refused where the whole 95 % interval is above.",
 )
 @click.option(
     "--qat",
@@ -433,9 +426,7 @@ def _frame_size(
     is_flag=True,
     help="Export though the network's own answers to the check frames speak against its contract.",
 )
-@click.option(
-    "--out", type=path_type(), help="Folder of the bundle; must be new. [default: by name]"
-)
+@out_option("Folder of the bundle; must be new. [default: by name]", required=False)
 @click.option("--dry-run", is_flag=True, help="Check SOURCE, print the plan and write nothing.")
 @json_option
 @quiet_option
@@ -473,7 +464,7 @@ def export(
 
     layout = None
     if layout_file:
-        from .jobs.sources import read_layout
+        from .jobs.layout_file import read_layout
 
         layout = read_layout(layout_file)
     plan = make_plan(
@@ -488,7 +479,8 @@ def export(
     if dry_run:
         if source is not None:
             from ..export.frame_graph import require_no_least
-            from .jobs.sources import CalibrationRequest, load_exportable, retraining_of
+            from .jobs.calibrating import CalibrationRequest, retraining_of
+            from .jobs.sources import load_exportable
 
             # What cannot be exported is no plan.
             found, network = load_exportable(source, contract, plan.target.opset)
@@ -503,12 +495,8 @@ def export(
     from ..export.summary import render_export
     from ..kd import zoo
     from ..runtime.files import require_new
-    from .jobs.sources import (
-        CalibrationRequest,
-        frames_for_export,
-        load_exportable,
-        retraining_of,
-    )
+    from .jobs.calibrating import CalibrationRequest, frames_for_export, retraining_of
+    from .jobs.sources import load_exportable
 
     named = source or Path(zoo.DEFAULT)
     out = out or Path(f"{named.resolve().stem}-{plan.target.name}".replace("@", "-"))
@@ -528,7 +516,7 @@ def export(
         plan,
         out,
         frames,
-        split=found.split_file() if trained_on is None and not found.is_onnx else None,
+        split=found.run_split(),
         trained_on=trained_on or (),
         data=found.training_data(network.provenance),
         layout=layout,
@@ -551,7 +539,7 @@ def export(
 @cli.command()
 @click.argument("bundle", type=path_type())
 @click.argument("images", type=path_type(), nargs=-1, required=True)
-@click.option("--out", type=path_type(), required=True, help="Folder of the results; must be new.")
+@out_option("Folder of the results; must be new.")
 @largest_option
 @holes_option
 @spacing_option
@@ -601,12 +589,11 @@ def predict(
 
 @cli.command()
 @click.argument("bundle", type=path_type())
-@click.option(
+@number_option(
     "--repeats",
-    type=click.IntRange(0, 10_000),
-    default=0,
-    show_default=True,
-    help="Times more that each frame is predicted; every mask must equal its first.",
+    click.IntRange(0, 10_000),
+    0,
+    "Times more that each frame is predicted; every mask must equal its first.",
 )
 @key_option
 @engine_option
@@ -664,7 +651,8 @@ def evaluate(
     from ..benchmarks.measure.by_set import accuracy_by_set, render_by_set
     from ..benchmarks.measure.froc import render_curves, score_with_curves
     from ..runtime.files import require_writable
-    from .jobs.sources import default_part, find_source, leak_of, samples_for, temperature_of
+    from .jobs.parts import default_part, leak_of, samples_for
+    from .jobs.sources import find_source
 
     if csv_file:
         require_writable(csv_file)
@@ -672,7 +660,7 @@ def evaluate(
     part = part or default_part([found])
     cases = samples_for(found, dataset, part, progress_of(quiet))
     session = found.open(engine, threads or 0)
-    temperature = temperature_of(found)
+    temperature = found.temperature()
     scored = score_with_curves(session, cases, temperature=temperature, progress=progress_of(quiet))
     if csv_file:
         write_scores_csv(csv_file, scored.scores)
@@ -709,12 +697,11 @@ def evaluate(
 @cli.command()
 @click.argument("source", type=path_type())
 @click.argument("datasets", metavar="[DATA]...", type=path_type(), nargs=-1)
-@click.option(
+@number_option(
     "--max-false-marks",
-    type=click.FloatRange(0, 1),
-    default=0.25,
-    show_default=True,
-    help="Largest share of the images without a lesion that may be marked.",
+    click.FloatRange(0, 1),
+    0.25,
+    "Largest share of the images without a lesion that may be marked.",
 )
 @click.option(
     "--point-of",

@@ -18,6 +18,8 @@ from .console import (
     key_option,
     largest_option,
     leave,
+    number_option,
+    out_option,
     path_type,
     spacing_option,
     taken_quiet_option,
@@ -44,16 +46,14 @@ _PORT = 8765
     show_default=True,
     help="With a full queue: drop-oldest: the newest frame wins; block: every frame, however late.",
 )
-@click.option(
-    "--queue", type=click.IntRange(1, 64), default=1, show_default=True, help="Frames that wait."
-)
+@number_option("--queue", click.IntRange(1, 64), 1, "Frames that wait.")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="End after this time.")
 @click.option("--loop", is_flag=True, help="Start the source again at its end.")
 @click.option("--keep-going", is_flag=True, help="Count a frame that fails instead of ending.")
 @click.option(
     "--whole-frame", is_flag=True, help="Ignore the tissue region of a DICOM file and its spacing."
 )
-@click.option("--out", type=path_type(), help="New folder for records, overlays and summary.")
+@out_option("New folder for records, overlays and summary.", required=False)
 @click.option(
     "--overlay",
     type=click.Choice(("video", "images", "none")),

@@ -44,7 +44,7 @@ class AuditedNode:
 
 
 @dataclass(frozen=True)
-class Achieved:
+class ExecutedPrecisions:
     """What one engine runs in which precision."""
 
     engine: str
@@ -72,7 +72,7 @@ class Achieved:
         return {"engine": self.engine, "macs": dict(self.macs), "nodes": names}
 
 
-def require_share(achieved: Achieved, precision: str, minimum: float) -> None:
+def require_share(achieved: ExecutedPrecisions, precision: str, minimum: float) -> None:
     """Raise Refused (E-PRECISION-FALLBACK) when less than `minimum` of the MACs run in it.
 
     Args:
@@ -130,7 +130,9 @@ _OPENVINO_TYPES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def achieved_in_openvino(xml: bytes, weights: bytes, threads: int, *, macs: int) -> Achieved:
+def achieved_in_openvino(
+    xml: bytes, weights: bytes, threads: int, *, macs: int
+) -> ExecutedPrecisions:
     """Compile an IR as `OpenVinoEngine` does and read what it executes.
 
     An IR with FP16 weights computes in FP32 on a CPU, and is said to.
@@ -188,13 +190,15 @@ _ONNXRUNTIME_TYPES: Mapping[str, str] = MappingProxyType(
 # They choose a memory layout, or take a factor or a transposition in, but choose no type; and they
 # rename the products they touch.
 _RENAMING = (
-    *("NchwcTransformer", "NhwcTransformer"),
-    *("MatMulScaleFusion", "MatmulTransposeFusion"),
+    "NchwcTransformer",
+    "NhwcTransformer",
+    "MatMulScaleFusion",
+    "MatmulTransposeFusion",
 )
 _PRODUCTS = ("Conv", "Gemm", "MatMul")  # part of the name of every operator with MACs
 
 
-def achieved_in_onnxruntime(model: bytes, threads: int) -> Achieved:
+def achieved_in_onnxruntime(model: bytes, threads: int) -> ExecutedPrecisions:
     """Run an ONNX model once on zeros, profiled, and read which types its kernels took.
 
     Names come from a run without the rewrites that rename nodes; a second run with all of them, as
@@ -280,7 +284,7 @@ _RTX_TYPES: Mapping[str, str] = MappingProxyType(
 _MATRIX_KINDS = ("correlation", "deconv", "gemm")
 
 
-def achieved_in_rtx(model: bytes, layers: Sequence[PlanLayer]) -> Achieved:
+def achieved_in_rtx(model: bytes, layers: Sequence[PlanLayer]) -> ExecutedPrecisions:
     """Match the layers of a plan with the ONNX it was built from.
 
     A node counts as the widest type among the data and weights of the matrix kernels that compute
@@ -317,7 +321,7 @@ _GRAPH_TYPES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def asked_in_graph(model: bytes) -> Achieved:
+def asked_in_graph(model: bytes) -> ExecutedPrecisions:
     """Return what ONNX asks for where its types and Q/DQ pairs are binding.
 
     A product of two dequantised operands is INT8, any other has the type of its first.
@@ -345,7 +349,7 @@ def _achieved(
     costs: Sequence[tuple[str, int]],
     executed: Mapping[str, str],
     precisions: Mapping[str, str],
-) -> Achieved:
+) -> ExecutedPrecisions:
     """Join MACs by node with the engine's types by node. Raises EngineError (E-AUDIT)."""
     shared = [name for name, count in Counter(name for name, _ in costs).items() if count > 1]
     if shared:
@@ -359,4 +363,4 @@ def _achieved(
                 "E-AUDIT", f"{engine} runs {name!r} in {executed[name]!r}, which is not known here"
             )
         nodes.append(AuditedNode(name, precisions[executed[name]], macs))
-    return Achieved(engine, tuple(nodes))
+    return ExecutedPrecisions(engine, tuple(nodes))

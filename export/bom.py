@@ -7,11 +7,13 @@ has the same bill: there is no date, and the serial number is a UUID of the cont
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..runtime.contract import InputContract
+from ..runtime.proof import Proof, Provenance
 
 FILE = "bom.cdx.json"
 _NAMESPACE = uuid.UUID("6c1ea0bb-f25b-5f2e-9d8c-5b1d4ff1cdd4")  # of these bills; any constant does
@@ -29,12 +31,12 @@ def bom_of(fields: Mapping[str, Any], files: Mapping[str, str]) -> str:
         fields: of the manifest, as `seal_bundle` takes them.
         files: path in the bundle -> SHA-256, of every file but this, manifest and sums.
     """
-    provenance = fields["provenance"]
+    provenance = Provenance.from_dict(fields["provenance"])
     data = _datasets_of(provenance)
     components = [
         *data,
         *(_file_component(path, digest, fields["models"]) for path, digest in files.items()),
-        *(_tool_component(name, version) for name, version in provenance["tools"].items()),
+        *(_tool_component(name, version) for name, version in provenance.tools.items()),
     ]
     content: dict[str, Any] = {
         "bomFormat": "CycloneDX",
@@ -46,12 +48,12 @@ def bom_of(fields: Mapping[str, Any], files: Mapping[str, str]) -> str:
                     {
                         "type": "application",
                         "name": "edgeseg",
-                        "version": provenance["tools"]["edgeseg"],
+                        "version": provenance.tools["edgeseg"],
                         "licenses": [{"license": {"id": _OWN_LICENCE}}],
                     }
                 ]
             },
-            "component": _model_component(fields, data),
+            "component": _model_component(fields, provenance, data),
         },
         "components": components,
         "dependencies": [
@@ -70,17 +72,18 @@ def bom_of(fields: Mapping[str, Any], files: Mapping[str, str]) -> str:
 
 
 def _model_component(
-    fields: Mapping[str, Any], data: Sequence[Mapping[str, Any]]
+    fields: Mapping[str, Any], provenance: Provenance, data: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    provenance, contract = fields["provenance"], fields["contract"]
+    contract = fields["contract"]
+    metrics = _metrics(Proof.from_dict(fields["evidence"]))
     return {
         "type": "machine-learning-model",
         "bom-ref": "model",
         "name": fields["name"],
-        "version": provenance["checkpoint_sha256"][:16],
+        "version": provenance.checkpoint_sha256[:16],
         "description": f"Breast-ultrasound segmentation for {fields['target']}, "
         f"{fields['precision']}",
-        "hashes": _hashes(provenance["checkpoint_sha256"]),
+        "hashes": _hashes(provenance.checkpoint_sha256),
         "modelCard": {
             "modelParameters": {
                 "approach": {"type": "supervised"},
@@ -91,7 +94,7 @@ def _model_component(
                 "inputs": [{"format": _input_format(contract)}],
                 "outputs": [{"format": "uint8 [H, W] mask of the frame's size, 1 where lesion"}],
             },
-            "quantitativeAnalysis": {"performanceMetrics": _metrics(fields["evidence"])},
+            "quantitativeAnalysis": {"performanceMetrics": metrics},
             "considerations": {"technicalLimitations": list(_LIMITATIONS)},
         },
         "properties": _properties(
@@ -99,7 +102,7 @@ def _model_component(
                 "target": fields["target"],
                 "precision": fields["precision"],
                 **{name: fields["complexity"].get(name) for name in ("parameters", "macs")},
-                "calibration": _calibration_text(provenance.get("calibration")),
+                "calibration": _calibration_text(provenance.calibration),
             }
         ),
     }
@@ -113,47 +116,37 @@ def _input_format(contract: InputContract) -> str:
     )
 
 
-def _metrics(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _metrics(proof: Proof) -> list[dict[str, Any]]:
     """Return Dice of the trained network and the drop of every exported form."""
-    part = f"{evidence['part']}, {evidence['frames']} frames"
+    part = f"{proof.part}, {proof.frames} frames"
     metrics: list[dict[str, Any]] = [
-        {"type": "Dice", "value": _number(evidence["trained_dice"]), "slice": part}
+        {"type": "Dice", "value": _number(proof.trained_dice), "slice": part}
     ]
-    for hop in evidence["parity"]:
-        interval = {
-            bound: _number(hop[f"dice_drop_{end}"])
-            for bound, end in (("lowerBound", "low"), ("upperBound", "high"))
-            if hop[f"dice_drop_{end}"] is not None
-        }
-        for kind, name in (("Dice", "dice"), ("Dice drop to the trained network", "dice_drop")):
-            if hop[name] is None:
-                continue
+    for hop in proof.parity:
+        bounds = (("lowerBound", hop.dice_drop_low), ("upperBound", hop.dice_drop_high))
+        interval = {name: _number(bound) for name, bound in bounds if not math.isnan(bound)}
+        if not math.isnan(hop.dice):
+            metrics.append({"type": f"Dice, {hop.name}", "value": _number(hop.dice), "slice": part})
+        if not math.isnan(hop.dice_drop):
             metrics.append(
                 {
-                    "type": f"{kind}, {hop['name']}",
-                    "value": _number(hop[name]),
+                    "type": f"Dice drop to the trained network, {hop.name}",
+                    "value": _number(hop.dice_drop),
                     "slice": part,
-                    **({"confidenceInterval": interval} if name == "dice_drop" else {}),
+                    "confidenceInterval": interval,
                 }
             )
     return metrics
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
     return f"{value:.6f}"
 
 
-def sets_of(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the data sets that a manifest names; one before them named one, in place of a list."""
-    known = provenance.get("data", [])
-    sets = [dict(each) for each in ([known] if isinstance(known, Mapping) else known)]
-    return [{**each, "images": dict(each["images"])} if "images" in each else each for each in sets]
-
-
-def _datasets_of(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _datasets_of(provenance: Provenance) -> list[dict[str, Any]]:
     """Return what the network was trained on, where the provenance tells; no image is named."""
-    known, training = sets_of(provenance), provenance.get("training", {})
-    split = training.get("split_sha256") or provenance.get("split_sha256")
+    known, training = list(provenance.data), provenance.training
+    split = training.get("split_sha256") or provenance.split_sha256
     if not known and "train_images" in training:
         known = [{"name": "training images of the maker"}]
     alone = training.get("train_images") if len(known) == 1 else None

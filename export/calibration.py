@@ -192,8 +192,13 @@ def parse_calibration(file: Path) -> Calibration:
             "E-CALIB-READ", f"cannot read {file}: {error.strerror}; calibrate with --calib"
         ) from error
     except (
-        *(ValueError, TypeError, KeyError, AttributeError, InputError),
-        *(OverflowError, RecursionError),  # of numbers and nesting beyond reason
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        InputError,
+        OverflowError,
+        RecursionError,  # of numbers and nesting beyond reason,
     ) as error:
         raise InputError(
             "E-CALIB-READ", f"{file} is no calibration record ({error}); calibrate with --calib"

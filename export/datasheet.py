@@ -8,15 +8,21 @@ from typing import Any
 from ..runtime.bundle import Bundle
 from ..runtime.contract import InputContract
 from ..runtime.errors import Refused
+from ..runtime.proof import Proof, Provenance
 from ..runtime.store import MANIFEST, SUMS
-from .bom import sets_of
 
 _WIDTH = 13  # of the first column
 _PARITY = (
-    *("dice", "dice_drop", "dice_drop_low", "dice_drop_high"),
-    *("hd95_rise_px", "hd95_rise_low_px", "hd95_rise_high_px", "flipped_share"),
+    "dice",
+    "dice_drop",
+    "dice_drop_low",
+    "dice_drop_high",
+    "hd95_rise_px",
+    "hd95_rise_low_px",
+    "hd95_rise_high_px",
+    "flipped_share",
 )
-_LATENCY = ("p50_ms", "ratio", "ratio_low", "ratio_high")
+_LATENCY = ("engine", "precision", "p50_ms", "ratio", "ratio_low", "ratio_high", "shipped")
 
 
 def datasheet_of(bundle: Bundle) -> dict[str, Any]:
@@ -27,7 +33,7 @@ def datasheet_of(bundle: Bundle) -> dict[str, Any]:
 
     Raises Refused: E-MANIFEST-FIELD where evidence or provenance are not as an export writes them.
     """
-    manifest = bundle.manifest
+    manifest, provenance = bundle.manifest, bundle.provenance()
     signature = "none"
     if bundle.is_signed:
         signature = "verified" if bundle.verified else "there, not verified (no key was given)"
@@ -56,10 +62,10 @@ def datasheet_of(bundle: Bundle) -> dict[str, Any]:
                     for engine, size in manifest.complexity["weights_bytes"].items()
                 },
             },
-            "evidence": _evidence_of(manifest.evidence),
-            "calibration": _calibration_of(manifest.provenance.get("calibration")),
-            "training": _training_of(manifest.provenance),
-            "tools": dict(manifest.provenance.get("tools", {})),
+            "evidence": _evidence_of(bundle.proof()),
+            "calibration": _calibration_of(provenance.calibration),
+            "training": _training_of(provenance),
+            "tools": dict(provenance.tools),
             "vectors": {
                 "frames": len(manifest.vectors.frames),
                 "max_flipped": dict(manifest.vectors.max_flipped),
@@ -114,32 +120,23 @@ def render_datasheet(sheet: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _evidence_of(evidence: Mapping[str, Any]) -> dict[str, Any]:
+def _evidence_of(proof: Proof) -> dict[str, Any]:
     return {
-        "part": str(evidence["part"]),
-        "frames": int(evidence["frames"]),
-        "trained_dice": _number(evidence["trained_dice"]),
-        "max_drop": _number(evidence["max_drop"]),
-        "parity": [
-            {
-                "name": str(hop["name"]),
-                **{name: _number_or_none(hop[name]) for name in _PARITY},
-            }
-            for hop in evidence["parity"]
-        ],
-        "achieved": {name: dict(shares) for name, shares in evidence["achieved"].items()},
-        "latency": [
-            {
-                **{name: str(verdict[name]) for name in ("engine", "precision")},
-                **{name: _number(verdict[name]) for name in _LATENCY},
-                "shipped": bool(verdict["shipped"]),
-            }
-            for verdict in evidence["verdicts"]
-        ],
-        "refused": dict(evidence["refused"].items()),
-        "kept_float": [str(name) for name in evidence["kept_float"]],
-        "retrained": evidence["qat"] is not None,
+        "part": proof.part,
+        "frames": proof.frames,
+        "trained_dice": _number(proof.trained_dice),
+        "max_drop": proof.max_drop,
+        "parity": [_chosen(hop.to_dict(), ("name", *_PARITY)) for hop in proof.parity],
+        "achieved": {name: dict(shares) for name, shares in proof.achieved.items()},
+        "latency": [_chosen(each.to_dict(), _LATENCY) for each in proof.verdicts],
+        "refused": dict(proof.refused),
+        "kept_float": list(proof.kept_float),
+        "retrained": proof.qat is not None,
     }
+
+
+def _chosen(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: values[name] for name in names}
 
 
 def _calibration_of(facts: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -154,13 +151,18 @@ def _calibration_of(facts: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _training_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    training = provenance.get("training", {})
+def _training_of(provenance: Provenance) -> dict[str, Any]:
+    training = provenance.training
     return {
-        "checkpoint_sha256": str(provenance["checkpoint_sha256"]),
-        **({"data": sets_of(provenance)} if "data" in provenance else {}),
+        "checkpoint_sha256": provenance.checkpoint_sha256,
+        **({"data": [_copy_of(each) for each in provenance.data]} if provenance.data else {}),
         **{name: training[name] for name in ("train_images", "split_sha256") if name in training},
     }
+
+
+def _copy_of(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy a data set's facts; raises unless what it says of its images is by class."""
+    return {**known, **({"images": dict(known["images"])} if "images" in known else {})}
 
 
 def _number(value: Any) -> float:
@@ -168,10 +170,6 @@ def _number(value: Any) -> float:
     if type(value) not in (int, float):
         raise TypeError(f"{value!r:.40} is no number")
     return float(value)
-
-
-def _number_or_none(value: Any) -> float | None:
-    return None if value is None else _number(value)
 
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:

@@ -27,34 +27,64 @@ from .to_onnx import CONTRACT_KEY
 
 _TRAINING_MODE = 14  # the opset from which a batch norm says its mode in an attribute
 _FLOAT = onnx.TensorProto.FLOAT
-_OTHER_FLOATS = (*(onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE),)
+_OTHER_FLOATS = (
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+    onnx.TensorProto.DOUBLE,
+)
 _NOISE = (1.0, 1.0, 5.0)  # standard deviations of frames that tell whether an answer depends on any
 # What the parsers of OpenVINO, ONNX Runtime and TensorRT-RTX 1.7 all took, one small model each.
 # Without matrix products: the audits cannot follow them in every engine.
 OPERATORS = frozenset(
     (
-        *(
-            "Add",
-            "ArgMax",
-            "AveragePool",
-            "BatchNormalization",
-            "Cast",
-            "Clip",
-            "Concat",
-            "Constant",
-        ),
-        *("Conv", "ConvTranspose", "Div", "Erf", "Exp", "Flatten", "Gather"),
-        *("GlobalAveragePool", "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization"),
-        *("LayerNormalization", "LeakyRelu", "MaxPool", "Mul", "Pad", "Pow", "PRelu"),
-        *("ReduceMean", "Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Softmax", "Split"),
-        *("Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze"),
+        "Add",
+        "ArgMax",
+        "AveragePool",
+        "BatchNormalization",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Constant",
+        "Conv",
+        "ConvTranspose",
+        "Div",
+        "Erf",
+        "Exp",
+        "Flatten",
+        "Gather",
+        "GlobalAveragePool",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "LeakyRelu",
+        "MaxPool",
+        "Mul",
+        "Pad",
+        "Pow",
+        "PRelu",
+        "ReduceMean",
+        "Relu",
+        "Reshape",
+        "Resize",
+        "Sigmoid",
+        "Slice",
+        "Softmax",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Tanh",
+        "Transpose",
+        "Unsqueeze",
     )
 )
 
 
 @dataclass(frozen=True)
 class OnnxNetwork:
-    """An ONNX model as a `Network`."""
+    """An ONNX model as a `ExportableNetwork`."""
 
     name: str
     model: bytes  # FP32, in an opset that the target takes, `image` to `logits`
@@ -64,11 +94,11 @@ class OnnxNetwork:
     _run: Run  # the file as it was, in ONNX Runtime; of a probability, the logit
 
     def to_onnx(self) -> bytes:
-        """See `Network`."""
+        """See `ExportableNetwork`."""
         return self.model
 
     def run(self, image: np.ndarray) -> np.ndarray:
-        """See `Network`."""
+        """See `ExportableNetwork`."""
         return self._run(image)
 
 

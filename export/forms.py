@@ -19,9 +19,7 @@ import onnx
 
 from ..benchmarks.measure.complexity import count_complexity
 from ..runtime.errors import Refused
-from .audit import (
-    Achieved,
-)
+from .audit import ExecutedPrecisions
 from .batch import with_dynamic_batch
 from .calibration import Calibration
 from .graph import convolutions_of
@@ -43,7 +41,7 @@ class Form:
     files: Mapping[str, bytes]  # by name in the bundle
     run: Run
     weights_bytes: int  # as stored
-    achieved: tuple[Achieved, ...]  # what runs in which precision; empty where only a device tells
+    achieved: tuple[ExecutedPrecisions, ...]  # empty where only a device tells
     kept_float: tuple[str, ...] = ()  # convolutions that stay wider than the precision
     model: bytes | None = None  # what an engine that takes ONNX gets, with batch 1
 
@@ -54,7 +52,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Conversion:
     """All that a form is made from."""
 
     plan: Plan
@@ -72,75 +70,77 @@ class Recipe:
 
 
 def make_forms(
-    recipe: Recipe, precision: str, keep_float: Collection[str] = ()
+    conversion: Conversion, precision: str, keep_float: Collection[str] = ()
 ) -> tuple[Form, ...]:
     """Return the forms of one precision, the preferred engine's first.
 
     Args:
-        recipe: what they are made from.
+        conversion: what they are made from.
         precision: one of the plan's.
         keep_float: convolutions that an INT8 form leaves in float.
     """
-    return tuple(kind_of(recipe.plan.target).make(recipe, precision, tuple(keep_float)))
+    return tuple(kind_of(conversion.plan.target).make(conversion, precision, tuple(keep_float)))
 
 
-def typed_onnx(recipe: Recipe, file: str, keep_float: Collection[str] = ()) -> bytes:
+def typed_onnx(conversion: Conversion, file: str, keep_float: Collection[str] = ()) -> bytes:
     """Return one of the ONNX files that TensorRT builds from, by its name in a kit."""
     if file == "fp32.onnx":
-        return recipe.master
-    base = recipe.master
+        return conversion.master
+    base = conversion.master
     if file in ("fp16.onnx", "qdq-fp16.onnx"):
-        base = half_from_onnx(base, keep=recipe.beyond_half)
+        base = half_from_onnx(base, keep=conversion.beyond_half)
     if file == "fp16.onnx":
         return base
-    return qdq_from_onnx(base, amax_of(recipe), keep_float=keep_float)
+    return qdq_from_onnx(base, amax_of(conversion), keep_float=keep_float)
 
 
-def rounding_for(recipe: Recipe, keep_float: Collection[str] = ()) -> Rounding:
+def rounding_for(conversion: Conversion, keep_float: Collection[str] = ()) -> Rounding:
     """Return what the target's INT8 forms round in the master.
 
     A convolution that only FP16 cannot hold is in it, as another network may fit.
     """
-    target = recipe.plan.target
+    target = conversion.plan.target
     return rounding_of(
-        recipe.master,
-        amax_of(recipe),
+        conversion.master,
+        amax_of(conversion),
         unsigned=kind_of(target).has_unsigned_activations,
         weight_bits=target.weight_bits,
         keep_float=keep_float,
     )
 
 
-def amax_of(recipe: Recipe) -> Mapping[str, float]:
-    """Return the ranges of the recipe's method."""
-    if recipe.calibration is None:
+def amax_of(conversion: Conversion) -> Mapping[str, float]:
+    """Return the ranges of the method."""
+    if conversion.calibration is None:
         raise ValueError("an INT8 form needs a calibration")
-    return recipe.calibration.amax[recipe.method]
+    return conversion.calibration.amax[conversion.method]
 
 
-def require_half(recipe: Recipe) -> None:
+def require_half(conversion: Conversion) -> None:
     """Refuse what FP16 cannot hold: in a weakly typed network no type in the ONNX is binding."""
-    if beyond := recipe.beyond_half:
+    if beyond := conversion.beyond_half:
         raise Refused(
             "E-PRECISION-RANGE",
             f"{', '.join(beyond[:3])} (of {len(beyond)} nodes) goes beyond FP16, which TensorRT "
-            f"{recipe.plan.target.tensorrt} may choose for every layer; export --precision fp32 "
-            "for the GPU",
+            f"{conversion.plan.target.tensorrt} may choose for every layer; export "
+            "--precision fp32 for the GPU",
         )
 
 
-def kept_in_float(recipe: Recipe, file: str, keep_float: tuple[str, ...]) -> tuple[str, ...]:
+def kept_in_float(
+    conversion: Conversion, file: str, keep_float: tuple[str, ...]
+) -> tuple[str, ...]:
     """Add to what INT8 keeps in float the convolutions that FP16 cannot hold."""
     if file not in ("fp16.onnx", "qdq-fp16.onnx"):
         return keep_float
-    convolutions = convolutions_of(onnx.load_model_from_string(recipe.master).graph)
-    beyond = (name for name in recipe.beyond_half if name in convolutions)
+    convolutions = convolutions_of(onnx.load_model_from_string(conversion.master).graph)
+    beyond = (name for name in conversion.beyond_half if name in convolutions)
     return tuple(dict.fromkeys((*keep_float, *beyond)))
 
 
-def shaped_model(recipe: Recipe, model: bytes) -> bytes:
+def shaped_model(conversion: Conversion, model: bytes) -> bytes:
     """Return the model as it ships: all that counts or audits takes it before, with batch 1."""
-    most = recipe.plan.max_batch
+    most = conversion.plan.max_batch
     return with_dynamic_batch(model, most) if most > 1 else model
 
 
@@ -149,13 +149,13 @@ def weights_bytes(model: bytes) -> int:
     return count_complexity(model).weights_bytes
 
 
-def openvino_files(recipe: Recipe, model: bytes, *, half: bool) -> dict[str, bytes]:
+def openvino_files(conversion: Conversion, model: bytes, *, half: bool) -> dict[str, bytes]:
     """Return OpenVINO's files of a model, by name."""
     from .to_openvino import openvino_from_onnx
 
-    with tempfile.TemporaryDirectory(dir=recipe.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=conversion.folder) as folder:
         try:
-            most = recipe.plan.max_batch
+            most = conversion.plan.max_batch
             openvino_from_onnx(model, Path(folder), half=half, max_batch=most)
         except RuntimeError as error:  # what OpenVINO raises for a write that failed
             if shutil.disk_usage(folder).free < _SPARE_BYTES:

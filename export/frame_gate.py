@@ -12,9 +12,10 @@ from ..runtime.engines import available_threads
 from ..runtime.errors import InputError, Refused
 from ..runtime.image import resize_grey, resize_mask
 from ..runtime.progress import Progress, quiet
+from ..runtime.proof import Hop
 from .forms import Form
 from .frame_graph import frame_graph_from_onnx
-from .parity import Answer, CheckFrame, Hop, Run, answer_of, check_answers, reference_of
+from .parity import Answer, CheckFrame, Run, answer_of, check_answers, reference_of
 
 # Largest share of a frame's lesion whose pixels may differ from `Session.predict`'s. ONNX Runtime
 # flips none; the room is for engines that fuse and round elsewhere.

@@ -21,17 +21,38 @@ _SQUASHING = ("Sigmoid", "HardSigmoid", "Softmax")
 # rises, so it may stay behind a sigmoid that is cut off.
 _MOVES = frozenset(
     (
-        *("Cast", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "Split"),
-        *("Squeeze", "Transpose", "Unsqueeze"),
+        "Cast",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "MaxPool",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
     )
 )
 _ARITHMETIC = frozenset(("Add", "Div", "Mul", "Sub"))
 # What does not, yet leaves a probability a function of that probability alone.
 _BENDS = _ARITHMETIC | frozenset(
     (
-        *("AveragePool", "Clip", "Erf", "Exp", "Gelu", "GlobalAveragePool", "HardSwish"),
+        "AveragePool",
+        "Clip",
+        "Erf",
+        "Exp",
+        "Gelu",
+        "GlobalAveragePool",
+        "HardSwish",
         "LeakyRelu",
-        *("Pad", "Pow", "ReduceMean", "Relu", "Resize", "Sqrt", "Tanh"),
+        "Pad",
+        "Pow",
+        "ReduceMean",
+        "Relu",
+        "Resize",
+        "Sqrt",
+        "Tanh",
     )
 )
 _UNBOUNDED = frozenset(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from ..runtime.errors import InputError, Refused
 from ..runtime.image import input_from_frame, kept_logits, mask_from_logits
 from ..runtime.metrics import bootstrap_interval, count_pixels, dice_score, hd95_px
 from ..runtime.progress import Progress, quiet
+from ..runtime.proof import Hop
 
 # Largest share of pixels whose answer may differ from the trained network's.
 MAX_FLIPPED: Mapping[str, float] = MappingProxyType({"fp32": 1e-4, "fp16": 2e-3, "int8": 3e-2})
@@ -26,31 +26,6 @@ class CheckFrame:
     frame: np.ndarray  # uint8 [H, W]
     truth: np.ndarray  # bool [H, W]
     group: str  # of near-duplicates, which count as one in an interval
-
-
-@dataclass(frozen=True)
-class Hop:
-    """One step of the export compared with the trained network on the same frames."""
-
-    name: str  # such as "openvino int8"
-    frames: int
-    max_abs: float  # largest difference of a logit; NaN if one is NaN
-    flipped_share: float  # of pixels at network size, in 0..1
-    mask_dice: float  # mean Dice between the two masks, frames where both are empty left out
-    dice: float  # mean Dice against the truth, frames with a lesion
-    dice_drop: float  # the trained network's mean Dice minus this one's
-    dice_drop_low: float  # 95 % bootstrap interval over groups of frames
-    dice_drop_high: float
-    hd95_rise_px: float  # mean over frames where both have it: this one's minus the trained one's
-    hd95_rise_low_px: float
-    hd95_rise_high_px: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields with None for what is undefined."""
-        return {
-            key: None if isinstance(value, float) and value != value else value
-            for key, value in asdict(self).items()
-        }
 
 
 @dataclass(frozen=True)

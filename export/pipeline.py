@@ -24,6 +24,7 @@ from ..runtime.image import input_from_frame
 from ..runtime.layout import Layout
 from ..runtime.paths import takes_paths
 from ..runtime.progress import Progress, quiet
+from ..runtime.proof import Hop, PrecisionTiming, Proof, Provenance
 from .audit import least_share, require_share
 from .batch import require_rows
 from .bom import FILE as BOM_FILE
@@ -37,14 +38,13 @@ from .calibration import (
     calibrate,
     read_calibration,
 )
-from .forms import Form, Recipe, make_forms, rounding_for
+from .forms import Conversion, Form, make_forms, rounding_for
 from .frame_gate import FrameGraph, frame_facts, prove_frame_graphs
 from .frame_graph import require_no_least
 from .golden import find_dropped_frame, find_empty_frame, golden_frames, write_vectors
 from .kinds import kind_of
 from .parity import (
     CheckFrame,
-    Hop,
     Reference,
     check_hop,
     reference_of,
@@ -57,7 +57,7 @@ from .qdq import Rounding
 from .ranges import require_method
 from .reading import require_normal_input, require_own_answer
 from .sensitivity import rank_convolutions
-from .verdict import Verdict, measure_verdicts
+from .verdict import measure_verdicts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +67,7 @@ _MOST_KEPT = 0.5  # share of the multiply-accumulates; beyond it INT8 is one in 
 _TOOLS = ("torch", "onnx", "onnxruntime", "openvino", "tensorrt-rtx-cu13", "numpy", "pillow")
 
 
-class Network(Protocol):
+class ExportableNetwork(Protocol):
     """What is exported: a network, its contract, and where it comes from."""
 
     @property
@@ -101,7 +101,7 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A checkpoint as a `Network`."""
+    """A checkpoint as a `ExportableNetwork`."""
 
     name: str
     network: nn.Module
@@ -110,13 +110,13 @@ class TrainedNetwork:
     provenance: Mapping[str, Any]
 
     def to_onnx(self) -> bytes:
-        """See `Network`."""
+        """See `ExportableNetwork`."""
         from .to_onnx import onnx_from_network
 
         return onnx_from_network(self.network, self.contract)
 
     def run(self, image: np.ndarray) -> np.ndarray:
-        """See `Network`; in PyTorch."""
+        """See `ExportableNetwork`; in PyTorch."""
         import torch
 
         with torch.inference_mode():
@@ -128,7 +128,9 @@ class TrainedNetwork:
 class Retrained:
     """A network that has learnt to be rounded."""
 
-    network: Network  # same graph, node by node, and same contract as what was to be rounded
+    network: (
+        ExportableNetwork  # same graph, node by node, and same contract as what was to be rounded
+    )
     facts: Mapping[str, Any]  # how it was trained, for the manifest
 
 
@@ -175,7 +177,7 @@ class Exported:
     precision: str  # the one that ships; of a kit, its default
     hops: tuple[Hop, ...]
     trained_dice: float  # mean on the check frames with a lesion
-    verdicts: tuple[Verdict, ...]  # where all precisions were measured
+    verdicts: tuple[PrecisionTiming, ...]  # where all precisions were measured
     refused: Mapping[str, str]  # precision -> why it was left out
     kept_float: tuple[str, ...]  # convolutions that INT8 leaves in float to pass its gate
     achieved: Mapping[str, Mapping[str, float]]  # form -> precision -> share of MACs
@@ -264,7 +266,7 @@ def load_trained(checkpoint: Path) -> TrainedNetwork:
 
 @takes_paths
 def export_bundle(
-    trained: Network,
+    trained: ExportableNetwork,
     plan: Plan,
     out: Path,
     frames: Frames,
@@ -330,9 +332,9 @@ def export_bundle(
         master = trained.to_onnx()
         first = _check_master(master, reference, progress)
         calibration = _calibration_of(trained, master, frames.calibration, progress)
-        recipe = Recipe(plan, master, calibration, limits.method, folder)
+        conversion = Conversion(plan, master, calibration, limits.method, folder)
         gates = _Gates(reference, limits, retrain, frames.calibration)
-        proved, refused = _prove_all(recipe, gates, progress)
+        proved, refused = _prove_all(conversion, gates, progress)
         hops = (first, *(hop for each in proved.values() for hop in each.hops))
         verdicts, chosen = _choose(plan, proved, reference, progress)
         kind = kind_of(plan.target)
@@ -358,7 +360,7 @@ def export_bundle(
         empty = find_empty_frame(every, trained.contract) if frames.vectors else None
         kind.ship(
             folder,
-            recipe,
+            conversion,
             {name: each.forms[0] for name, each in shipped.items()},
             frames.vectors,
             trained.contract,
@@ -377,6 +379,29 @@ def export_bundle(
         kept_float = shipped["int8"].forms[0].kept_float if "int8" in shipped else ()
         qat = shipped["int8"].qat if "int8" in shipped else None
         achieved = _achieved_shares(shipped)
+        provenance = Provenance(
+            checkpoint_sha256=trained.sha256,
+            training=trained.provenance,
+            split_sha256=None if split is None else sha256_of_file(split),
+            trained_on=tuple(sorted(trained_on)) or None,
+            data=tuple(data),
+            calibration=_calibration_facts(calibration, shipped, limits.method, plan),
+            tools={"edgeseg": __version__, **_versions()},
+        )
+        proof = Proof(
+            part=frames.checks_are,
+            max_drop=limits.max_drop,
+            max_hd95_rise_px=limits.max_hd95_rise_px,
+            frames=len(frames.checks),
+            trained_dice=reference.mean_dice,
+            parity=hops,
+            achieved=achieved,
+            verdicts=verdicts,
+            refused=refused,
+            kept_float=kept_float,
+            qat=qat,
+            contract_forced=limits.force_contract,
+        )
         manifest = {
             "name": trained.name,
             "target": plan.target.name,
@@ -388,29 +413,8 @@ def export_bundle(
             "vectors": vectors,
             "layout": layout.to_dict() if layout else {},
             "complexity": _complexity_facts(master, shipped, chosen),
-            "provenance": {
-                "checkpoint_sha256": trained.sha256,
-                "training": dict(trained.provenance),
-                **({"split_sha256": sha256_of_file(split)} if split is not None else {}),
-                **({"trained_on": sorted(trained_on)} if trained_on else {}),
-                **({"data": [dict(each) for each in data]} if data else {}),
-                "calibration": _calibration_facts(calibration, shipped, limits.method, plan),
-                "tools": {"edgeseg": __version__, **_versions()},
-            },
-            "evidence": {
-                "part": frames.checks_are,
-                "max_drop": limits.max_drop,
-                "max_hd95_rise_px": limits.max_hd95_rise_px,
-                "frames": len(frames.checks),
-                "trained_dice": reference.mean_dice,
-                "parity": [hop.to_dict() for hop in hops],
-                "achieved": achieved,
-                "verdicts": [verdict.to_dict() for verdict in verdicts],
-                "refused": dict(refused),
-                "kept_float": list(kept_float),
-                "qat": None if qat is None else dict(qat),
-                **({"contract_forced": True} if limits.force_contract else {}),
-            },
+            "provenance": provenance.to_dict(),
+            "evidence": proof.to_dict(),
         }
         (folder / BOM_FILE).write_text(bom_of(manifest, hashes_of(folder)), encoding="utf-8")
         seal_bundle(folder, manifest)
@@ -439,7 +443,7 @@ def _check_master(master: bytes, reference: Reference, progress: Progress) -> Ho
 
 
 def _calibration_of(
-    trained: Network,
+    trained: ExportableNetwork,
     master: bytes,
     source: CalibrationSet | Path | None,
     progress: Progress,
@@ -453,40 +457,48 @@ def _calibration_of(
 
 
 def _prove_all(
-    recipe: Recipe, gates: _Gates, progress: Progress
+    conversion: Conversion, gates: _Gates, progress: Progress
 ) -> tuple[dict[str, _Proved], dict[str, str]]:
     """Return what passed by precision, and why others did not; what was asked for raises."""
     proved: dict[str, _Proved] = {}
-    refused = {name: f"E-TARGET-PRECISION: {why}" for name, why in recipe.plan.refused.items()}
-    for precision in recipe.plan.precisions:
+    refused = {name: f"E-TARGET-PRECISION: {why}" for name, why in conversion.plan.refused.items()}
+    for precision in conversion.plan.precisions:
         try:
-            proved[precision] = _prove(recipe, precision, gates, progress)
+            proved[precision] = _prove(conversion, precision, gates, progress)
         except Refused as error:
-            last = precision == recipe.plan.precisions[-1] and not proved
-            if recipe.plan.asked != AUTO or precision == "fp32" or last:
+            last = precision == conversion.plan.precisions[-1] and not proved
+            if conversion.plan.asked != AUTO or precision == "fp32" or last:
                 raise
             refused[precision] = str(error)
     return proved, refused
 
 
-def _prove(recipe: Recipe, precision: str, gates: _Gates, progress: Progress) -> _Proved:
+def _prove(conversion: Conversion, precision: str, gates: _Gates, progress: Progress) -> _Proved:
     """Make the forms of one precision and pass them through the gates.
 
     INT8 that loses too much gets its costliest convolutions back in float, twice as many each
     time, as long as they are at most `_MOST_KEPT` of the multiply-accumulates. If that does not
     do, the network is retrained with the last of these lists, where there is what retrains it.
     """
-    found = _gate(recipe, precision, (), gates, progress)
+    found = _gate(conversion, precision, (), gates, progress)
     if isinstance(found, _Proved):
         return found
-    build = recipe.plan.builds.get(precision)
+    build = conversion.plan.builds.get(precision)
     mendable = found.code in ("E-ACCURACY", "E-PARITY", "E-BOUNDARY")
-    if precision != "int8" or recipe.calibration is None or (build and build.cache) or not mendable:
+    if (
+        precision != "int8"
+        or conversion.calibration is None
+        or (build and build.cache)
+        or not mendable
+    ):
         raise found  # a cache cannot say which layers stay in float
     ranking = rank_convolutions(
-        recipe.master, recipe.calibration.amax[recipe.method], gates.reference, progress=progress
+        conversion.master,
+        conversion.calibration.amax[conversion.method],
+        gates.reference,
+        progress=progress,
     )
-    macs = dict(macs_of_nodes(recipe.master))
+    macs = dict(macs_of_nodes(conversion.master))
     count = 1
     keep: tuple[str, ...] = ()
     while count < len(ranking):
@@ -494,17 +506,21 @@ def _prove(recipe: Recipe, precision: str, gates: _Gates, progress: Progress) ->
         if sum(macs[name] for name in more) > _MOST_KEPT * sum(macs.values()):
             break
         keep = more
-        again = _gate(recipe, precision, keep, gates, progress)
+        again = _gate(conversion, precision, keep, gates, progress)
         if isinstance(again, _Proved):
             return again
         count *= 2
     if gates.retrain is None:
         raise found
-    return _prove_retrained(recipe, keep, gates, gates.retrain, progress)
+    return _prove_retrained(conversion, keep, gates, gates.retrain, progress)
 
 
 def _prove_retrained(
-    recipe: Recipe, keep: tuple[str, ...], gates: _Gates, retrain: Retrain, progress: Progress
+    conversion: Conversion,
+    keep: tuple[str, ...],
+    gates: _Gates,
+    retrain: Retrain,
+    progress: Progress,
 ) -> _Proved:
     """Retrain for INT8 and pass what comes out through the same gates, or raise their refusal.
 
@@ -512,15 +528,15 @@ def _prove_retrained(
     is measured again, as it decides what FP16 can hold.
     """
     images = gates.calibration
-    if recipe.calibration is None or not isinstance(images, CalibrationSet):
+    if conversion.calibration is None or not isinstance(images, CalibrationSet):
         raise ValueError("retraining needs frames that calibrate")
-    retrained = retrain(rounding_for(recipe, keep), progress)
+    retrained = retrain(rounding_for(conversion, keep), progress)
     network = retrained.network
     master = network.to_onnx()
     measured = calibrate(network.sha256, network.contract, master, images, progress=progress)
-    calibration = replace(measured, amax=recipe.calibration.amax)
+    calibration = replace(measured, amax=conversion.calibration.amax)
     again = _gate(
-        replace(recipe, master=master, calibration=calibration), "int8", keep, gates, progress
+        replace(conversion, master=master, calibration=calibration), "int8", keep, gates, progress
     )
     if isinstance(again, _Proved):
         return replace(again, qat=retrained.facts)
@@ -529,28 +545,28 @@ def _prove_retrained(
 
 
 def _gate(
-    recipe: Recipe,
+    conversion: Conversion,
     precision: str,
     keep_float: tuple[str, ...],
     gates: _Gates,
     progress: Progress,
 ) -> _Proved | Refused:
     """Return the forms that pass, or the first refusal."""
-    forms = make_forms(recipe, precision, keep_float)
-    stored_only = precision == "fp16" and kind_of(recipe.plan.target).stores_half_only
+    forms = make_forms(conversion, precision, keep_float)
+    stored_only = precision == "fp16" and kind_of(conversion.plan.target).stores_half_only
     hops = []
     try:
         for form in forms:
             for achieved in form.achieved:
                 if not stored_only:
-                    least = least_share(recipe.master, precision, form.kept_float)
+                    least = least_share(conversion.master, precision, form.kept_float)
                     require_share(achieved, precision, least)
             hop = check_hop(form.name, form.run, gates.reference, progress=progress)
             require_parity(hop, precision)
             require_accuracy(hop, gates.limits.max_drop)
             require_boundary(hop, gates.limits.max_hd95_rise_px)
-            if recipe.plan.max_batch > 1:
-                _require_batch(form, gates.reference, recipe.plan.max_batch)
+            if conversion.plan.max_batch > 1:
+                _require_batch(form, gates.reference, conversion.plan.max_batch)
             hops.append(hop)
     except Refused as error:
         return error
@@ -567,7 +583,7 @@ def _require_batch(form: Form, reference: Reference, most: int) -> None:
 
 def _choose(
     plan: Plan, proved: Mapping[str, _Proved], reference: Reference, progress: Progress
-) -> tuple[tuple[Verdict, ...], str]:
+) -> tuple[tuple[PrecisionTiming, ...], str]:
     """Return what was measured and the precision that ships."""
     if plan.asked != AUTO:
         return (), plan.asked
@@ -583,7 +599,7 @@ def _choose(
     return verdicts, next(each.precision for each in verdicts if each.shipped)
 
 
-def _fastest_first(proved: _Proved, verdicts: Sequence[Verdict]) -> _Proved:
+def _fastest_first(proved: _Proved, verdicts: Sequence[PrecisionTiming]) -> _Proved:
     """Order the forms as they were measured: a session takes the first engine that is there."""
     p50_ms = {(each.engine, each.precision): each.p50_ms for each in verdicts}
     forms = sorted(proved.forms, key=lambda form: p50_ms[form.engine, form.precision])

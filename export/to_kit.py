@@ -14,7 +14,7 @@ from ..runtime.contract import InputContract
 from ..runtime.image import input_from_frame
 from . import kit
 from .audit import least_share
-from .forms import Form, Recipe
+from .forms import Conversion, Form
 from .frame_gate import FrameGraph, run_frames
 from .frame_graph import AROUND
 from .golden import FOLDER, MAX_FLIPPED, ChosenFrame, whole_frames
@@ -26,7 +26,7 @@ _WORKSPACE_MIB = 256  # of the device's memory while TensorRT builds
 
 def write_kit(
     folder: Path,
-    recipe: Recipe,
+    conversion: Conversion,
     forms: Mapping[str, Form],
     vectors: Sequence[np.ndarray],
     contract: InputContract,
@@ -40,7 +40,7 @@ def write_kit(
 
     Args:
         folder: of the bundle; the ONNX files are in it.
-        recipe: what the forms were made from.
+        conversion: what the forms were made from.
         forms: by precision.
         vectors: golden frames, uint8 [H, W]; what the forms answer to them goes along.
         contract: of the network.
@@ -52,11 +52,11 @@ def write_kit(
     """
     for name in kit.FILES:
         shutil.copyfile(_KIT / name, folder / name)
-    target = recipe.plan.target
+    target = conversion.plan.target
     takes_cache = "int8" in forms and target.tensorrt_version[0] < 11
-    if cache and takes_cache and recipe.calibration is not None:
-        amax = recipe.calibration.amax[recipe.method]
-        content = calibration_cache(recipe.master, amax, str(target.tensorrt))
+    if cache and takes_cache and conversion.calibration is not None:
+        amax = conversion.calibration.amax[conversion.method]
+        content = calibration_cache(conversion.master, amax, str(target.tensorrt))
         (folder / "calib.cache").write_text(content, encoding="utf-8")
     (folder / FOLDER).mkdir(exist_ok=True)
     frames = (*vectors, *([empty.frame] if empty else []))
@@ -66,7 +66,7 @@ def write_kit(
         logits = [form.run(image[None]) for image in inputs]
         _write_array(folder / FOLDER / f"{name}.npy", np.concatenate(logits).astype(np.float32))
     shape = [1, 1, contract.height, contract.width]
-    most = recipe.plan.max_batch
+    most = conversion.plan.max_batch
     full = [most, *shape[1:]]
     kit_json = {
         "schema": "edgeseg.kit/1",
@@ -83,12 +83,12 @@ def write_kit(
         "workspace_mib": _WORKSPACE_MIB,
         "builds": {
             name: {
-                "onnx": recipe.plan.builds[name].onnx,
-                "typed": recipe.plan.builds[name].typed,
-                "flags": list(recipe.plan.builds[name].flags),
-                "cache": recipe.plan.builds[name].cache,
-                "dla_core": recipe.plan.builds[name].dla_core,
-                "min_share": least_share(recipe.master, name, form.kept_float),
+                "onnx": conversion.plan.builds[name].onnx,
+                "typed": conversion.plan.builds[name].typed,
+                "flags": list(conversion.plan.builds[name].flags),
+                "cache": conversion.plan.builds[name].cache,
+                "dla_core": conversion.plan.builds[name].dla_core,
+                "min_share": least_share(conversion.master, name, form.kept_float),
             }
             for name, form in forms.items()
         },

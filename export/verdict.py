@@ -3,41 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..benchmarks.measure.latency import measure_interleaved, median_ratio
 from ..runtime.contract import InputContract
 from ..runtime.progress import Progress, quiet
+from ..runtime.proof import Hop, PrecisionTiming
 from ..runtime.session import Session
 from .forms import Form
-from .parity import Hop
 
 REFERENCE = "fp32"
 _ROUNDS = 120
 _FRAMES = 8
 _WARMUP_CAP_S = 3.0  # of each form: what is decided here needs no percent
 _WORTH = 0.95  # a precision must take at most this share of the time to replace a wider one
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How one precision in one engine did against FP32 in the engine that runs it fastest."""
-
-    engine: str
-    precision: str
-    p50_ms: float  # end to end, single frames, on this machine
-    ratio: float  # of that FP32's median time
-    ratio_low: float  # interval of `latency.median_ratio`
-    ratio_high: float
-    dice_drop: float
-    shipped: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON takes them."""
-        return asdict(self)
 
 
 def measure_verdicts(
@@ -47,7 +28,7 @@ def measure_verdicts(
     frames: Sequence[np.ndarray],
     *,
     progress: Progress = quiet,
-) -> tuple[Verdict, ...]:
+) -> tuple[PrecisionTiming, ...]:
     """Measure all forms interleaved and say which precision ships.
 
     That of the fastest form ships if the whole interval of its time lies below `_WORTH` of FP32's;
@@ -72,7 +53,7 @@ def measure_verdicts(
     ]
     best = min(earned, key=lambda form: ratios[form.name].ratio).precision if earned else REFERENCE
     return tuple(
-        Verdict(
+        PrecisionTiming(
             engine=form.engine,
             precision=form.precision,
             p50_ms=runs[form.name].p50_ms,
@@ -86,14 +67,14 @@ def measure_verdicts(
     )
 
 
-def render_verdicts(verdicts: Sequence[Verdict], refused: Mapping[str, str]) -> str:
+def render_verdicts(verdicts: Sequence[PrecisionTiming], refused: Mapping[str, str]) -> str:
     """Return a line for each precision."""
     lines = [_line(each) for each in verdicts]
     lines += [f"{name.upper()}: left out: {why}" for name, why in refused.items()]
     return "\n".join(lines)
 
 
-def _line(verdict: Verdict) -> str:
+def _line(verdict: PrecisionTiming) -> str:
     end = "shipped" if verdict.shipped else "not shipped"
     name = f"{verdict.precision.upper()} in {verdict.engine}"
     if verdict.ratio == 1:

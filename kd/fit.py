@@ -21,7 +21,7 @@ from ..runtime.progress import Progress
 from .checkpoint import read_tensors, write_tensors
 from .config import TrainConfig
 from .distributed import Group, shared
-from .frames import IMAGE, Batch, Frames, draw_batch, normalised
+from .frames import IMAGE, Batch, FrameSet, draw_batch, normalised
 from .log import RunLog
 from .models import Network, Trace, build_model, centre_channels
 from .sampling import Sampling, epochs_of
@@ -46,8 +46,8 @@ class Stage:
 
     name: str
     model: str  # key in MODELS
-    data: Frames
-    val: Frames
+    data: FrameSet
+    val: FrameSet
     epochs: int
     learning_rate: float  # at the peak of the schedule
     loss: Loss
@@ -293,7 +293,7 @@ def _average(averaged: nn.Module, network: nn.Module, step: int) -> None:
 
 
 @torch.no_grad()
-def mean_dice(network: Network, frames: Frames, contract: InputContract) -> float:
+def mean_dice(network: Network, frames: FrameSet, contract: InputContract) -> float:
     """Mean Dice over the frames with a lesion, at the network's size; NaN without such frames."""
     scores = []
     for row in range(len(frames.names)):

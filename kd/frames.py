@@ -28,7 +28,7 @@ _PHANTOM_SEED: Final = 1  # those that check networks have seed 0
 
 
 @dataclass(frozen=True)
-class Frames:
+class FrameSet:
     """Samples at the network's size, in memory on the training device."""
 
     names: tuple[str, ...]
@@ -43,13 +43,13 @@ class Frames:
         """The number of images of the data set, without what was cut or drawn beside them."""
         return int((self.kinds == IMAGE).sum())
 
-    def of_classes(self, *labels: str) -> Frames:
+    def of_classes(self, *labels: str) -> FrameSet:
         """Return the frames of some classes."""
         return self.at(np.flatnonzero(np.isin(self.labels, labels)))
 
-    def at(self, rows: np.ndarray) -> Frames:
+    def at(self, rows: np.ndarray) -> FrameSet:
         """Return the frames of some rows."""
-        return Frames(
+        return FrameSet(
             names=tuple(self.names[row] for row in rows),
             images=self.images[rows],
             masks=self.masks[rows],
@@ -58,7 +58,7 @@ class Frames:
             sets=None if self.sets is None else self.sets[rows],
         )
 
-    def images_only(self) -> Frames:
+    def images_only(self) -> FrameSet:
         """Return the images of the data set, without what was cut or drawn beside them."""
         return self.at(np.flatnonzero(self.kinds == IMAGE))
 
@@ -95,7 +95,7 @@ def load_frames(
     crops: bool = False,
     empty: bool = False,
     phantoms: bool = False,
-) -> Frames:
+) -> FrameSet:
     """Read samples and resize them to [size, size].
 
     Args:
@@ -134,7 +134,7 @@ def load_frames(
 
 def draw_phantoms(
     count: int, seed: int, size: int, device: torch.device, progress: Progress
-) -> Frames:
+) -> FrameSet:
     """Draw phantoms at [size, size]; see `edgeseg.kd.data.phantom`."""
 
     def rows() -> Iterator[_Row]:
@@ -146,7 +146,7 @@ def draw_phantoms(
     return _resized(rows(), len(chosen), size, device)
 
 
-def _resized(rows: Iterable[_Row], most: int, size: int, device: torch.device) -> Frames:
+def _resized(rows: Iterable[_Row], most: int, size: int, device: torch.device) -> FrameSet:
     """Return rows, `most` of them at most, at [size, size]."""
     images = np.empty((most, 1, size, size), np.uint8)
     masks = np.empty((most, 1, size, size), np.bool_)
@@ -156,7 +156,7 @@ def _resized(rows: Iterable[_Row], most: int, size: int, device: torch.device) -
         masks[number, 0] = resize_mask(row.mask, size, size)
         about.append((row.name, row.label, row.kind, row.source))
     names, labels, kinds, sources = zip(*about, strict=True) if about else ((), (), (), ())
-    return Frames(
+    return FrameSet(
         names=names,
         images=torch.from_numpy(images[: len(about)]).to(device),
         masks=torch.from_numpy(masks[: len(about)]).to(device),
@@ -167,7 +167,7 @@ def _resized(rows: Iterable[_Row], most: int, size: int, device: torch.device) -
 
 
 def draw_batch(
-    frames: Frames, rows: np.ndarray, views: int | np.ndarray, seed: int, contract: InputContract
+    frames: FrameSet, rows: np.ndarray, views: int | np.ndarray, seed: int, contract: InputContract
 ) -> Batch:
     """Return views of some rows: `views` [N], or one number for all.
 

@@ -29,7 +29,7 @@ from .data.dataset import Sample
 from .distill import Distillation, find_distillation
 from .distributed import Group
 from .fit import Stage, Surroundings, fit, placed
-from .frames import Frames, load_frames
+from .frames import FrameSet, load_frames
 from .log import RunLog
 from .models import Network, Trace, build_model
 from .sampling import sampling_of
@@ -161,7 +161,7 @@ def read_run(checkpoint: Path) -> TrainedRun:
 
 def load_parts(
     run: TrainedRun, samples: Mapping[str, Sequence[Sample]], progress: Progress = quiet
-) -> dict[str, Frames]:
+) -> dict[str, FrameSet]:
     """Read samples by part at the network's size. Raises InputError for unreadable files."""
     return {
         part: load_frames(
@@ -181,7 +181,7 @@ def load_parts(
 def fine_tune_quantised(
     run: TrainedRun,
     quantisation: Quantisation,
-    frames: Mapping[str, Frames],
+    frames: Mapping[str, FrameSet],
     *,
     epochs: int,
     progress: Progress = quiet,

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..runtime.errors import InputError
 from .config import TrainConfig, set_weights_of
-from .frames import CROP, EMPTY, IMAGE, PHANTOM, Frames
+from .frames import CROP, EMPTY, IMAGE, PHANTOM, FrameSet
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def sampling_of(config: TrainConfig) -> Sampling:
     )
 
 
-def require_drawable(sampling: Sampling, frames: Frames) -> None:
+def require_drawable(sampling: Sampling, frames: FrameSet) -> None:
     """Raise InputError (E-CONFIG) where a sampling asks for what the frames do not have."""
     known = set() if frames.sets is None else set(frames.sets.tolist())
     for name in sampling.set_weights:
@@ -51,7 +51,7 @@ def require_drawable(sampling: Sampling, frames: Frames) -> None:
 
 
 def epochs_of(
-    frames: Frames, sampling: Sampling, seed: int, first: int = 0
+    frames: FrameSet, sampling: Sampling, seed: int, first: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the draws of each epoch from `first` on: rows of the frames, and the view of each.
 
@@ -70,7 +70,7 @@ def epochs_of(
             yield rows, views
 
 
-def _order(frames: Frames, sampling: Sampling, random: np.random.Generator) -> np.ndarray:
+def _order(frames: FrameSet, sampling: Sampling, random: np.random.Generator) -> np.ndarray:
     """Return the rows of one epoch, in the order in which they are drawn."""
     draws = frames.image_count
     chances = _chances(frames, sampling)
@@ -83,7 +83,7 @@ def _order(frames: Frames, sampling: Sampling, random: np.random.Generator) -> n
     return random.permutation(shuffled[np.searchsorted(ends[:-1], places, side="right")])
 
 
-def _chances(frames: Frames, sampling: Sampling) -> np.ndarray:
+def _chances(frames: FrameSet, sampling: Sampling) -> np.ndarray:
     """Return the share of each row in the draws of an epoch, float64 [N]."""
     weights = np.where(frames.labels == "normal", sampling.normal_weight, 1.0)
     for name, weight in sampling.set_weights.items():

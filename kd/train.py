@@ -39,7 +39,7 @@ from .distill import Distillation, find_distillation
 from .distributed import join_group, leave_group
 from .encoders import Lite
 from .fit import Loss, Stage, Surroundings, compute_dtype, fit, placed
-from .frames import Batch, Frames, draw_phantoms, load_frames
+from .frames import Batch, FrameSet, draw_phantoms, load_frames
 from .log import RunLog
 from .losses import supervised_loss
 from .models import Network, Trace, build_model, centre_channels
@@ -195,12 +195,12 @@ class _Run:
     """What the stages need beside their own settings."""
 
     around: Surroundings
-    frames: Mapping[str, Frames]
+    frames: Mapping[str, FrameSet]
     provenance: Mapping[str, Any]
     encoders: Mapping[str, EncoderWeights]  # by model, that its networks start from
 
     @functools.cached_property
-    def phantoms(self) -> Frames:
+    def phantoms(self) -> FrameSet:
         """The phantoms that networks start from, drawn when the first stage asks for them."""
         around = self.around
         progress = around.progress if around.group.leads else quiet
@@ -415,7 +415,7 @@ def _several_in(run: Path) -> dict[str, Checkpoint]:
     return {name: load_checkpoint(run / f"{_TAKEN}{_file_of(name)}") for name in names}
 
 
-def _cache_key(members: Sequence[Checkpoint], taught: Frames, run: _Run) -> dict[str, Any]:
+def _cache_key(members: Sequence[Checkpoint], taught: FrameSet, run: _Run) -> dict[str, Any]:
     """What a teacher's logits of a view depend on, beside the images' names."""
     teacher = members[0]
     pixels = hashlib.sha256(taught.images.cpu().numpy().tobytes())

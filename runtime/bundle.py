@@ -25,6 +25,7 @@ from .errors import InputError, Refused
 from .files import require_new
 from .layout import Layout
 from .paths import takes_paths
+from .proof import Proof, Provenance
 from .store import (
     MANIFEST,
     SIGNATURE,
@@ -93,6 +94,8 @@ class GoldenVectors:
         return (*self.frames, *(name for names in self.masks.values() for name in names))
 
 
+# What reading JSON as a dataclass raises.
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 # Of the manifest's fields; the others are JSON objects.
 _KINDS = {
     **dict.fromkeys(("name", "target", "precision", "schema"), str),
@@ -112,8 +115,8 @@ class Manifest:
     models: Mapping[str, Tuple[str, ...]]  # engine -> its files, preferred engine first
     files: Mapping[str, str]  # path in the bundle -> SHA-256, all but manifest, sums, signature
     complexity: Mapping[str, Any] = field(default_factory=dict)  # parameters, macs, ...
-    provenance: Mapping[str, Any] = field(default_factory=dict)  # checkpoint, data, tool versions
-    evidence: Mapping[str, Any] = field(default_factory=dict)  # parity hops, accuracy
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # as `Provenance`
+    evidence: Mapping[str, Any] = field(default_factory=dict)  # as `Proof`
     # Frames a call takes, "min" and "max"; more than one needs an engine of the caller's own.
     batch: Mapping[str, Any] = field(default_factory=lambda: {"min": 1, "max": 1})
     # Precision -> file, width and height in px: ONNX with pre- and post-processing inside.
@@ -161,8 +164,13 @@ class Manifest:
                     raise TypeError(f"{each.name} is of another type")
             return manifest
         except (
-            *(ValueError, TypeError, KeyError, AttributeError, InputError),
-            *(OverflowError, RecursionError),  # of numbers and nesting beyond reason
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            InputError,
+            OverflowError,
+            RecursionError,  # of numbers and nesting beyond reason,
         ) as error:
             raise Refused(
                 "E-MANIFEST-FIELD", f"manifest.json is malformed ({error}); export the bundle again"
@@ -245,6 +253,26 @@ class Bundle:
     def is_signed(self) -> bool:
         """Whether there is a signature; that it holds is known if a key was given to open it."""
         return SIGNATURE in self.store.names()
+
+    def provenance(self) -> Provenance:
+        """Return where it comes from. Raises Refused: E-MANIFEST-FIELD."""
+        try:
+            return Provenance.from_dict(self.manifest.provenance)
+        except _MALFORMED as error:
+            raise self._without("where it comes from", error) from error
+
+    def proof(self) -> Proof:
+        """Return what its export proved. Raises Refused: E-MANIFEST-FIELD."""
+        try:
+            return Proof.from_dict(self.manifest.evidence)
+        except _MALFORMED as error:
+            raise self._without("what its export proved", error) from error
+
+    def _without(self, what: str, error: Exception) -> Refused:
+        return Refused(
+            "E-MANIFEST-FIELD",
+            f"{self.path} does not state {what} ({type(error).__name__}: {error}); export it again",
+        )
 
     def model_files(self, engine: str) -> Dict[str, bytes]:
         """Return the verified files of one engine, by name.

@@ -174,10 +174,21 @@ def faults() -> Tuple[Type[Exception], ...]:
     from OpenSSL import crypto
 
     return (
-        *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError),
-        *(RecursionError, InvalidSignature, UnsupportedAlgorithm, crypto.Error),
-        *(crypto.X509StoreContextError, x509.InvalidVersion, x509.DuplicateExtension),
-        *(x509.ExtensionNotFound, x509.UnsupportedGeneralNameType),
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        InvalidSignature,
+        UnsupportedAlgorithm,
+        crypto.Error,
+        crypto.X509StoreContextError,
+        x509.InvalidVersion,
+        x509.DuplicateExtension,
+        x509.ExtensionNotFound,
+        x509.UnsupportedGeneralNameType,
     )
 
 

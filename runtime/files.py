@@ -18,9 +18,19 @@ from .errors import InputError, OutputError
 
 _WRITE_REFUSED = frozenset(
     (
-        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES),
-        *(errno.EPERM, errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.ENAMETOOLONG),
-        *(errno.EISDIR, errno.EBUSY),
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EIO,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EEXIST,
+        errno.ENOTEMPTY,
+        errno.ENOTDIR,
+        errno.ENAMETOOLONG,
+        errno.EISDIR,
+        errno.EBUSY,
     )
 )
 # `.NAME.partial-PID-HOST-START-RANDOM`: what `atomic_folder` fills for NAME, and whose it is.

@@ -18,9 +18,16 @@ _ORIENTATION, _DESCRIPTION = 0x0112, 270  # tags of EXIF and TIFF
 # ImageJ and tifffile write a stack as one page with its count in the description.
 _IMAGEJ = re.compile(r"ImageJ=.*?\nimages=(\d{1,9})\n", re.DOTALL)
 _UNREADABLE = (
-    *(UnidentifiedImageError, OSError, ValueError, TypeError, KeyError, IndexError),
-    *(EOFError, OverflowError, struct.error),
-    SyntaxError,  # Pillow's word for a broken PNG chunk
+    UnidentifiedImageError,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    SyntaxError,  # Pillow's word for a broken PNG chunk,
 )
 
 

@@ -10,9 +10,9 @@ from typing import Any, Dict, Iterator, Optional, Tuple
 import numpy as np
 
 from . import lesion
-from .built import engine_files
 from .bundle import Bundle, open_bundle
 from .contract import InputContract
+from .engine_files import engine_files
 from .engines import (
     ENGINES,
     Engine,

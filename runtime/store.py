@@ -337,8 +337,23 @@ def _central_header(name: str, member: _Member) -> bytes:
     start = member.start - _LOCAL.size - len(raw)
     return (
         _CENTRAL.pack(
-            *(b"PK\1\2", _UNIX | _VERSION, _VERSION, 0, 0, 0, _DATE),
-            *(member.crc, member.size, member.size, len(raw), 0, 0, 0, 0, _MODE, start),
+            b"PK\1\2",
+            _UNIX | _VERSION,
+            _VERSION,
+            0,
+            0,
+            0,
+            _DATE,
+            member.crc,
+            member.size,
+            member.size,
+            len(raw),
+            0,
+            0,
+            0,
+            0,
+            _MODE,
+            start,
         )
         + raw
     )

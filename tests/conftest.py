@@ -106,7 +106,8 @@ def run(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def frames_of(phantoms: Path, run: Path) -> Callable[[str], Frames]:
     """Return what exports of the run in a precision are calibrated with and judged by."""
-    from edgeseg.cli.jobs.sources import checkpoint_of, samples_for
+    from edgeseg.cli.jobs.parts import samples_for
+    from edgeseg.cli.jobs.sources import checkpoint_of
     from edgeseg.export.parity import CheckFrame
     from edgeseg.export.pipeline import Frames, read_calibration_frames
     from edgeseg.runtime.image import read_image

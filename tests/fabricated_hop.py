@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeseg.export.parity import Hop
+from edgeseg.runtime.proof import Hop
 
 
 def hop(**changes):

@@ -14,9 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from edgeseg.cli.jobs.sources import CalibrationRequest, checkpoint_of, frames_for_export
+from edgeseg.cli.jobs.calibrating import CalibrationRequest, frames_for_export
+from edgeseg.cli.jobs.sources import checkpoint_of
 from edgeseg.export.calibration import Calibration
-from edgeseg.export.forms import Recipe, make_forms
+from edgeseg.export.forms import Conversion, make_forms
 from edgeseg.export.parity import check_hop, reference_of
 from edgeseg.export.pipeline import load_trained
 from edgeseg.export.plan import make_plan
@@ -50,7 +51,7 @@ def main(run: Path, data: Path, counts: list[int]) -> None:
         record = Calibration(trained.sha256, contract, (), {}, amax, ranges.largest)
         for method in METHODS:
             with tempfile.TemporaryDirectory() as folder:
-                form = make_forms(Recipe(plan, master, record, method, Path(folder)), "int8")[0]
+                form = make_forms(Conversion(plan, master, record, method, Path(folder)), "int8")[0]
             hop = check_hop(form.name, form.run, reference)
             print(
                 f"| {ranges.frames} | {seconds:.1f} | {peak_mib:.0f} | {method} "

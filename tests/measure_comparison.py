@@ -146,7 +146,7 @@ def one_run(kind: str, words: list[str]) -> None:
     """Run `edgeseg` with these words; the sessions of "slowed" are slowed, their yardsticks not."""
     from edgeseg.__main__ import main
     from edgeseg.benchmarks.measure import latency
-    from edgeseg.cli.jobs import sources
+    from edgeseg.cli.jobs.sources import bundle as sources
 
     latency.WARMUP_CAP_S = 5.0  # of what is not compared here
     if kind == "slowed":

@@ -67,7 +67,7 @@ def cuts(times: int) -> None:
 def _cut_once(
     played: standin.Played, line: standin.Line, link: Link, kit: Path, out: Path, wanted: Path
 ) -> str:
-    done: list[jobs.Built] = []
+    done: list[jobs.FetchedEngine] = []
     work = threading.Thread(target=lambda: done.append(jobs.build(link, kit, None, out)))
     work.start()
     processes = played.build_processes(60)

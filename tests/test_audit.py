@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 from edgeseg.benchmarks.measure.complexity import count_complexity, macs_of_nodes
 from edgeseg.export import audit
 from edgeseg.export.audit import (
-    Achieved,
     AuditedNode,
+    ExecutedPrecisions,
     achieved_in_onnxruntime,
     achieved_in_openvino,
     achieved_in_rtx,
@@ -115,7 +115,7 @@ def quantised(model):
 
 
 def achieved(*nodes, engine="engine"):
-    return Achieved(engine, tuple(AuditedNode(*node) for node in nodes))
+    return ExecutedPrecisions(engine, tuple(AuditedNode(*node) for node in nodes))
 
 
 # --- counting ------------------------------------------------------------------------------------

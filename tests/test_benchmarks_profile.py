@@ -13,8 +13,8 @@ from edgeseg.benchmarks.measure.profile import (
     MIN_RUNS,
     PROFILERS,
     Kernel,
+    LayerProfile,
     LayerTimes,
-    Profile,
     profile_layers,
 )
 from edgeseg.benchmarks.measure.roofline import compute_graph, files_for
@@ -89,7 +89,7 @@ def test_what_carries_no_layers_name_is_summed_apart(monkeypatch):
     )
 
     def fake(files, image, threads, runs):
-        return Profile(1, (20.0,) * runs, (kernels,) * runs)
+        return LayerProfile(1, (20.0,) * runs, (kernels,) * runs)
 
     monkeypatch.setattr(profile, "PROFILERS", {"onnxruntime": fake})
     times = profiled("onnxruntime", network())

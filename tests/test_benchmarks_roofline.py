@@ -10,7 +10,7 @@ import pytest
 
 from edgeseg.benchmarks.measure import roofline
 from edgeseg.benchmarks.measure.complexity import count_complexity, layer_costs
-from edgeseg.benchmarks.measure.profile import Kernel, Profile, noise
+from edgeseg.benchmarks.measure.profile import Kernel, LayerProfile, noise
 from edgeseg.benchmarks.measure.roofline import (
     Peaks,
     attained,
@@ -137,7 +137,7 @@ def test_peaks_say_what_was_measured_and_in_which_type_it_ran(engine, small):
 def test_int8_that_runs_in_float_gives_no_peak(small, monkeypatch):
     kernels = ((Kernel(("conv0",), "Conv", "float", 1.0), Kernel((), "Relu", "float", 1.0)),)
     monkeypatch.setattr(
-        roofline, "run_profiled", lambda *args, **options: Profile(1, (1.0,), kernels)
+        roofline, "run_profiled", lambda *args, **options: LayerProfile(1, (1.0,), kernels)
     )
     peaks = measure_peaks("onnxruntime", 1)
     assert peaks.int8_gops is None
@@ -146,7 +146,7 @@ def test_int8_that_runs_in_float_gives_no_peak(small, monkeypatch):
 
 def test_engine_that_runs_no_convolution_gives_no_peak(small, monkeypatch):
     monkeypatch.setattr(
-        roofline, "run_profiled", lambda *args, **options: Profile(1, (1.0,), ((),))
+        roofline, "run_profiled", lambda *args, **options: LayerProfile(1, (1.0,), ((),))
     )
     assert measure_peaks("onnxruntime", 1).int8_gops is None
 

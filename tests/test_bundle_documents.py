@@ -18,9 +18,9 @@ from edgeseg.cli.main import cli
 from edgeseg.export.bom import bom_of
 from edgeseg.export.datasheet import datasheet_of, render_datasheet
 from edgeseg.runtime import bundle as bundle_module
-from edgeseg.runtime.built import built_plan
 from edgeseg.runtime.bundle import Manifest, open_bundle
 from edgeseg.runtime.contract import InputContract
+from edgeseg.runtime.engine_files import built_plan
 from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.tests.fabricated_bundle import manifest_fields, write_bundle
 

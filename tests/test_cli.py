@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from edgeseg.cli.jobs import sources
+from edgeseg.cli.jobs import phantoms as phantoms_job
 from edgeseg.cli.main import cli
 from edgeseg.export.target import targets
 from edgeseg.kd.checkpoint import load_checkpoint
@@ -70,7 +70,7 @@ def names_in(folder):
 def _few_phantoms():
     """Golden vectors are all that they are for here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "PHANTOMS", 8)
+        patch.setattr(phantoms_job, "COUNT", 8)
         yield
 
 

@@ -1,18 +1,23 @@
-"""README and docs: links lead somewhere, pages are found, commands exist, the tutorial runs."""
+"""README and docs: links lead somewhere, pages are found, commands exist, tutorials run."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import click
+import onnx
 import pytest
 
 from edgeseg.cli.main import cli
+from edgeseg.export.to_onnx import onnx_from_network
+from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.tests.conftest import ROOT
 
 DOCS = ROOT / "docs"
@@ -22,6 +27,7 @@ INDENTED = re.compile(r"(?:^(?: {4}.*)?\n)+", re.MULTILINE)
 # A changelog names what was, and what its lines say is not repaired afterwards.
 SAID_OF_THE_PAST = "changelog.md"
 TUTORIAL = DOCS / "tutorials" / "phantoms.md"
+NOTEBOOK = DOCS / "tutorials" / "phantoms-notebook.ipynb"
 SMALLER = {
     "--count 160": "--count 40",
     "--size 96": "--size 64",
@@ -177,3 +183,145 @@ def test_commands_of_the_first_tutorial_run_one_after_the_other(tmp_path):
     assert "px of lesion" in done[-1]
     assert any((tmp_path / "masks").glob("*.png"))
     assert len(done) == 10
+
+
+@pytest.fixture
+def of_docs(tmp_path, monkeypatch):
+    """A folder to work in, and environment and `edgeseg` of the commands that run there."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, words in (("edgeseg", "-m edgeseg "), ("python3", "")):
+        script = programs / name
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words}"$@"\n')
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT.parent))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def blocks_of(page, changes):
+    """Language and text of a page's blocks of code, with changes that each apply once."""
+    text = (DOCS / "tutorials" / page).read_text(encoding="utf-8")
+    for told, ours in changes.items():
+        assert text.count(told) == 1, told  # else the tutorial would run in full
+        text = text.replace(told, ours)
+    return FENCED.findall(text)
+
+
+def shell(block):
+    """Run a block as a reader would paste it, and return what it prints; fails as it does."""
+    run = subprocess.run(
+        ["sh", "-e", "-c", block], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert run.returncode == 0, f"{block}\n{run.stdout}\n{run.stderr}"
+    return run.stdout
+
+
+@pytest.mark.timeout(900)
+def test_commands_of_the_second_tutorial_run_one_after_the_other(of_docs, run, phantoms):
+    loaded = load_checkpoint(run / "student.safetensors")
+    model = onnx.load_model_from_string(onnx_from_network(loaded.network, loaded.contract))
+    del model.metadata_props[:]  # nothing of ours: the contract is in input.json
+    onnx.save(model, of_docs / "their.onnx")
+    (of_docs / "DATA").symlink_to(phantoms)
+    toy = "--max-drop 1 --max-hd95-rise 100"  # eight epochs on toys pass no gate
+    blocks = blocks_of(
+        "your-onnx.md",
+        {
+            '{"height": 128, "width": 128, "mean": 0.5, "std": 0.25, "threshold": 0.5}': json.dumps(
+                loaded.contract.to_dict()
+            ),
+            "--precision int8 --calib DATA --out int8": (
+                f"--precision int8 --calib DATA {toy} --out int8"
+            ),
+            "--rounds 60": "--rounds 4 --seconds 1 --passes 0",
+        },
+    )
+    (contract,) = (block for language, block in blocks if language == "json")
+    (of_docs / "input.json").write_text(contract, encoding="utf-8")
+    told = [shell(block) for language, block in blocks if language == "sh"]
+    assert {language for language, _ in blocks} == {"json", "sh"}
+    assert len(told) == 3
+    assert (of_docs / "int8" / "manifest.json").is_file()
+    rows = json.loads((of_docs / "report.json").read_text(encoding="utf-8"))["rows"]
+    assert {row["precision"] for row in rows} == {"fp32", "int8"}
+
+
+@pytest.mark.timeout(900)
+def test_commands_of_the_third_tutorial_end_in_a_program_that_refuses_a_changed_byte(
+    of_docs, run, phantoms
+):
+    missing = [name for name in ("cmake", "cc", "pkg-config") if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"no {', '.join(missing)}; .ci/packages installs what is missing, as root")
+    openvino = pytest.importorskip("openvino", reason="no openvino; make install brings it")
+    if not (Path(openvino.__path__[0]) / "include" / "openvino" / "c" / "openvino.h").is_file():
+        pytest.skip("this openvino has no C header; the wheel of PyPI has it")
+    blocks = blocks_of(
+        "c-program.md",
+        {
+            "edgeseg export --target": f"edgeseg export {run} --calib {phantoms} --target",
+            "cmake -S runtime/c": f"cmake -S {ROOT / 'runtime' / 'c'}",
+        },
+    )
+    (program,) = (block for language, block in blocks if language == "c")
+    (of_docs / "main.c").write_text(program, encoding="utf-8")
+    shell("\n".join(block for language, block in blocks if language == "sh"))
+    assert {language for language, _ in blocks} == {"c", "sh"}
+    packed = of_docs / "student.edgeseg"
+    content = bytearray(packed.read_bytes())
+    content[len(content) // 2] ^= 1
+    packed.write_bytes(content)
+    last = [block for language, block in blocks if language == "sh"][-1].splitlines()[-1]
+    openvino_root = f"OV={openvino.__path__[0]}\n"
+    refused = subprocess.run(
+        ["sh", "-c", openvino_root + last], capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 1
+    assert re.match(r"E-[A-Z]+", refused.stderr)
+
+
+def sources_of(notebook):
+    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_is_committed_with_small_outputs_and_no_path_of_a_machine():
+    content = NOTEBOOK.read_text(encoding="utf-8")
+    notebook = json.loads(content)
+    assert len(content) < 200_000
+    pictures = [
+        output
+        for cell in notebook["cells"]
+        for output in cell.get("outputs", ())
+        if "image/png" in output.get("data", {})
+    ]
+    assert len(pictures) >= 2
+    assert not re.search(r"/(home|work|root|tmp)/", content)
+    assert not any(output["output_type"] == "error" for output in pictures)
+
+
+@pytest.mark.timeout(600)
+def test_the_notebook_of_the_first_tutorial_runs_from_top_to_bottom(of_docs):
+    """In a process of its own: a kernel's client warns of what is not ours."""
+    for name in ("nbclient", "ipykernel"):
+        pytest.importorskip(name, reason=f"no {name}; make install brings it")
+    code = (
+        "import sys, nbformat, nbclient\n"
+        "book = nbformat.read(sys.argv[1], 4)\n"
+        "nbclient.NotebookClient(book, timeout=300, kernel_name='python3').execute()\n"
+        "nbformat.write(book, 'done.ipynb')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(NOTEBOOK)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    notebook = json.loads((of_docs / "done.ipynb").read_text(encoding="utf-8"))
+    assert sources_of(notebook) == sources_of(json.loads(NOTEBOOK.read_text(encoding="utf-8")))
+    kinds = [
+        kind
+        for cell in notebook["cells"]
+        for output in cell.get("outputs", ())
+        for kind in output.get("data", {})
+    ]
+    assert kinds.count("image/png") >= 2

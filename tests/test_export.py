@@ -617,7 +617,7 @@ def files_that_differ(first, second):
 @pytest.fixture(scope="module")
 def export_command(phantoms, run):
     """The command that exports the run for x86 in FP32, but for `--out`."""
-    code = "from edgeseg.cli.jobs import sources; sources.PHANTOMS = 8; "
+    code = "from edgeseg.cli.jobs import phantoms; phantoms.COUNT = 8; "
     code += "from edgeseg.cli.main import cli; cli()"
     command = [sys.executable, "-c", code, "export", str(run), "--target", "x86-cpu"]
     return [*command, "--precision", "fp32", "--calib", str(phantoms), "--quiet", "--out"]

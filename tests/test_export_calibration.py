@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
-from edgeseg.cli.jobs import sources
-from edgeseg.cli.jobs.sources import CalibrationRequest, checkpoint_of, frames_for_export
+from edgeseg.cli.jobs import phantoms as phantoms_job
+from edgeseg.cli.jobs.calibrating import CalibrationRequest, frames_for_export
+from edgeseg.cli.jobs.sources import checkpoint_of
 from edgeseg.export.calibration import (
     METHOD,
     SCHEMA,
@@ -65,7 +66,7 @@ def file(record, tmp_path: Path):
 @pytest.fixture
 def few_phantoms(monkeypatch):
     """Draw 10 phantoms instead of 160, which only the golden vectors need here."""
-    monkeypatch.setattr(sources, "PHANTOMS", 10)
+    monkeypatch.setattr(phantoms_job, "COUNT", 10)
 
 
 def rewrite(file, change):

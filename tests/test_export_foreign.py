@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from edgeseg.cli.jobs.sources import find_source, load_exportable
+from edgeseg.cli.jobs.sources import OnnxSource, find_source, load_exportable
 from edgeseg.export import foreign
 from edgeseg.export.foreign import OPERATORS, read_onnx
 from edgeseg.export.to_onnx import onnx_from_network
@@ -322,7 +322,7 @@ def test_a_suffix_in_capitals_is_onnx_too(saved, contract_file):
     file = saved(network())
     capitals = file.rename(file.with_suffix(".ONNX"))
     source, ours = load_exportable(capitals, contract_file)
-    assert source.is_onnx
+    assert isinstance(source, OnnxSource)
     assert ours.contract == CONTRACT
     with pytest.raises(InputError, match="which only") as caught:
         find_source(capitals)

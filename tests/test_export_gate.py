@@ -14,11 +14,12 @@ from onnx.reference import ReferenceEvaluator
 
 from edgeseg.benchmarks.measure import latency
 from edgeseg.benchmarks.measure.latency import LatencyRun
-from edgeseg.cli.jobs.sources import checkpoint_of, samples_for
+from edgeseg.cli.jobs.parts import samples_for
+from edgeseg.cli.jobs.sources import checkpoint_of
 from edgeseg.export import target as target_module
 from edgeseg.export import verdict as verdict_module
 from edgeseg.export.calibration import Calibration, CalibrationSet, calibrate
-from edgeseg.export.forms import Form, Recipe, make_forms
+from edgeseg.export.forms import Conversion, Form, make_forms
 from edgeseg.export.parity import (
     CheckFrame,
     check_hop,
@@ -493,7 +494,7 @@ def overflowing_recipe(target, tmp_path):
     ranges = measure_ranges(model, [ONES])
     amax = {method: ranges.amax(method) for method in METHODS}
     record = Calibration("0" * 64, CONTRACT, ("1" * 64,), {}, amax, ranges.largest)
-    return Recipe(make_plan(find_target(target)), model, record, "min-max", tmp_path)
+    return Conversion(make_plan(find_target(target)), model, record, "min-max", tmp_path)
 
 
 def test_values_beyond_half_are_refused_where_the_types_of_the_onnx_do_not_bind(tmp_path):
@@ -513,9 +514,9 @@ def test_what_is_beyond_half_is_found_once_for_all_forms_of_a_network(tmp_path, 
         return nodes_beyond_half(*arguments)
 
     monkeypatch.setattr("edgeseg.export.forms.nodes_beyond_half", counted)
-    recipe = overflowing_recipe("orin-nano-8@jp6.2", tmp_path)
+    conversion = overflowing_recipe("orin-nano-8@jp6.2", tmp_path)
     for _ in range(2):
-        make_forms(recipe, "fp16")
+        make_forms(conversion, "fp16")
     assert len(calls) == 1
 
 

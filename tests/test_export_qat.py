@@ -14,8 +14,10 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from edgeseg.cli.jobs import sources
-from edgeseg.cli.jobs.sources import CalibrationRequest, checkpoint_of, retraining_of, samples_for
+from edgeseg.cli.jobs import phantoms as phantoms_job
+from edgeseg.cli.jobs.calibrating import CalibrationRequest, frames_for_export, retraining_of
+from edgeseg.cli.jobs.parts import samples_for
+from edgeseg.cli.jobs.sources import checkpoint_of
 from edgeseg.cli.main import cli
 from edgeseg.export import parity, pipeline
 from edgeseg.export.calibration import CalibrationSet
@@ -28,7 +30,6 @@ from edgeseg.export.ranges import measure_ranges
 from edgeseg.export.summary import render_export
 from edgeseg.export.target import find_target
 from edgeseg.export.to_onnx import module_of_node, onnx_from_network
-from edgeseg.export.verdict import Verdict
 from edgeseg.kd import fit
 from edgeseg.kd.checkpoint import load_checkpoint, save_checkpoint
 from edgeseg.kd.data.split import read_split
@@ -49,6 +50,7 @@ from edgeseg.kd.qat import (
 from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError, Refused
+from edgeseg.runtime.proof import PrecisionTiming
 
 pytestmark = pytest.mark.numbers
 
@@ -96,7 +98,7 @@ def with_statistics(network, size):
 
 
 def quantisation_of(rounding):
-    """As `sources` translates it."""
+    """As `calibrating` translates it."""
     return Quantisation(
         tuple(module_of_node(name) for name in rounding.convolutions),
         rounding.weight_bits,
@@ -567,7 +569,9 @@ def test_kit_has_the_trained_weights_in_int8_only_and_no_cache_of_the_others(exp
 def test_retrained_int8_that_is_the_fastest_says_that_it_was_retrained(export_toy, monkeypatch):
     def int8_is_fastest(forms, hops, *rest, progress):
         return tuple(
-            Verdict(form.engine, form.precision, 1.0, 0.5, 0.5, 0.5, 0.0, form.precision == "int8")
+            PrecisionTiming(
+                form.engine, form.precision, 1.0, 0.5, 0.5, 0.5, 0.0, form.precision == "int8"
+            )
             for form in forms
         )
 
@@ -611,13 +615,13 @@ def test_export_trains_on_the_train_part_only_and_never_reads_the_test_part(
 
     monkeypatch.setattr(pipeline, "require_accuracy", require_training)
     monkeypatch.setattr(fit, "draw_batch", watched)
-    monkeypatch.setattr(sources, "PHANTOMS", 8)
+    monkeypatch.setattr(phantoms_job, "COUNT", 8)
     monkeypatch.setattr(pipeline, "rank_convolutions", lambda *_, **__: ())  # none back to float
     # Training moves more pixels of a network of eight epochs than rounding may.
     monkeypatch.setattr(parity, "MAX_FLIPPED", {**parity.MAX_FLIPPED, "int8": 1.0})
     request = CalibrationRequest([data], images=8)
     plan = make_plan(replace(find_target("arm-cpu"), weight_bits=3), "int8", retrains=True)
-    frames, _ = sources.frames_for_export(source, request)
+    frames, _ = frames_for_export(source, request)
     network = load_trained(source.path)
 
     def export(retrain):

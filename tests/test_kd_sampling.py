@@ -17,7 +17,7 @@ from edgeseg.kd.checkpoint import read_tensors
 from edgeseg.kd.config import TrainConfig, set_weights_of
 from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.kd.data.split import make_split
-from edgeseg.kd.frames import CROP, EMPTY, IMAGE, PHANTOM, Frames, draw_batch, load_frames
+from edgeseg.kd.frames import CROP, EMPTY, IMAGE, PHANTOM, FrameSet, draw_batch, load_frames
 from edgeseg.kd.negatives import MAX_ASPECT, MAX_GREY, draw_empty, lesion_free_box
 from edgeseg.kd.sampling import Sampling, epochs_of, require_drawable, sampling_of
 from edgeseg.kd.train import train
@@ -35,7 +35,7 @@ NEGATIVES = Sampling(crop_share=0.2, empty_share=0.1)
 
 def frames_of(labels, kinds=None, sets=None):
     count = len(labels)
-    return Frames(
+    return FrameSet(
         names=tuple(f"image {row}" for row in range(count)),
         images=torch.full((count, 1, 32, 32), 99, dtype=torch.uint8),
         masks=torch.zeros(count, 1, 32, 32, dtype=torch.bool),

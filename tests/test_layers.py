@@ -343,3 +343,14 @@ def test_importing_runtime_alone_does_not_even_load_numpy():
 
 def test_loaded_packages_are_seen():
     assert loaded_by("import numpy", "numpy", "PIL") == {"numpy"}
+
+
+def test_no_tuple_is_starred_to_keep_the_formatter_from_one_item_a_line():
+    starred = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for folder in FOLDERS
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Starred) and isinstance(node.value, ast.Tuple)
+    ]
+    assert starred == []

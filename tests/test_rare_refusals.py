@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 
-from edgeseg.cli.jobs.sources import Source, common_samples
-from edgeseg.export.device.recipes import Recipe, recipe_of, write_recipe
+from edgeseg.cli.jobs.parts import common_samples
+from edgeseg.cli.jobs.sources import BundleSource
+from edgeseg.export.device.recipes import UpdateRecipe, recipe_of, write_recipe
 from edgeseg.export.device.registry import Address
 from edgeseg.export.device.ssh import scan_host_key
 from edgeseg.export.pipeline import Limits
@@ -27,7 +28,7 @@ def test_limit_that_is_no_number_is_refused(name, value):
 
 
 def test_updater_that_is_not_known_is_refused_before_anything_is_written(tmp_path):
-    recipe = Recipe(tmp_path, "0" * 64, "orin", "36.4", "1", "true")
+    recipe = UpdateRecipe(tmp_path, "0" * 64, "orin", "36.4", "1", "true")
     with pytest.raises(InputError) as caught:
         write_recipe(recipe, "nope", tmp_path / "out")
     assert caught.value.code == "E-RECIPE-UPDATER"
@@ -52,7 +53,7 @@ def test_machine_without_ssh_is_told_to_install_it(monkeypatch):
 def test_part_without_an_image_is_refused(phantoms, tmp_path):
     split = make_split(read_dataset(phantoms), fractions=(0.7, 0.3, 0.0))
     write_split(split, tmp_path / SPLIT_FILE)
-    sources = [Source(tmp_path, is_bundle=True)]
+    sources = [BundleSource(tmp_path)]
     assert common_samples(sources, [phantoms], "val")
     with pytest.raises(InputError) as caught:
         common_samples(sources, [phantoms], "test")

@@ -16,7 +16,6 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import onnxruntime as ort
-import openvino as ov
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -24,7 +23,8 @@ from onnx import TensorProto, helper
 from edgeseg.benchmarks.measure.roofline import files_for
 from edgeseg.benchmarks.measure.yardstick import yardstick_graph
 from edgeseg.benchmarks.run import ANY_BATCH
-from edgeseg.cli.jobs.sources import candidates_of, find_source
+from edgeseg.cli.jobs.candidates import candidates_of
+from edgeseg.cli.jobs.sources import find_source
 from edgeseg.kd import zoo
 from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.engines import ENGINES, affinity, files_of, open_engine

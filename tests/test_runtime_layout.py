@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeseg.cli.jobs import sources
-from edgeseg.cli.jobs.sources import read_layout
+from edgeseg.cli.jobs import phantoms as phantoms_job
+from edgeseg.cli.jobs.layout_file import read_layout
 from edgeseg.cli.main import cli
 from edgeseg.runtime import layout as layout_module
 from edgeseg.runtime.contract import InputContract
@@ -198,7 +198,7 @@ def test_reading_a_layout_computes_no_more_than_its_first_row_of_image(monkeypat
 @pytest.fixture
 def _few_phantoms(monkeypatch):
     """They are golden frames here, and nothing is judged by them."""
-    monkeypatch.setattr(sources, "PHANTOMS", 8)
+    monkeypatch.setattr(phantoms_job, "COUNT", 8)
 
 
 @pytest.mark.usefixtures("_few_phantoms")

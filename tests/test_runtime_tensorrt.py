@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeseg.runtime import built, signature
+from edgeseg.runtime import engine_files, signature
 from edgeseg.runtime.bundle import open_bundle, pack_bundle, seal_bundle
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.engines import cuda, open_engine, trt
@@ -414,7 +414,7 @@ def deeply_nested(plan, side_car):
 
 
 def too_long(plan, side_car):
-    side_car.write_bytes(b" " * (built.MAX_SIDE_CAR_BYTES + 1))
+    side_car.write_bytes(b" " * (engine_files.MAX_SIDE_CAR_BYTES + 1))
 
 
 @pytest.mark.parametrize(
@@ -425,7 +425,7 @@ def too_long(plan, side_car):
     ],
 )
 def test_plan_that_is_not_the_kits_own_is_refused(damage, built_kit):
-    plan = built.built_plan(open_bundle(built_kit))
+    plan = engine_files.built_plan(open_bundle(built_kit))
     damage(plan, plan.with_name(plan.name + ".json"))
     assert error_of(open_session, built_kit, kind=Refused).code == "E-ENGINE-PLAN"
 
@@ -441,7 +441,7 @@ def test_a_plan_that_no_signature_covers_is_not_loaded_where_a_key_is_given(
 
 
 def test_a_plan_beyond_reason_is_refused_by_its_size(built_kit, monkeypatch):
-    monkeypatch.setattr(built, "MAX_PLAN_BYTES", len(PLAN) - 1)
+    monkeypatch.setattr(engine_files, "MAX_PLAN_BYTES", len(PLAN) - 1)
     error = error_of(open_session, built_kit, kind=Refused)
     assert error.code == "E-ENGINE-PLAN"
     assert f"over {len(PLAN) - 1} bytes" in str(error)

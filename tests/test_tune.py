@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from edgeseg.cli.jobs.sources import Source
+from edgeseg.cli.jobs.sources import CheckpointSource
 from edgeseg.cli.main import cli
 from edgeseg.export.pipeline import Limits, export_bundle, load_trained
 from edgeseg.export.plan import make_plan
@@ -145,7 +145,7 @@ def test_limit_that_cannot_be_reached_writes_nothing(own, phantoms, monkeypatch)
         loaded = load_checkpoint(source.path)
         return Loud.over(TorchEngine(loaded, 1), loaded.contract)
 
-    monkeypatch.setattr(Source, "open", loud)
+    monkeypatch.setattr(CheckpointSource, "open", loud)
     line = refused("E-TUNE-LIMIT", REFUSED, "tune", own, phantoms, "--name", "none", "-q")
     assert "the nearest marks 100.0 %" in line
     assert not (own / "none.safetensors").exists()

@@ -20,6 +20,7 @@ from edgeseg.benchmarks.record import from_json
 from edgeseg.benchmarks.report.evidence import evidence_to_json, read_evidence, settings_of
 from edgeseg.benchmarks.report.model_card import draw_cases, render_card, worst_of
 from edgeseg.cli.jobs import empty_frames, sources
+from edgeseg.cli.jobs import phantoms as phantoms_job
 from edgeseg.cli.main import cli
 from edgeseg.export.kit.kit_files import read_kit
 from edgeseg.kd import zoo
@@ -58,7 +59,7 @@ def refused(code, exit_code, *arguments):
 @pytest.fixture(scope="module", autouse=True)
 def _few_phantoms():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "PHANTOMS", 24)
+        patch.setattr(phantoms_job, "COUNT", 24)
         # A run of eight epochs may mark speckle; what is refused then has its own test below.
         patch.setattr(empty_frames, "empty_frames", lambda: iter(()))
         yield

@@ -121,16 +121,35 @@ _ACTIVATIONS = frozenset(
 # No layers: a Q/DQ pair is how its tensor is stored, the others give the same bytes a new shape.
 _STORAGE = frozenset(
     (
-        *("QuantizeLinear", "DequantizeLinear", "Constant", "Shape", "Dropout"),
-        *("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"),
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "Constant",
+        "Shape",
+        "Dropout",
+        "Flatten",
+        "Identity",
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
     )
 )
 
 # Operators that multiply and accumulate but are not counted: refused, or the sum would be short.
 _UNCOUNTED = frozenset(
     (
-        *("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "DeformConv"),
-        *("Einsum", "Attention", "RNN", "GRU", "LSTM", "If", "Loop", "Scan"),
+        "QLinearConv",
+        "ConvInteger",
+        "QLinearMatMul",
+        "MatMulInteger",
+        "DeformConv",
+        "Einsum",
+        "Attention",
+        "RNN",
+        "GRU",
+        "LSTM",
+        "If",
+        "Loop",
+        "Scan",
     )
 )
 

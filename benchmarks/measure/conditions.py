@@ -363,7 +363,7 @@ def _nvidia_gpus() -> tuple[Gpu, ...]:
     return tuple(map(_gpu, nvml.devices()))
 
 
-def _gpu(device: nvml.Device) -> Gpu:
+def _gpu(device: nvml.NvmlDevice) -> Gpu:
     bits = device.slowdown_bits()
     return Gpu(
         index=device.index,

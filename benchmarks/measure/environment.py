@@ -18,8 +18,14 @@ _PACKAGES = ("edgeseg", "numpy", "pillow", "onnxruntime", "openvino", "torch", "
 
 # Instructions that decide which kernels an engine picks: x86, then ARM.
 _ISA = (
-    *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8"),
-    *("asimddp", "i8mm"),
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx_vnni",
+    "amx_int8",
+    "asimddp",
+    "i8mm",
 )
 _CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 

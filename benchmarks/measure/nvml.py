@@ -48,7 +48,7 @@ class Library:
         told = self.call("nvmlSystemGetDriverVersion", text, _TEXT_BYTES)
         return text.value.decode(errors="replace") or None if told else None
 
-    def devices(self) -> tuple[Device, ...]:
+    def devices(self) -> tuple[NvmlDevice, ...]:
         """Return all GPUs, in the order of `nvidia-smi`."""
         count = ctypes.c_uint()
         if not self.call("nvmlDeviceGetCount_v2", ctypes.byref(count)):
@@ -57,7 +57,7 @@ class Library:
         for index in range(count.value):
             handle = ctypes.c_void_p()
             if self.call("nvmlDeviceGetHandleByIndex_v2", index, ctypes.byref(handle)):
-                found.append(Device(self, index, handle))
+                found.append(NvmlDevice(self, index, handle))
         return tuple(found)
 
     def call(self, name: str, *arguments: object) -> bool:
@@ -67,7 +67,7 @@ class Library:
 
 
 @dataclass(frozen=True, eq=False)
-class Device:
+class NvmlDevice:
     """One GPU."""
 
     library: Library
@@ -149,7 +149,7 @@ class Device:
         return int(value.value) if told else None
 
 
-def devices() -> tuple[Device, ...]:
+def devices() -> tuple[NvmlDevice, ...]:
     """Return the NVIDIA GPUs of this machine; none where NVML is missing or does not start."""
     library = _open(LIBRARY)
     return library.devices() if library else ()

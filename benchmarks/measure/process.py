@@ -88,7 +88,7 @@ def _device_memory() -> dict[str, int | None]:
     }
 
 
-def _used_bytes(devices: Sequence[nvml.Device]) -> int | None:
+def _used_bytes(devices: Sequence[nvml.NvmlDevice]) -> int | None:
     used = [device.used_bytes() for device in devices]
     known = [each for each in used if each is not None]
     return sum(known) if known else None

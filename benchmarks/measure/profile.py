@@ -51,7 +51,7 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class Profile:
+class LayerProfile:
     """What an engine's profiler said."""
 
     calls_a_sample: int
@@ -177,7 +177,7 @@ def noise(shape: tuple[int, ...]) -> Image:
 
 def run_profiled(
     engine: str, files: Mapping[str, bytes], image: Image, *, threads: int, runs: int
-) -> Profile:
+) -> LayerProfile:
     """Run an engine with its profiler on, after `WARMUP_CALLS` calls that are not counted.
 
     Raises InputError (E-PROFILE-ENGINE).
@@ -201,10 +201,12 @@ def _owner(kernel: Kernel, owners: Mapping[str, str], with_products: Collection[
 # --- OpenVINO ------------------------------------------------------------------------------------
 
 
-def _profile_openvino(files: Mapping[str, bytes], image: Image, threads: int, runs: int) -> Profile:
+def _profile_openvino(
+    files: Mapping[str, bytes], image: Image, threads: int, runs: int
+) -> LayerProfile:
     blocks = [_openvino_block(files, image, threads) for _ in range(ceil(runs / BLOCK))]
     samples_ms, kernels = zip(*blocks, strict=True)
-    return Profile(BLOCK, samples_ms, kernels)
+    return LayerProfile(BLOCK, samples_ms, kernels)
 
 
 def _openvino_block(
@@ -262,7 +264,7 @@ _APPENDED = re.compile(r"(_nchwc)?(/duplicated)?(_token_\d+)?$")
 
 def _profile_onnxruntime(
     files: Mapping[str, bytes], image: Image, threads: int, runs: int
-) -> Profile:
+) -> LayerProfile:
     import onnxruntime as ort
 
     from ...runtime.engines.ort import session_options
@@ -288,7 +290,7 @@ def _profile_onnxruntime(
         elif event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
             calls[-1].append(_onnxruntime_kernel(event))
     kernels = tuple(map(tuple, calls[WARMUP_CALLS:-1]))
-    return Profile(1, tuple(times_ms[WARMUP_CALLS:]), kernels)
+    return LayerProfile(1, tuple(times_ms[WARMUP_CALLS:]), kernels)
 
 
 def _onnxruntime_kernel(event: Mapping[str, Any]) -> Kernel:
@@ -303,6 +305,6 @@ def _onnxruntime_kernel(event: Mapping[str, Any]) -> Kernel:
 
 
 # To add an engine: a function above and a line here.
-PROFILERS: Mapping[str, Callable[[Mapping[str, bytes], Image, int, int], Profile]] = (
+PROFILERS: Mapping[str, Callable[[Mapping[str, bytes], Image, int, int], LayerProfile]] = (
     MappingProxyType({"openvino": _profile_openvino, "onnxruntime": _profile_onnxruntime})
 )

@@ -291,8 +291,14 @@ def _cautions(old: BenchmarkRecord, new: BenchmarkRecord) -> list[Caution]:
 
 def _changed_table(rows: Sequence[RowComparison]) -> Table:
     header = heads(
-        *("Row", "Latency", ("New over old", "99 %"), ("Old p50", "ms"), ("New p50", "ms")),
-        *(("Dice, new minus old", "95 %"), "Dice", "Files"),
+        "Row",
+        "Latency",
+        ("New over old", "99 %"),
+        ("Old p50", "ms"),
+        ("New p50", "ms"),
+        ("Dice, new minus old", "95 %"),
+        "Dice",
+        "Files",
     )
     lines = tuple(
         (
@@ -354,10 +360,15 @@ def _plots(rows: Sequence[RowComparison], pairs: Sequence[tuple[Row, Row]]) -> F
 
 def _sure_table(rows: Sequence[RowComparison], pairs: Sequence[tuple[Row, Row]]) -> Table:
     header = heads(
-        *("Row", "Smallest difference it shows", ("Machine", "new over old")),
-        *(("Passes that count", "old"), ("Passes that count", "new")),
-        *(("Spread between passes", "old"), ("Spread between passes", "new")),
-        *(("Calls set aside", "old"), ("Calls set aside", "new")),
+        "Row",
+        "Smallest difference it shows",
+        ("Machine", "new over old"),
+        ("Passes that count", "old"),
+        ("Passes that count", "new"),
+        ("Spread between passes", "old"),
+        ("Spread between passes", "new"),
+        ("Calls set aside", "old"),
+        ("Calls set aside", "new"),
     )
     lines = tuple(
         (row.name, *_sure_cells(row.latency, *pair)) for row, pair in zip(rows, pairs, strict=True)

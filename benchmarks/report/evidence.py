@@ -28,7 +28,7 @@ MAX_EVIDENCE_BYTES = 16 << 20  # compared with the file size before anything is 
 
 
 @dataclass(frozen=True)
-class Figures:
+class Measured:
     """What was measured of one form of the network."""
 
     engine: str
@@ -54,8 +54,8 @@ class Evidence:
     trained_on: tuple[str, ...]  # SHA-256 of the image files, sorted
     measured_training: Mapping[str, str]  # settings of the network that was measured
     split_sha256: str  # of the split whose train part it saw and whose test part scores it
-    fp32: Figures  # in PyTorch
-    int8: Figures  # in OpenVINO
+    fp32: Measured  # in PyTorch
+    int8: Measured  # in OpenVINO
     phantoms: int  # drawn and answered with the weights that ship
     phantom_seed: int
     failures: tuple[ImageScore, ...]  # the worst of them
@@ -123,11 +123,11 @@ def _has_lesions(row: Row) -> bool:
     return row.accuracy is not None and row.accuracy.lesions.images > 0
 
 
-def figures_of(row: Row) -> Figures:
+def figures_of(row: Row) -> Measured:
     """Return what the evidence keeps of a row that was scored."""
     if row.accuracy is None:
         raise ValueError(f"{row.name} was not scored")
-    return Figures(
+    return Measured(
         engine=row.kind,
         precision=row.precision,
         artifact_sha256=row.artifact_sha256,

@@ -15,7 +15,7 @@ from ...runtime.image import resize_grey, resize_mask
 from ...runtime.metrics import boundary_of
 from ..formatting import fixed, percent, significant
 from ..measure.accuracy import METRICS, Case, ImageScore
-from .evidence import DATA_KEY, Evidence, Figures, evidence_to_json
+from .evidence import DATA_KEY, Evidence, Measured, evidence_to_json
 from .markdown import markdown_table
 from .wording import mib, with_interval
 
@@ -220,8 +220,8 @@ def _facts(evidence: Evidence) -> str:
     return markdown_table(["", "value"], rows)
 
 
-def _figures(*forms: Figures) -> str:
-    def cells(form: Figures) -> list[str]:
+def _figures(*forms: Measured) -> str:
+    def cells(form: Measured) -> list[str]:
         lesions = form.accuracy.lesions
         distance = lesions.per_image["hd95_px"]
         return [
@@ -240,7 +240,7 @@ def _figures(*forms: Figures) -> str:
     return markdown_table(["", *map(_form_name, forms)], rows)
 
 
-def _groups(*forms: Figures) -> str:
+def _groups(*forms: Measured) -> str:
     rows = [
         [f"{group.name} (n={group.images})"]
         + [with_interval(form.accuracy.groups[index].per_image["dice"]) for form in forms]
@@ -249,7 +249,7 @@ def _groups(*forms: Figures) -> str:
     return markdown_table(["", *map(_form_name, forms)], rows)
 
 
-def _form_name(form: Figures) -> str:
+def _form_name(form: Measured) -> str:
     return f"{form.precision.upper()} ({form.engine})"
 
 

@@ -65,9 +65,14 @@ def passes_table(record: BenchmarkRecord) -> Table | None:
         if record.settings.passes
     )
     header = heads(
-        *("Candidate", "Smallest slow-down it shows", "Passes that count"),
-        *("Spread between passes", "Calls set aside", ("Time over yardstick's", "99 %")),
-        *(("Yardstick's time", "ms"), "Yardstick"),
+        "Candidate",
+        "Smallest slow-down it shows",
+        "Passes that count",
+        "Spread between passes",
+        "Calls set aside",
+        ("Time over yardstick's", "99 %"),
+        ("Yardstick's time", "ms"),
+        "Yardstick",
     )
     return Table("Against a yardstick", header, lines) if lines else None
 
@@ -130,8 +135,13 @@ def offline_table(record: BenchmarkRecord) -> Table | None:
     """Return the throughput; None where no row has it."""
     lines = tuple((row.name, *_offline_cells(row.offline)) for row in record.rows if row.offline)
     header = heads(
-        *("Candidate", "Streams × batch", "Threads of a stream", ("Time", "s")),
-        *(("Frames/s", "95 %"), ("A call p50", "ms"), ("A call p99", "ms")),
+        "Candidate",
+        "Streams × batch",
+        "Threads of a stream",
+        ("Time", "s"),
+        ("Frames/s", "95 %"),
+        ("A call p50", "ms"),
+        ("A call p99", "ms"),
     )
     return Table(f"Mode {mode_name('offline')}", header, lines) if lines else None
 
@@ -141,7 +151,8 @@ def _offline_cells(run: OfflineRun) -> tuple[str, ...]:
     return (
         f"{run.streams} × {run.batch}",
         run.threads_each or "not told",
-        *(f"{run.seconds:g}", fps_text(run)),
+        f"{run.seconds:g}",
+        fps_text(run),
         MISSING if p50 is None else significant(p50),
         TOO_FEW if p99 is None else significant(p99),
     )
@@ -151,9 +162,17 @@ def paced_table(record: BenchmarkRecord) -> Table | None:
     """Return what became of a clock's frames; None where no row has it."""
     lines = tuple((row.name, *_paced_cells(row.paced)) for row in record.rows if row.paced)
     header = heads(
-        *("Candidate", ("Clock", "Hz"), "Due", "Answered", "Dropped", "Missed"),
-        *(("p50", "ms from the tick"), ("p99", "ms from the tick")),
-        *(("Jitter p50", "ms"), ("Jitter p99", "ms"), ("Clock late", "ms, at most")),
+        "Candidate",
+        ("Clock", "Hz"),
+        "Due",
+        "Answered",
+        "Dropped",
+        "Missed",
+        ("p50", "ms from the tick"),
+        ("p99", "ms from the tick"),
+        ("Jitter p50", "ms"),
+        ("Jitter p99", "ms"),
+        ("Clock late", "ms, at most"),
     )
     return Table(f"Mode {mode_name('paced')}", header, lines) if lines else None
 
@@ -163,8 +182,10 @@ def _paced_cells(run: PacedRun) -> tuple[str, ...]:
     return (
         f"{run.hz:g}",
         *(str(count) for count in (run.due, run.done, run.dropped, run.missed)),
-        *(median_text(run.latency_ms), percentile_text(run.latency_ms, 0.99)),
-        *(median_text(jitter_ms), percentile_text(jitter_ms, 0.99)),
+        median_text(run.latency_ms),
+        percentile_text(run.latency_ms, 0.99),
+        median_text(jitter_ms),
+        percentile_text(jitter_ms, 0.99),
         significant(run.late_ms),
     )
 
@@ -173,9 +194,16 @@ def soak_table(record: BenchmarkRecord) -> Table | None:
     """Return drift and growth over minutes; None where no row has it."""
     lines = tuple((row.name, *_soak_cells(row.soak)) for row in record.rows if row.soak)
     header = heads(
-        *("Candidate", ("Time", "min"), "Frames", ("Drift", "ms/min, 95 %")),
-        *(("First window p50", "ms"), ("Last window p50", "ms"), ("Longest", "ms")),
-        *(("Memory", "MiB/min, 95 %"), ("Mean clock", "MHz, first to last"), ("Hottest", "°C")),
+        "Candidate",
+        ("Time", "min"),
+        "Frames",
+        ("Drift", "ms/min, 95 %"),
+        ("First window p50", "ms"),
+        ("Last window p50", "ms"),
+        ("Longest", "ms"),
+        ("Memory", "MiB/min, 95 %"),
+        ("Mean clock", "MHz, first to last"),
+        ("Hottest", "°C"),
     )
     return Table(f"Mode {mode_name('soak')}", header, lines) if lines else None
 
@@ -215,8 +243,14 @@ def peaks_table(record: BenchmarkRecord) -> Table:
     return Table(
         "Peaks of this machine, measured",
         heads(
-            *("Engine", "Threads", ("FP32", "GFLOP/s"), ("INT8", "GOP/s")),
-            *(("Bandwidth", "GB/s"), "Steady", "Kernels read", "How"),
+            "Engine",
+            "Threads",
+            ("FP32", "GFLOP/s"),
+            ("INT8", "GOP/s"),
+            ("Bandwidth", "GB/s"),
+            "Steady",
+            "Kernels read",
+            "How",
         ),
         tuple(
             (
@@ -240,9 +274,13 @@ def attained_table(record: BenchmarkRecord) -> Table:
     return Table(
         "Whole networks against the peaks",
         heads(
-            *("Candidate", "Threads", ("One call", "ms, median")),
-            *("Share of compute peak", "Share of roofline"),
-            *("Profiler adds", ("Outside layers", "ms, median")),
+            "Candidate",
+            "Threads",
+            ("One call", "ms, median"),
+            "Share of compute peak",
+            "Share of roofline",
+            "Profiler adds",
+            ("Outside layers", "ms, median"),
         ),
         tuple(
             (
@@ -275,7 +313,8 @@ def layers_table(row: Row, report: LayerReport) -> Table:
                 cost.op,
                 cost.precision,
                 *_cost_cells([cost]),
-                *(significant(layer.median_ms), percent(layer.median_ms / whole_ms)),
+                significant(layer.median_ms),
+                percent(layer.median_ms / whole_ms),
                 MISSING if bound.share is None else percent(bound.share),
                 bound.bound,
             )
@@ -288,8 +327,13 @@ def layers_table(row: Row, report: LayerReport) -> Table:
             (
                 f"{len(rest)} others"
                 + (f", {inside} of them run inside another" if inside else ""),
-                *("", "", *_cost_cells(rest)),
-                *(significant(rest_ms), percent(rest_ms / whole_ms), "", ""),
+                "",
+                "",
+                *_cost_cells(rest),
+                significant(rest_ms),
+                percent(rest_ms / whole_ms),
+                "",
+                "",
             )
         )
     if report.times.other_ms:
@@ -298,15 +342,28 @@ def layers_table(row: Row, report: LayerReport) -> Table:
         lines.append(
             (
                 f"no layer's: {operators}",
-                *("", "", "", ""),
-                *(significant(other_ms), percent(other_ms / whole_ms), "", ""),
+                "",
+                "",
+                "",
+                "",
+                significant(other_ms),
+                percent(other_ms / whole_ms),
+                "",
+                "",
             )
         )
     return Table(
         f"Layers of {row.name} that take most time",
         heads(
-            *("Layer", "Operator", "Precision", ("MACs", "M"), ("Bytes", "KiB")),
-            *(("Time", "ms, median"), "Of one call", "Share of roofline", "Bound by"),
+            "Layer",
+            "Operator",
+            "Precision",
+            ("MACs", "M"),
+            ("Bytes", "KiB"),
+            ("Time", "ms, median"),
+            "Of one call",
+            "Share of roofline",
+            "Bound by",
         ),
         tuple(lines),
         folded=True,
@@ -369,8 +426,14 @@ def energy_table(record: BenchmarkRecord) -> Table | None:
         if row.energy
     )
     header = heads(
-        *("Candidate", ("Net", "mJ a frame"), ("Gross", "mJ a frame")),
-        *(("At rest", "W"), ("Under load", "W"), "Frames", "Rails", ("Readings", "Hz")),
+        "Candidate",
+        ("Net", "mJ a frame"),
+        ("Gross", "mJ a frame"),
+        ("At rest", "W"),
+        ("Under load", "W"),
+        "Frames",
+        "Rails",
+        ("Readings", "Hz"),
     )
     return Table("Energy", header, lines) if lines else None
 
@@ -403,8 +466,13 @@ def parity_table(record: BenchmarkRecord) -> Table | None:
         for step in proof.steps
     )
     header = heads(
-        *("Export: file", ("Logits differ", "at most"), "Pixels flipped"),
-        *(("Masks agree", "Dice"), ("Loss of Dice", "95 %"), ("Gate", "at most"), "Result"),
+        "Export: file",
+        ("Logits differ", "at most"),
+        "Pixels flipped",
+        ("Masks agree", "Dice"),
+        ("Loss of Dice", "95 %"),
+        ("Gate", "at most"),
+        "Result",
     )
     return Table("Files of the exports", header, lines) if lines else None
 
@@ -443,8 +511,11 @@ def proofs_table(record: BenchmarkRecord) -> Table | None:
     """Return on what each export was checked and what it runs in; None without an export."""
     lines = tuple((name, *_proof_cells(proof)) for name, proof in _proofs(record))
     header = heads(
-        *("Export", "Check frames", ("Trained network", "Dice")),
-        *(("Achieved precision", "share of the MACs"), "Kept in float"),
+        "Export",
+        "Check frames",
+        ("Trained network", "Dice"),
+        ("Achieved precision", "share of the MACs"),
+        "Kept in float",
     )
     return Table("What the exports were checked on", header, lines, words=True) if lines else None
 

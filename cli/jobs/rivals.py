@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,12 +34,13 @@ from ...runtime.errors import EngineError, InputError
 from ...runtime.image import input_from_frame
 from ...runtime.progress import Progress, quiet
 from ...runtime.session import Session
+from .probing import probe_command
 
 if TYPE_CHECKING:
     from ...benchmarks.run import Candidate
     from ...kd.checkpoint import Checkpoint
 
-PHANTOMS = 32  # that calibrate where the user gives no frames
+CALIBRATION_FRAMES = 32  # that calibrate where the user gives no frames
 _NOISE_FRAMES = 4  # give networks that are not trained their ranges, which mean nothing
 _ABOUT = "rival.json"  # beside the model: the contract and the facts of its making
 _DEFAULT = "engine's choice"
@@ -80,7 +80,8 @@ RIVALS: Mapping[str, Rival] = MappingProxyType(
         ),
         "onnxruntime-quantize-static": Rival(
             "its ONNX, quantised by ONNX Runtime's quantize_static as it comes",
-            *("onnxruntime", "int8"),
+            "onnxruntime",
+            "int8",
         ),
         **{
             f"{network}/{engine}-{precision}": Rival(
@@ -126,7 +127,7 @@ def rival_candidates(
         threads: for each engine whose number can be set; 0 takes every core of this process.
         folder: exists, and outlives the candidates; what has to be made is written there.
         frames: uint8 [H, W] each, from data that trained the checkpoint, for quantize_static;
-            empty takes `PHANTOMS` phantoms.
+            empty takes `CALIBRATION_FRAMES` phantoms.
         progress: wraps the rivals.
 
     Returns:
@@ -165,7 +166,7 @@ class _User:
 def _phantoms() -> Iterator[np.ndarray]:
     from ...kd.data.phantom import draw_phantom
 
-    for number in range(1, PHANTOMS + 1):
+    for number in range(1, CALIBRATION_FRAMES + 1):
         yield draw_phantom(("benign", "malignant")[number % 2], number, 0)[0]
 
 
@@ -312,10 +313,7 @@ def _candidate(name: str, user: _User, folder: Path, threads: int) -> Candidate:
         artifact_sha256=sha256,
         file_bytes=size,
         complexity=complexity,
-        probe=(
-            *(sys.executable, "-m", "edgeseg", "probe", str(user.file.resolve())),
-            *("--rival", name, "--folder", str(folder.resolve()), "--threads", str(threads)),
-        ),
+        probe=probe_command(user.file, threads, "--rival", name, "--folder", str(folder.resolve())),
         trained=rival.trained,
         open_another=partial(_another, name, user.file, folder, threads),
         files=files,

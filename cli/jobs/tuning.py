@@ -28,7 +28,7 @@ from ...runtime.progress import Progress, quiet
 
 if TYPE_CHECKING:
     from ...kd.data.dataset import Sample
-    from .sources import Source
+    from .sources import CheckpointSource
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -55,7 +55,7 @@ class Tuned:
 
 
 def tune(
-    source: Source,
+    source: CheckpointSource,
     data: Sequence[Path],
     *,
     max_false_marks: float,
@@ -116,7 +116,7 @@ def tune(
     return _write(out, loaded, choice.contract, evidence)
 
 
-def take_point(source: Source, other: Source, *, name: str) -> Tuned:
+def take_point(source: CheckpointSource, other: CheckpointSource, *, name: str) -> Tuned:
     """Write a new checkpoint of a run with the operating point of another of the same network.
 
     For weights that were trained on every image, which leaves no val part to choose on.
@@ -189,8 +189,8 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _new_file(source: Source, name: str) -> Path:
-    if source.is_bundle or source.trained_on() is not None:
+def _new_file(source: CheckpointSource, name: str) -> Path:
+    if source.trained_on() is not None:
         raise InputError(
             "E-TUNE-SOURCE",
             f"{source.path} is no checkpoint of a run; name a run of `edgeseg train`",
@@ -205,7 +205,7 @@ def _new_file(source: Source, name: str) -> Path:
     return out
 
 
-def _val_samples(source: Source, data: Sequence[Path]) -> tuple[Sample, ...]:
+def _val_samples(source: CheckpointSource, data: Sequence[Path]) -> tuple[Sample, ...]:
     from ...kd.data.dataset import read_datasets
     from ...kd.data.split import read_split, samples_of
 

@@ -35,7 +35,7 @@ _WARMUP = 50  # calls, or as many as are timed where those are fewer
 T = TypeVar("T")
 
 
-class Built(NamedTuple):
+class FetchedEngine(NamedTuple):
     """An engine that came back from a device."""
 
     folder: Path  # with PLAN, SIDE_CAR and LOG
@@ -71,7 +71,9 @@ def on_each(links: Sequence[Link], work: Callable[[Link], T]) -> tuple[Outcome[T
             raise
 
 
-def build(link: Link, kit: Path, precision: str | None, out: Path, *, frame: bool = False) -> Built:
+def build(
+    link: Link, kit: Path, precision: str | None, out: Path, *, frame: bool = False
+) -> FetchedEngine:
     """Build the engine of a kit on a device and bring it back.
 
     Args:
@@ -135,7 +137,7 @@ def build(link: Link, kit: Path, precision: str | None, out: Path, *, frame: boo
                 f"the engine that {link.device.name} sent is of another kit or was changed; "
                 f"edgeseg device clean {link.device.name}, then build again",
             )
-    return Built(out, bool(answer["reused"]), facts)
+    return FetchedEngine(out, bool(answer["reused"]), facts)
 
 
 def benchmark(link: Link, bundle: Path, engine: str | None, rounds: int) -> dict[str, Any]:
@@ -281,8 +283,19 @@ def _inside(folder: Path, name: str) -> Path:
 def render_benchmark(outcomes: Sequence[Outcome[dict[str, Any]]]) -> str:
     """Return one table of all devices; p99 and p90 only where the samples carry them."""
     heads = (
-        *("device", "engine", "precision", "p50 ms", "p90 ms", "p99 ms", "n", "open ms"),
-        *("first ms", "peak MiB", "golden", "power mode", "clocks"),
+        "device",
+        "engine",
+        "precision",
+        "p50 ms",
+        "p90 ms",
+        "p99 ms",
+        "n",
+        "open ms",
+        "first ms",
+        "peak MiB",
+        "golden",
+        "power mode",
+        "clocks",
     )
     rows = [(each.name, *_cells(each.result)) for each in outcomes if each.result is not None]
     text = render_table(heads, rows) if rows else ""

@@ -48,7 +48,7 @@ INCOMING = "/data/edgeseg/incoming"  # where SWUpdate unpacks; a path in sw-desc
 
 
 @dataclass(frozen=True)
-class Recipe:
+class UpdateRecipe:
     """What an update is made from; every text is plain enough for sh, ini and libconfig alike."""
 
     bundle: Path  # folder
@@ -73,7 +73,7 @@ class Recipe:
         return f"{self.board}-l4t-{self.l4t}"
 
 
-def write_recipe(recipe: Recipe, updater: str, out: Path) -> None:
+def write_recipe(recipe: UpdateRecipe, updater: str, out: Path) -> None:
     """Write the recipe of a bundle for one of `UPDATERS` into the new folder `out`.
 
     Raises InputError: E-RECIPE-UPDATER, E-RECIPE-BUNDLE (no folder), the errors of `open_bundle`,
@@ -88,7 +88,9 @@ def write_recipe(recipe: Recipe, updater: str, out: Path) -> None:
         (folder / "make.sh").chmod(0o755)
 
 
-def recipe_of(bundle: Path, *, board: str, l4t: str, version: str | None, selftest: str) -> Recipe:
+def recipe_of(
+    bundle: Path, *, board: str, l4t: str, version: str | None, selftest: str
+) -> UpdateRecipe:
     """Verify a bundle and return what its recipes are made from; errors as `write_recipe`.
 
     version: None takes the beginning of the bundle's hash.
@@ -96,10 +98,10 @@ def recipe_of(bundle: Path, *, board: str, l4t: str, version: str | None, selfte
     sha256 = open_bundle(bundle).sha256
     if not bundle.is_dir():
         raise InputError("E-RECIPE-BUNDLE", f"{bundle} is one file; unpack it into a folder first")
-    return Recipe(bundle, sha256, board, l4t, version or sha256[:12], selftest)
+    return UpdateRecipe(bundle, sha256, board, l4t, version or sha256[:12], selftest)
 
 
-def _rauc(recipe: Recipe, folder: Path) -> None:
+def _rauc(recipe: UpdateRecipe, folder: Path) -> None:
     """``content/`` becomes the update; its handler replaces the installation into slots."""
     content = folder / "content"
     shutil.copytree(recipe.bundle, content / "bundle")
@@ -123,7 +125,7 @@ def _rauc(recipe: Recipe, folder: Path) -> None:
     )
 
 
-def _swupdate(recipe: Recipe, folder: Path) -> None:
+def _swupdate(recipe: UpdateRecipe, folder: Path) -> None:
     """``/etc/hwrevision`` of a device must say the board and, as its revision, the L4T."""
     _write_tar(folder / "bundle.tar", recipe)
     _write_script(folder / "switch.sh", recipe, "swupdate")
@@ -165,7 +167,7 @@ def _swupdate(recipe: Recipe, folder: Path) -> None:
     (device / "hwrevision").write_text(f"{recipe.board} {recipe.l4t}\n", encoding="utf-8")
 
 
-def _mender(recipe: Recipe, folder: Path) -> None:
+def _mender(recipe: UpdateRecipe, folder: Path) -> None:
     """The update module is installed once on each device; the artifact holds the bundle alone."""
     _write_tar(folder / "bundle.tar", recipe)
     device = folder / "device"
@@ -186,7 +188,7 @@ def _mender(recipe: Recipe, folder: Path) -> None:
     )
 
 
-def _write_script(path: Path, recipe: Recipe, tail: str) -> None:
+def _write_script(path: Path, recipe: UpdateRecipe, tail: str) -> None:
     from ... import __version__
 
     text = _HEAD.format(version=__version__, bundle=recipe.sha256)
@@ -204,7 +206,7 @@ def _write_script(path: Path, recipe: Recipe, tail: str) -> None:
     path.chmod(0o755)
 
 
-def _write_tar(path: Path, recipe: Recipe) -> None:
+def _write_tar(path: Path, recipe: UpdateRecipe) -> None:
     """Write the bundle as ``bundle/``: same bundle, same bytes."""
     files = sorted(file for file in recipe.bundle.rglob("*") if file.is_file())
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
@@ -251,7 +253,7 @@ WantedBy=multi-user.target
 """
 
 # To add an updater: a function above, a script in `updates`, and a line here.
-UPDATERS: dict[str, Callable[[Recipe, Path], None]] = {
+UPDATERS: dict[str, Callable[[UpdateRecipe, Path], None]] = {
     "rauc": _rauc,
     "swupdate": _swupdate,
     "mender": _mender,

@@ -8,16 +8,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ..target import Target
-from .kind import Frame, Kind, build_nothing, refuse_dla_and_cache, ship_nothing_more
+from .kind import FrameSize, Kind, build_nothing, refuse_dla_and_cache, ship_nothing_more
 
 if TYPE_CHECKING:
-    from ..audit import Achieved
-    from ..forms import Form, Recipe
+    from ..audit import ExecutedPrecisions
+    from ..forms import Conversion, Form
     from ..parity import Run
     from ..plan import Plan
 
 
-def why_not(target: Target, precision: str, frame: Frame | None) -> str:
+def why_not(target: Target, precision: str, frame: FrameSize | None) -> str:
     """Return why no engine of a CPU takes a precision; "" if one does."""
     if precision not in target.engines:
         return f"its engines have no arithmetic in it; choose of {', '.join(target.engines)}"
@@ -36,7 +36,7 @@ def notes(
     target: Target,
     precisions: Sequence[str],
     dla_core: int | None,
-    frame: Frame | None,
+    frame: FrameSize | None,
     common: Sequence[str],
 ) -> list[str]:
     """Say what the precisions are on a CPU."""
@@ -59,21 +59,21 @@ class _Files:
 
     files: Mapping[str, bytes]
     weights_bytes: int
-    audit: Callable[[], Achieved]  # what runs here in which precision
+    audit: Callable[[], ExecutedPrecisions]  # what runs here in which precision
     model: bytes | None = None  # see `Form.model`
 
 
-def _for_openvino(recipe: Recipe, precision: str, model: bytes, threads: int) -> _Files:
+def _for_openvino(conversion: Conversion, precision: str, model: bytes, threads: int) -> _Files:
     from ...benchmarks.measure.complexity import count_complexity
     from ..audit import achieved_in_openvino
     from ..forms import openvino_files, shaped_model
 
     half = precision == "fp16"
-    fixed = openvino_files(recipe, model, half=half)
+    fixed = openvino_files(conversion, model, half=half)
     files = fixed
-    if recipe.plan.max_batch > 1:
-        files = openvino_files(recipe, shaped_model(recipe, model), half=half)
-    macs = count_complexity(recipe.master).macs
+    if conversion.plan.max_batch > 1:
+        files = openvino_files(conversion, shaped_model(conversion, model), half=half)
+    macs = count_complexity(conversion.master).macs
     xml, weights = fixed["model.xml"], fixed["model.bin"]
     return _Files(
         files,
@@ -82,12 +82,12 @@ def _for_openvino(recipe: Recipe, precision: str, model: bytes, threads: int) ->
     )
 
 
-def _for_onnxruntime(recipe: Recipe, precision: str, model: bytes, threads: int) -> _Files:
+def _for_onnxruntime(conversion: Conversion, precision: str, model: bytes, threads: int) -> _Files:
     from ..audit import achieved_in_onnxruntime
     from ..forms import shaped_model, weights_bytes
 
     return _Files(
-        {"model.onnx": shaped_model(recipe, model)},
+        {"model.onnx": shaped_model(conversion, model)},
         weights_bytes(model),
         lambda: achieved_in_onnxruntime(model, threads),
         model,
@@ -95,38 +95,38 @@ def _for_onnxruntime(recipe: Recipe, precision: str, model: bytes, threads: int)
 
 
 # By engine. To add one that a CPU target names: a function above and a line here.
-WRITERS: Mapping[str, Callable[[Recipe, str, bytes, int], _Files]] = MappingProxyType(
+WRITERS: Mapping[str, Callable[[Conversion, str, bytes, int], _Files]] = MappingProxyType(
     {"openvino": _for_openvino, "onnxruntime": _for_onnxruntime}
 )
 
 
-def make(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> Iterator[Form]:
+def make(conversion: Conversion, precision: str, keep_float: tuple[str, ...]) -> Iterator[Form]:
     """Files for the engines of a CPU target, each run in its own engine where that is here."""
     from ...runtime.engines import available_threads, open_engine
     from ..forms import Form, amax_of, shaped_model
     from ..parity import exact_run
     from ..qdq import qdq_from_onnx
 
-    target = recipe.plan.target
+    target = conversion.plan.target
     threads = available_threads()
-    model = recipe.master
+    model = conversion.master
     if precision == "int8":
         model = qdq_from_onnx(
             model,
-            amax_of(recipe),
+            amax_of(conversion),
             unsigned=True,
             weight_bits=target.weight_bits,
             keep_float=keep_float,
         )
     for engine in target.engines[precision]:
-        made = WRITERS[engine](recipe, precision, model, threads)
+        made = WRITERS[engine](conversion, precision, model, threads)
         run: Run
-        achieved: tuple[Achieved, ...] = ()
+        achieved: tuple[ExecutedPrecisions, ...] = ()
         if target.runs_here:
             achieved = (made.audit(),)
             run = open_engine(engine, made.files, threads).run
         else:
-            run = exact_run(shaped_model(recipe, model), threads)
+            run = exact_run(shaped_model(conversion, model), threads)
         yield Form(
             engine,
             precision,

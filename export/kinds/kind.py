@@ -8,16 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import Refused
 from ..target import Target
 
 if TYPE_CHECKING:
-    from ..forms import Form, Recipe
+    from ..forms import Conversion, Form
     from ..plan import Plan
 
-Frame = tuple[int, int]  # width, height in px
+FrameSize = tuple[int, int]  # width, height in px
+
+
+# What strongly typed networks of TensorRT are built from, by precision.
+TYPED_ONNX: Mapping[str, str] = MappingProxyType(
+    {"fp32": "fp32.onnx", "fp16": "fp16.onnx", "int8": "qdq-fp16.onnx"}
+)
 
 
 @dataclass(frozen=True)
@@ -39,15 +46,17 @@ class Kind:
     # precision could make up for.
     refuse: Callable[[Target, int | None, bool], None]
     # (target, precision, frame): why it does not take a precision; "" if it does
-    why_not: Callable[[Target, str, Frame | None], str]
+    why_not: Callable[[Target, str, FrameSize | None], str]
     # (plan, precision): what is written, in a line
     describe: Callable[[Plan, str], str]
-    # (recipe, precision, convolutions kept in float): the files, the preferred engine's first
-    make: Callable[[Recipe, str, tuple[str, ...]], Iterator[Form]]
+    # (conversion, precision, convolutions kept in float): the files, the preferred engine's first
+    make: Callable[[Conversion, str, tuple[str, ...]], Iterator[Form]]
     # with the arguments of `to_kit.write_kit`: adds what the files need beside them
     ship: Callable[..., None]
     # (target, precisions, DLA core, frame, notes of every kind): what to know of a plan
-    notes: Callable[[Target, Sequence[str], int | None, Frame | None, Sequence[str]], Sequence[str]]
+    notes: Callable[
+        [Target, Sequence[str], int | None, FrameSize | None, Sequence[str]], Sequence[str]
+    ]
     # (target, precisions, DLA core, cache): how a device builds its engines, by precision
     builds: Callable[[Target, Sequence[str], int | None, bool], Mapping[str, EngineBuild]]
     ships_every_precision: bool  # else the one that was chosen
@@ -55,6 +64,11 @@ class Kind:
     has_unsigned_activations: bool  # INT8 activations are in 0..255
     why_no_frame: str = ""  # what `--frame` writes is not taken; "" if it is
     on_device: str = ""  # what is left to do there; "" if nothing is
+
+
+def takes_every_precision(target: Target, precision: str, frame: FrameSize | None) -> str:
+    """Return "": every precision is taken, but for what a row of targets says."""
+    return ""
 
 
 def refuse_dla_and_cache(target: Target, dla_core: int | None, cache: bool) -> None:

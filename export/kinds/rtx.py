@@ -6,23 +6,26 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..target import Target
-from .kind import Frame, Kind, build_nothing, refuse_dla_and_cache, ship_nothing_more
+from .kind import (
+    TYPED_ONNX,
+    FrameSize,
+    Kind,
+    build_nothing,
+    refuse_dla_and_cache,
+    ship_nothing_more,
+    takes_every_precision,
+)
 
 if TYPE_CHECKING:
-    from ..forms import Form, Recipe
+    from ..forms import Conversion, Form
     from ..plan import Plan
-
-
-def why_not(target: Target, precision: str, frame: Frame | None) -> str:
-    """Return "": every generation takes every precision, but for what a row of targets says."""
-    return ""
 
 
 def notes(
     target: Target,
     precisions: Sequence[str],
     dla_core: int | None,
-    frame: Frame | None,
+    frame: FrameSize | None,
     common: Sequence[str],
 ) -> Sequence[str]:
     """Say nothing more."""
@@ -35,7 +38,7 @@ def describe(plan: Plan, precision: str) -> str:
     return f"a strongly typed plan for each of {names}"
 
 
-def make(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> Iterator[Form]:
+def make(conversion: Conversion, precision: str, keep_float: tuple[str, ...]) -> Iterator[Form]:
     """A plan for each GPU generation, of the same ONNX as a kit's."""
     from ...runtime.engines import available_threads
     from ..audit import achieved_in_rtx
@@ -43,23 +46,23 @@ def make(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> Iterato
     from ..parity import exact_run
     from ..to_rtx import plan_from_onnx
 
-    file = {"fp32": "fp32.onnx", "fp16": "fp16.onnx", "int8": "qdq-fp16.onnx"}[precision]
-    model = typed_onnx(recipe, file, keep_float)
-    shaped = shaped_model(recipe, model)
+    file = TYPED_ONNX[precision]
+    model = typed_onnx(conversion, file, keep_float)
+    shaped = shaped_model(conversion, model)
     files, achieved = {}, []
-    for capability in recipe.plan.target.compute_capabilities:
-        plan = plan_from_onnx(shaped, capability, max_batch=recipe.plan.max_batch)
+    for capability in conversion.plan.target.compute_capabilities:
+        plan = plan_from_onnx(shaped, capability, max_batch=conversion.plan.max_batch)
         files[f"{precision}-sm{capability.replace('.', '')}.plan"] = plan.plan
         achieved.append(achieved_in_rtx(model, plan.layers))
     run = exact_run(shaped, available_threads())
     size = weights_bytes(model)
-    kept = kept_in_float(recipe, file, keep_float)
+    kept = kept_in_float(conversion, file, keep_float)
     yield Form("tensorrt-rtx", precision, files, run, size, tuple(achieved), kept)
 
 
 RTX = Kind(
     refuse=refuse_dla_and_cache,
-    why_not=why_not,
+    why_not=takes_every_precision,
     describe=describe,
     make=make,
     ship=ship_nothing_more,

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import Refused
 from ..target import Target
-from .kind import EngineBuild, Frame, Kind
+from .kind import TYPED_ONNX, EngineBuild, FrameSize, Kind, takes_every_precision
 
 if TYPE_CHECKING:
-    from ..forms import Form, Recipe
+    from ..forms import Conversion, Form
     from ..plan import Plan
 
 _OLDEST = (8, 5)
@@ -49,16 +49,11 @@ def refuse(target: Target, dla_core: int | None, cache: bool) -> None:
         )
 
 
-def why_not(target: Target, precision: str, frame: Frame | None) -> str:
-    """Return "": TensorRT takes every precision, but for what a row of targets says."""
-    return ""
-
-
 def notes(
     target: Target,
     precisions: Sequence[str],
     dla_core: int | None,
-    frame: Frame | None,
+    frame: FrameSize | None,
     common: Sequence[str],
 ) -> list[str]:
     """Say what only the device can judge."""
@@ -86,8 +81,7 @@ def _build_of(target: Target, precision: str, dla_core: int | None, cache: bool)
     # Types in the graph would bind the DLA, and Q/DQ would end implicit quantisation.
     untyped = implicit or dla_core is not None
     if target.tensorrt_version[0] >= 10 and not untyped:
-        files = {"fp32": "fp32.onnx", "fp16": "fp16.onnx", "int8": "qdq-fp16.onnx"}
-        return EngineBuild(files[precision], typed=True)
+        return EngineBuild(TYPED_ONNX[precision], typed=True)
     flags = {"fp32": (), "fp16": ("FP16",), "int8": ("FP16", "INT8")}[precision]
     files = {"fp32": "fp32.onnx", "fp16": "fp16.onnx", "int8": "qdq.onnx"}
     if untyped:
@@ -113,7 +107,7 @@ def describe(plan: Plan, precision: str) -> str:
     return f"{build.onnx} (opset {opset}), {kind} network{flags}{cache}{explicit}{dla}"
 
 
-def make(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> Iterator[Form]:
+def make(conversion: Conversion, precision: str, keep_float: tuple[str, ...]) -> Iterator[Form]:
     """The ONNX that TensorRT builds from on the device; DLA and caches are judged there."""
     from ...runtime.engines import available_threads
     from ..audit import asked_in_graph, least_share, require_share
@@ -127,20 +121,20 @@ def make(recipe: Recipe, precision: str, keep_float: tuple[str, ...]) -> Iterato
     )
     from ..parity import exact_run
 
-    build = recipe.plan.builds[precision]
+    build = conversion.plan.builds[precision]
     if not build.typed and "FP16" in build.flags:
-        require_half(recipe)
-    model = typed_onnx(recipe, build.onnx, keep_float)
+        require_half(conversion)
+    model = typed_onnx(conversion, build.onnx, keep_float)
     stand_in = model
     if build.cache:  # the same ranges in Q/DQ are the nearest that can run here
-        stand_in = typed_onnx(recipe, "qdq.onnx", keep_float)
-    kept = kept_in_float(recipe, build.onnx, keep_float)
+        stand_in = typed_onnx(conversion, "qdq.onnx", keep_float)
+    kept = kept_in_float(conversion, build.onnx, keep_float)
     if build.typed or precision == "int8":  # what the graph does not ask for no device can run
-        least = least_share(recipe.master, precision, kept)
+        least = least_share(conversion.master, precision, kept)
         require_share(asked_in_graph(stand_in), precision, least)
-    run = exact_run(shaped_model(recipe, stand_in), available_threads())
+    run = exact_run(shaped_model(conversion, stand_in), available_threads())
     size = weights_bytes(model)
-    files = {build.onnx: shaped_model(recipe, model)}
+    files = {build.onnx: shaped_model(conversion, model)}
     yield Form("tensorrt", precision, files, run, size, (), kept, model)
 
 
@@ -153,7 +147,7 @@ def ship(*arguments: Any, **options: Any) -> None:
 
 TENSORRT = Kind(
     refuse=refuse,
-    why_not=why_not,
+    why_not=takes_every_precision,
     describe=describe,
     make=make,
     ship=ship,

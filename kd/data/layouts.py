@@ -34,7 +34,7 @@ _GRAVEST_FIRST = ("malignant", "benign", UNCLASSED, "normal")
 
 
 @dataclass(frozen=True)
-class Layout:
+class DataSetLayout:
     """A way to lay out a data set."""
 
     description: str
@@ -279,41 +279,41 @@ def _with_labels_of_masks(
 
 # To add a layout: a detector and a reader above and a line here; tests/test_kd_data_dataset.py
 # walks this table. The first that fits is taken.
-LAYOUTS: Mapping[str, Layout] = MappingProxyType(
+LAYOUTS: Mapping[str, DataSetLayout] = MappingProxyType(
     {
-        "busi": Layout(
+        "busi": DataSetLayout(
             "benign/, malignant/ and normal/ with 'x.png' beside 'x_mask.png', 'x_mask_1.png' ...",
             lambda root: bool(_folders(root, *LABELS)),
             _list_busi,
         ),
-        "dataset-b": Layout(
+        "dataset-b": DataSetLayout(
             "original/ and GT/ with equal file names and a class list, *.csv or *.xlsx",
             lambda root: bool(_folders(root, "original") and _folders(root, "GT")),
             _list_dataset_b,
         ),
-        "breast": Layout(
+        "breast": DataSetLayout(
             "'case001.png' beside 'case001_tumor.png' and a class list, *.csv or *.xlsx",
             lambda root: any(_BREAST_MASK.fullmatch(path.stem) for path in image_files(root)),
             _list_breast,
         ),
-        "bus-bra": Layout(
+        "bus-bra": DataSetLayout(
             f"Images/bus_1.png, Masks/mask_1.png and {_BUS_BRA_TABLE} with ID, Case, Pathology",
             lambda root: _has_masks(root, _BUS_BRA_TABLE),
             _list_bus_bra,
         ),
-        "plain": Layout(
+        "plain": DataSetLayout(
             f"images/ and masks/ with equal file names and {_PLAIN_TABLE} with columns "
             "image,label and, where patients are known, patient",
             lambda root: _has_masks(root, _PLAIN_TABLE),
             _list_plain,
         ),
-        "bus-uclm": Layout(
+        "bus-uclm": DataSetLayout(
             "images/ and masks/ with equal file names, masks green where benign and red where "
             f"malignant, and {_UCLM_TABLE}",
             lambda root: _has_masks(root, _UCLM_TABLE),
             _list_bus_uclm,
         ),
-        "unlisted": Layout(
+        "unlisted": DataSetLayout(
             "images/ and masks/ (or masks/0/) with equal file names and no list: an image whose "
             "mask marks something is a lesion of unknown class",
             lambda root: _has_masks(root),

@@ -149,16 +149,20 @@ class Gpu:
         """Enqueue a copy of a pinned, C-contiguous array to the GPU."""
         self._call(
             "cuMemcpyHtoDAsync_v2",
-            *(ctypes.c_void_p(address), ctypes.c_void_p(array.ctypes.data)),
-            *(ctypes.c_size_t(array.nbytes), ctypes.c_void_p(stream)),
+            ctypes.c_void_p(address),
+            ctypes.c_void_p(array.ctypes.data),
+            ctypes.c_size_t(array.nbytes),
+            ctypes.c_void_p(stream),
         )
 
     def fetch(self, array: np.ndarray, address: int, stream: int) -> None:
         """Enqueue a copy from the GPU to a pinned, C-contiguous array."""
         self._call(
             "cuMemcpyDtoHAsync_v2",
-            *(ctypes.c_void_p(array.ctypes.data), ctypes.c_void_p(address)),
-            *(ctypes.c_size_t(array.nbytes), ctypes.c_void_p(stream)),
+            ctypes.c_void_p(array.ctypes.data),
+            ctypes.c_void_p(address),
+            ctypes.c_size_t(array.nbytes),
+            ctypes.c_void_p(stream),
         )
 
     def synchronise(self, stream: int) -> None:

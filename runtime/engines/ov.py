@@ -13,7 +13,6 @@ import openvino as ov
 from ..errors import EngineError
 from . import ModelFiles, affinity, file_with_suffix
 
-
 _core: Optional[ov.Core] = None
 _making_core = threading.Lock()
 

@@ -30,9 +30,19 @@ _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _FIRST_GROUPS = (b"\2\0", b"\x08\0", b"\0\x08")
 _TISSUE, _TWO_D, _CM = 1, 1, 3  # Region Data Type, Region Spatial Format, Physical Units
 _TAGS = (
-    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
-    *("PlanarConfiguration", "BitsAllocated", "BitsStored", "PixelRepresentation"),
-    *("FrameTime", "FrameTimeVector", "CineRate", "RecommendedDisplayFrameRate"),
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "BitsAllocated",
+    "BitsStored",
+    "PixelRepresentation",
+    "FrameTime",
+    "FrameTimeVector",
+    "CineRate",
+    "RecommendedDisplayFrameRate",
     "SequenceOfUltrasoundRegions",
     *(
         f"{colour}PaletteColorLookupTable{what}"

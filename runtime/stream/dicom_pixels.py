@@ -158,8 +158,18 @@ def _grey_or_error(encoded: bytes, pixels: PixelFormat, path: Path, number: int)
     try:
         return _grey_of(SYNTAXES[pixels.syntax](encoded, pixels), pixels)
     except (
-        *(_DamagedError, OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError),
-        *(EOFError, OverflowError, struct.error, Image.DecompressionBombError, RuntimeError),
+        _DamagedError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        EOFError,
+        OverflowError,
+        struct.error,
+        Image.DecompressionBombError,
+        RuntimeError,
     ) as error:  # what Pillow's decoders and pydicom's raise for damaged data
         return _frame_error(path, pixels, number, error)
 
@@ -566,8 +576,10 @@ SYNTAXES: Dict[str, Callable[[bytes, PixelFormat], _Decoded]] = {
     **dict.fromkeys(("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"), _decode_jpeg_2000),
     **dict.fromkeys(  # JPEG Lossless, JPEG-LS lossless and near-lossless
         (
-            *("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"),
-            *("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"),
+            "1.2.840.10008.1.2.4.57",
+            "1.2.840.10008.1.2.4.70",
+            "1.2.840.10008.1.2.4.80",
+            "1.2.840.10008.1.2.4.81",
         ),
         _decode_by_library,
     ),
