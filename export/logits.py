@@ -77,8 +77,9 @@ def cut_probability(graph: onnx.GraphProto, file: Path) -> str | None:
     Returns:
         The operator that was cut off; None if none was.
 
-    Raises InputError (E-ONNX-SHAPE): another function of the probability comes behind it, a
-    softmax has another number of channels, or a function that cannot be undone ends the graph.
+    Raises InputError (E-ONNX-SHAPE): another function of the probability comes behind it, it is
+    made of another probability alone, a softmax has another number of channels, or a function that
+    cannot be undone ends the graph.
     """
     producers, constants = producers_of(graph), _constants_of(graph)
     ends, passed = _squashed_ends(graph.output[0].name, producers, constants)
@@ -110,6 +111,14 @@ def cut_probability(graph: onnx.GraphProto, file: Path) -> str | None:
             text = f"{where}, so its output is no logit; export it without"
             raise InputError("E-ONNX-SHAPE", text)
     _keep_second_channel(graph)
+    inner, _ = _squashed_ends(graph.output[0].name, producers_of(graph), constants)
+    if inner:
+        raise InputError(
+            "E-ONNX-SHAPE",
+            f"{where}, and what that is of is made of {inner[0].op_type} "
+            f"{inner[0].name or inner[0].output[0]!r} alone, a probability too and no logit; "
+            "export it with one of them",
+        )
     return " and ".join(sorted({str(node.op_type) for node in ends}))
 
 

@@ -141,7 +141,7 @@ REFUSED = {
         "Clip",
     ),
     "HardSigmoid": ("y = HardSigmoid (z)", {}, "HardSigmoid"),
-    "a sigmoid of a sigmoid": ("p = Sigmoid (z)\n y = Sigmoid (p)", {}, "0 to 1"),
+    "a sigmoid of a sigmoid": ("p = Sigmoid (z)\n y = Sigmoid (p)", {}, "a probability too"),
     "tanh as a probability": (
         "t = Tanh (z)\n q = Mul (t, k)\n y = Add (q, k)",
         {"k": 0.5},
@@ -240,6 +240,7 @@ def test_the_logit_of_a_probability_is_its_log_odds_and_finite_at_0_and_1():
         ("a, b1 = Split <axis = 2> (p)\n j = Concat <axis = 2> (b1, a)\n y = Sub (j, k)", "Sub"),
         ("t = Add (p, p)\n u = Sub (t, k)\n y = Sub (u, k)", "Add|Sub"),
         ("q = Sigmoid (w2)\n y = Sub (p, q)", "Sub"),
+        ("u = Sub (p, k)\n y = Sigmoid (u)", "a probability too"),
         (
             "j = Concat <axis = 2> (p, k2)\n u = Sub (j, k)\n y = Slice (u, o, side, two)",
             "Concat|Sub",
