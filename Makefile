@@ -45,7 +45,7 @@ test: install
 # The tests that touch numbers, with the kernels of the oldest CPUs that we know: x86 with AVX2.
 test-oldest: install
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 \
-	    $(PYTEST) -m numbers $$(grep -l 'pytest\.mark\.numbers' tests/test_*.py)
+	    $(PYTEST) -m numbers $$(grep -rl --include='test_*.py' 'pytest\.mark\.numbers' tests)
 
 lint: install
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ from .record import Row
 
 MIN_PASSES = 5  # of each run, with an undisturbed call of row and yardstick
 # An allowance for what two runs on one machine differ by beyond what their passes say, as a
-# standard deviation of each run's log. Measured with it (`tests/measure_comparison.py runs`, 11
+# standard deviation of each run's log. Measured with it (`tests/measure/comparison.py runs`, 11
 # repetitions): the same thing never differed, and a 10 % slowdown was found every time.
 BETWEEN_RUNS = 0.01
 MATTERS = 1.10  # a ratio; "no difference" is said only where one as large would have been found

@@ -184,7 +184,7 @@ def _affinity(centre: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         return unit.transpose(1, 2) @ unit
 
 
-# To add a distillation loss: a function above and a row here; tests/test_kd_distill.py walks the
+# To add a distillation loss: a function above and a row here; tests/kd/test_distill.py walks the
 # table. The weights are ours, not the papers': at them an untrained student costs 0.15 to 1.2
 # against a trained teacher (phantoms, temperature 2). KL keeps 1 and is the measure of the others.
 DISTILLATIONS: Mapping[str, Distillation] = MappingProxyType(

@@ -290,7 +290,7 @@ class LiteAttentionUNet(Network):
         return Trace(logits, centre, x)
 
 
-# To add a model: a class above and a line here; tests/test_kd_models.py walks this table.
+# To add a model: a class above and a line here; tests/kd/test_models.py walks this table.
 MODELS: Mapping[str, Callable[[], Network]] = MappingProxyType(
     {
         "attunet-8": lambda: AttentionUNet((8, 16, 32, 64, 128)),

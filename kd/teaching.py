@@ -40,7 +40,7 @@ class Teaching:
 
 
 _BOTH = ("benign", "malignant")
-# To add a way of teaching: a row here; tests/test_kd_teaching.py walks the table.
+# To add a way of teaching: a row here; tests/kd/test_teaching.py walks the table.
 TEACHINGS: Mapping[str, Teaching] = MappingProxyType(
     {
         # T²KD: each image by the teacher of its own class; normal images have none.

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 import edgeseg  # before OpenVINO, which otherwise reports itself
-from edgeseg.tests import instruction_sets
+from edgeseg.tests.support import instruction_sets
 
 if TYPE_CHECKING:
     from edgeseg.export.pipeline import Frames
-    from edgeseg.tests.chromium import Browser
+    from edgeseg.tests.support.chromium import Browser
 
 ROOT = Path(edgeseg.__file__).parent
 # After eight epochs it finds most phantoms' lesions, so that masks are worth comparing.
@@ -194,7 +194,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """A headless browser for the tests of one module; skips where Chromium is missing."""
-    from edgeseg.tests.chromium import open_browser
+    from edgeseg.tests.support.chromium import open_browser
 
     with open_browser(tmp_path_factory.mktemp("chromium")) as browser:
         yield browser

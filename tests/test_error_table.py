@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from edgeseg.tests.error_table import CODE, ROOT, in_page, raised
+from edgeseg.tests.support.error_table import CODE, ROOT, in_page, raised
 
 
 def _text():
@@ -40,7 +40,7 @@ def test_examples_of_the_first_table_stand_in_the_row_of_their_exit_code():
 
 def test_every_code_of_the_table_is_named_by_a_test():
     named = set()
-    for path in (ROOT / "tests").glob("test_*.py"):
+    for path in (ROOT / "tests").rglob("test_*.py"):
         if path.name != "test_error_table.py":
             named |= set(CODE.findall(path.read_text(encoding="utf-8")))
     assert set(in_page()) - named == set()

@@ -11,7 +11,7 @@ import torch
 
 from edgeseg.kd.fit import compute_dtype
 from edgeseg.tests import conftest
-from edgeseg.tests.instruction_sets import CAPS
+from edgeseg.tests.support.instruction_sets import CAPS
 
 TESTS = Path(__file__).parent
 
@@ -62,6 +62,8 @@ def reasons_in(file):
             )
 
 
-@pytest.mark.parametrize("file", sorted(TESTS.glob("*.py")), ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", sorted(TESTS.rglob("*.py")), ids=lambda file: file.relative_to(TESTS).as_posix()
+)
 def test_every_skip_says_what_is_missing_and_how_to_get_it(file):
     assert [line for line, reason in reasons_in(file) if "; " not in reason] == []

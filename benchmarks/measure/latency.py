@@ -321,7 +321,7 @@ def median_ratio(a: LatencyRun, b: LatencyRun) -> LatencyRatio:
     Each block pair gives the ratio of its two medians, and the result is the median of those:
     what disturbed a pair is in both of its medians, and a pair in which one session alone was
     disturbed counts once. The bootstrap draws block pairs, since the calls of a block resemble
-    each other. tests/measure_comparison.py counts how often this is right.
+    each other. tests/measure/comparison.py counts how often this is right.
 
     Both runs must come from one `measure_interleaved`. Raises ValueError for unequal blocks.
     """

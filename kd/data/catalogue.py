@@ -24,7 +24,7 @@ class Published:
 
 # By name of the set and its layout, both as a run records them: a folder that is called so but is
 # laid out otherwise, such as phantoms in BUSI's layout called "phantoms", is not in here. To add a
-# data set: a row; tests/test_kd_data_catalogue.py walks the table.
+# data set: a row; tests/kd/test_data_catalogue.py walks the table.
 CATALOGUE: Mapping[tuple[str, str], Published] = MappingProxyType(
     {
         ("busi", "busi"): Published(

@@ -277,7 +277,7 @@ def _with_labels_of_masks(
     return replace(listing, samples=tuple(samples), mask_faults=tuple(faults))
 
 
-# To add a layout: a detector and a reader above and a line here; tests/test_kd_data_dataset.py
+# To add a layout: a detector and a reader above and a line here; tests/kd/test_data_dataset.py
 # walks this table. The first that fits is taken.
 LAYOUTS: Mapping[str, DataSetLayout] = MappingProxyType(
     {
