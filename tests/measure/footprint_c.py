@@ -4,8 +4,8 @@ EDGESEG_ONNXRUNTIME=ROOT EDGESEG_MMDEPLOY=FOLDER \\
     python tests/measure/footprint_c.py BUNDLE [REPEATS]
 
 Builds the example `edgeseg-predict` with each engine alone and with all that are here,
-plain_sample.c beside this file with each, and plain_mmdeploy.c. In turns each starts, segments the
-bundle's first golden frame on one core and writes the mask into a pipe that takes one page: while
+plain_sample.c beside this file with each, and plain_mmdeploy.c. In turns each starts, segments
+the bundle's first golden frame on one core and writes the mask into a pipe that takes one page: while
 it waits there, its mask is done, and its peak memory (VmHWM) and its mapped files are read. Prints
 for each program
 

@@ -7,7 +7,7 @@ install and one with `mmdeploy-runtime` 1.3.1, numpy 1 and Pillow, of an interpr
 has a wheel for (PYTHON; the one that runs this if not given). The SDK gets the bundle's ONNX and
 the JSON files that MMDeploy's converter would write: grey, OpenCV's bilinear resize, the contract's
 normalisation, logits resized to the frame. Its wheel brings ONNX Runtime 1.15.1. Both open, predict
-one frame and threshold it, in turns; what is printed is as in measure_footprint.py. REPEATS is 5 if
+one frame and threshold it, in turns; what is printed is as in footprint.py. REPEATS is 5 if
 not given.
 """
 
