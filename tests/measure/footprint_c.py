@@ -5,9 +5,9 @@ EDGESEG_ONNXRUNTIME=ROOT EDGESEG_MMDEPLOY=FOLDER \\
 
 Builds the example `edgeseg-predict` with each engine alone and with all that are here,
 plain_sample.c beside this file with each, and plain_mmdeploy.c. In turns each starts, segments
-the bundle's first golden frame on one core and writes the mask into a pipe that takes one page: while
-it waits there, its mask is done, and its peak memory (VmHWM) and its mapped files are read. Prints
-for each program
+the bundle's first golden frame on one core and writes the mask into a pipe that takes one page:
+while it waits there, its mask is done, and its peak memory (VmHWM) and its mapped files are read.
+Prints for each program
 
     bytes     of program and libedgeseg.so, and of the engine's libraries that it mapped, stripped
     seconds   from its start to the mask; median. The example times a second frame before it

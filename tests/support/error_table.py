@@ -1,4 +1,4 @@
-"""Codes of errors as the source raises them; `python -m edgeseg.tests.support.error_table` lists."""
+"""Codes of errors as the source raises them, listed by `python -m` with this module's name."""
 
 from __future__ import annotations
 
