@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each worker has a core. With more threads PyTorch's wait for one another, and where something
+    # else runs too, a training of seconds takes minutes. Before PyTorch is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
