@@ -10,6 +10,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from edgeseg.tests.support.chromium import Browser
 
 ROOT = Path(edgeseg.__file__).parent
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a shell starts with `&`
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what tests start is to obey Ctrl-C
 # After eight epochs it finds most phantoms' lesions, so that masks are worth comparing.
 _TINY = {
     "size": 64,
