@@ -311,7 +311,10 @@ def test_each_view_of_the_empty_frame_is_another(with_negatives):
 # --- phantoms ------------------------------------------------------------------------------------
 
 
-def test_phantoms_are_drawn_by_their_share_with_their_lesions_and_without_a_teacher(dataset):
+def test_phantoms_are_drawn_by_their_share_with_their_lesions_and_without_a_teacher(
+    dataset, monkeypatch
+):
+    monkeypatch.setattr("edgeseg.kd.frames._PHANTOMS", 16)
     frames = load_frames(dataset.samples, 32, CPU, quiet, "", phantoms=True)
     phantoms = np.flatnonzero(frames.kinds == PHANTOM)
     marked = frames.masks[phantoms].flatten(1).any(dim=1)
