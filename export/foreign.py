@@ -25,6 +25,7 @@ from .parity import Run, exact_run
 from .target import OPSET
 from .to_onnx import CONTRACT_KEY
 
+_JOINED_SHAPE = "_new_shape"  # how ONNX Runtime ends the name of the shape of joined Reshapes
 _TRAINING_MODE = 14  # the opset from which a batch norm says its mode in an attribute
 _FLOAT = onnx.TensorProto.FLOAT
 _OTHER_FLOATS = (
@@ -399,10 +400,29 @@ def _folded(model: onnx.ModelProto, file: Path, *, again: bool = False) -> onnx.
     used = {"" if node.domain == "ai.onnx" else node.domain for node in folded.graph.node} | {""}
     for each in [each for each in folded.opset_import if each.domain not in used]:
         folded.opset_import.remove(each)  # the library lists all that it knows
+    _rename_joined_shapes(folded.graph)
     # A function of the standard, such as GroupNormalization, is put in behind the folding.
     if any(node.op_type == "Shape" for node in folded.graph.node) and not again:
         return _folded(folded, file, again=True)
     return _inferred(folded, file)
+
+
+def _rename_joined_shapes(graph: onnx.GraphProto) -> None:
+    """Rename the shapes of joined Reshapes: the library fails on its own name when it folds again.
+
+    ONNX Runtime 1.32 calls such a constant by its node, whether or not there is one of that name.
+    """
+    taken = {tensor.name for tensor in graph.initializer}
+    for tensor in graph.initializer:
+        if not tensor.name.endswith(_JOINED_SHAPE):
+            continue
+        old, number = tensor.name, 0
+        while tensor.name in taken:
+            tensor.name, number = f"{old}.{number}", number + 1
+        taken.add(tensor.name)
+        for node in graph.node:
+            for place, name in enumerate(node.input):
+                node.input[place] = tensor.name if name == old else name
 
 
 def _name_all(graph: onnx.GraphProto) -> None:

@@ -41,6 +41,11 @@ TAKEN = {  # what comes behind the last convolution; the output is a probability
     "Sigmoid": ("y = Sigmoid (z)", {}),
     "Sigmoid and Identity": ("p = Sigmoid (z)\n y = Identity (p)", {}),
     "Sigmoid and Reshape": ("p = Sigmoid (z)\n y = Reshape (p, shape)", SHAPE),
+    "Sigmoid between Reshapes": (
+        "a = Identity (z)\n b = Reshape (a, shape)\n p = Sigmoid (b)\n"
+        "c = Reshape (p, shape)\n e = Reshape (c, shape)\n y = Identity (e)",
+        SHAPE,
+    ),
     "Sigmoid, flat and back": (
         "p = Sigmoid (z)\n q = Flatten (p)\n t = Transpose <perm = [1, 0]> (q)\n"
         "u = Unsqueeze (t, zero)\n y = Reshape (u, shape)",
