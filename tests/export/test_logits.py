@@ -42,8 +42,8 @@ TAKEN = {  # what comes behind the last convolution; the output is a probability
     "Sigmoid and Identity": ("p = Sigmoid (z)\n y = Identity (p)", {}),
     "Sigmoid and Reshape": ("p = Sigmoid (z)\n y = Reshape (p, shape)", SHAPE),
     "Sigmoid between Reshapes": (
-        "a = Identity (z)\n b = Reshape (a, shape)\n p = Sigmoid (b)\n"
-        "c = Reshape (p, shape)\n e = Reshape (c, shape)\n y = Identity (e)",
+        "t = Identity (z)\n u = Reshape (t, shape)\n p = Sigmoid (u)\n"
+        "q = Reshape (p, shape)\n s = Reshape (q, shape)\n y = Identity (s)",
         SHAPE,
     ),
     "Sigmoid, flat and back": (
