@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from ..runtime.contract import InputContract
-from ..runtime.errors import InputError, Refused
+from ..runtime.errors import MALFORMED, InputError, Refused
 from ..runtime.image import input_from_frame
 from ..runtime.paths import takes_paths
 from ..runtime.progress import Progress, quiet
@@ -191,15 +191,7 @@ def parse_calibration(file: Path) -> Calibration:
         raise InputError(
             "E-CALIB-READ", f"cannot read {file}: {error.strerror}; calibrate with --calib"
         ) from error
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        InputError,
-        OverflowError,
-        RecursionError,  # of numbers and nesting beyond reason,
-    ) as error:
+    except MALFORMED as error:
         raise InputError(
             "E-CALIB-READ", f"{file} is no calibration record ({error}); calibrate with --calib"
         ) from error

@@ -85,7 +85,7 @@ OPERATORS = frozenset(
 
 @dataclass(frozen=True)
 class OnnxNetwork:
-    """An ONNX model as a `ExportableNetwork`."""
+    """An ONNX model as an `ExportableNetwork`."""
 
     name: str
     model: bytes  # FP32, in an opset that the target takes, `image` to `logits`

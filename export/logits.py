@@ -85,7 +85,7 @@ def cut_probability(graph: onnx.GraphProto, file: Path) -> str | None:
     ends, passed = _squashed_ends(graph.output[0].name, producers, constants)
     if not ends:
         return None
-    where, *_ = (f"{file} ends in {each.op_type} {each.name or each.output[0]!r}" for each in ends)
+    where = f"{file} ends in {ends[0].op_type} {ends[0].name or ends[0].output[0]!r}"
     bent = next((each for each in passed if not _only_moves_or_joins(each, constants)), None)
     if bent is not None:
         raise InputError(
@@ -127,7 +127,7 @@ def _squashed_ends(
 ) -> tuple[list[onnx.NodeProto], list[onnx.NodeProto]]:
     """Return the nodes that make probabilities of which alone the output is made, and those behind.
 
-    None where the output is also, or only, made of something else.
+    Both are empty where the output is also, or only, made of something else.
     """
     ends: dict[str, onnx.NodeProto] = {}
     passed: dict[str, onnx.NodeProto] = {}

@@ -29,10 +29,10 @@ from .data.dataset import Sample
 from .distill import Distillation, find_distillation
 from .distributed import Group
 from .fit import Stage, Surroundings, fit, placed
-from .frames import FrameSet, load_frames
+from .frames import FrameSet
 from .log import RunLog
 from .models import Network, Trace, build_model
-from .sampling import sampling_of
+from .sampling import load_part, sampling_of
 from .teaching import Teachers, find_teaching
 from .train import (
     distillations_of,
@@ -164,17 +164,7 @@ def load_parts(
 ) -> dict[str, FrameSet]:
     """Read samples by part at the network's size. Raises InputError for unreadable files."""
     return {
-        part: load_frames(
-            each,
-            run.config.size,
-            _CPU,
-            progress,
-            f"reading {part} images",
-            crops=part == "train" and run.config.crop_share > 0,
-            empty=part == "train" and run.config.empty_share > 0,
-            phantoms=part == "train" and run.config.phantom_share > 0,
-        )
-        for part, each in samples.items()
+        part: load_part(part, each, run.config, _CPU, progress) for part, each in samples.items()
     }
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from ..runtime.errors import InputError
+from ..runtime.progress import Progress
 from .config import TrainConfig, set_weights_of
-from .frames import CROP, EMPTY, IMAGE, PHANTOM, FrameSet
+from .data.dataset import Sample
+from .frames import CROP, EMPTY, IMAGE, PHANTOM, FrameSet, load_frames
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,30 @@ def sampling_of(config: TrainConfig) -> Sampling:
     weights = set_weights_of(config.set_weights)
     return Sampling(
         config.normal_weight, weights, config.crop_share, config.empty_share, config.phantom_share
+    )
+
+
+def load_part(
+    part: str,
+    samples: Sequence[Sample],
+    config: TrainConfig,
+    device: torch.device,
+    progress: Progress,
+) -> FrameSet:
+    """Read a part's samples, and for the train part what its draws consist of besides.
+
+    Raises InputError for unreadable files.
+    """
+    drawn = part == "train"
+    return load_frames(
+        samples,
+        config.size,
+        device,
+        progress,
+        f"reading {part} images",
+        crops=drawn and config.crop_share > 0,
+        empty=drawn and config.empty_share > 0,
+        phantoms=drawn and config.phantom_share > 0,
     )
 
 

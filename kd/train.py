@@ -39,12 +39,12 @@ from .distill import Distillation, find_distillation
 from .distributed import join_group, leave_group
 from .encoders import Lite
 from .fit import Loss, Stage, Surroundings, compute_dtype, fit, placed
-from .frames import Batch, FrameSet, draw_phantoms, load_frames
+from .frames import Batch, FrameSet, draw_phantoms
 from .log import RunLog
 from .losses import supervised_loss
 from .models import Network, Trace, build_model, centre_channels
 from .pretrained import EncoderWeights, kept_weights, read_encoder_weights
-from .sampling import require_drawable, sampling_of
+from .sampling import load_part, require_drawable, sampling_of
 from .seeds import seed_of
 from .teaching import CLASSES_OF, Ensemble, Teachers, find_teaching
 
@@ -142,16 +142,7 @@ def train(
         )
     encoders = _encoders_of(config, out, encoder_weights, taken, resume)
     frames = {
-        part: load_frames(
-            samples_of(split, dataset, part),
-            config.size,
-            run_device,
-            progress,
-            f"reading {part} images",
-            crops=part == "train" and config.crop_share > 0,
-            empty=part == "train" and config.empty_share > 0,
-            phantoms=part == "train" and config.phantom_share > 0,
-        )
+        part: load_part(part, samples_of(split, dataset, part), config, run_device, progress)
         for part in ("train", "val")
     }
     require_drawable(sampling_of(config), frames["train"])

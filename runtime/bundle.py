@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
 from .contract import InputContract
-from .errors import InputError, Refused
+from .errors import MALFORMED, InputError, Refused
 from .files import require_new
 from .layout import Layout
 from .paths import takes_paths
@@ -163,15 +163,7 @@ class Manifest:
                 if not isinstance(getattr(manifest, each.name), _KINDS.get(each.name, dict)):
                     raise TypeError(f"{each.name} is of another type")
             return manifest
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            InputError,
-            OverflowError,
-            RecursionError,  # of numbers and nesting beyond reason,
-        ) as error:
+        except MALFORMED as error:
             raise Refused(
                 "E-MANIFEST-FIELD", f"manifest.json is malformed ({error}); export the bundle again"
             ) from error

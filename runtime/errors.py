@@ -50,3 +50,15 @@ class OutputError(EdgesegError):
     """A result could not be written; nothing partial was left behind."""
 
     exit_code = 5
+
+
+# What reading content that others may have written raises: also numbers and nesting beyond reason.
+MALFORMED = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    InputError,
+)
