@@ -14,6 +14,10 @@ from ..runtime.engines import affinity
 from ..runtime.errors import EngineError
 from .checkpoint import Checkpoint
 
+# The cache's key holds neither the instruction set nor the number of threads that kernels were
+# written for (PyTorch 2.13): AVX-512 kernels read back under AVX2 skip half of each vector.
+_COMPILED_ANEW: dict[str, str | int | bool | Callable] = {"fx_graph_cache": False}
+
 
 class TorchEngine:
     """Runs a checkpoint in float32 on the CPU.
@@ -21,8 +25,9 @@ class TorchEngine:
     Args:
         checkpoint: the network.
         threads: of the whole process, since PyTorch has no others.
-        compiled: through `torch.compile` with its defaults. The first call compiles, which takes
-            tens of seconds; what cannot be compiled is an error and does not run eagerly.
+        compiled: through `torch.compile` with its defaults, but never from its cache. The first
+            call compiles, which takes tens of seconds; what cannot be compiled is an error and
+            does not run eagerly.
 
     Raises EngineError: E-ENGINE-COMPILER where `torch.compile` would find no C++ compiler.
     """
@@ -33,7 +38,9 @@ class TorchEngine:
         self._network: Callable[[torch.Tensor], torch.Tensor] = checkpoint.network
         if compiled:
             _require_compiler()
-            self._network = torch.compile(checkpoint.network, fullgraph=True)
+            self._network = torch.compile(
+                checkpoint.network, fullgraph=True, options=_COMPILED_ANEW
+            )
         self.facts: Mapping[str, str] = {
             "version": torch.__version__,
             "device": "CPU",

@@ -40,6 +40,22 @@ def test_compiled_network_gives_the_logits_of_the_eager_one():
     np.testing.assert_allclose(compiled.run(IMAGE), eager.run(IMAGE), atol=1e-5)
 
 
+@compiles
+def test_compiled_network_leaves_nothing_that_a_later_run_under_other_instructions_reads(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    network = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 1, 1))
+    engine_of(network, compiled=True).run(IMAGE)
+    assert list(tmp_path.iterdir())  # the kernels are here, each named by its instruction set
+    assert not (tmp_path / "fxgraph").exists()
+    engine = engine_of(network, compiled=False)
+    torch._dynamo.reset()
+    with torch.inference_mode():
+        torch.compile(engine._network)(torch.from_numpy(IMAGE))
+    assert (tmp_path / "fxgraph").exists()  # where PyTorch's own default would have kept it
+
+
 def test_torch_compile_without_a_cpp_compiler_is_refused_before_anything_runs(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(EngineError, match=r"apt install g\+\+") as caught:
