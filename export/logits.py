@@ -111,7 +111,8 @@ def cut_probability(graph: onnx.GraphProto, file: Path) -> str | None:
             text = f"{where}, so its output is no logit; export it without"
             raise InputError("E-ONNX-SHAPE", text)
     _keep_second_channel(graph)
-    inner, _ = _squashed_ends(graph.output[0].name, producers_of(graph), constants)
+    # The sizes of the Splits made above are constants too.
+    inner, _ = _squashed_ends(graph.output[0].name, producers_of(graph), _constants_of(graph))
     if inner:
         raise InputError(
             "E-ONNX-SHAPE",

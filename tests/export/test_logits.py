@@ -247,6 +247,11 @@ def test_the_logit_of_a_probability_is_its_log_odds_and_finite_at_0_and_1():
         ("q = Sigmoid (w2)\n y = Sub (p, q)", "Sub"),
         ("u = Sub (p, k)\n y = Sigmoid (u)", "a probability too"),
         (
+            "u = Sub (p, k)\n j = Concat <axis = 1> (zeros, u)\n q = Softmax <axis = 1> (j)\n"
+            "y = Gather <axis = 1> (q, one)",
+            "a probability too",
+        ),
+        (
             "j = Concat <axis = 2> (p, k2)\n u = Sub (j, k)\n y = Slice (u, o, side, two)",
             "Concat|Sub",
         ),
@@ -260,6 +265,8 @@ def test_the_logit_of_a_probability_is_its_log_odds_and_finite_at_0_and_1():
 def test_a_probability_that_is_joined_or_added_before_it_is_bent_is_refused(end, says, read):
     constants = (
         constant("k", 1)
+        | {"zeros": np.zeros((1, 1, SIDE, SIDE), np.float32)}
+        | integers("one", 1)
         | {"k2": np.zeros((1, 1, 1, SIDE), np.float32), "v": np.ones((1, 1, 3, 3), np.float32)}
         | integers("o", 0)
         | integers("side", SIDE)
