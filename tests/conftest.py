@@ -58,14 +58,37 @@ def _short_warmup() -> Iterator[None]:
         yield
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the files that take long first, so that no worker ends with one of them alone."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session")
-def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a folder of a name, made by the first process of this session that asks for it."""
+    from filelock import FileLock
+
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        made = shared / f"{name}.made"
+        with FileLock(shared / f"{name}.lock"):
+            if not made.exists():
+                make(shared / name)
+                made.touch()
+        return shared / name
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantoms(made_once: Callable[..., Path]) -> Path:
     """40 phantoms in BUSI layout; nobody may write here."""
     from edgeseg.kd.data.phantom import write_phantoms
 
-    folder = tmp_path_factory.mktemp("shared") / "phantoms"
-    write_phantoms(folder, count=40)
-    return folder
+    return made_once("phantoms", lambda folder: write_phantoms(folder, count=40))
 
 
 @contextmanager
@@ -101,16 +124,17 @@ def _trained_alike_by_every_cpu() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def run(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(phantoms: Path, made_once: Callable[..., Path]) -> Path:
     """A finished training run on `phantoms`, the same on every CPU; nobody may write here."""
     from edgeseg.kd.config import TrainConfig
     from edgeseg.kd.data.dataset import read_dataset
     from edgeseg.kd.train import train
 
-    folder = tmp_path_factory.mktemp("shared") / "run"
-    with _trained_alike_by_every_cpu():
-        train(read_dataset(phantoms), folder, TrainConfig(**_TINY), device="cpu")
-    return folder
+    def make(folder: Path) -> None:
+        with _trained_alike_by_every_cpu():
+            train(read_dataset(phantoms), folder, TrainConfig(**_TINY), device="cpu")
+
+    return made_once("run", make)
 
 
 @pytest.fixture(scope="session")
@@ -165,14 +189,12 @@ def export_to(frames_of: Callable[[str], Frames], run: Path) -> Callable[..., Pa
 
 @pytest.fixture(scope="session")
 def bundle_of(
-    export_to: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    export_to: Callable[..., Path], made_once: Callable[..., Path]
 ) -> Callable[[str, str], Path]:
     """Return the shared bundle of a target and precision, exported once; nobody may write there."""
-    folder = tmp_path_factory.mktemp("bundles")
 
     def bundle(target: str, precision: str) -> Path:
-        out = folder / f"{target}-{precision}"
-        return out if out.exists() else export_to(target, precision, out)
+        return made_once(f"{target}-{precision}", lambda out: export_to(target, precision, out))
 
     return bundle
 

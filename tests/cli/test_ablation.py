@@ -16,6 +16,8 @@ from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.runtime.errors import InputError
 from edgeseg.runtime.files import sha256_of_file
 
+pytestmark = pytest.mark.long
+
 SHORT = TrainConfig(
     size=32,
     student="attunet-8",

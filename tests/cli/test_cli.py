@@ -32,6 +32,8 @@ from edgeseg.runtime.image import read_image
 from edgeseg.runtime.metrics import count_pixels, dice_score
 from edgeseg.runtime.session import SelfTest, Session, open_session
 
+pytestmark = pytest.mark.long
+
 INPUT, REFUSED, ENGINE, OUTPUT = 2, 3, 4, 5  # exit codes, as in runtime/errors.py
 
 

@@ -54,6 +54,8 @@ from edgeseg.runtime.pgm import grey_from_pgm
 from edgeseg.runtime.session import open_session
 from edgeseg.tests.support.fabricated_hop import hop
 
+pytestmark = pytest.mark.long
+
 KIT = Path(__file__).parents[2] / "export" / "kit"
 # Every kind, and of the kits every layout: weakly typed (8.5), typed with a cache (10.3), typed
 # without one (11.4).

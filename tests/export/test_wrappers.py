@@ -109,6 +109,8 @@ def test_a_wrapped_network_marks_the_same_pixels_or_is_refused(folder, wrappers,
         return
     wanted = answer(small_onnx(end=logit_body, constants=constants), noise(5))
     level = contract.logit_threshold
-    clear = abs(wanted - level) > 1e-3
+    # Where the file itself answers no number (the softmax of an infinity) nothing is wanted: parity
+    # and the golden frames refuse such an export.
+    clear = (abs(wanted - level) > 1e-3) & np.isfinite(answer(model, noise(5)))
     for found in (answer(network.to_onnx(), noise(5)), network.run(noise(5))):
         np.testing.assert_array_equal((found > level)[clear], (wanted > level)[clear])

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -91,49 +87,63 @@ def test_cache_for_which_the_disk_has_no_room_fails_when_it_is_made(full_disk):
         LogitCache(full_disk / "cache", "t", {"size": 256}, IMAGES, views=8)
 
 
-# Fills the cache with a value that tells image and view, over and over until it is killed.
-FILL = """
-import sys
+# Children of one process fill the cache with a value that tells image and view, over and over until
+# they are killed; what each leaves is read.
+KILLED = """
+import os, random, signal, sys, time
 from pathlib import Path
 import numpy as np, torch
+torch.set_num_threads(1)
 from edgeseg.kd.cache import LogitCache
-images = [str(i) for i in range(64)]
-cache = LogitCache(Path(sys.argv[1]), "t", {"size": 64}, images, views=4)
-print("open", flush=True)
-while True:
+
+folder, images = Path(sys.argv[1]), [str(i) for i in range(64)]
+
+def opened():
+    return LogitCache(folder, "t", {"size": 64}, images, views=4)
+
+def fill(ready):
+    cache = opened()
+    os.write(ready, b".")
+    while True:
+        for view in range(4):
+            for i in range(0, 64, 8):
+                rows = images[i : i + 8]
+                values = torch.tensor([float(4 * int(r) + view + 1) for r in rows])
+                logits = values.view(-1, 1, 1, 1).expand(-1, 1, 64, 64)
+                cache.write(rows, np.full(8, view), logits)
+
+moments = random.Random(0)
+there_of = []
+for kill in range(20):
+    if kill % 5 == 0:  # from empty again
+        for file in folder.iterdir():
+            file.unlink()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        fill(writer)
+    assert os.read(reader, 1) == b"."
+    time.sleep(moments.uniform(0, 0.004))
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    cache, count = opened(), 0
     for view in range(4):
-        for i in range(0, 64, 8):
-            rows = images[i : i + 8]
-            values = torch.tensor([float(4 * int(r) + view + 1) for r in rows])
-            logits = values.view(-1, 1, 1, 1).expand(-1, 1, 64, 64)
-            cache.write(rows, np.full(8, view), logits)
+        logits, there = cache.read(images, np.full(64, view))
+        for row in np.flatnonzero(there):
+            assert (logits[row] == 4 * row + view + 1).all(), (kill, view, row)
+            count += 1
+    there_of.append(count)
+print(*there_of)
 """
 
 
 def test_cache_killed_at_20_random_moments_of_writing_never_shows_a_half_written_view(tmp_path):
-    images = [str(i) for i in range(64)]
-    moments = random.Random(0)
-    seen = 0
-    for kill in range(20):
-        if kill % 5 == 0:  # from empty again
-            for file in tmp_path.iterdir():
-                file.unlink()
-        child = subprocess.Popen(
-            [sys.executable, "-c", FILL, tmp_path], stdout=subprocess.PIPE, text=True
-        )
-        assert child.stdout is not None
-        assert child.stdout.readline() == "open\n"
-        time.sleep(moments.uniform(0, 0.004))
-        os.kill(child.pid, signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL
-        child.stdout.close()
-        cache = LogitCache(tmp_path, "t", {"size": 64}, images, views=4)
-        for view in range(4):
-            logits, there = cache.read(images, np.full(64, view))
-            for row in np.flatnonzero(there):
-                assert (logits[row] == 4 * row + view + 1).all()
-                seen += 1
-    assert seen > 0
+    command = [sys.executable, "-c", KILLED, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    there = [int(count) for count in done.stdout.split()]
+    assert len(there) == 20
+    assert sum(there) > 0
 
 
 def test_header_says_what_the_logits_depend_on(tmp_path):

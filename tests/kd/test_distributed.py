@@ -19,7 +19,7 @@ from edgeseg.kd.config import TrainConfig
 from edgeseg.kd.distributed import Group
 from edgeseg.runtime.errors import InputError, Refused
 
-pytestmark = pytest.mark.numbers
+pytestmark = [pytest.mark.long, pytest.mark.numbers]
 
 # One epoch each; all terms, an adapter included.
 CONFIG = TrainConfig(

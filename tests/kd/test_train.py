@@ -41,10 +41,13 @@ KILLED_AND_RESUMED = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
+import torch._inductor  # each child would import it, which takes longer than its training
 torch.set_num_threads(1)
 from edgeseg.kd.config import TrainConfig
 from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.kd.train import train
+
+pytestmark = pytest.mark.long
 
 data, work, config = Path(sys.argv[1]), Path(sys.argv[2]), TrainConfig.from_json(sys.argv[3])
 
@@ -140,10 +143,12 @@ def test_teachers_differ_because_each_sees_its_own_class_only(run):
 # --- interruptions -------------------------------------------------------------------------------
 
 
-def test_run_killed_at_random_moments_ends_with_the_weights_of_one_left_alone(phantoms, tmp_path):
+def test_run_killed_at_random_moments_ends_with_the_weights_of_one_left_alone(tmp_path):
+    few = tmp_path / "phantoms"  # each child reads them
+    write_phantoms(few, count=16)
     # Two views, so that the cache of the teachers' logits is written and read.
-    config = replace(SHORT, student_epochs=4, views=2)
-    command = [sys.executable, "-c", KILLED_AND_RESUMED, phantoms, tmp_path, config.to_json()]
+    config = replace(SHORT, student_epochs=4, views=2, batch=4)
+    command = [sys.executable, "-c", KILLED_AND_RESUMED, few, tmp_path, config.to_json()]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kills, count = map(int, done.stdout.split())

@@ -33,6 +33,8 @@ from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.files import sha256_of_file
 from edgeseg.runtime.session import open_session
 
+pytestmark = pytest.mark.long
+
 INPUT, REFUSED = 2, 3
 NAME = "t2kd-edge"
 SUFFIXES = (".safetensors", ".json", ".calibration.json", ".md", "-phantoms.png")

@@ -48,6 +48,8 @@ from edgeseg.runtime.session import open_session
 from edgeseg.runtime.signature import sign_bundle
 from edgeseg.runtime.store import MAX_ARCHIVE_BYTES, MAX_FILES
 
+pytestmark = pytest.mark.long
+
 SOURCE = Path(__file__).parents[2] / "runtime" / "c"
 SITE = Path(sysconfig.get_path("purelib"))
 # Where `make test` puts what `runtime/c/get_onnxruntime.sh` prepares.
