@@ -61,7 +61,7 @@ ANY_BATCH = 1 << 30  # of a candidate whose engine takes as many frames a call a
 MAX_FRAMES = 16  # held in memory for the latency measurement
 _FEW_LESIONS = 30
 _IDLE_S, _ENERGY_S = 30.0, 60.0  # at rest, then under load
-_BURST_S = 0.5
+BURST_S = 0.5
 _SOAK_WINDOW_S = 10.0  # at most
 _SOAK_WINDOWS = 20  # at least
 _REOPEN_MAX_MS = 10_000  # start of a process; what takes longer is opened once
@@ -458,7 +458,7 @@ def _next_frame(session: Session, turn: Iterator[Frame]) -> None:
 
 def _conditions_at_work(candidate: Candidate, frames: Sequence[Frame]) -> Conditions:
     """Return the conditions after a burst of work: idle clocks tell nothing of busy ones."""
-    _work(candidate.session, frames, _BURST_S)
+    _work(candidate.session, frames, BURST_S)
     return read_conditions()
 
 

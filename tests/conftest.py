@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Each worker has a core. With more threads PyTorch's wait for one another, and where something
-    # else runs too, a training of seconds takes minutes. Before PyTorch is imported.
+    # Each worker has a core, and so has what it starts. Threads that share cores with another
+    # worker's wait for one another: a training of seconds takes minutes. Before PyTorch is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        worker = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+        os.sched_setaffinity(0, {cores[worker % len(cores)]})
 
 import shutil
 import signal
@@ -51,10 +55,12 @@ def pytest_report_header() -> list[str]:
 @pytest.fixture(scope="session", autouse=True)
 def _short_warmup() -> Iterator[None]:
     """A busy machine never becomes steady; here no figure is quoted, so none waits for it."""
+    from edgeseg.benchmarks import run
     from edgeseg.benchmarks.measure import latency
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, "WARMUP_CAP_S", 1.0)
+        patch.setattr(latency, "WARMUP_CAP_S", 0.3)
+        patch.setattr(run, "BURST_S", 0.05)
         yield
 
 

@@ -189,7 +189,7 @@ def test_commands_of_the_first_tutorial_run_one_after_the_other(tmp_path):
 
 # No figure is quoted, so none waits for a machine that is steady.
 HASTY = (
-    "from edgeseg.benchmarks.measure import latency; latency.WARMUP_CAP_S = 1.0; "
+    "from edgeseg.benchmarks.measure import latency; latency.WARMUP_CAP_S = 0.3; "
     "from edgeseg.__main__ import main; main()"
 )
 

@@ -23,6 +23,8 @@ from edgeseg.kd.train import train
 from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.files import sha256_of_file
 
+pytestmark = pytest.mark.long
+
 STAGES = ("teacher-general", "teacher-benign", "teacher-malignant", "student")
 SHORT = TrainConfig(
     size=32,
@@ -46,8 +48,6 @@ torch.set_num_threads(1)
 from edgeseg.kd.config import TrainConfig
 from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.kd.train import train
-
-pytestmark = pytest.mark.long
 
 data, work, config = Path(sys.argv[1]), Path(sys.argv[2]), TrainConfig.from_json(sys.argv[3])
 
