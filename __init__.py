@@ -23,14 +23,55 @@ How data flows: images and masks -> `kd.train.train` -> Checkpoint -> `export.pi
 calibrate, convert, gate) -> Bundle -> `runtime.session.open_session` -> mask; and Bundle ->
 `benchmarks.run` -> BenchmarkRecord -> report.
 
+From Python: `load`, `train`, `plan`, `export`, `evaluate` and `benchmark` do what the commands of
+these names do (`cli/jobs/api.py`). Importing this package costs nothing: nothing below is imported
+before it is asked for.
+
 Start reading at `runtime/session.py`, then `export/pipeline.py`; from the outside at `cli/main.py`.
-Importing this package costs nothing: nothing below is imported with it.
 """
 
 import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .cli.jobs.api import benchmark, evaluate, export, load, plan, train
 
 __version__ = "0.2.0"
+__all__ = ["benchmark", "evaluate", "export", "load", "plan", "train"]
 
 # `import openvino` reports itself to an analytics service over the network, from a process that it
 # forks, unless somebody declined before. It does without where this package cannot be imported.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "export":  # what imports a folder by `from` asks here first
+        return import_module(".export", __name__)
+    if name in __all__:
+        from .cli.jobs import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _ExportPackage(ModuleType):
+    """The folder `export/`, which is called as the function of its name."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        from .cli.jobs import api
+
+        return api.export(*arguments, **named)
+
+
+class _Package(ModuleType):
+    """This package: `edgeseg.export(...)` works beside `edgeseg.export.plan`."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "export":  # by the import of export/
+            value.__class__ = _ExportPackage
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

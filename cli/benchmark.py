@@ -136,15 +136,9 @@ def benchmark(
                 "E-BENCHMARK-CALL",
                 f"--{option} is of --mode {mode}; ask for it, or leave it out",
             )
-    import tempfile
-
     from ..benchmarks.record import Settings, to_json
-    from ..benchmarks.report.files import require_report_path, to_table, write_reports
-    from ..benchmarks.run import run_benchmark
-    from ..runtime.files import sha256_of_file
-    from .jobs.candidates import candidates_of, first_checkpoint, jetson_devices
-    from .jobs.parts import common_samples, default_part, train_frames
-    from .jobs.sources import find_source
+    from ..benchmarks.report.files import require_report_path
+    from .jobs import api
 
     require_report_path(out)
     settings = Settings(
@@ -160,36 +154,19 @@ def benchmark(
         energy=energy,
         passes=passes,
     )
-    found = [find_source(path) for path in sources]
-    part = part or default_part(found)
-    of_split = part not in ("unseen", "all")
-    cases = common_samples(found, dataset, part, progress_of(quiet))
-    with tempfile.TemporaryDirectory(prefix="edgeseg-") as folder:
-        candidates = candidates_of(found, engines, threads or 0)
-        if rivals:
-            from .jobs.rivals import CALIBRATION_FRAMES, rival_candidates
-
-            network = first_checkpoint(found)
-            candidates += rival_candidates(
-                network.path,
-                rivals,
-                threads or 0,
-                Path(folder),
-                frames=train_frames(network, dataset, CALIBRATION_FRAMES) if of_split else (),
-                progress=progress_of(quiet),
-            )
-        record = run_benchmark(
-            candidates,
-            cases,
-            settings=settings,
-            part=part,
-            split_sha256=sha256_of_file(found[0].split_file()) if of_split else None,
-            command=["edgeseg", *sys.argv[1:]],
-            devices=jetson_devices(),
-            progress=progress_of(quiet),
-        )
-    write_reports(record, out)
-    click.echo(to_json(record) if as_json else f"{to_table(record)}\nreport: {out}")
+    measured = api.benchmark(
+        sources,
+        dataset,
+        part=part,
+        engines=engines,
+        rivals=rivals,
+        threads=threads or 0,
+        settings=settings,
+        command=["edgeseg", *sys.argv[1:]],
+        progress=progress_of(quiet),
+    )
+    measured.write(out)
+    click.echo(to_json(measured.record) if as_json else f"{measured.to_text()}\nreport: {out}")
 
 
 @click.command(hidden=True)

@@ -236,27 +236,21 @@ def train(
 
     Several GPUs or machines: torchrun --nproc-per-node N -m edgeseg train ...
     """
-    from ..kd.config import find_recipe
-    from ..kd.data.dataset import read_datasets
-    from ..kd.data.split import read_split
-    from ..kd.train import read_config
-    from ..kd.train import train as run_training
+    from .jobs import api
 
-    base = find_recipe(recipe) if recipe else read_config(out) if resume else TrainConfig()
-    split = read_split(split_file) if split_file else None
-    if split and split.leak:
-        click.echo(f"note: {split.leak}", err=True)
-    student = run_training(
-        read_datasets(dataset),
+    student = api.train(
+        dataset,
         out,
-        replace(base, **given(context, settings)),
-        split=split,
+        recipe=recipe,
+        split=split_file,
         resume=resume,
         teachers=teachers,
         teacher_checkpoints=teacher_checkpoints,
         encoder_weights=encoder_weights,
         device=device,
+        note=lambda text: click.echo(f"note: {text}", err=True),
         progress=progress_of(quiet),
+        **given(context, settings),
     )
     click.echo(f"student: {student}")
 
@@ -459,24 +453,24 @@ def export(
     SOURCE is a run, a checkpoint, a shipped student (`edgeseg models`) or an ONNX from elsewhere;
     left out, it is the student t2kd-edge.
     """
-    from ..export.plan import make_plan, render_plan
-    from ..export.target import find_target
+    from .jobs import api
 
     layout = None
     if layout_file:
         from .jobs.layout_file import read_layout
 
         layout = read_layout(layout_file)
-    plan = make_plan(
-        find_target(target),
-        precision,
-        dla_core=dla,
-        cache=calibration_cache,
-        retrains=qat is not None,
-        max_batch=max_batch or 1,
-        frame=frame,
-    )
+    planned: dict[str, Any] = {
+        "dla": dla,
+        "calibration_cache": calibration_cache,
+        "qat": qat,
+        "max_batch": max_batch or 1,
+        "frame": frame,
+    }
     if dry_run:
+        from ..export.plan import render_plan
+
+        plan = api.plan(target, precision, **planned)
         if source is not None:
             from ..export.frame_graph import require_no_least
             from .jobs.calibrating import CalibrationRequest, retraining_of
@@ -491,49 +485,30 @@ def export(
                 retraining_of(found, request, qat)
         click.echo(json.dumps(plan.to_dict(), indent=1) if as_json else render_plan(plan))
         return
-    from ..export.pipeline import Limits, export_bundle
-    from ..export.summary import render_export
-    from ..kd import zoo
-    from ..runtime.files import require_new
-    from .jobs.calibrating import CalibrationRequest, frames_for_export, retraining_of
-    from .jobs.sources import load_exportable
-
-    named = source or Path(zoo.DEFAULT)
-    out = out or Path(f"{named.resolve().stem}-{plan.target.name}".replace("@", "-"))
-    require_new(out)
-    found, network = load_exportable(named, contract, plan.target.opset)
-    trained_on = found.trained_on()
-    request = CalibrationRequest(dataset, ranges, synthetic_calibration, calib_images)
-    retrain = retraining_of(found, request, qat) if qat else None
-    frames, note = frames_for_export(
-        found,
-        request,
-        needs_ranges=plan.needs_ranges,
-        progress=progress_of(quiet),
-    )
-    exported = export_bundle(
-        network,
-        plan,
-        out,
-        frames,
-        split=found.run_split(),
-        trained_on=trained_on or (),
-        data=found.training_data(network.provenance),
+    made = api.export(
+        source,
+        target=target,
+        precision=precision,
+        calib=dataset,
+        calib_images=calib_images,
+        ranges=ranges,
+        synthetic_calibration=synthetic_calibration,
+        method=method,
+        max_drop=max_drop,
+        max_hd95_rise=max_hd95_rise,
         layout=layout,
-        limits=Limits(max_drop, max_hd95_rise, method, force_contract),
-        retrain=retrain,
+        contract=contract,
+        force_contract=force_contract,
+        out=out,
         progress=progress_of(quiet),
+        **planned,
     )
     if as_json:
-        click.echo(
-            json.dumps({"source": str(named), "checks": frames.checks_are, **exported.to_dict()})
-        )
+        click.echo(json.dumps(made.to_dict()))
         return
     if source is None:
-        click.echo(f"no SOURCE was named: the shipped student {zoo.DEFAULT}")
-    if cut := network.provenance.get("cut_off"):
-        note += f"\nthe {cut} at the end of {named} was cut off: its input is the logit"
-    click.echo(f"target: {plan.target.name}\n{note}\n{render_export(exported, plan)}")
+        click.echo(f"no SOURCE was named: the shipped student {made.source}")
+    click.echo(made.to_text())
 
 
 @cli.command()
@@ -646,52 +621,25 @@ def evaluate(
     quiet: bool,
 ) -> None:
     """Score SOURCE (a bundle, run, checkpoint or shipped student) on a part of DATA."""
-    from ..benchmarks.jsonform import json_from_value
-    from ..benchmarks.measure.accuracy import render_accuracy, summarise, write_scores_csv
-    from ..benchmarks.measure.by_set import accuracy_by_set, render_by_set
-    from ..benchmarks.measure.froc import render_curves, score_with_curves
-    from ..runtime.files import require_writable
-    from .jobs.parts import default_part, leak_of, samples_for
-    from .jobs.sources import find_source
+    from .jobs import api
 
     if csv_file:
+        from ..benchmarks.measure.accuracy import write_scores_csv
+        from ..runtime.files import require_writable
+
         require_writable(csv_file)
-    found = find_source(source)
-    part = part or default_part([found])
-    cases = samples_for(found, dataset, part, progress_of(quiet))
-    session = found.open(engine, threads or 0)
-    temperature = found.temperature()
-    scored = score_with_curves(session, cases, temperature=temperature, progress=progress_of(quiet))
+    evaluation = api.evaluate(
+        source,
+        dataset,
+        part=part,
+        engine=engine,
+        threads=threads or 0,
+        progress=progress_of(quiet),
+    )
     if csv_file:
-        write_scores_csv(csv_file, scored.scores)
-    accuracy = summarise(scored.scores)
-    sets = accuracy_by_set(scored.scores, {case.name: case.source for case in cases})
-    leak = leak_of(found, part)
-    if as_json:
-        calibration = {
-            "temperature": temperature,
-            "calibration_error": scored.calibration_error,
-            "calibrated_error": scored.calibrated_error,
-        }
-        content = {
-            **accuracy.to_dict(),
-            "sets": json_from_value(sets),
-            "leak": leak,
-            "curves": json_from_value(scored.curves),
-            **json_from_value(calibration),
-        }
-        click.echo(json.dumps(content, indent=1))
-    else:
-        click.echo(f"{source} in {session.engine.name}, {part} part, {len(cases)} images")
-        click.echo(render_accuracy(accuracy))
-        click.echo(render_by_set(sets))
-        click.echo(render_curves(scored.curves, session.contract))
-        told = f"{scored.calibration_error:.4f}"
-        if temperature is not None:
-            told += f", {scored.calibrated_error:.4f} with its temperature of {temperature:.3f}"
-        click.echo(f"Expected calibration error: {told}.")
-        if leak:
-            click.echo(f"Not leak-safe: {leak}.")
+        write_scores_csv(csv_file, evaluation.scores)
+    as_text = evaluation.to_text
+    click.echo(json.dumps(evaluation.to_dict(), indent=1) if as_json else as_text())
 
 
 @cli.command()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Each worker has a core, and so has what it starts. Threads that share cores with another
-    # worker's wait for one another: a training of seconds takes minutes. Before PyTorch is imported.
+    # Each worker has a core, and so has what it starts. Threads that share cores with those of
+    # another wait for them: a training of seconds takes minutes. Before PyTorch is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))

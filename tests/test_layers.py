@@ -41,8 +41,9 @@ PACKAGES = {
     "edgeseg.export.device": set(),
     "edgeseg.export": {"numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt_rtx"},
     "edgeseg.cli.jobs.rivals": {"numpy", "onnx", "onnxruntime", "openvino"},
-    "edgeseg.cli.jobs": {"numpy"},
     "edgeseg.cli.benchmark": {"click", "numpy"},
+    "edgeseg.cli.jobs.api": {"tqdm", "pandas"},
+    "edgeseg.cli.jobs": {"numpy"},
     "edgeseg.cli.console": {"click", "tqdm"},
     "edgeseg.cli": {"click"},
     "edgeseg": set(),
@@ -82,13 +83,14 @@ LAYERS = {
     "edgeseg.cli.console": ("edgeseg.runtime",),
     "edgeseg.cli": ("edgeseg.cli", "edgeseg.__version__", *BELOW),
     "edgeseg.__main__": ("edgeseg.cli",),
-    "edgeseg": (),
+    "edgeseg": ("edgeseg.cli.jobs.api", "edgeseg.export"),  # once they are asked for
 }
 # Wherever a package is heavy it waits until a function needs it.
 ONLY_INSIDE_FUNCTIONS = {
     "edgeseg.benchmarks": {"onnx", "google", "onnxruntime", "openvino"},
     "edgeseg.cli.benchmark": {"numpy"},
     "edgeseg.cli.console": {"tqdm"},
+    "edgeseg.cli.jobs.api": {"tqdm", "pandas"},
     "edgeseg.cli.jobs.rivals": {"onnx", "onnxruntime", "openvino"},
     "edgeseg.export": {"tensorrt_rtx"},
     "edgeseg.runtime.stream": {"pydicom", "cv2"},
@@ -152,9 +154,11 @@ def faults_of(module: str, source: str, *, is_package: bool = False) -> list[str
             allowed = rule_for(module, LAYERS)
             if not any(below(each.name, prefix) for prefix in allowed):
                 faults.append(where)
-            may = below(module, "edgeseg.cli") or module == "edgeseg.__main__"
+            may = below(module, "edgeseg.cli") or module in ("edgeseg", "edgeseg.__main__")
             if below(each.name, "edgeseg.cli") and not may:
-                faults.append(f"{where}: only __main__ may")
+                faults.append(f"{where}: only __main__ and the package itself may")
+            if module == "edgeseg" and not (each.function or each.for_types):
+                faults.append(f"{where} before it is asked for")
         elif each.package not in STDLIB | {"__future__"}:
             if each.package not in rule_for(module, PACKAGES):
                 faults.append(where)
@@ -264,6 +268,8 @@ def test_onnx_and_torch_are_not_imported_to_open_the_export_table():
         ("edgeseg.kd.train", "from ..cli.jobs.ablation import reproduce"),
         ("edgeseg.cli.jobs.sources", "import click"),
         ("edgeseg.__main__", "from .runtime.session import Session"),
+        ("edgeseg", "from edgeseg.cli.jobs.api import load"),
+        ("edgeseg", "def f():\n    from edgeseg.kd import train"),
         ("edgeseg.cli.main", "import numpy"),
         ("edgeseg.cli.main", "import torch"),
     ],

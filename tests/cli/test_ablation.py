@@ -13,6 +13,7 @@ from edgeseg.cli.jobs.ablation import REFERENCE, ROWS, reproduce, to_markdown, t
 from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.kd.config import TrainConfig
 from edgeseg.kd.data.dataset import read_dataset
+from edgeseg.kd.data.phantom import write_phantoms
 from edgeseg.runtime.errors import InputError
 from edgeseg.runtime.files import sha256_of_file
 
@@ -29,6 +30,14 @@ SHORT = TrainConfig(
     batch=8,
 )
 TRIED = ("no teacher", "single teacher", "routed, fitnet")
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    """Fewer than others share: every row of every seed reads them."""
+    folder = tmp_path_factory.mktemp("few") / "phantoms"
+    write_phantoms(folder, count=24)
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -197,14 +197,11 @@ def test_error_of_the_leader_is_raised_by_all_and_none_waits(phantoms, tmp_path)
     (tmp_path / "train.py").write_text(TRAIN)
     blocked = tmp_path / "file"
     blocked.write_text("no folder")
-    command = [
-        *(sys.executable, *TORCHRUN),
-        *(tmp_path / "train.py", phantoms, blocked / "run", CONFIG.to_json()),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    command = [sys.executable, "-c", AS_ONE_AND_AS_TWO, tmp_path / "train.py"]
+    ends = [phantoms, blocked, CONFIG.to_json()]
+    done = subprocess.run([*command, *ends], capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
-    assert done.stderr.count("OutputError: E-OUT-WRITE") >= 1
+    assert done.stderr.count("OutputError: E-OUT-WRITE") == 3  # one alone, and both of two
 
 
 def test_errors_travel_between_processes():
