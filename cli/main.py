@@ -413,8 +413,12 @@ def _frame_size(
     help="JSON: where the image is on the screen whose frames will come, see docs/session.md.",
 )
 @click.option(
-    "--contract", type=path_type(), help="JSON with the input contract of an ONNX that has none."
+    "--contract",
+    type=path_type(),
+    help="JSON with the input contract of an ONNX or torch network that has none.",
 )
+@click.option("--output", help="The output that answers, of a network with several, by its name.")
+@click.option("--weights", type=path_type(), help="State dict of a torch network.")
 @click.option(
     "--force-contract",
     is_flag=True,
@@ -442,6 +446,8 @@ def export(
     frame: tuple[int, int] | None,
     layout_file: Path | None,
     contract: Path | None,
+    output: str | None,
+    weights: Path | None,
     force_contract: bool,
     out: Path | None,
     dry_run: bool,
@@ -450,8 +456,8 @@ def export(
 ) -> None:
     """Export SOURCE for a target, compared with the network at every step.
 
-    SOURCE is a run, a checkpoint, a shipped student (`edgeseg models`) or an ONNX from elsewhere;
-    left out, it is the student t2kd-edge.
+    SOURCE is a run, a checkpoint, a shipped student (`edgeseg models`), an ONNX from elsewhere or
+    package.module:function that makes a torch network; left out, it is the student t2kd-edge.
     """
     from .jobs import api
 
@@ -477,7 +483,7 @@ def export(
             from .jobs.sources import load_exportable
 
             # What cannot be exported is no plan.
-            found, network = load_exportable(source, contract, plan.target.opset)
+            found, network = load_exportable(source, contract, plan.target.opset, output, weights)
             if frame:
                 require_no_least(network.contract)
             if qat:
@@ -498,6 +504,8 @@ def export(
         max_hd95_rise=max_hd95_rise,
         layout=layout,
         contract=contract,
+        output=output,
+        weights=weights,
         force_contract=force_contract,
         out=out,
         progress=progress_of(quiet),
@@ -509,6 +517,45 @@ def export(
     if source is None:
         click.echo(f"no SOURCE was named: the shipped student {made.source}")
     click.echo(made.to_text())
+
+
+@cli.command()
+@click.argument("file", metavar="FILE.onnx", type=path_type())
+@click.option("--output", help="The output that answers, of several, by its name.")
+@click.option(
+    "--size",
+    metavar="WIDTHxHEIGHT",
+    callback=_frame_size,
+    help="Height and width in px, of a file that leaves them open.",
+)
+@data_sets_option(
+    "--data", "Data set on whose images the usual means and stds are tried; repeated for several."
+)
+@out_option("Write the proposed contract, for `export --contract`.", required=False)
+@json_option
+@taken_quiet_option
+def inspect(
+    file: Path,
+    output: str | None,
+    size: tuple[int, int] | None,
+    dataset: tuple[Path, ...],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Say what an ONNX from elsewhere is, which contract it seems to want, and if export takes it.
+
+    Mean, std and threshold are in no ONNX: what is proposed is checked by whoever trained it.
+    """
+    from ..export.inspection import inspect_onnx, write_contract
+    from ..runtime.files import require_writable
+    from .jobs.parts import check_frames
+
+    if out:
+        require_writable(out)
+    found = inspect_onnx(file, output=output, size=size, frames=check_frames(dataset))
+    if out:
+        write_contract(out, found.contract)
+    click.echo(json.dumps(found.to_dict(), indent=1) if as_json else found.to_text())
 
 
 @cli.command()

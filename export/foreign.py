@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,16 @@ from onnx import numpy_helper
 from ..runtime.contract import InputContract
 from ..runtime.engines import available_threads
 from ..runtime.errors import InputError
+from ..runtime.files import sha256_of_file
 from ..runtime.paths import takes_paths
+from .ends import fit_ends, type_name
 from .logits import cut_probability, ends_unbounded, logits_of, require_logits
 from .onnx_file import load_onnx, nodes_of, tensors_of, unreadable
 from .opset import CONVERTED, at_our_opset, opset_of, require_opset
 from .parity import Run, exact_run
 from .target import OPSET
 from .to_onnx import CONTRACT_KEY
+from .torch_module import write_module_as_onnx
 
 _JOINED_SHAPE = "_new_shape"  # how ONNX Runtime ends the name of the shape of joined Reshapes
 _TRAINING_MODE = 14  # the opset from which a batch norm says its mode in an attribute
@@ -104,7 +107,12 @@ class OnnxNetwork:
 
 
 @takes_paths
-def read_onnx(file: Path, contract_file: Path | None, opset: int = OPSET) -> OnnxNetwork:
+def read_onnx(
+    file: Path,
+    contract_file: Path | None,
+    opset: int = OPSET,
+    output: str | None = None,
+) -> OnnxNetwork:
     """Read an ONNX model and make it ours: batch norms folded, logits, every node named.
 
     An opset from 17 to `opset` stays, any other becomes 17. What is constant is folded before
@@ -113,17 +121,19 @@ def read_onnx(file: Path, contract_file: Path | None, opset: int = OPSET) -> Onn
 
     Args:
         file: opset 7 to 24, weights inside or in data files beside it; one input and one output,
-            both static float32 [1, 1, H, W].
+            float [1, 1, H, W] or [1, H, W, 1], where an axis that is not fixed becomes the
+            contract's.
         contract_file: JSON as in a manifest; None: the model carries the contract.
         opset: the highest that the target takes, see `Target.opset`.
+        output: name of the one that answers; needed where there are several.
 
-    Raises InputError: E-ONNX-READ, E-ONNX-SHAPE (also an output that is no logit),
+    Raises InputError: E-ONNX-READ, E-ONNX-OUTPUT, E-ONNX-SHAPE (also an output that is no logit),
     E-ONNX-OPERATOR (names what no target takes), E-ONNX-OPSET, E-ONNX-TRAINING (batch norm or
     dropout in training mode), E-ONNX-CONSTANT (every frame gets the same answer), E-CONTRACT.
     """
     loaded = load_onnx(file)
-    contract = _contract_of(loaded.model, file, contract_file)
-    theirs = _cleaned(loaded.model, file)
+    contract = _contract_of(file, contract_file, _carried_by(loaded.model))
+    theirs, fitted = fit_ends(_cleaned(loaded.model, file), file, contract, output)
     require_opset(theirs, file)
     _require_inference(theirs.graph, opset_of(theirs), file)
     _require_ends(theirs.graph.input, "input", file, contract)
@@ -170,10 +180,40 @@ def read_onnx(file: Path, contract_file: Path | None, opset: int = OPSET) -> Onn
         {
             "source": "ONNX from elsewhere",
             **({"external_data": dict(loaded.data)} if loaded.data else {}),
+            **fitted,
             **({"cut_off": cut} if cut else {}),
         },
         (lambda image: logits_of(run(image))) if cut else run,
     )
+
+
+def read_module(
+    name: str,
+    weights: Path | None,
+    contract_file: Path | None,
+    opset: int = OPSET,
+    output: str | None = None,
+) -> OnnxNetwork:
+    """Read a torch network by the function that makes it; see `write_module_as_onnx`.
+
+    Args:
+        name: ``package.module:function``.
+        weights: see there.
+        contract_file: see `read_onnx`, as `opset` and `output`.
+        opset: see there.
+        output: see there.
+
+    Raises InputError: E-CONTRACT, those of `write_module_as_onnx` and `read_onnx`.
+    """
+    contract = _contract_of(name, contract_file)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, f"{name.rpartition(':')[2]}.onnx")
+        write_module_as_onnx(name, weights, contract, file)
+        network = read_onnx(file, contract_file, opset, output)
+    own = {"source": "torch network from elsewhere", "function": name}
+    if weights is not None:
+        own["weights_sha256"] = sha256_of_file(weights)
+    return replace(network, provenance={**network.provenance, **own})
 
 
 def _cleaned(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
@@ -312,16 +352,17 @@ def _require_answer(run: Run, graph: onnx.GraphProto, file: Path, contract: Inpu
         )
 
 
-def _contract_of(model: onnx.ModelProto, file: Path, contract_file: Path | None) -> InputContract:
-    carried = {entry.key: entry.value for entry in model.metadata_props}.get(CONTRACT_KEY)
+def _contract_of(
+    source: Path | str, contract_file: Path | None, carried: str | None = None
+) -> InputContract:
     if carried is None and contract_file is None:
         raise InputError(
             "E-CONTRACT",
-            f"{file} does not say how frames become its input; give --contract FILE with height, "
+            f"{source} does not say how frames become its input; give --contract FILE with height, "
             "width, mean, std and threshold as JSON",
         )
     try:
-        texts = [str(carried)] if carried is not None else []
+        texts = [carried] if carried is not None else []
         texts += [contract_file.read_text("utf-8")] if contract_file is not None else []
         contracts = [InputContract.from_dict(dict(json.loads(text))) for text in texts]
     except OSError as error:
@@ -329,8 +370,13 @@ def _contract_of(model: onnx.ModelProto, file: Path, contract_file: Path | None)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InputError("E-CONTRACT", f"the input contract is malformed ({error})") from error
     if len(set(contracts)) > 1:
-        raise InputError("E-CONTRACT", f"{file} carries another contract; leave --contract out")
+        raise InputError("E-CONTRACT", f"{source} carries another contract; leave --contract out")
     return contracts[0]
+
+
+def _carried_by(model: onnx.ModelProto) -> str | None:
+    found = {entry.key: entry.value for entry in model.metadata_props}.get(CONTRACT_KEY)
+    return None if found is None else str(found)
 
 
 def _require_operators(graph: onnx.GraphProto, file: Path) -> None:
@@ -351,17 +397,12 @@ def _require_ends(
     expected = [1, 1, contract.height, contract.width]
     found = [_shape_of(value) for value in values]
     if found != [(onnx.TensorProto.FLOAT, expected)]:
-        ends = " and ".join(f"{_type_name(kind)} {shape}" for kind, shape in found)
+        ends = " and ".join(f"{type_name(kind)} {shape}" for kind, shape in found)
         raise InputError(
             "E-ONNX-SHAPE",
             f"{file} has the {what} {ends or 'none'}; expected one, float32 {expected}, as the "
             "contract says (logits, before any sigmoid)",
         )
-
-
-def _type_name(kind: int) -> str:
-    name = str(onnx.TensorProto.DataType.Name(kind)).lower()
-    return {"float": "float32", "double": "float64"}.get(name, name)
 
 
 def _shape_of(value: onnx.ValueInfoProto) -> tuple[int, list[int | str]]:

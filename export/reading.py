@@ -83,14 +83,48 @@ def require_own_answer(run: Run, reference: Reference) -> None:
         )
 
 
+def best_reading(
+    run: Run, contract: InputContract, frames: Sequence[CheckFrame]
+) -> tuple[InputContract, str]:
+    """Return a contract with the usual mean and std under which masks fit the truth best, and why.
+
+    Args:
+        run: the network.
+        contract: whose size and threshold stay.
+        frames: with a lesion each.
+    """
+    best: tuple[float, InputContract] = (-1.0, contract)
+    for tried in _normalisations(contract, frames):
+        found = _mean_dice(run, tried, frames)
+        best = (found, tried) if found > best[0] else best
+    told = f"of the usual ones the best on {len(frames)} frames, with a Dice of {best[0]:.3f}"
+    return best[1], told
+
+
+def _mean_dice(run: Run, contract: InputContract, frames: Sequence[CheckFrame]) -> float:
+    answers = [run(input_from_frame(each.frame, contract))[0, 0] for each in frames]
+    masks = (
+        mask_from_logits(logits, contract, *each.frame.shape)
+        for logits, each in zip(answers, frames, strict=True)
+    )
+    return float(np.mean([_dice(mask, each) for mask, each in zip(masks, frames, strict=True)]))
+
+
+def _normalisations(
+    contract: InputContract, frames: Sequence[CheckFrame]
+) -> Iterator[InputContract]:
+    """Yield the contract as it is and with each usual mean and std, the frames' own among them."""
+    grey = np.concatenate([each.frame.reshape(-1) for each in frames]) / 255
+    own = (float(grey.mean()), max(float(grey.std()), 1e-3))
+    for mean, std in ((contract.mean, contract.std), *_USUAL, own):
+        yield replace(contract, mean=mean, std=std)
+
+
 def _readings(
     run: Run, contract: InputContract, frames: Sequence[CheckFrame]
 ) -> Iterator[tuple[float, float, str]]:
     """Yield readings of inputs and answers: how far beyond telling, the mean Dice, what it is."""
-    grey = np.concatenate([each.frame.reshape(-1) for each in frames]) / 255
-    own = (float(grey.mean()), max(float(grey.std()), 1e-3))
-    for mean, std in ((contract.mean, contract.std), *_USUAL, own):
-        tried = replace(contract, mean=mean, std=std)
+    for tried in _normalisations(contract, frames):
         answers = [run(input_from_frame(each.frame, tried))[0, 0] for each in frames]
         outputs = [("", 1.0, 0.0), (", its answer negated,", -1.0, 0.0)]
         if all(each.min() >= 0 for each in answers):
@@ -106,7 +140,7 @@ def _readings(
             dice = [_dice(mask, each) for mask, each in zip(masks, frames, strict=True)]
             found = float(np.mean(dice))
             beyond = found - (_CLEARLY_NEGATED if sign < 0 else _CLEARLY)
-            yield beyond, found, f"with mean {mean:.3g} and std {std:.3g}{what}"
+            yield beyond, found, f"with mean {tried.mean:.3g} and std {tried.std:.3g}{what}"
 
 
 def _dice(mask: np.ndarray, check: CheckFrame) -> float:

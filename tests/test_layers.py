@@ -39,6 +39,7 @@ PACKAGES = {
     "edgeseg.export.kit": {"numpy", *KIT_MODULES},
     "edgeseg.export.device.onboard.work": {"numpy"},
     "edgeseg.export.device": set(),
+    "edgeseg.export.torch_module": {"numpy", "torch", "safetensors"},
     "edgeseg.export": {"numpy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt_rtx"},
     "edgeseg.cli.jobs.rivals": {"numpy", "onnx", "onnxruntime", "openvino"},
     "edgeseg.cli.benchmark": {"click", "numpy"},

@@ -332,6 +332,8 @@ def export(
     frame: tuple[int, int] | None = None,
     layout: Layout | None = None,
     contract: Path | None = None,
+    output: str | None = None,
+    weights: Path | None = None,
     force_contract: bool = False,
     out: Path | None = None,
     progress: Progress = _bars,
@@ -339,8 +341,9 @@ def export(
     """Write a bundle for a target, compared with the network at every step, or nothing.
 
     Args:
-        source: a run, a checkpoint, the name of a shipped student, or an ONNX from elsewhere; None
-            is the student `kd.zoo.DEFAULT`.
+        source: a run, a checkpoint, the name of a shipped student, an ONNX from elsewhere, or
+            ``package.module:function`` that makes a torch network; None is the student
+            `kd.zoo.DEFAULT`.
         target: see `plan`, as `precision`, `dla`, `calibration_cache`, `qat`, `max_batch`, `frame`.
         precision: see `plan`.
         calib: data sets whose train part calibrates and whose val part checks.
@@ -356,7 +359,9 @@ def export(
         max_batch: see `plan`.
         frame: see `plan`.
         layout: where the image is in the maker's frames.
-        contract: JSON with the input contract of an ONNX that has none.
+        contract: JSON with the input contract of an ONNX or torch network from elsewhere.
+        output: name of the one that answers, of several.
+        weights: state dict of a torch network from elsewhere.
         force_contract: also where the network's answers speak against its contract.
         out: folder of the bundle, new; None names it by source and target.
         progress: shows how far it is.
@@ -381,7 +386,7 @@ def export(
     named = source or Path(zoo.DEFAULT)
     out = out or Path(f"{named.resolve().stem}-{chosen.target.name}".replace("@", "-"))
     require_new(out)
-    found, network = load_exportable(named, contract, chosen.target.opset)
+    found, network = load_exportable(named, contract, chosen.target.opset, output, weights)
     trained_on = found.trained_on()
     request = CalibrationRequest(_sets(calib), ranges, synthetic_calibration, calib_images)
     retrain = retraining_of(found, request, qat) if qat else None

@@ -14,10 +14,12 @@ from ...runtime.progress import Progress, quiet
 
 if TYPE_CHECKING:
     from ...benchmarks.measure.latency import Frame
+    from ...export.parity import CheckFrame
     from ...kd.data.dataset import Dataset, Sample
     from ...kd.data.split import Split
     from .sources import ModelSource
 
+_CHECK_FRAMES = 16
 Folders = Sequence[Path]  # of data sets, each PATH or NAME=PATH, as `read_datasets` takes them
 
 
@@ -114,6 +116,18 @@ def train_frames(source: ModelSource, data: Folders, count: int) -> tuple[Frame,
     """Return frames of the train part of a run, uint8 [H, W] each, spread over its images."""
     samples = samples_for(source, data, "train")
     return tuple(each.read_image() for each in samples[:: max(1, len(samples) // count)][:count])
+
+
+def check_frames(data: Folders) -> tuple[CheckFrame, ...]:
+    """Return frames with a lesion, spread over data sets, with their truth; none without data."""
+    from ...export.parity import CheckFrame
+    from ...kd.data.dataset import read_datasets
+
+    if not data:
+        return ()
+    samples = [each for each in read_datasets(data).samples if each.label != "normal"]
+    spread = samples[:: max(1, len(samples) // _CHECK_FRAMES)][:_CHECK_FRAMES]
+    return tuple(CheckFrame(each.read_image(), each.read_mask(), each.name) for each in spread)
 
 
 @dataclass(frozen=True)

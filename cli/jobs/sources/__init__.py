@@ -3,7 +3,7 @@
 BundleSource      a bundle's folder
 CheckpointSource  the checkpoint of a training run
 ShippedSource     a checkpoint that ships with edgeseg, with its evidence
-OnnxSource        an ONNX from elsewhere, which is exported and does nothing else
+OnnxSource        an ONNX or torch network from elsewhere, which is exported and does nothing else
 """
 
 from __future__ import annotations
@@ -78,22 +78,39 @@ def checkpoint_of(path: Path) -> CheckpointSource:
 
 @takes_paths
 def load_exportable(
-    path: Path, contract: Path | None, opset: int = OPSET
+    path: Path,
+    contract: Path | None,
+    opset: int = OPSET,
+    output: str | None = None,
+    weights: Path | None = None,
 ) -> tuple[Exportable, ExportableNetwork]:
     """Return what an export starts from: a checkpoint, or an ONNX from elsewhere.
 
     Args:
-        path: a run, a checkpoint, the name of a shipped student, or an ONNX file.
+        path: a run, a checkpoint, the name of a shipped student, an ONNX file, or
+            ``package.module:function`` that makes a torch network.
         contract: JSON file with the input contract of an ONNX that does not carry it.
         opset: the highest that an ONNX may keep, see `Target.opset`.
+        output: name of the one that answers, of an ONNX or torch network with several.
+        weights: of a torch network.
 
-    Raises InputError: E-SOURCE, E-CONTRACT, those of `load_checkpoint` and `read_onnx`.
+    Raises InputError: E-SOURCE, E-CONTRACT, E-ONNX-OUTPUT, E-MODULE-WEIGHTS, those of
+    `load_checkpoint`, `read_onnx` and `read_module`.
     """
-    from ....export.foreign import read_onnx
+    from ....export.foreign import read_module, read_onnx
     from ....export.pipeline import load_trained
+    from ....export.torch_module import is_module_name
 
+    if is_module_name(path):
+        return OnnxSource(path), read_module(str(path), weights, contract, opset, output)
+    if weights is not None:
+        raise InputError("E-MODULE-WEIGHTS", f"{path} brings its own weights; leave --weights out")
     if _is_onnx(path):
-        return OnnxSource(path), read_onnx(path, contract, opset)
+        return OnnxSource(path), read_onnx(path, contract, opset, output)
+    if output is not None:
+        raise InputError(
+            "E-ONNX-OUTPUT", f"{path} is no ONNX and has one output; leave --output out"
+        )
     if contract is not None:
         raise InputError("E-CONTRACT", f"{path} carries its input contract; leave --contract out")
     found = checkpoint_of(path)

@@ -1,0 +1,166 @@
+"""A torch network from elsewhere, named by the function that makes it, as an ONNX file."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..runtime.contract import InputContract
+from ..runtime.engines import available_threads
+from ..runtime.errors import InputError
+from .parity import exact_run
+from .target import OPSET
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_NESTED = ("state_dict", "model_state_dict", "model")  # where trainers keep the weights in a file
+_MAX_APART = 1e-3  # of the largest answer, between torch and its ONNX
+
+
+def is_module_name(path: Path) -> bool:
+    """Say whether a source is ``package.module:function`` and no file of that name."""
+    return _NAME.fullmatch(str(path)) is not None and not path.exists()
+
+
+def write_module_as_onnx(
+    name: str, weights: Path | None, contract: InputContract, out: Path
+) -> None:
+    """Make a network and write it as ONNX, whose answers are compared with torch's.
+
+    Args:
+        name: ``package.module:function``, found from the working directory too. The function takes
+            no argument and returns an `nn.Module` from float32 [N, 1, H, W] to logits or
+            probabilities; outputs of a dict have its names, of a sequence ``output_0``, ….
+        weights: a state dict as .safetensors or torch's own file, read without pickle's code, also
+            under one of `_NESTED`; None where the function loads them.
+        contract: gives height and width.
+        out: the file to write.
+
+    Raises InputError: E-MODULE-IMPORT, E-MODULE-WEIGHTS, E-MODULE-ONNX.
+    """
+    import torch
+
+    network = _made_by(name)
+    if weights is not None:
+        _load(network, weights, name)
+    network = network.eval()
+    # What is traced may hold values of its frame, so the answers to another are compared.
+    random = np.random.default_rng(0).normal(size=(2, 1, 1, contract.height, contract.width))
+    image, other = torch.from_numpy(random.astype(np.float32))
+    try:
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer; what it gets wrong is compared below
+            answers = _named(network(other))
+            torch.onnx.export(
+                network,
+                (image,),
+                out,
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=["image"],
+                output_names=list(answers),
+            )
+        if len(answers) > 1:
+            return  # the one that answers is chosen by --output
+        found = exact_run(out.read_bytes(), available_threads())(other.numpy())
+    except InputError:
+        raise
+    except Exception as error:  # of somebody's network and of the exporter
+        raise InputError(
+            "E-MODULE-ONNX",
+            f"torch cannot write {name} as ONNX for a frame of {contract.height} x "
+            f"{contract.width}: {_first_line(error)}; export it yourself and name the file",
+        ) from error
+    expected = next(iter(answers.values())).float().numpy()
+    apart = float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
+    if not apart <= _MAX_APART * max(1.0, float(np.abs(expected).max())):
+        raise InputError(
+            "E-MODULE-ONNX",
+            f"the ONNX that torch writes of {name} answers otherwise (by {apart:.4g}), as what it "
+            "does depends on the frame; export it yourself and name the file",
+        )
+
+
+def _made_by(name: str) -> nn.Module:
+    from torch import nn
+
+    package, _, function = name.partition(":")
+    before = list(sys.path)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        made = getattr(importlib.import_module(package), function)()
+    except Exception as error:  # whatever somebody's code raises
+        raise InputError(
+            "E-MODULE-IMPORT",
+            f"cannot make a network by {name}: {type(error).__name__}: {_first_line(error)}; name "
+            "a function without arguments in a module that can be imported from here",
+        ) from error
+    finally:
+        sys.path[:] = before
+    if not isinstance(made, nn.Module):
+        raise InputError(
+            "E-MODULE-IMPORT", f"{name} returns {type(made).__name__}; expected a torch nn.Module"
+        )
+    return made
+
+
+def _load(network: nn.Module, file: Path, name: str) -> None:
+    import torch
+
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(file)
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle's, zip's and safetensors' share no narrower base
+        raise InputError(
+            "E-MODULE-WEIGHTS", f"cannot read weights from {file}: {_first_line(error)}"
+        ) from error
+    for key in _NESTED:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping):
+        raise InputError("E-MODULE-WEIGHTS", f"{file} holds no state dict; save one")
+    if content and all(str(key).startswith("module.") for key in content):  # of DataParallel
+        content = {key.removeprefix("module."): value for key, value in content.items()}
+    own = network.state_dict()
+    wrong = [
+        *(f"without {key}" for key in own if key not in content),
+        *(f"with {key}" for key in content if key not in own),
+        *(
+            f"{key} of {tuple(content[key].shape)}, not {tuple(own[key].shape)}"
+            for key in own
+            if key in content and tuple(content[key].shape) != tuple(own[key].shape)
+        ),
+    ]
+    if wrong:
+        raise InputError(
+            "E-MODULE-WEIGHTS",
+            f"{file} does not fit {name}: {len(wrong)} differences, the first {wrong[0]}; name the "
+            "weights of this network",
+        )
+    network.load_state_dict(content)
+
+
+def _named(answer: Any) -> dict[str, torch.Tensor]:
+    if isinstance(answer, Mapping):
+        return dict(answer)
+    if isinstance(answer, (list, tuple)):
+        return {f"output_{index}": each for index, each in enumerate(answer)}
+    return {"logits": answer}
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
