@@ -187,6 +187,7 @@ def read_onnx(
     )
 
 
+@takes_paths
 def read_module(
     name: str,
     weights: Path | None,

@@ -21,7 +21,14 @@ MODULES = (  # of the library as its users call it; the others are called by the
     *("runtime.bundle", "runtime.image", "runtime.predict", "runtime.session"),
     *("runtime.stream.sources", "kd.checkpoint", "kd.data.audit", "kd.data.dataset"),
     *("kd.data.phantom", "kd.data.split", "kd.qat", "kd.train", "export.calibration"),
-    *("export.foreign", "export.pipeline", "benchmarks.measure.accuracy", "benchmarks.compare"),
+    *(
+        "cli.jobs.api",
+        "export.foreign",
+        "export.inspection",
+        "export.pipeline",
+        "benchmarks.measure.accuracy",
+        "benchmarks.compare",
+    ),
     *("benchmarks.report.comparison", "benchmarks.record", "benchmarks.report.files"),
 )
 
