@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,9 @@ from onnx import helper
 
 from ..runtime.contract import InputContract
 from ..runtime.errors import InputError
-from .onnx_file import nodes_of, unreadable
+from .onnx_file import OTHER_FLOATS, nodes_of, remove_unread, unreadable
 
 _FLOAT = onnx.TensorProto.FLOAT
-_OTHER_FLOATS = (
-    onnx.TensorProto.FLOAT16,
-    onnx.TensorProto.BFLOAT16,
-    onnx.TensorProto.DOUBLE,
-)
 _TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 _CHANNELS = (1, 2)  # of an output: one logit, or background and lesion
 _Dims = list[int | None]  # None: not fixed
@@ -98,10 +93,8 @@ def fit_ends(
     if layout is None:
         return model, done
     if None in found:
-        model = _with_axes(model, file, wanted[layout])
-        graph = model.graph
         done["fixed_axes"] = wanted[layout]
-    elif None in _dims_of(graph.output[0]):
+    if None in (*found, *_dims_of(graph.output[0])):
         model = _with_axes(model, file, wanted[layout])
         graph = model.graph
     taken = {name for node in nodes_of(graph) for name in (*node.input, *node.output)}
@@ -141,25 +134,11 @@ def _keep_output(graph: onnx.GraphProto, file: Path, output: str | None) -> bool
     value.CopyFrom(kept[0])
     del graph.output[:]
     graph.output.append(value)
-    needed, nodes = {output}, []
-    for node in reversed(graph.node):
-        if needed & set(node.output):
-            nodes.append(node)
-            needed |= {name for each in _with_inner(node) for name in each.input}
-    copies = []
-    for node in reversed(nodes):
-        copies.append(onnx.NodeProto())
-        copies[-1].CopyFrom(node)
-    del graph.node[:]
-    graph.node.extend(copies)
+    remove_unread(graph)
+    needed = {output} | {name for node in nodes_of(graph) for name in node.input}
     for tensor in [each for each in graph.initializer if each.name not in needed]:
         graph.initializer.remove(tensor)
     return True
-
-
-def _with_inner(node: onnx.NodeProto) -> Iterable[onnx.NodeProto]:
-    """Return a node and those of the graphs in it."""
-    return nodes_of(helper.make_graph([node], "one", [], []))
 
 
 def _dims_of(value: onnx.ValueInfoProto) -> _Dims:
@@ -219,7 +198,7 @@ def _before_output(graph: onnx.GraphProto, taken: set[str], suffix: str) -> str:
 
 def _cast_input(graph: onnx.GraphProto, taken: set[str]) -> bool:
     kind = graph.input[0].type.tensor_type.elem_type
-    if kind not in _OTHER_FLOATS:
+    if kind not in OTHER_FLOATS:
         return False
     made = _behind_input(graph, taken, "cast")
     graph.node.insert(0, helper.make_node("Cast", [graph.input[0].name], [made], made, to=kind))
@@ -228,7 +207,7 @@ def _cast_input(graph: onnx.GraphProto, taken: set[str]) -> bool:
 
 
 def _cast_output(graph: onnx.GraphProto, taken: set[str]) -> bool:
-    if graph.output[0].type.tensor_type.elem_type not in _OTHER_FLOATS:
+    if graph.output[0].type.tensor_type.elem_type not in OTHER_FLOATS:
         return False
     read = _before_output(graph, taken, "cast")
     graph.node.append(helper.make_node("Cast", [read], [graph.output[0].name], read, to=_FLOAT))

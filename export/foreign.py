@@ -21,7 +21,7 @@ from ..runtime.files import sha256_of_file
 from ..runtime.paths import takes_paths
 from .ends import fit_ends, type_name
 from .logits import cut_probability, ends_unbounded, logits_of, require_logits
-from .onnx_file import load_onnx, nodes_of, tensors_of, unreadable
+from .onnx_file import OTHER_FLOATS, load_onnx, nodes_of, tensors_of, unreadable
 from .opset import CONVERTED, at_our_opset, opset_of, require_opset
 from .parity import Run, exact_run
 from .target import OPSET
@@ -31,11 +31,6 @@ from .torch_module import write_module_as_onnx
 _JOINED_SHAPE = "_new_shape"  # how ONNX Runtime ends the name of the shape of joined Reshapes
 _TRAINING_MODE = 14  # the opset from which a batch norm says its mode in an attribute
 _FLOAT = onnx.TensorProto.FLOAT
-_OTHER_FLOATS = (
-    onnx.TensorProto.FLOAT16,
-    onnx.TensorProto.BFLOAT16,
-    onnx.TensorProto.DOUBLE,
-)
 _NOISE = (1.0, 1.0, 5.0)  # standard deviations of frames that tell whether an answer depends on any
 # What the parsers of OpenVINO, ONNX Runtime and TensorRT-RTX 1.7 all took, one small model each.
 # Without matrix products: the audits cannot follow them in every engine.
@@ -209,11 +204,13 @@ def read_module(
     contract = _contract_of(name, contract_file)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, f"{name.rpartition(':')[2]}.onnx")
-        write_module_as_onnx(name, weights, contract, file)
+        write_module_as_onnx(name, weights, contract, file, output)
         network = read_onnx(file, contract_file, opset, output)
     own = {"source": "torch network from elsewhere", "function": name}
     if weights is not None:
         own["weights_sha256"] = sha256_of_file(weights)
+    if output is not None:
+        own["output"] = output
     return replace(network, provenance={**network.provenance, **own})
 
 
@@ -302,13 +299,13 @@ def _refused_by_runtime(file: Path, error: Exception) -> InputError:
 def _in_float(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
     """Make every float type FP32, as the targets' own steps choose narrower ones; infer shapes."""
     for tensor in tensors_of(model.graph):
-        if tensor.data_type in _OTHER_FLOATS:
+        if tensor.data_type in OTHER_FLOATS:
             with np.errstate(over="ignore"):  # what overflows shows in the parity
                 array = numpy_helper.to_array(tensor).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     for node in nodes_of(model.graph):
         for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in _OTHER_FLOATS:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in OTHER_FLOATS:
                 attribute.i = _FLOAT
     del model.graph.value_info[:]
     model = _inferred(model, file)

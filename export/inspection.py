@@ -111,7 +111,6 @@ def inspect_onnx(
         if with_lesion:
             contract, told = best_reading(network.run, contract, with_lesion)
             reasons |= {"mean": told, "std": told}
-            network = _read(file, contract, output)
         complexity = count_complexity(network.to_onnx())
         parameters, macs = complexity.parameters, complexity.macs
         found = [network.run(image) for image in _inputs(contract, with_lesion)]

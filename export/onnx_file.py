@@ -13,6 +13,11 @@ from onnx.external_data_helper import uses_external_data
 
 from ..runtime.errors import InputError
 
+OTHER_FLOATS = (
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+    onnx.TensorProto.DOUBLE,
+)  # than FP32, which a file from elsewhere may have and becomes
 _MAX_BYTES = (1 << 31) - 1  # of a model with its weights inside, as protobuf counts
 
 
@@ -73,6 +78,20 @@ def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 yield from nodes_of(inner)
+
+
+def remove_unread(graph: onnx.GraphProto) -> None:
+    """Remove nodes whose outputs nobody reads, and then those that only they read."""
+    read = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if read & set(node.output):
+            kept.append(node)
+            inner = nodes_of(onnx.helper.make_graph([node], "one", [], []))
+            read |= {name for each in inner for name in each.input}
+    kept.reverse()
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _tensors_of_node(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:

@@ -13,6 +13,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from ..runtime.contract import InputContract
+from .onnx_file import remove_unread
 from .target import OPSET
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _tidy(model: onnx.ModelProto) -> None:
             for place, name in enumerate(reader.input):
                 if name == node.output[0]:
                     reader.input[place] = node.input[0]
-    _remove_unread(graph)
+    remove_unread(graph)
 
 
 def _computed(model: onnx.ModelProto, name: str) -> np.ndarray:
@@ -118,18 +119,6 @@ def _computed(model: onnx.ModelProto, name: str) -> np.ndarray:
 
 def _times_read(graph: onnx.GraphProto, name: str) -> int:
     return sum(list(node.input).count(name) for node in graph.node)
-
-
-def _remove_unread(graph: onnx.GraphProto) -> None:
-    """Remove nodes whose outputs nobody reads, and then those that only they read."""
-    read = {output.name for output in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if read & set(node.output):
-            kept.append(node)
-            read.update(node.input)
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
 
 
 def _constants_to_initialisers(graph: onnx.GraphProto) -> None:

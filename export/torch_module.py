@@ -33,7 +33,11 @@ def is_module_name(path: Path) -> bool:
 
 
 def write_module_as_onnx(
-    name: str, weights: Path | None, contract: InputContract, out: Path
+    name: str,
+    weights: Path | None,
+    contract: InputContract,
+    out: Path,
+    output: str | None = None,
 ) -> None:
     """Make a network and write it as ONNX, whose answers are compared with torch's.
 
@@ -45,6 +49,7 @@ def write_module_as_onnx(
             under one of `_NESTED`; None where the function loads them.
         contract: gives height and width.
         out: the file to write.
+        output: of several, the one that is written and compared; else all are, for their names.
 
     Raises InputError: E-MODULE-IMPORT, E-MODULE-WEIGHTS, E-MODULE-ONNX.
     """
@@ -61,6 +66,8 @@ def write_module_as_onnx(
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer; what it gets wrong is compared below
             answers = _named(network(other))
+            if output in answers and len(answers) > 1:
+                answers, network = {output: answers[output]}, _one_of(network, output)
             torch.onnx.export(
                 network,
                 (image,),
@@ -71,7 +78,7 @@ def write_module_as_onnx(
                 output_names=list(answers),
             )
         if len(answers) > 1:
-            return  # the one that answers is chosen by --output
+            return  # and are refused, with their names, until one is chosen
         found = exact_run(out.read_bytes(), available_threads())(other.numpy())
     except InputError:
         raise
@@ -152,6 +159,23 @@ def _load(network: nn.Module, file: Path, name: str) -> None:
             "weights of this network",
         )
     network.load_state_dict(content)
+
+
+def _one_of(network: nn.Module, output: str) -> nn.Module:
+    from torch import nn
+
+    class One(nn.Module):
+        """A network with one of its outputs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            """Return the output."""
+            return _named(self.network(image))[output]
+
+    return One().eval()
 
 
 def _named(answer: Any) -> dict[str, torch.Tensor]:

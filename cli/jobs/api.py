@@ -67,7 +67,6 @@ class Evaluation:
     """What a network scores on a part of data sets."""
 
     source: str
-    engine: str
     part: str
     accuracy: Accuracy
     sets: tuple[SetAccuracy, ...]  # each data set, then all
@@ -105,8 +104,9 @@ class Evaluation:
         told = f"{self.calibration_error:.4f}"
         if self.temperature is not None:
             told += f", {self.calibrated_error:.4f} with its temperature of {self.temperature:.3f}"
+        engine = self.session.engine.name
         lines = [
-            f"{self.source} in {self.engine}, {self.part} part, {len(self.scores)} images",
+            f"{self.source} in {engine}, {self.part} part, {len(self.scores)} images",
             render_accuracy(self.accuracy),
             render_by_set(self.sets),
             render_curves(self.curves, self.session.contract),
@@ -152,7 +152,6 @@ def evaluate(
     scored = score_with_curves(session, cases, temperature=temperature, progress=progress)
     return Evaluation(
         source=str(source),
-        engine=session.engine.name,
         part=part,
         accuracy=summarise(scored.scores),
         sets=accuracy_by_set(scored.scores, {case.name: case.source for case in cases}),

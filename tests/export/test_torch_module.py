@@ -33,6 +33,11 @@ class Supervised(Plain):
         y = super().forward(x)
         return {"mask": y, "deep": nn.functional.max_pool2d(y, 2)}
 
+class BranchingPair(Plain):
+    def forward(self, x):
+        y = super().forward(x)
+        return {"mask": y * float(x[0, 0, 0, 0]), "deep": y}
+
 class Sure(Plain):
     def forward(self, x):
         return super().forward(x).sigmoid()
@@ -157,6 +162,9 @@ def test_pickled_code_and_what_is_no_file_are_refused(name, tmp_path):
 def test_a_network_whose_answer_hangs_on_a_branch_is_refused(name, tmp_path):
     with pytest.raises(InputError, match="answers otherwise") as caught:
         read_module(name("Branching"), None, tmp_path / "contract.json")
+    assert caught.value.code == "E-MODULE-ONNX"
+    with pytest.raises(InputError, match="answers otherwise") as caught:
+        read_module(name("BranchingPair"), None, tmp_path / "contract.json", output="mask")
     assert caught.value.code == "E-MODULE-ONNX"
 
 
