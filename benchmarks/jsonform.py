@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -57,8 +58,14 @@ def value_from_json(kind: type[T], value: Any, where: str) -> T:
 
 def _read(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):  # only `X | None` is used
-        return None if value is None else _read(arguments[0], value, where)
+    if origin in (Union, types.UnionType):
+        *others, last = [each for each in arguments if each is not type(None)]
+        if value is None and type(None) in arguments:
+            return None
+        for each in others:
+            with contextlib.suppress(InputError):
+                return _read(each, value, where)
+        return _read(last, value, where)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return _read_dataclass(kind, value, where)
     if origin is tuple and isinstance(value, list):

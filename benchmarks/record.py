@@ -289,7 +289,7 @@ def _contradiction(record: BenchmarkRecord) -> str | None:
             return f"{row.name} has no accuracy, or not every metric of a group"
         if row.layers and (fault := _layers_fault(row.layers)):
             return f"{row.name} {fault}"
-        if not all(_is_drawable(curve, row.contract.threshold) for curve in row.curves):
+        if not all(_is_drawable(curve, row.contract.thresholds[0]) for curve in row.curves):
             return f"{row.name} has a curve without the point that the row works at"
         if not all(map(_is_measured, row.passes)) or bool(row.passes) != bool(row.yardstick):
             return f"{row.name} has passes without their yardstick, or one without its times"

@@ -122,7 +122,8 @@ def run_benchmark(
     environment = describe_environment(command)
     # Accuracy first: it reads every file, so bad input is met before anything is timed.
     scored = _score(candidates, cases, progress)
-    frames = [case.read_image() for case in cases[:MAX_FRAMES]]
+    colour = all(candidate.session.contract.takes_colour for candidate in candidates)
+    frames = [case.read_image(colour=colour) for case in cases[:MAX_FRAMES]]
     _require_batches(candidates, frames, settings, progress)
     processes = _probe(candidates, progress)
     before = _conditions_at_work(candidates[0], frames)

@@ -58,8 +58,10 @@ def _schema_of(kind: Any, kinds: dict[Any, dict[str, Any]]) -> dict[str, Any]:
         return dict(_SIMPLE[kind])
     if origin is Literal:
         return {"enum": list(arguments)}
-    if origin in (Union, types.UnionType) and arguments[1:] == (type(None),):
-        return {"anyOf": [_schema_of(arguments[0], kinds), {"type": "null"}]}
+    if kind is type(None):
+        return {"type": "null"}
+    if origin in (Union, types.UnionType):
+        return {"anyOf": [_schema_of(each, kinds) for each in arguments]}
     if origin is tuple and arguments[1:] == (...,):
         return {"type": "array", "items": _schema_of(arguments[0], kinds)}
     if isinstance(origin, type) and issubclass(origin, Mapping) and arguments[0] is str:

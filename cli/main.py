@@ -478,14 +478,14 @@ def export(
 
         plan = api.plan(target, precision, **planned)
         if source is not None:
-            from ..export.frame_graph import require_no_least
+            from ..export.frame_graph import require_frame_contract
             from .jobs.calibrating import CalibrationRequest, retraining_of
             from .jobs.sources import load_exportable
 
             # What cannot be exported is no plan.
             found, network = load_exportable(source, contract, plan.target.opset, output, weights)
             if frame:
-                require_no_least(network.contract)
+                require_frame_contract(network.contract)
             if qat:
                 request = CalibrationRequest(dataset, ranges, synthetic_calibration, calib_images)
                 retraining_of(found, request, qat)

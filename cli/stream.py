@@ -136,6 +136,13 @@ def stream(
     )
     if session.layout:  # of whole frames, and it has a crop of its own
         frames = replace(frames, crop=None)
+    if session.contract.takes_colour:
+        raise InputError(
+            "E-STREAM-COLOUR",
+            f"a stream gives grey frames and {bundle} takes {session.contract.channels}; predict "
+            "the images with `edgeseg predict`, or export with channels grey3",
+        )
+    classes = session.contract.classes if len(session.contract.classes) > 1 else ()
     about = {
         "bundle": opened.manifest.name,
         "precision": opened.manifest.precision,
@@ -147,7 +154,9 @@ def stream(
         click.echo(frames.note, err=True)
     with contextlib.ExitStack() as stack:
         screen = _serve(stack, about, host, port) if port is not None else None
-        result = run_stream(frames, session.predict, pace, about, wanted=wanted, screen=screen)
+        result = run_stream(
+            frames, session.predict, pace, about, wanted=wanted, classes=classes, screen=screen
+        )
     summary = result.summary
     click.echo(json.dumps(summary, indent=1) if as_json else render(summary))
     kept = f"; {out} is complete up to there" if out else ""

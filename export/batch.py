@@ -8,7 +8,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from ..runtime.contract import InputContract
 from ..runtime.errors import Refused
+from ..runtime.image import labels_of
 from .parity import MAX_FLIPPED, Run
 
 AXIS = "batch"  # name of the symbolic dimension
@@ -64,15 +66,20 @@ def with_dynamic_batch(model: bytes, maximum: int) -> bytes:
 
 
 def require_rows(
-    name: str, run: Run, images: np.ndarray, level: float, precision: str, maximum: int
+    name: str,
+    run: Run,
+    images: np.ndarray,
+    contract: InputContract,
+    precision: str,
+    maximum: int,
 ) -> None:
     """Run a full batch and compare each of its frames with the answer to that frame alone.
 
     Args:
         name: of what runs, as in the parity table.
         run: the exported file in its engine.
-        images: float32 [N, 1, H, W], N >= 1; they are repeated to fill the batch.
-        level: a pixel is lesion where its logit lies above.
+        images: float32 [N, C, H, W], N >= 1; they are repeated to fill the batch.
+        contract: says what class a pixel is of.
         precision: its tolerance is `MAX_FLIPPED`'s.
         maximum: frames of the full batch.
 
@@ -88,10 +95,13 @@ def require_rows(
         raise _refused(f"{name} runs no batch of {maximum} ({reason})") from error
     if together.shape != (maximum, *alone.shape[1:]):
         raise _refused(f"{name} answers a batch of {maximum} with {list(together.shape)}")
-    flipped = ((together > level) != (alone[places] > level)).mean(axis=(1, 2, 3))
-    if not (np.isfinite(together).all() and flipped.max() <= MAX_FLIPPED[precision]):
+    flipped = max(
+        float(np.mean(labels_of(ours, contract) != labels_of(theirs, contract)))
+        for ours, theirs in zip(together, alone[places], strict=True)
+    )
+    if not (np.isfinite(together).all() and flipped <= MAX_FLIPPED[precision]):
         raise _refused(
-            f"{name} changes {flipped.max():.2%} of a frame's pixels in a batch of {maximum} "
+            f"{name} changes {flipped:.2%} of a frame's pixels in a batch of {maximum} "
             f"(allowed are {MAX_FLIPPED[precision]:.2%})"
         )
 

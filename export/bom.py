@@ -18,6 +18,7 @@ from ..runtime.proof import Proof, Provenance
 FILE = "bom.cdx.json"
 _NAMESPACE = uuid.UUID("6c1ea0bb-f25b-5f2e-9d8c-5b1d4ff1cdd4")  # of these bills; any constant does
 _OWN_LICENCE = "Apache-2.0"
+_LETTERBOX = {"stretch": "", "letterbox": " without distortion"}
 _LIMITATIONS = (
     "For single B-mode frames; other devices, views and populations are for the user to measure.",
     "A frame without a lesion can get a mask, and a small lesion can be missed.",
@@ -92,7 +93,7 @@ def _model_component(
                 "modelArchitecture": fields["name"],
                 **({"datasets": [{"ref": each["bom-ref"]} for each in data]} if data else {}),
                 "inputs": [{"format": _input_format(contract)}],
-                "outputs": [{"format": "uint8 [H, W] mask of the frame's size, 1 where lesion"}],
+                "outputs": [{"format": _output_format(contract)}],
             },
             "quantitativeAnalysis": {"performanceMetrics": metrics},
             "considerations": {"technicalLimitations": list(_LIMITATIONS)},
@@ -111,9 +112,16 @@ def _model_component(
 def _input_format(contract: InputContract) -> str:
     return (
         f"uint8 [H, W] grey or [H, W, 3] RGB of any size, resized to "
-        f"{contract.width}x{contract.height} px, normalised (grey / 255 - {contract.mean}) / "
-        f"{contract.std}"
+        f"{contract.width}x{contract.height} px{_LETTERBOX[contract.resize]}, normalised "
+        f"{contract.normalisation()}"
     )
+
+
+def _output_format(contract: InputContract) -> str:
+    told = "1 where lesion"
+    if len(contract.classes) > 1:
+        told = ", ".join(f"{label} {name}" for label, name in enumerate(contract.classes, 1))
+    return f"uint8 [H, W] mask of the frame's size, {told}"
 
 
 def _metrics(proof: Proof) -> list[dict[str, Any]]:

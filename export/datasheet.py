@@ -83,7 +83,7 @@ def datasheet_of(bundle: Bundle) -> dict[str, Any]:
 
 def render_datasheet(sheet: Mapping[str, Any]) -> str:
     """Return the data sheet as text."""
-    contract, evidence = sheet["contract"], sheet["evidence"]
+    contract, evidence = InputContract.from_dict(sheet["contract"]), sheet["evidence"]
     lines = [
         *_section("bundle for", [f"{sheet['target']}: {sheet['name']}, {sheet['precision']}"]),
         *_section("", [sheet["bundle"], f"{sheet['bytes']} bytes, {sheet['schema']}"]),
@@ -91,11 +91,8 @@ def render_datasheet(sheet: Mapping[str, Any]) -> str:
         *_section(
             "input",
             [
-                f"uint8 grey or RGB frame of any size, resized to {contract['width']}x"
-                f"{contract['height']} px",
-                f"x = (grey / 255 - {contract['mean']}) / {contract['std']}, lesion where "
-                f"probability > {contract['threshold']}",
-                *filter(None, [InputContract.from_dict(contract).least_text]),
+                *_input_lines(contract),
+                *filter(None, [contract.least_text]),
                 f"batch {sheet['batch'].get('min', 1)} to {sheet['batch'].get('max', 1)}",
             ],
         ),
@@ -118,6 +115,26 @@ def render_datasheet(sheet: Mapping[str, Any]) -> str:
         *_section("", [f"{sha}  {name}" for name, (_, sha) in sheet["files"].items()]),
     ]
     return "\n".join(lines)
+
+
+def _input_lines(contract: InputContract) -> list[str]:
+    """Return how a frame becomes the input, and its answer a mask."""
+    resized = "in a letterbox of" if contract.resize == "letterbox" else "resized to"
+    lines = [
+        f"uint8 grey or RGB frame of any size, {resized} {contract.width}x{contract.height} px"
+    ]
+    if contract.depth > 1:
+        lines.append(f"{contract.depth} channels: {contract.channels}")
+    norm = f"x = {contract.normalisation()}"
+    if len(contract.classes) == 1:
+        return [*lines, f"{norm}, lesion where probability > {contract.thresholds[0]}"]
+    pairs = zip(contract.classes, contract.thresholds, strict=True)
+    told = (f"{label} {name} (> {least})" for label, (name, least) in enumerate(pairs, 1))
+    return [
+        *lines,
+        norm,
+        f"labels, by probability ({contract.head}): 0 background, " + ", ".join(told),
+    ]
 
 
 def _evidence_of(proof: Proof) -> dict[str, Any]:

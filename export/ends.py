@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import helper
 
@@ -16,7 +17,6 @@ from .onnx_file import OTHER_FLOATS, nodes_of, remove_unread, unreadable
 
 _FLOAT = onnx.TensorProto.FLOAT
 _TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
-_CHANNELS = (1, 2)  # of an output: one logit, or background and lesion
 _Dims = list[int | None]  # None: not fixed
 
 
@@ -59,10 +59,11 @@ def type_name(kind: int) -> str:
 def fit_ends(
     model: onnx.ModelProto, file: Path, contract: InputContract, output: str | None
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """Make the ends of a model float32 [1, 1, H, W] where only their form differs.
+    """Make the ends of a model float32 [1, C, H, W] where only their form differs.
 
     Axes that are not fixed get the contract's sizes, the batch 1. A channel that comes last is
-    moved by a transpose at the edge, another float type is cast there. What differs otherwise
+    moved by a transpose at the edge, another float type is cast there, and so are grey levels
+    (uint8), which the contract must then leave as they are. What differs otherwise
     stays, to be refused by what it is. A model that fits already is returned as it is.
 
     Args:
@@ -85,8 +86,8 @@ def fit_ends(
         return model, done
     source = graph.input[0]
     wanted = {
-        "NCHW": [1, 1, contract.height, contract.width],
-        "NHWC": [1, contract.height, contract.width, 1],
+        "NCHW": [1, contract.depth, contract.height, contract.width],
+        "NHWC": [1, contract.height, contract.width, contract.depth],
     }
     found = _dims_of(source)
     layout = next((name for name, dims in wanted.items() if _agrees(found, dims)), None)
@@ -99,6 +100,8 @@ def fit_ends(
         graph = model.graph
     taken = {name for node in nodes_of(graph) for name in (*node.input, *node.output)}
     moved = []
+    if graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8:
+        _require_grey_levels(file, contract)
     if _cast_input(graph, taken) | _cast_output(graph, taken):
         done["cast_ends"] = True
     if layout == "NHWC":
@@ -106,8 +109,9 @@ def fit_ends(
         moved.append("input")
     answer = _dims_of(graph.output[0])
     inner = [contract.height, contract.width]
-    channels_first = any(answer == [1, count, *inner] for count in _CHANNELS)
-    if not channels_first and any(answer == [1, *inner, count] for count in _CHANNELS):
+    counts = (len(contract.classes), 1 + len(contract.classes))  # a softmax has the background's
+    channels_first = any(answer == [1, count, *inner] for count in counts)
+    if not channels_first and any(answer == [1, *inner, count] for count in counts):
         _transpose_output(graph, taken)
         moved.append("output")
     if moved:
@@ -198,12 +202,33 @@ def _before_output(graph: onnx.GraphProto, taken: set[str], suffix: str) -> str:
 
 def _cast_input(graph: onnx.GraphProto, taken: set[str]) -> bool:
     kind = graph.input[0].type.tensor_type.elem_type
-    if kind not in OTHER_FLOATS:
+    if kind not in (*OTHER_FLOATS, onnx.TensorProto.UINT8):
         return False
+    source = graph.input[0].name
+    readers = [node for node in nodes_of(graph) if source in node.input]
+    if kind == onnx.TensorProto.UINT8 and all(_casts_to_float(node) for node in readers):
+        graph.input[0].type.tensor_type.elem_type = _FLOAT  # whole numbers either way
+        return True
     made = _behind_input(graph, taken, "cast")
-    graph.node.insert(0, helper.make_node("Cast", [graph.input[0].name], [made], made, to=kind))
+    graph.node.insert(0, helper.make_node("Cast", [source], [made], made, to=kind))
     graph.input[0].type.tensor_type.elem_type = _FLOAT
     return True
+
+
+def _casts_to_float(node: onnx.NodeProto) -> bool:
+    kinds = (_FLOAT, *OTHER_FLOATS)
+    return node.op_type == "Cast" and all(each.i in kinds for each in node.attribute)
+
+
+def _require_grey_levels(file: Path, contract: InputContract) -> None:
+    """Raise InputError (E-CONTRACT) unless the input of the network is 0 to 255 exactly."""
+    pairs = set(zip(contract.means, contract.stds, strict=True))
+    if any(mean != 0 or np.float32(1 / (255 * std)) != 1 for mean, std in pairs):
+        raise InputError(
+            "E-CONTRACT",
+            f"{file} takes grey levels as uint8 and normalises them itself, so the contract has "
+            f"to leave them as they are: mean 0 and std {1 / 255!r}",
+        )
 
 
 def _cast_output(graph: onnx.GraphProto, taken: set[str]) -> bool:

@@ -20,7 +20,13 @@ from ..runtime.errors import InputError
 from ..runtime.files import sha256_of_file
 from ..runtime.paths import takes_paths
 from .ends import fit_ends, type_name
-from .logits import cut_probability, ends_unbounded, logits_of, require_logits
+from .logits import (
+    cut_probability,
+    ends_unbounded,
+    logits_of,
+    require_logits,
+    subtract_background,
+)
 from .onnx_file import OTHER_FLOATS, load_onnx, nodes_of, tensors_of, unreadable
 from .opset import CONVERTED, at_our_opset, opset_of, require_opset
 from .parity import Run, exact_run
@@ -116,8 +122,8 @@ def read_onnx(
 
     Args:
         file: opset 7 to 24, weights inside or in data files beside it; one input and one output,
-            float [1, 1, H, W] or [1, H, W, 1], where an axis that is not fixed becomes the
-            contract's.
+            float or uint8, [1, C, H, W] or [1, H, W, C], where an axis that is not fixed becomes
+            the contract's.
         contract_file: JSON as in a manifest; None: the model carries the contract.
         opset: the highest that the target takes, see `Target.opset`.
         output: name of the one that answers; needed where there are several.
@@ -131,11 +137,11 @@ def read_onnx(
     theirs, fitted = fit_ends(_cleaned(loaded.model, file), file, contract, output)
     require_opset(theirs, file)
     _require_inference(theirs.graph, opset_of(theirs), file)
-    _require_ends(theirs.graph.input, "input", file, contract)
+    _require_ends(theirs.graph.input, "input", file, contract.depth, contract)
     if any(
         each.type.tensor_type.elem_type != onnx.TensorProto.FLOAT for each in theirs.graph.output
     ):
-        _require_ends(theirs.graph.output, "output", file, contract)
+        _require_ends(theirs.graph.output, "output", file, len(contract.classes), contract)
     _require_biases(theirs.graph, file)
     folded = _in_float(_folded(theirs, file), file)
     run = _run_of(theirs, file, contract)
@@ -145,8 +151,10 @@ def read_onnx(
     converted = at_our_opset(folded, file, opset)
     try:
         ours = _inferred(converted, file)
-        cut = cut_probability(ours.graph, file)
+        cut = cut_probability(ours.graph, file, contract)
         ours = _folded(ours, file)
+        if subtract_background(ours.graph, contract):
+            ours = _inferred(ours, file)
     except InputError as error:
         if error.code != "E-ONNX-READ":
             raise
@@ -155,8 +163,9 @@ def read_onnx(
             f"what edgeseg makes of {file} in opset {OPSET} is no valid ONNX; export it with opset "
             f"{OPSET}, and report this: {error}",
         ) from error
-    _require_ends(ours.graph.output, "output", file, contract)
-    require_logits(ours.graph, contract.logit_threshold, file)
+    _require_ends(ours.graph.output, "output", file, len(contract.classes), contract)
+    for level in dict.fromkeys(contract.logit_thresholds):
+        require_logits(ours.graph, level, file)
     _name_all(ours.graph)
     ours = _inferred(ours, file)
     del ours.metadata_props[:]
@@ -178,7 +187,7 @@ def read_onnx(
             **fitted,
             **({"cut_off": cut} if cut else {}),
         },
-        (lambda image: logits_of(run(image))) if cut else run,
+        lambda image: logits_of(run(image), contract, probability=bool(cut)),
     )
 
 
@@ -282,7 +291,7 @@ def _require_biases(graph: onnx.GraphProto, file: Path) -> None:
 
 def _run_of(model: onnx.ModelProto, file: Path, contract: InputContract) -> Run:
     """Return how a model runs. Raises InputError (E-ONNX-READ) where it does not."""
-    zeros = np.zeros((1, 1, contract.height, contract.width), np.float32)
+    zeros = np.zeros((1, contract.depth, contract.height, contract.width), np.float32)
     try:
         run = exact_run(model.SerializeToString(), available_threads())
         run(zeros)
@@ -331,7 +340,7 @@ def _require_answer(run: Run, graph: onnx.GraphProto, file: Path, contract: Inpu
     Raises InputError: E-ONNX-CONSTANT, E-ONNX-SHAPE.
     """
     noise = np.random.default_rng(0)
-    shape = (1, 1, contract.height, contract.width)
+    shape = (1, contract.depth, contract.height, contract.width)
     answers = [run(noise.normal(0, scale, shape).astype(np.float32)) for scale in _NOISE]
     if all(np.array_equal(each, answers[0], equal_nan=True) for each in answers):
         raise _constant(file)
@@ -342,7 +351,8 @@ def _require_answer(run: Run, graph: onnx.GraphProto, file: Path, contract: Inpu
             "precision; export the network that segments",
         )
     low, high = (float(end(answers)) for end in (np.min, np.max))
-    if not ends_unbounded(graph) and (low > contract.logit_threshold or 0 <= low < high <= 1):
+    above = low > max(contract.logit_thresholds)
+    if not ends_unbounded(graph) and (above or 0 <= low < high <= 1):
         raise InputError(
             "E-ONNX-SHAPE",
             f"{file} answers between {low:.4g} and {high:.4g} whatever the frame, so its output "
@@ -389,10 +399,14 @@ def _require_operators(graph: onnx.GraphProto, file: Path) -> None:
 
 
 def _require_ends(
-    values: Sequence[onnx.ValueInfoProto], what: str, file: Path, contract: InputContract
+    values: Sequence[onnx.ValueInfoProto],
+    what: str,
+    file: Path,
+    channels: int,
+    contract: InputContract,
 ) -> None:
     """Raise InputError (E-ONNX-SHAPE) unless there is one end and it is as the contract says."""
-    expected = [1, 1, contract.height, contract.width]
+    expected = [1, channels, contract.height, contract.width]
     found = [_shape_of(value) for value in values]
     if found != [(onnx.TensorProto.FLOAT, expected)]:
         ends = " and ".join(f"{type_name(kind)} {shape}" for kind, shape in found)

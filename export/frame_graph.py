@@ -52,16 +52,22 @@ def frame_graph_from_onnx(model: bytes, contract: InputContract, width: int, hei
         width: of the frame in px.
         height: of the frame in px.
 
-    Raises Refused: E-FRAME-LEAST, see `require_no_least`.
+    Raises Refused: E-FRAME-LEAST, E-FRAME-CONTRACT, see `require_frame_contract`.
     """
-    require_no_least(contract)
+    require_frame_contract(contract)
     network = onnx.compose.add_prefix(onnx.load_model_from_string(model), _NETWORK)
     graph = network.graph
     before, after = map(_Steps, AROUND)
     grey = before.add("Cast", "frame", to=TensorProto.FLOAT)
     grey = _resized(before, grey, (height, width), (contract.height, contract.width))
-    scaled = before.add("Mul", grey, np.float32(1 / (255 * contract.std)))
-    before.add("Sub", scaled, np.float32(contract.mean / contract.std), output=graph.input[0].name)
+    if contract.depth > 1:
+        grey = before.add("Concat", *[grey] * contract.depth, axis=1)
+    scales = np.array([np.float32(1 / (255 * std)) for std in contract.stds])
+    offsets = np.array(
+        [np.float32(mean / std) for mean, std in zip(contract.means, contract.stds, strict=True)]
+    )
+    scaled = before.add("Mul", grey, _by_channel(scales))
+    before.add("Sub", scaled, _by_channel(offsets), output=graph.input[0].name)
     _rename(graph, graph.output[0].name, "logits")
     values = "logits"
     if width != contract.width:  # columns first, as `mask_from_logits`
@@ -87,12 +93,35 @@ def frame_graph_from_onnx(model: bytes, contract: InputContract, width: int, hei
     return bytes(network.SerializeToString(deterministic=True))
 
 
-def require_no_least(contract: InputContract) -> None:
-    """Raise Refused (E-FRAME-LEAST) for a contract with a least lesion.
+def _by_channel(values: np.ndarray) -> np.ndarray | np.float32:
+    """Return float32 [C] so that it broadcasts over [1, C, H, W]; of one channel a scalar."""
+    return np.float32(values[0]) if len(values) == 1 else values[None, :, None, None]
+
+
+def require_frame_contract(contract: InputContract) -> None:
+    """Refuse a contract that no frame graph can follow.
 
     Which pixels are one component no fixed number of ONNX's operators can tell, and a mask that
-    still has what the session drops is another mask.
+    still has what the session drops is another mask. Frames are grey, stretched, of one class.
+
+    Raises Refused: E-FRAME-LEAST (a least lesion), E-FRAME-CONTRACT (colour, a letterbox or several
+    classes).
     """
+    beyond = [
+        what
+        for what, is_so in (
+            (f"channels {contract.channels}", contract.takes_colour),
+            (f"resize {contract.resize}", contract.resize != "stretch"),
+            (f"{len(contract.classes)} classes", len(contract.classes) > 1),
+        )
+        if is_so
+    ]
+    if beyond:
+        raise Refused(
+            "E-FRAME-CONTRACT",
+            f"a frame graph takes grey frames, stretches them and knows one class; the contract "
+            f"has {', '.join(beyond)}: export without --frame and let the session do it",
+        )
     if contract.drops:
         raise Refused(
             "E-FRAME-LEAST",

@@ -14,8 +14,14 @@ import numpy as np
 
 from ..runtime.bundle import GoldenVectors
 from ..runtime.contract import InputContract
-from ..runtime.image import input_from_frame, kept_logits, resize_grey
-from ..runtime.pgm import MAX_HEIGHT_PX, MAX_WIDTH_PX, pgm_from_grey
+from ..runtime.image import (
+    input_from_frame,
+    kept_logits,
+    labels_of,
+    planes_of_answer,
+    resize_grey,
+)
+from ..runtime.pgm import MAX_HEIGHT_PX, MAX_WIDTH_PX, golden_from_labels, pnm_from_pixels
 from .forms import Form
 from .parity import answer_of
 
@@ -55,12 +61,21 @@ def find_empty_frame(forms: Sequence[Form], contract: InputContract) -> ChosenFr
     something in each, or comes within `EMPTY_MARGIN` of it.
     """
     answers = [answer_of(form.run, contract) for form in forms]
-    found, least = None, contract.logit_threshold - EMPTY_MARGIN
+    found, least = None, -EMPTY_MARGIN
     for candidate in _candidates(contract):
-        highest = float(np.max([answer(candidate.frame)[0] for answer in answers]))
-        if highest < least:  # false for NaN
+        highest = max(_above_level(answer(candidate.frame)[0], contract) for answer in answers)
+        if highest < least:
             found, least = candidate, highest
     return found
+
+
+def _above_level(logits: np.ndarray, contract: InputContract) -> float:
+    """Return how far above its threshold the highest logit of any class is; inf for NaN."""
+    if not np.isfinite(logits).all():
+        return math.inf
+    planes = logits.reshape(-1, *logits.shape[-2:])
+    pairs = zip(planes, contract.logit_thresholds, strict=True)
+    return max(float(plane.max()) - level for plane, level in pairs)
 
 
 def find_dropped_frame(
@@ -89,7 +104,9 @@ def find_dropped_frame(
     )
     for candidate in candidates:
         frame = input_from_frame(candidate.frame, contract)
-        dropped = min(_clearly_dropped_px(form.run(frame)[0, 0], contract) for form in forms)
+        dropped = min(
+            _clearly_dropped_px(planes_of_answer(form.run(frame)), contract) for form in forms
+        )
         if dropped > most:
             found, most = candidate, dropped
     return found
@@ -99,24 +116,25 @@ def _clearly_dropped_px(logits: np.ndarray, contract: InputContract) -> int:
     """Return how many pixels are dropped; 0 where that is in doubt, or less than what is left."""
     if not np.isfinite(logits).all():
         return 0
-    level = contract.logit_threshold
     lax, kept, strict = (
-        kept_logits(logits, each) > level
+        labels_of(kept_logits(logits, each), contract)
         for each in (_moved(contract, -1), contract, _moved(contract, 1))
     )
-    dropped = int(np.count_nonzero(logits > level)) - int(np.count_nonzero(kept))
+    dropped = int(np.count_nonzero(labels_of(logits, contract) != kept))
     clear = np.array_equal(lax, kept) and np.array_equal(kept, strict)
     return dropped if clear and dropped > np.count_nonzero(kept) else 0
 
 
 def _moved(contract: InputContract, side: int) -> InputContract:
     """Return the contract with a least lesion that is easier (-1) or harder (1) to reach."""
-    area = min(contract.least_area * _LARGER**side, 1 - 1e-9)
-    peak = contract.least_peak
-    if peak:
-        moved = 1 / (1 + math.exp(-(contract.least_logit + side * EMPTY_MARGIN)))
-        peak = min(moved, 1 - 1e-9) if moved > contract.threshold else 0.0
-    return replace(contract, least_area=area, least_peak=peak)
+    areas = tuple(min(each * _LARGER**side, 1 - 1e-9) for each in contract.least_areas)
+    peaks = []
+    for peak, least, threshold in zip(
+        contract.least_peaks, contract.least_logits, contract.thresholds, strict=True
+    ):
+        moved = 1 / (1 + math.exp(-(least + side * EMPTY_MARGIN)))
+        peaks.append((min(moved, 1 - 1e-9) if moved > threshold else 0.0) if peak else 0.0)
+    return replace(contract, least_area=areas, least_peak=tuple(peaks))
 
 
 def _candidates(contract: InputContract) -> Iterator[ChosenFrame]:
@@ -146,7 +164,8 @@ def golden_frames(
     """Return phantoms in their own size, and the first also in sizes that a resize must master.
 
     Those are less than the network's input, more than twice of it (where that is within the
-    limits of `pgm`) and odd.
+    limits of `pgm`) and odd. A network that takes colour gets all but the first of these sizes
+    tinted, so that no two channels of them are alike.
 
     Args:
         phantoms: uint8 [H, W]; none gives none.
@@ -163,8 +182,16 @@ def golden_frames(
         (contract.height + 87, contract.width + 121),
     )
     bounded = [(min(h, MAX_HEIGHT_PX), min(w, MAX_WIDTH_PX)) for h, w in sizes]
-    resized = (resize_grey(first, *size) for size in bounded)
-    return (*phantoms, *resized, *(each.frame for each in (dropped, empty) if each))
+    resized = [resize_grey(first, *size) for size in bounded]
+    frames = [*phantoms, *resized]
+    if contract.takes_colour:
+        frames = [frame if frame is resized[0] else _tinted(frame) for frame in frames]
+    return (*frames, *(each.frame for each in (dropped, empty) if each))
+
+
+def _tinted(grey: np.ndarray) -> np.ndarray:
+    """Return uint8 [H, W] as RGB [H, W, 3] with a colour of its own in every grey level."""
+    return np.stack([grey, grey - grey // 8, grey - grey // 4], axis=2)
 
 
 def whole_frames(phantoms: Sequence[np.ndarray], width: int, height: int) -> tuple[np.ndarray, ...]:
@@ -192,22 +219,24 @@ def write_vectors(
 
     Args:
         folder: of the bundle.
-        frames: uint8 [H, W] each; none writes nothing.
+        frames: uint8 [H, W] or RGB [H, W, 3] each; none writes nothing.
         forms: one an engine.
         contract: of the network.
     """
     if not frames:
         return GoldenVectors()
     (folder / FOLDER).mkdir(exist_ok=True)
-    names = tuple(f"{FOLDER}/frame-{index}.pgm" for index in range(len(frames)))
+    suffixes = ("pgm" if frame.ndim == 2 else "ppm" for frame in frames)
+    names = tuple(f"{FOLDER}/frame-{index}.{each}" for index, each in enumerate(suffixes))
     for name, frame in zip(names, frames, strict=True):
-        (folder / name).write_bytes(pgm_from_grey(frame))
+        (folder / name).write_bytes(pnm_from_pixels(frame))
     masks = {}
     for form in forms:
         answer = answer_of(form.run, contract)
         own = tuple(f"{FOLDER}/{form.engine}-{index}.pgm" for index in range(len(frames)))
         for name, frame in zip(own, frames, strict=True):
-            (folder / name).write_bytes(pgm_from_grey(answer(frame)[1] * np.uint8(255)))
+            mask = golden_from_labels(answer(frame)[1], contract)
+            (folder / name).write_bytes(pnm_from_pixels(mask))
         masks[form.engine] = own
     limits = {form.engine: MAX_FLIPPED[form.precision] for form in forms}
     return GoldenVectors(names, masks, limits)

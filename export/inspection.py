@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..benchmarks.measure.complexity import count_complexity
-from ..runtime.contract import InputContract
+from ..runtime.contract import LESION, MAX_CLASSES, InputContract
 from ..runtime.errors import InputError
 from ..runtime.files import write_bytes
 from ..runtime.image import input_from_frame
@@ -26,6 +26,7 @@ from .parity import CheckFrame
 from .reading import best_reading
 from .target import OPSET
 
+_DEPTHS = (1, 3)  # channels of an input
 _FRAMES = 16  # most that other readings are tried on
 
 
@@ -64,7 +65,7 @@ class Inspection:
             lines.append(f"taken only if folding removes them: {', '.join(self.not_taken)}")
         lines.append("proposed contract:")
         lines += [
-            f"  {name} {value:g}: {self.reasons[name]}"
+            f"  {name} {_told(value)}: {self.reasons[name]}"
             for name, value in self.contract.to_dict().items()
         ]
         if self.macs is not None and self.parameters is not None and self.answers:
@@ -103,7 +104,8 @@ def inspect_onnx(
     graph = loaded.model.graph
     inputs, outputs = ends_of(graph)
     counts = Counter(node.op_type for node in nodes_of(graph))
-    contract, reasons = _proposed(file, inputs, size)
+    answering = [each for each in outputs if output in (None, each.name)]
+    contract, reasons = _proposed(file, inputs, answering, size)
     refused, parameters, macs, answers = None, None, None, None
     try:
         network = _read(file, contract, output)
@@ -141,10 +143,10 @@ def write_contract(out: Path, contract: InputContract) -> None:
 
 
 def _proposed(
-    file: Path, inputs: Sequence[End], size: tuple[int, int] | None
+    file: Path, inputs: Sequence[End], outputs: Sequence[End], size: tuple[int, int] | None
 ) -> tuple[InputContract, dict[str, str]]:
-    dims = list(inputs[0].dims) if len(inputs) == 1 and len(inputs[0].dims) == 4 else [None] * 4
-    channels_last = dims[3] == 1 and dims[1] != 1
+    dims = _four_of(inputs)
+    channels_last = dims[3] in _DEPTHS and dims[1] not in _DEPTHS
     own = dims[1:3] if channels_last else dims[2:4]
     asked = (size[1], size[0]) if size else (None, None)
     for name, there, wanted in zip(("height", "width"), own, asked, strict=True):
@@ -158,7 +160,19 @@ def _proposed(
             "E-CONTRACT",
             f"{file} leaves height and width open; name those that it was trained with by --size",
         )
-    contract = InputContract(height=height, width=width)
+    depth = dims[3] if channels_last else dims[1]
+    answers = _four_of(outputs)
+    count = answers[3] if channels_last and answers[1] == height else answers[1]
+    classes: tuple[str, ...] = LESION
+    if count is not None and 2 < count <= 1 + MAX_CLASSES:
+        classes = tuple(f"class {label}" for label in range(1, count))
+    contract = InputContract(
+        height=height,
+        width=width,
+        channels="rgb" if depth == 3 else "grey",
+        classes=classes,
+        head="sigmoid" if count in (None, 1) else "softmax",
+    )
     told = "the file's" if None not in own else "as --size says"
     unknown = "not in the file; of BUSI's frames. Give what it was trained with, or --data"
     return contract, {
@@ -167,7 +181,22 @@ def _proposed(
         "mean": unknown,
         "std": unknown,
         "threshold": "not in the file; the usual one",
+        "channels": "of three; bgr or grey3, if it was trained so",
+        "classes": f"{count} channels, the first taken as the background; give their names",
+        "head": "of the background's channel beside the others",
     }
+
+
+def _four_of(ends: Sequence[End]) -> list[int | None]:
+    """Return the axes of the only end, where it has four."""
+    only = ends[0].dims if len(ends) == 1 else ()
+    return list(only) if len(only) == 4 else [None] * 4
+
+
+def _told(value: object) -> str:
+    if isinstance(value, list):
+        return " / ".join(map(_told, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _read(file: Path, contract: InputContract, output: str | None) -> OnnxNetwork:

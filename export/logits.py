@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from ..runtime.contract import InputContract
 from ..runtime.errors import InputError
 from .graph import producers_of
 
@@ -62,17 +63,20 @@ _UNBOUNDED = frozenset(
 _LARGEST_LOGIT = math.log(2.0**24 - 1)
 
 
-def cut_probability(graph: onnx.GraphProto, file: Path) -> str | None:
-    """Make logits of an output that is a sigmoid, or a softmax over two channels; in place.
+def cut_probability(graph: onnx.GraphProto, file: Path, contract: InputContract) -> str | None:
+    """Make logits of an output that is a sigmoid, or a softmax over the channels; in place.
 
-    A sigmoid goes; a softmax becomes each channel's difference to the other, and of an output with
-    both channels the second stays, as the lesion's. Nodes behind it that only move or select
-    values stay, also where its parts are moved apart and joined again. Left alone: a graph that
-    ends in neither, or in one of them with something else.
+    A sigmoid goes; a softmax over two channels becomes each channel's difference to the other, and
+    of an output with both channels the second stays, as the lesion's. A softmax over background
+    and several classes goes, where the contract says that it is one; `subtract_background` does
+    the rest. Nodes behind it that only move or select values stay, also where its parts are moved
+    apart and joined again. Left alone: a graph that ends in neither, or in one of them with
+    something else.
 
     Args:
         graph: opset 17 to 24, constants folded, every shape static and inferred.
         file: for messages.
+        contract: of the network.
 
     Returns:
         The operator that was cut off; None if none was.
@@ -102,7 +106,10 @@ def cut_probability(graph: onnx.GraphProto, file: Path) -> str | None:
                 "E-ONNX-SHAPE",
                 f"{where}, which the network reads too, so it cannot be cut off; export the logits",
             )
-        if node.op_type == "Sigmoid":
+        several = len(contract.classes) > 1 and contract.head == "softmax"
+        if node.op_type == "Softmax" and several:
+            _require_channels(graph, node, contract, where)
+        if node.op_type == "Sigmoid" or (node.op_type == "Softmax" and several):
             same = helper.make_node("Identity", node.input, node.output, node.name)
             _replace(graph, node, [same])
         elif node.op_type == "Softmax":
@@ -110,7 +117,8 @@ def cut_probability(graph: onnx.GraphProto, file: Path) -> str | None:
         else:
             text = f"{where}, so its output is no logit; export it without"
             raise InputError("E-ONNX-SHAPE", text)
-    _keep_second_channel(graph)
+    if len(contract.classes) == 1:
+        _keep_second_channel(graph)
     # The sizes of the Splits made above are constants too.
     inner, _ = _squashed_ends(graph.output[0].name, producers_of(graph), _constants_of(graph))
     if inner:
@@ -149,14 +157,47 @@ def _squashed_ends(
     return list(ends.values()), list(passed.values())
 
 
-def logits_of(probability: np.ndarray) -> np.ndarray:
-    """Return float32 [1, 1, H, W] logits of probabilities, [1, 1 or 2, H, W]; the last channel's.
+def subtract_background(graph: onnx.GraphProto, contract: InputContract) -> bool:
+    """Let a softmax's logits [1, 1 + K, H, W] be the classes' differences to the background's.
 
-    What FP32 rounds to 0 or 1 becomes the largest logit that it can tell.
+    In place. The background is the first channel. An output of another number of channels is left
+    alone. Returns whether anything was done.
     """
-    share = probability[:, -1:].astype(np.float64)
+    name, count = graph.output[0].name, len(contract.classes)
+    shape = _shape_of(graph, name)
+    if contract.head != "softmax" or len(shape) != 4 or shape[1] != 1 + count:
+        return False
+    for node in graph.node:
+        for place, output in enumerate(node.output):
+            node.output[place] = f"{name}.all" if output == name else output
+    parts = (f"{name}.background", f"{name}.classes")
+    split = _split(graph, f"{name}.all", parts, f"{name}.split", 1, (1, count))
+    graph.node.extend([split, helper.make_node("Sub", parts[::-1], [name], f"{name}.difference")])
+    graph.output[0].type.tensor_type.shape.dim[1].dim_value = count
+    return True
+
+
+def logits_of(answer: np.ndarray, contract: InputContract, *, probability: bool) -> np.ndarray:
+    """Return float32 logits [1, K, H, W] as the contract means them.
+
+    Args:
+        answer: what a file answers, [1, C, H, W]: K channels, or the background's before them.
+        contract: of the network.
+        probability: the answer is one; what FP32 rounds to 0 or 1 becomes the largest logit that
+            it can tell.
+    """
+    count = len(contract.classes)
+    with_background = answer.shape[1] == 1 + count
+    if not probability:
+        found = answer[:, 1:] - answer[:, :1] if with_background else answer
+        return np.asarray(found, np.float32)
+    share = answer[:, -count:].astype(np.float64)
     with np.errstate(divide="ignore"):
-        logits = np.log(share) - np.log1p(-share)
+        rest = np.log1p(-share)
+        if count > 1 and with_background:
+            rest = np.log(answer[:, :1].astype(np.float64))
+        with np.errstate(invalid="ignore"):  # of two that are rounded to 0 neither is larger
+            logits = np.nan_to_num(np.log(share) - rest, nan=0.0, posinf=np.inf, neginf=-np.inf)
     return np.asarray(np.clip(logits, -_LARGEST_LOGIT, _LARGEST_LOGIT), np.float32)
 
 
@@ -260,24 +301,44 @@ def _difference(graph: onnx.GraphProto, node: onnx.NodeProto, where: str) -> lis
         count = shape[axis] if shape else "unknown"
         raise InputError(
             "E-ONNX-SHAPE",
-            f"{where} over {count} channels; edgeseg takes one of two, background and lesion: "
-            "export one logit a pixel",
+            f"{where} over {count} channels; of one class edgeseg takes one of two, background and "
+            'lesion: name the others under "classes" in the contract, with "head": "softmax"',
         )
     first, second, swapped = (f"{node.output[0]}.{part}" for part in ("0", "1", "swapped"))
     return [
-        _split_in_two(graph, node.input[0], (first, second), f"{swapped}.split", axis),
+        _split(graph, node.input[0], (first, second), f"{swapped}.split", axis, (1, 1)),
         helper.make_node("Concat", [second, first], [swapped], swapped, axis=axis),
         helper.make_node("Sub", [node.input[0], swapped], node.output, node.name),
     ]
 
 
-def _split_in_two(
-    graph: onnx.GraphProto, source: str, parts: tuple[str, str], name: str, axis: int
+def _split(
+    graph: onnx.GraphProto,
+    source: str,
+    parts: tuple[str, str],
+    name: str,
+    axis: int,
+    lengths: tuple[int, int],
 ) -> onnx.NodeProto:
-    """Return a Split of an axis of two, by sizes: without them opset 18 and later want a number."""
-    sizes = numpy_helper.from_array(np.ones(2, np.int64), f"{name}.sizes")
+    """Return a Split of an axis, by sizes: without them opset 18 and later want a number."""
+    sizes = numpy_helper.from_array(np.array(lengths, np.int64), f"{name}.sizes")
     graph.initializer.append(sizes)
     return helper.make_node("Split", [source, sizes.name], parts, name, axis=axis)
+
+
+def _require_channels(
+    graph: onnx.GraphProto, node: onnx.NodeProto, contract: InputContract, where: str
+) -> None:
+    """Raise InputError (E-ONNX-SHAPE) unless a softmax is over background and classes."""
+    shape = _shape_of(graph, node.input[0])
+    axis = int(_attribute(node, "axis", -1)) % max(len(shape), 1)
+    wanted = 1 + len(contract.classes)
+    if not shape or shape[axis] != wanted:
+        raise InputError(
+            "E-ONNX-SHAPE",
+            f"{where} over {shape[axis] if shape else 'unknown'} channels, and the contract's "
+            f"background and classes ({', '.join(contract.classes)}) are {wanted}; correct it",
+        )
 
 
 def _keep_second_channel(graph: onnx.GraphProto) -> None:
@@ -290,7 +351,7 @@ def _keep_second_channel(graph: onnx.GraphProto) -> None:
         for place, output in enumerate(node.output):
             node.output[place] = f"{name}.both" if output == name else output
     background = f"{name}.background"
-    graph.node.append(_split_in_two(graph, f"{name}.both", (background, name), f"{name}.split", 1))
+    graph.node.append(_split(graph, f"{name}.both", (background, name), f"{name}.split", 1, (1, 1)))
     graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
 
 

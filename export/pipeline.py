@@ -40,7 +40,7 @@ from .calibration import (
 )
 from .forms import Conversion, Form, make_forms, rounding_for
 from .frame_gate import FrameGraph, frame_facts, prove_frame_graphs
-from .frame_graph import require_no_least
+from .frame_graph import require_frame_contract
 from .golden import find_dropped_frame, find_empty_frame, golden_frames, write_vectors
 from .kinds import kind_of
 from .parity import (
@@ -91,11 +91,11 @@ class ExportableNetwork(Protocol):
         ...
 
     def to_onnx(self) -> bytes:
-        """Return it as FP32 ONNX: ``image`` float32 [1, 1, H, W] to ``logits`` of that shape."""
+        """Return it as FP32 ONNX: ``image`` float32 [1, C, H, W] to ``logits`` [1, K, H, W]."""
         ...
 
     def run(self, image: np.ndarray) -> np.ndarray:
-        """Map float32 [1, 1, H, W] to logits of that shape, as the reference for all forms."""
+        """Map float32 [1, C, H, W] to logits [1, K, H, W], as the reference for all forms."""
         ...
 
 
@@ -305,7 +305,7 @@ def export_bundle(
             E-PARITY-FRAMES, E-LAYOUT (with a frame graph, which knows no layout), E-CONTRACT (the
             check frames become an input that no image has).
         Refused: E-CONTRACT-DICE, E-PARITY, E-ACCURACY, E-BOUNDARY, E-PRECISION-FALLBACK,
-            E-CALIB-RANGE, E-CALIB-KEY, E-RTX-PARSE, E-FRAME-LEAST.
+            E-CALIB-RANGE, E-CALIB-KEY, E-RTX-PARSE, E-FRAME-LEAST, E-FRAME-CONTRACT.
         EngineError: E-EXTRA-MISSING, E-AUDIT, E-RTX-BUILD.
         OutputError: E-OUT-WRITE.
     """
@@ -320,7 +320,7 @@ def export_bundle(
             "E-LAYOUT", "a frame graph applies no layout; leave --frame or --layout out"
         )
     if plan.frame:
-        require_no_least(trained.contract)
+        require_frame_contract(trained.contract)
     with atomic_folder(out) as folder:
         if split is not None:
             shutil.copyfile(split, folder / SPLIT_FILE)
@@ -578,7 +578,7 @@ def _require_batch(form: Form, reference: Reference, most: int) -> None:
     contract = reference.contract
     frames = [check.frame for check in reference.frames[:most]]
     images = np.concatenate([input_from_frame(frame, contract) for frame in frames])
-    require_rows(form.name, form.run, images, contract.logit_threshold, form.precision, most)
+    require_rows(form.name, form.run, images, contract, form.precision, most)
 
 
 def _choose(

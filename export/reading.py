@@ -12,13 +12,14 @@ import numpy as np
 
 from ..runtime.contract import InputContract
 from ..runtime.errors import InputError, Refused
-from ..runtime.image import input_from_frame, mask_from_logits
+from ..runtime.image import input_from_frame, mask_from_logits, planes_of_answer
 from ..runtime.metrics import count_pixels, dice_score
 from .parity import CheckFrame, Reference, Run
 
 # Mean and std that networks are trained with: of ImageNet, -1..1, twice that, 0..1, of BUSI, grey
 # levels of 255. That of the check frames themselves is tried as well.
 _USUAL = ((0.485, 0.229), (0.5, 0.5), (0.5, 0.25), (0.0, 1.0), (0.33, 0.22), (0.0, 1 / 255))
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _GREY_LEVELS = (1 / 256, 1 / 254)  # std of a network that takes grey levels, on purpose
 _MOST = 30.0  # |input| of a normalised image; dark grey with a std of 0.03 is beyond any data set
 _NEAR = 0.05  # of Dice: so little above marking everything tells no lesion from the rest
@@ -33,16 +34,17 @@ def require_normal_input(contract: InputContract, frames: Sequence[CheckFrame]) 
     """Raise InputError (E-CONTRACT) where the check frames become an input that no image has."""
     lowest = min(float(each.frame.min()) for each in frames)
     highest = max(float(each.frame.max()) for each in frames)
-    low, high = ((grey / 255 - contract.mean) / contract.std for grey in (lowest, highest))
-    takes_grey_levels = _GREY_LEVELS[0] <= contract.std <= _GREY_LEVELS[1]
-    if max(-low, high) <= _MOST or takes_grey_levels:
-        return
-    raise InputError(
-        "E-CONTRACT",
-        f"with mean {contract.mean:g} and std {contract.std:g} the check frames become {low:.4g} "
-        f"to {high:.4g}, which no normalised image is; both are of grey / 255: correct them, or "
-        "go on with --force-contract",
-    )
+    for mean, std in zip(contract.means, contract.stds, strict=True):
+        low, high = ((grey / 255 - mean) / std for grey in (lowest, highest))
+        takes_grey_levels = _GREY_LEVELS[0] <= std <= _GREY_LEVELS[1]
+        if max(-low, high) <= _MOST or takes_grey_levels:
+            continue
+        raise InputError(
+            "E-CONTRACT",
+            f"with mean {mean:g} and std {std:g} the check frames become {low:.4g} to {high:.4g}, "
+            "which no normalised image is; both are of grey / 255: correct them, or go on with "
+            "--force-contract",
+        )
 
 
 def require_own_answer(run: Run, reference: Reference) -> None:
@@ -65,22 +67,33 @@ def require_own_answer(run: Run, reference: Reference) -> None:
         f"frames, where marking everything has {everything:.3f}"
     )
     step = -(-len(with_lesion) // _FRAMES)
-    beyond, dice, reading = max(_readings(run, reference.contract, with_lesion[::step]))
+    few = with_lesion[::step]
+    if len(reference.contract.classes) > 1:
+        found = _mean_dice(run, reference.contract, few)
+        if found > everything + 2 * _NEAR:
+            raise Refused(
+                "E-CONTRACT-DICE",
+                f"{said}; it finds what is marked with a Dice of {found:.3f} and calls it by "
+                "other names: correct the order of the classes in --contract, or go on with "
+                "--force-contract",
+            )
+    beyond, dice, reading = max(_readings(run, reference.contract, few))
     if beyond >= 0 and dice > everything + 2 * _NEAR:
         raise Refused(
             "E-CONTRACT-DICE",
             f"{said}; {reading} it has {dice:.3f}: correct --contract, or the network's output, "
             "or go on with --force-contract",
         )
-    level = reference.contract.logit_threshold
-    low = min(float(each.min()) for each in reference.logits)
-    high = max(float(each.max()) for each in reference.logits)
-    if low > level + _SURE or high < level - _SURE:
-        raise Refused(
-            "E-CONTRACT-DICE",
-            f"{said}, and all its answers lie between {low:.4g} and {high:.4g}, on one side of "
-            f"{level:.4g}: correct --contract, or go on with --force-contract",
-        )
+    answers = [each.reshape(-1, *each.shape[-2:]) for each in reference.logits]
+    for index, level in enumerate(reference.contract.logit_thresholds):
+        low = min(float(each[index].min()) for each in answers)
+        high = max(float(each[index].max()) for each in answers)
+        if low > level + _SURE or high < level - _SURE:
+            raise Refused(
+                "E-CONTRACT-DICE",
+                f"{said}, and all its answers lie between {low:.4g} and {high:.4g}, on one side of "
+                f"{level:.4g}: correct --contract, or go on with --force-contract",
+            )
 
 
 def best_reading(
@@ -102,9 +115,9 @@ def best_reading(
 
 
 def _mean_dice(run: Run, contract: InputContract, frames: Sequence[CheckFrame]) -> float:
-    answers = [run(input_from_frame(each.frame, contract))[0, 0] for each in frames]
+    answers = [planes_of_answer(run(input_from_frame(each.frame, contract))) for each in frames]
     masks = (
-        mask_from_logits(logits, contract, *each.frame.shape)
+        mask_from_logits(logits, contract, *each.frame.shape[:2])
         for logits, each in zip(answers, frames, strict=True)
     )
     return float(np.mean([_dice(mask, each) for mask, each in zip(masks, frames, strict=True)]))
@@ -116,7 +129,8 @@ def _normalisations(
     """Yield the contract as it is and with each usual mean and std, the frames' own among them."""
     grey = np.concatenate([each.frame.reshape(-1) for each in frames]) / 255
     own = (float(grey.mean()), max(float(grey.std()), 1e-3))
-    for mean, std in ((contract.mean, contract.std), *_USUAL, own):
+    colours = [_IMAGENET] if contract.depth == 3 else []
+    for mean, std in ((contract.mean, contract.std), *_USUAL, *colours, own):
         yield replace(contract, mean=mean, std=std)
 
 
@@ -125,22 +139,27 @@ def _readings(
 ) -> Iterator[tuple[float, float, str]]:
     """Yield readings of inputs and answers: how far beyond telling, the mean Dice, what it is."""
     for tried in _normalisations(contract, frames):
-        answers = [run(input_from_frame(each.frame, tried))[0, 0] for each in frames]
+        answers = [planes_of_answer(run(input_from_frame(each.frame, tried))) for each in frames]
         outputs = [("", 1.0, 0.0), (", its answer negated,", -1.0, 0.0)]
         if all(each.min() >= 0 for each in answers):
             # Shifted so that what a probability is compared with becomes the logit's threshold.
             for scale, what in ((1, "a probability"), (255, "a probability times 255")):
-                shift = contract.logit_threshold - contract.threshold * scale
+                shift = contract.logit_thresholds[0] - contract.thresholds[0] * scale
                 outputs.append((f", its answer taken as {what},", 1.0, shift))
         for what, sign, shift in outputs:
             masks = [
-                mask_from_logits(sign * logits + np.float32(shift), tried, *each.frame.shape)
+                mask_from_logits(sign * logits + np.float32(shift), tried, *each.frame.shape[:2])
                 for logits, each in zip(answers, frames, strict=True)
             ]
             dice = [_dice(mask, each) for mask, each in zip(masks, frames, strict=True)]
             found = float(np.mean(dice))
             beyond = found - (_CLEARLY_NEGATED if sign < 0 else _CLEARLY)
-            yield beyond, found, f"with mean {tried.mean:.3g} and std {tried.std:.3g}{what}"
+            norms = f"mean {_told(tried.means)} and std {_told(tried.stds)}"
+            yield beyond, found, f"with {norms}{what}"
+
+
+def _told(values: Sequence[float]) -> str:
+    return " / ".join(f"{each:.3g}" for each in dict.fromkeys(values))
 
 
 def _dice(mask: np.ndarray, check: CheckFrame) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..runtime.engines import available_threads
-from ..runtime.image import input_from_frame
+from ..runtime.image import input_from_frame, planes_of_answer
 from ..runtime.progress import Progress, quiet
 from .parity import Reference, exact_run
 from .qdq import qdq_from_onnx, quantisable_convolutions
@@ -49,7 +49,7 @@ def rank_convolutions(
         run = exact_run(model, available_threads())
         changes = []
         for image, trained in zip(frames, reference.logits[:FRAMES], strict=True):
-            logits = run(image)[0, 0]
+            logits = planes_of_answer(run(image))
             changes.append(np.square(logits - trained).mean())
         found.append(Sensitivity(name, float(np.sqrt(np.mean(changes)))))
     return tuple(sorted(found, key=lambda each: each.rms, reverse=True))

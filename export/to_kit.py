@@ -65,7 +65,7 @@ def write_kit(
     for name, form in forms.items():
         logits = [form.run(image[None]) for image in inputs]
         _write_array(folder / FOLDER / f"{name}.npy", np.concatenate(logits).astype(np.float32))
-    shape = [1, 1, contract.height, contract.width]
+    shape = [1, contract.depth, contract.height, contract.width]
     most = conversion.plan.max_batch
     full = [most, *shape[1:]]
     kit_json = {
@@ -75,11 +75,11 @@ def write_kit(
         "compute_capability": next(iter(target.compute_capabilities), None),
         "default": default,
         "input": {"name": "image", "shape": shape},
-        "output": {"name": "logits", "shape": shape},
+        "output": {"name": "logits", "shape": [1, len(contract.classes), *shape[2:]]},
         # Tuned for 1: a device streams single frames.
         "profile": {"min": shape, "opt": shape, "max": full} if most > 1 else None,
         # Of the network alone: what is below a least lesion the session drops, not the engine.
-        "logit_threshold": contract.logit_threshold,
+        **_levels(contract),
         "workspace_mib": _WORKSPACE_MIB,
         "builds": {
             name: {
@@ -100,6 +100,12 @@ def write_kit(
         "frame": _write_frames(folder, frame_graphs, vectors) if frame_graphs else None,
     }
     (folder / "kit.json").write_text(json.dumps(kit_json, indent=1) + "\n", encoding="utf-8")
+
+
+def _levels(contract: InputContract) -> Mapping[str, object]:
+    """Return from which logit on a pixel is lesion, of several classes one for each."""
+    levels = contract.logit_thresholds
+    return {"logit_threshold": levels[0]} if len(levels) == 1 else {"logit_thresholds": [*levels]}
 
 
 def _write_frames(

@@ -60,7 +60,9 @@ def write_module_as_onnx(
         _load(network, weights, name)
     network = network.eval()
     # What is traced may hold values of its frame, so the answers to another are compared.
-    random = np.random.default_rng(0).normal(size=(2, 1, 1, contract.height, contract.width))
+    random = np.random.default_rng(0).normal(
+        size=(2, 1, contract.depth, contract.height, contract.width)
+    )
     image, other = torch.from_numpy(random.astype(np.float32))
     try:
         with torch.inference_mode(), warnings.catch_warnings():

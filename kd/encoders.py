@@ -21,8 +21,9 @@ from torch import nn
 
 from ..runtime.contract import InputContract
 
-SCALE: Final = 255 * InputContract.std / 128  # theirs = SCALE * ours + OFFSET
-OFFSET: Final = (255 * InputContract.mean - 127) / 128
+_OURS = InputContract()
+SCALE: Final = 255 * _OURS.stds[0] / 128  # theirs = SCALE * ours + OFFSET
+OFFSET: Final = (255 * _OURS.means[0] - 127) / 128
 _STEM: Final = 32  # channels
 _EPS: Final = 1e-3  # of all batch norms
 _STRIDES: Final = (1, 2, 2, 2, 1, 2)  # of the stages

@@ -195,4 +195,4 @@ def draw_batch(
 
 def normalised(images: torch.Tensor, contract: InputContract) -> torch.Tensor:
     """Return images in 0..1 as the network takes them, in channels_last layout."""
-    return ((images - contract.mean) / contract.std).to(memory_format=torch.channels_last)
+    return ((images - contract.means[0]) / contract.stds[0]).to(memory_format=torch.channels_last)

@@ -18,6 +18,7 @@ import os
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
 from .contract import InputContract
@@ -42,8 +43,12 @@ from .store import (
     write_folder,
 )
 
-MAJOR, MINOR = 2, 0  # of the manifest's schema; another minor of this major is read
-SCHEMA = f"edgeseg.bundle/{MAJOR}.{MINOR}"
+# Major versions of the manifest's schema and the newest minor of each that this version knows;
+# another minor is read. What needs contract 2 is written in 3, so that no reader that knows only
+# contract 1 takes it; all else stays in 2.
+MINORS: Mapping[int, int] = MappingProxyType({2: 0, 3: 0})
+SCHEMA = "edgeseg.bundle/2.0"
+SCHEMA_OF_CONTRACT: Mapping[int, str] = MappingProxyType({1: SCHEMA, 2: "edgeseg.bundle/3.0"})
 SPLIT_FILE = "split.json"  # of the training, beside a checkpoint and in its bundles
 MAX_MANIFEST_BYTES = 1 << 20  # compared with the file size before anything is read
 MAX_SUMS_BYTES = 1 << 20
@@ -144,10 +149,13 @@ class Manifest:
         try:
             content = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
             _require_plain(content)
-            if _minor_of(content["schema"]) > MINOR:
+            major, minor = _version_of(content["schema"])
+            if minor > MINORS[major]:
                 known = {each.name for each in fields(cls)}
                 content = {key: value for key, value in content.items() if key in known}
             content["contract"] = InputContract.from_dict(content["contract"])
+            if major == 2 and content["contract"].version > 1:
+                raise ValueError("its contract needs edgeseg.bundle/3")
             content["models"] = {
                 engine: _names(names, f"models.{engine}")
                 for engine, names in content["models"].items()
@@ -169,15 +177,18 @@ class Manifest:
             ) from error
 
 
-def _minor_of(schema: Any) -> int:
-    """Return the minor version of a schema of our major. Raises Refused (E-MANIFEST-NEWER)."""
+def _version_of(schema: Any) -> Tuple[int, int]:
+    """Return major and minor of a schema that is read. Raises Refused (E-MANIFEST-NEWER)."""
     found = _SCHEMA.fullmatch(schema) if isinstance(schema, str) else None
-    if found is None or int(found[1]) != MAJOR:
-        mend = "update edgeseg" if found and int(found[1]) > MAJOR else "export the bundle again"
+    if found is None or int(found[1]) not in MINORS:
+        newer = found and int(found[1]) > max(MINORS)
         raise Refused(
-            "E-MANIFEST-NEWER", f"bundle schema is {schema!r}, this tool reads {SCHEMA!r}; {mend}"
+            "E-MANIFEST-NEWER",
+            f"bundle schema is {schema!r}, this tool reads "
+            f"{' and '.join(map(repr, SCHEMA_OF_CONTRACT.values()))}; "
+            f"{'update edgeseg' if newer else 'export the bundle again'}",
         )
-    return int(found[2])
+    return int(found[1]), int(found[2])
 
 
 def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
@@ -314,9 +325,11 @@ def seal_bundle(folder: Path, manifest_fields: Mapping[str, Any]) -> Manifest:
 
     Args:
         folder: holds the model files; usually the temporary folder of `atomic_folder`.
-        manifest_fields: every field of `Manifest` but `files`.
+        manifest_fields: every field of `Manifest` but `files`; without `schema` it is the one that
+            the contract needs.
     """
-    manifest = Manifest(files=hashes_of(folder), **manifest_fields)
+    schema = SCHEMA_OF_CONTRACT[manifest_fields["contract"].version]
+    manifest = Manifest(files=hashes_of(folder), **{"schema": schema, **manifest_fields})
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     (folder / SUMS).write_text(_sums_text(Folder(folder)), encoding="utf-8")
     return manifest

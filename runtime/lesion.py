@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -44,16 +44,36 @@ class Lesion:
     width_mm: Optional[float] = None  # of the box
     height_mm: Optional[float] = None  # of the box
     diameter_mm: Optional[float] = None
+    name: Optional[str] = None  # of its class, of a network of several
 
     def to_dict(self) -> Dict[str, Any]:
-        """Return the fields as JSON-ready values; without a spacing none in mm."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """Return the fields as JSON-ready values; without a spacing none in mm.
+
+        The name is called ``class``.
+        """
+        known = {name: value for name, value in asdict(self).items() if value is not None}
+        return {"class" if name == "name" else name: value for name, value in known.items()}
 
 
-def lesions_of(mask: np.ndarray, spacing: Optional[Spacing] = None) -> Tuple[Lesion, ...]:
-    """Return the 8-connected components of a mask [H, W], largest first, then by their box."""
-    parts = _components(_runs_of(mask != 0), diagonal=True)
-    return tuple(sorted(_measure(parts, spacing), key=lambda lesion: (-lesion.area_px, lesion.box)))
+def lesions_of(
+    mask: np.ndarray, spacing: Optional[Spacing] = None, classes: Sequence[str] = ()
+) -> Tuple[Lesion, ...]:
+    """Return the 8-connected components of a mask [H, W], largest first, then by their box.
+
+    Args:
+        mask: uint8, nonzero where lesion.
+        spacing: of its pixels.
+        classes: names of the labels from 1 on, where there are several: a component is then of one
+            class, whose name it has.
+    """
+    found: List[Lesion] = []
+    if len(classes) > 1:
+        for label, name in enumerate(classes, 1):
+            parts = _components(_runs_of(mask == label), diagonal=True)
+            found += [replace(each, name=name) for each in _measure(parts, spacing)]
+    else:
+        found += _measure(_components(_runs_of(mask != 0), diagonal=True), spacing)
+    return tuple(sorted(found, key=lambda lesion: (-lesion.area_px, lesion.box)))
 
 
 def keep_largest(mask: np.ndarray) -> np.ndarray:
@@ -281,12 +301,31 @@ def _diameter(hull: List[_Corner], column: float, row: float) -> float:
     return math.sqrt(float((apart * apart).sum(axis=2).max()))
 
 
-def draw_overlay(grey: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return the frame, uint8 [H, W], as RGB [H, W, 3] with the lesions' outline in orange."""
-    picture = np.repeat(grey[:, :, None], 3, axis=2)
-    outline = boundary_of(mask)
-    for row, column in ((0, 0), (0, 1), (1, 0)):  # two pixels wide, to be seen on large frames
-        y = np.minimum(outline[:, 0] + row, grey.shape[0] - 1)
-        x = np.minimum(outline[:, 1] + column, grey.shape[1] - 1)
-        picture[y, x] = (255, 140, 0)
+# Of the classes in turn. After the first the palette of Okabe and Ito (2008), made to be told apart
+# by people who see colours differently; without its black and its orange, which is near the first.
+PALETTE = (
+    (255, 140, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (204, 121, 167),
+    (0, 114, 178),
+    (213, 94, 0),
+)
+
+
+def draw_overlay(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return a frame, uint8 [H, W] or [H, W, 3], as RGB with the lesions' outlines.
+
+    The colour is that of the mask's label in `PALETTE`, which begins anew behind its last.
+    """
+    if frame.ndim == 2:
+        frame = frame[:, :, None]
+    picture = np.repeat(frame, 3 // frame.shape[2], axis=2)
+    for label in np.unique(mask[mask != 0]).tolist():
+        outline = boundary_of(mask == label)
+        for row, column in ((0, 0), (0, 1), (1, 0)):  # two pixels wide, to be seen on large frames
+            y = np.minimum(outline[:, 0] + row, picture.shape[0] - 1)
+            x = np.minimum(outline[:, 1] + column, picture.shape[1] - 1)
+            picture[y, x] = PALETTE[(label - 1) % len(PALETTE)]
     return picture

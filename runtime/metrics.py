@@ -34,6 +34,21 @@ def count_pixels(mask: np.ndarray, truth: np.ndarray) -> PixelCounts:
     return PixelCounts(tp, fp, fn, mask.size - tp - fp - fn)
 
 
+def count_labels(mask: np.ndarray, truth: np.ndarray) -> PixelCounts:
+    """Compare two masks of labels of equal shape, 0 where background. Raises ValueError else.
+
+    A pixel of another class than the truth's is a false positive and a false negative; it is twice
+    in the sum of the counts then. Of one class the same as `count_pixels`.
+    """
+    if mask.shape != truth.shape:
+        raise ValueError(f"mask {list(mask.shape)} against truth {list(truth.shape)}")
+    right = mask == truth
+    tp = int(np.count_nonzero(right & (truth != 0)))
+    fp = int(np.count_nonzero(mask)) - tp
+    fn = int(np.count_nonzero(truth)) - tp
+    return PixelCounts(tp, fp, fn, int(np.count_nonzero(right)) - tp)
+
+
 def _ratio(above: float, below: float) -> float:
     return above / below if below else float("nan")
 

@@ -12,9 +12,10 @@ from PIL import Image
 from .errors import InputError
 from .files import atomic_folder
 from .folder import IMAGE_SUFFIXES, image_files, masked_stem, stem_of
-from .image import read_image
+from .image import read_for
 from .lesion import Spacing, draw_overlay, lesions_of
 from .paths import takes_paths
+from .pgm import golden_from_labels
 from .progress import Progress, quiet
 from .session import Session
 
@@ -101,8 +102,9 @@ def predict_files(
 ) -> Tuple[Dict[str, Any], ...]:
     """Segment image files and write the folder `out`, whole or not at all.
 
-    For ``x.png`` it holds ``x_mask.png`` (0 and 255, the image's own size) and ``x_overlay.png``;
-    ``predictions.json`` has a record for each image, see `record_of`.
+    For ``x.png`` it holds ``x_mask.png`` (the image's own size; 0 and 255, of several classes
+    their numbers) and ``x_overlay.png``; ``predictions.json`` has a record for each image, see
+    `record_of`.
 
     Returns:
         The records.
@@ -112,24 +114,29 @@ def predict_files(
         OutputError: E-OUT-WRITE.
     """
     records = []
+    read = read_for(session.contract)
     with atomic_folder(out) as folder:
         for path in progress(images, "predicting"):
-            grey = read_image(path)
-            mask = session.predict(grey)
-            Image.fromarray(mask * np.uint8(255)).save(folder / f"{path.stem}_mask.png")
-            Image.fromarray(draw_overlay(grey, mask)).save(folder / f"{path.stem}_overlay.png")
-            records.append(record_of(path.name, mask, spacing))
+            frame = read(path)
+            mask = session.predict(frame)
+            stored = golden_from_labels(mask, session.contract)
+            Image.fromarray(stored).save(folder / f"{path.stem}_mask.png")
+            Image.fromarray(draw_overlay(frame, mask)).save(folder / f"{path.stem}_overlay.png")
+            records.append(record_of(path.name, mask, spacing, session.contract.classes))
         text = json.dumps(records, indent=1) + "\n"  # ASCII: a file name may be any bytes
         (folder / "predictions.json").write_text(text, encoding="utf-8")
     return tuple(records)
 
 
-def record_of(image: str, mask: np.ndarray, spacing: Optional[Spacing] = None) -> Dict[str, Any]:
+def record_of(
+    image: str, mask: np.ndarray, spacing: Optional[Spacing] = None, classes: Sequence[str] = ()
+) -> Dict[str, Any]:
     """Return size, lesion area and every lesion of a mask [H, W] as JSON-ready values.
 
-    With a spacing also what they are in mm, and the spacing itself.
+    With a spacing also what they are in mm, and the spacing itself; of several classes the class of
+    each.
     """
-    lesions = lesions_of(mask, spacing)
+    lesions = lesions_of(mask, spacing, classes)
     area_px = sum(lesion.area_px for lesion in lesions)
     record: Dict[str, Any] = {
         "image": image,

@@ -9,10 +9,31 @@ turn that into a refusal.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Dict, Mapping, Optional, Tuple, Type, TypeVar
 
-_Row = TypeVar("_Row", "Hop", "PrecisionTiming")
+_Row = TypeVar("_Row", "Hop", "ClassDrop", "PrecisionTiming")
+
+
+@dataclass(frozen=True)
+class ClassDrop:
+    """What one step of the export loses of one class, on the frames that have it."""
+
+    name: str  # of the contract's `classes`
+    frames: int
+    dice: float  # mean against the truth
+    dice_drop: float  # the trained network's mean Dice minus this one's
+    dice_drop_low: float  # 95 % bootstrap interval over groups of frames
+    dice_drop_high: float
+
+    def to_dict(self) -> Dict[str, Any]:
+        """Return the fields with None for what is undefined."""
+        return _with_none(asdict(self))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> ClassDrop:
+        """Read the result of `to_dict`."""
+        return _row(cls, content)
 
 
 @dataclass(frozen=True)
@@ -31,15 +52,23 @@ class Hop:
     hd95_rise_px: float  # mean over frames where both have it: this one's minus the trained one's
     hd95_rise_low_px: float
     hd95_rise_high_px: float
+    classes: Tuple[
+        ClassDrop, ...
+    ] = ()  # of several classes; then Dice and HD95 are means over them
 
     def to_dict(self) -> Dict[str, Any]:
-        """Return the fields with None for what is undefined."""
-        return _with_none(asdict(self))
+        """Return the fields with None for what is undefined; `classes` where there are several."""
+        content = _with_none(asdict(self))
+        del content["classes"]
+        if self.classes:
+            content["classes"] = [each.to_dict() for each in self.classes]
+        return content
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Hop:
         """Read the result of `to_dict`."""
-        return _row(cls, content)
+        rows = tuple(map(ClassDrop.from_dict, content.get("classes", ())))
+        return replace(_row(cls, content), classes=rows)
 
 
 @dataclass(frozen=True)
@@ -181,9 +210,11 @@ _TYPES: Mapping[str, Any] = {"str": str, "int": int, "bool": bool}
 
 
 def _row(kind: Type[_Row], content: Mapping[str, Any]) -> _Row:
-    """Read the fields of a flat dataclass; a float may be null, which is NaN."""
+    """Read the flat fields of a dataclass; a float may be null, which is NaN."""
     values: Dict[str, Any] = {}
     for each in fields(kind):
+        if each.type != "float" and each.type not in _TYPES:
+            continue
         value = content[each.name]
         if each.type == "float":
             values[each.name] = math.nan if value is None else _number(value, each.name)

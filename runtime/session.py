@@ -11,7 +11,7 @@ import numpy as np
 
 from . import lesion
 from .bundle import Bundle, open_bundle
-from .contract import InputContract
+from .contract import InputContract, require_one_class
 from .engine_files import engine_files
 from .engines import (
     ENGINES,
@@ -23,10 +23,16 @@ from .engines import (
     require_installed,
 )
 from .errors import EngineError, Refused
-from .image import grey_from_frame, input_from_frame, mask_from_logits, require_frame
+from .image import (
+    grey_from_frame,
+    input_from_frame,
+    mask_from_logits,
+    planes_of_answer,
+    require_frame,
+)
 from .layout import Layout
 from .paths import takes_paths
-from .pgm import grey_from_pgm
+from .pgm import labels_from_golden, pixels_from_pnm
 
 
 class _OneAtATime:
@@ -49,14 +55,19 @@ class _OneAtATime:
 class _Crop:
     """The part of a maker's frames that is segmented, with its buffer."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, takes_colour: bool) -> None:
         self.layout = layout
         self.keep = layout.keep
         self._grey = np.empty_like(self.keep)
+        self._colour = np.empty((*self.keep.shape, 3), np.uint8) if takes_colour else None
 
-    def grey_of(self, frame: np.ndarray) -> np.ndarray:
+    def image_of(self, frame: np.ndarray) -> np.ndarray:
         """Return the crop, uint8, 0 where it is no image; valid until the next frame."""
-        np.multiply(grey_from_frame(self.layout.crop_of(frame)), self.keep, out=self._grey)
+        crop = self.layout.crop_of(frame)
+        if self._colour is not None and crop.ndim == 3:
+            np.multiply(crop, self.keep[:, :, None], out=self._colour)
+            return self._colour
+        np.multiply(grey_from_frame(crop), self.keep, out=self._grey)
         return self._grey
 
 
@@ -122,9 +133,14 @@ class Session:
         fill_holes: bool = False,
         bundle: Optional[Bundle] = None,
     ) -> Session:
-        """Return a session over an engine that is open already."""
-        buffer = np.zeros((1, 1, contract.height, contract.width), np.float32)
-        crop = _Crop(layout) if layout else None
+        """Return a session over an engine that is open already.
+
+        Raises InputError: E-CLASSES for `largest_only` or `fill_holes` of several classes.
+        """
+        if largest_only or fill_holes:
+            require_one_class(contract, "largest_only" if largest_only else "fill_holes")
+        buffer = np.zeros((1, contract.depth, contract.height, contract.width), np.float32)
+        crop = _Crop(layout, contract.takes_colour) if layout else None
         return cls(contract, engine, buffer, largest_only, fill_holes, bundle, crop)
 
     @property
@@ -139,7 +155,8 @@ class Session:
             frame: uint8 [H, W] or RGB [H, W, 3], any size (with a layout: its own) and strides.
 
         Returns:
-            Mask, uint8 [H, W], 1 where lesion.
+            Mask, uint8 [H, W], 1 where lesion; of several classes the number of the pixel's class,
+            from 1 in the contract's order.
 
         Raises:
             InputError: E-FRAME for another dtype or shape, see `require_frame`.
@@ -149,7 +166,7 @@ class Session:
             return self.read_out(self.infer(self.prepare(frame)), frame.shape)
 
     def logits(self, frame: np.ndarray) -> np.ndarray:
-        """Return the logits, float32 [height, width] of the contract, a copy; see `predict`."""
+        """Return the logits, a copy, as `infer` does; see `predict`."""
         with self._turn:
             return np.array(self.infer(self.prepare(frame)))
 
@@ -157,19 +174,20 @@ class Session:
     # do not keep a second thread out.
 
     def prepare(self, frame: np.ndarray) -> np.ndarray:
-        """Return the network's input, float32 [1, 1, height, width], valid until the next frame.
+        """Return the network's input, float32 [1, C, height, width], valid until the next frame.
 
         Raises InputError: E-FRAME for another dtype or shape than `predict` takes.
         """
         if self._crop:
             require_frame(frame)
-            frame = self._crop.grey_of(frame)
+            frame = self._crop.image_of(frame)
         return input_from_frame(frame, self.contract, self._input)
 
     def infer(self, image: np.ndarray) -> np.ndarray:
         """Return the logits, float32 [height, width], for what `prepare` returned.
 
-        They may be a view of the engine's own buffer, valid until the next call.
+        Of several classes they are [K, height, width]. They may be a view of the engine's own
+        buffer, valid until the next call.
         Raises EngineError: E-ENGINE-RESULT for logits that are not finite.
         """
         logits = self.engine.run(image)
@@ -177,8 +195,7 @@ class Session:
             raise EngineError(
                 "E-ENGINE-RESULT", f"{self.engine.name} answered a number that is not finite"
             )
-        answer: np.ndarray = logits[0, 0]
-        return answer
+        return planes_of_answer(logits)
 
     def read_out(self, logits: np.ndarray, frame_shape: Tuple[int, ...]) -> np.ndarray:
         """Return the mask, uint8 [H, W], of a frame of shape [H, W] or [H, W, 3]."""
@@ -235,23 +252,22 @@ class Session:
             )
         vectors = self.bundle.manifest.vectors
         for names in zip(vectors.frames, vectors.masks[engine]):  # noqa: B905
-            frame, mask = (grey_from_pgm(self.bundle.read(name), name) for name in names)
-            if frame.shape != mask.shape:
+            frame, mask = (pixels_from_pnm(self.bundle.read(name), name) for name in names)
+            if mask.ndim != 2 or frame.shape[:2] != mask.shape:
                 raise Refused(
                     "E-SELFTEST",
                     f"{names[1]} is of another size than {names[0]}; export the bundle again",
                 )
-            yield frame, mask
+            yield frame, labels_from_golden(mask, self.contract)
 
     def _whole_mask(self, frame: np.ndarray) -> np.ndarray:
         logits = self.infer(input_from_frame(frame, self.contract, self._input))
-        return mask_from_logits(logits, self.contract, *frame.shape)
+        return mask_from_logits(logits, self.contract, *frame.shape[:2])
 
 
 def _flipped_share(mask: np.ndarray, golden: np.ndarray) -> float:
     """Return the pixels that differ as a share of the golden lesion, or of 1 px if it is empty."""
-    expected = golden != 0
-    flipped, marked = (int(np.count_nonzero(each)) for each in (expected != (mask != 0), expected))
+    flipped, marked = (int(np.count_nonzero(each)) for each in (golden != mask, golden))
     return flipped / max(1, marked)
 
 

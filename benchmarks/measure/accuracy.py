@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ...runtime.contract import InputContract
 from ...runtime.errors import InputError
 from ...runtime.files import write_bytes
 from ...runtime.image import resize_mask
@@ -27,7 +28,7 @@ from ...runtime.metrics import (
     PixelCounts,
     accuracy_score,
     bootstrap_interval,
-    count_pixels,
+    count_labels,
     dice_score,
     hd95_px,
     iou_score,
@@ -52,6 +53,7 @@ _RATIOS: Mapping[str, Callable[[PixelCounts], float]] = MappingProxyType(
     }
 )
 METRICS = (*_RATIOS, "hd95_px")
+_ONE_CLASS = InputContract()  # of a grey frame
 
 
 class Case(Protocol):
@@ -72,8 +74,8 @@ class Case(Protocol):
         """Cases of one group are near-duplicates: they count as one in an interval."""
         ...
 
-    def read_image(self) -> npt.NDArray[np.uint8]:
-        """Return the grey image, uint8 [H, W]."""
+    def read_image(self, *, colour: bool = False) -> npt.NDArray[np.uint8]:
+        """Return the grey image, uint8 [H, W], or RGB [H, W, 3]."""
         ...
 
     def read_mask(self) -> npt.NDArray[np.bool_]:
@@ -83,7 +85,11 @@ class Case(Protocol):
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One mask against its truth; NaN is undefined (0/0, or no boundary)."""
+    """One mask against its truth; NaN is undefined (0/0, or no boundary).
+
+    Of several classes a pixel is right where it has the class of the truth; one that has another
+    counts both as a false positive and as a false negative.
+    """
 
     name: str
     label: str
@@ -162,18 +168,44 @@ class PairedDifference:
         return self.high < 0 or self.low > 0
 
 
+def truth_of(case: Case, contract: InputContract) -> npt.NDArray[Any]:
+    """Return the truth of an image, bool [H, W]; for several classes their numbers, uint8 [H, W].
+
+    An image has one class in the data sets that are read here, so what its mask marks is of the
+    class that is called as the image is.
+
+    Raises InputError: E-CLASSES for an image of a class that is none of the network's, and what
+    reading the case raises.
+    """
+    mask = case.read_mask()
+    if len(contract.classes) == 1:
+        return mask
+    if case.label != "normal" and case.label not in contract.classes:
+        raise InputError(
+            "E-CLASSES",
+            f"{case.name} is {case.label}, which is none of the network's classes "
+            f"({', '.join(contract.classes)}); name data whose classes it knows",
+        )
+    label = 0 if case.label == "normal" else 1 + contract.classes.index(case.label)
+    labels: npt.NDArray[np.uint8] = np.where(mask, np.uint8(label), np.uint8(0))
+    return labels
+
+
 def score_images(
     predict: Callable[[npt.NDArray[np.uint8]], npt.NDArray[Any]],
     cases: Sequence[Case],
     *,
+    contract: InputContract = _ONE_CLASS,
     progress: Progress = quiet,
 ) -> tuple[ImageScore, ...]:
     """Predict every case and compare it with its truth.
 
     Args:
-        predict: maps an image, uint8 [H, W], to a mask [H, W] of any dtype, nonzero where lesion.
-            It is given the image alone, never label, name or truth.
+        predict: maps an image, uint8 [H, W] or RGB [H, W, 3] as the contract takes it, to a mask
+            [H, W] of the contract's labels. It is given the image alone, never label, name or
+            truth.
         cases: what to score.
+        contract: of what predicts.
         progress: wraps the loop.
 
     Raises:
@@ -181,13 +213,19 @@ def score_images(
         InputError: what reading the cases raises.
     """
     return tuple(
-        _score(case, predict(case.read_image()), case.read_mask())
+        score_mask(case, predict(case.read_image(colour=contract.takes_colour)), contract)
         for case in progress(cases, "accuracy", len(cases))
     )
 
 
-def _score(case: Case, mask: npt.NDArray[Any], truth: npt.NDArray[np.bool_]) -> ImageScore:
-    counts = count_pixels(mask, truth)
+def score_mask(case: Case, mask: npt.NDArray[Any], contract: InputContract) -> ImageScore:
+    """Compare a mask [H, W] with the truth of its case; raises as `score_images`."""
+    truth = truth_of(case, contract)
+    if len(contract.classes) == 1:
+        mask, truth = mask != 0, truth != 0
+    counts = count_labels(mask, truth)
+    labels = np.unique(truth[truth != 0]).tolist() or [1]
+    distances = [hd95_px(mask == label, truth == label) for label in labels]
     return ImageScore(
         name=case.name,
         label=case.label,
@@ -195,7 +233,7 @@ def _score(case: Case, mask: npt.NDArray[Any], truth: npt.NDArray[np.bool_]) -> 
         lesion_px=counts.tp + counts.fn,
         predicted_px=counts.tp + counts.fp,
         counts=counts,
-        hd95_px=hd95_px(mask, truth),
+        hd95_px=sum(distances) / len(distances),  # NaN if one is
         **{metric: ratio(counts) for metric, ratio in _RATIOS.items()},
     )
 

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ...runtime.contract import InputContract
-from ...runtime.image import resize_mask
+from ...runtime.image import inset_of, resize_mask
 from ...runtime.lesion import component_values
 from ...runtime.progress import Progress, quiet
 from ...runtime.session import Session
 from ..formatting import fixed, percent, text_table
-from .accuracy import CALIBRATION_BINS, Case, ImageScore, calibration_gaps, score_images
+from .accuracy import CALIBRATION_BINS, Case, ImageScore, calibration_gaps, score_mask
 
 THRESHOLDS: Final = (*(round(0.05 * step, 2) for step in range(1, 20)), 0.97, 0.98, 0.99, 0.995)
 FOUND_DICE: Final = 0.1  # a lesion with less is missed
@@ -44,6 +44,7 @@ class CaseParts:
     source: str  # name of its data set; "" where it does not tell
     has_lesion: bool
     truth_px: int  # at the network's size, where a small lesion may vanish
+    network_px: int  # of the frame in the network's input
     at: tuple[Parts, ...]
 
 
@@ -82,7 +83,7 @@ class Scored:
 
 def thresholds_for(contract: InputContract) -> tuple[float, ...]:
     """Return the thresholds of a curve, that of the contract among them."""
-    return tuple(sorted({*THRESHOLDS, contract.threshold}))
+    return tuple(sorted({*THRESHOLDS, *contract.thresholds}))
 
 
 def parts_of(
@@ -104,7 +105,8 @@ def parts_of(
     for threshold in thresholds:
         above = logits > replace(InputContract(), threshold=threshold).logit_threshold
         at.append(Parts(*component_values(above, logits, small)))
-    return CaseParts(source, bool(truth.any()), int(np.count_nonzero(small)), tuple(at))
+    truth_px = int(np.count_nonzero(small))
+    return CaseParts(source, bool(truth.any()), truth_px, logits.size, tuple(at))
 
 
 def curves_of(cases: Sequence[CaseParts], contract: InputContract) -> tuple[SetCurve, ...]:
@@ -138,7 +140,7 @@ def _point(
 ) -> CurvePoint:
     dice, touched, marks = [], [], []
     for case, parts in cases:
-        kept = parts.areas_px >= contract.least_px
+        kept = parts.areas_px >= math.ceil(contract.least_areas[0] * case.network_px)
         kept &= parts.peaks >= np.float32(contract.least_logit)
         if case.has_lesion:
             hits = int(parts.hits_px[kept].sum())
@@ -179,6 +181,8 @@ def score_with_curves(
 ) -> Scored:
     """Score every case and count what the curves need, in one pass.
 
+    Curves and calibration are of one probability a pixel: of several classes there are none.
+
     Args:
         session: its masks are scored as they are, its logits at every threshold.
         cases: at least one; a case with a `source` belongs to the data set of that name.
@@ -187,23 +191,30 @@ def score_with_curves(
 
     Raises what `score_images` raises.
     """
-    thresholds = thresholds_for(session.contract)
+    contract = session.contract
+    several = len(contract.classes) > 1
+    thresholds = () if several else thresholds_for(contract)
     scores: list[ImageScore] = []
     parts = []
     plain, scaled = np.zeros(CALIBRATION_BINS), np.zeros(CALIBRATION_BINS)
     for case in progress(cases, "accuracy", len(cases)):
-        frame = case.read_image()
-        logits, truth = session.logits(frame), case.read_mask()
-        mask = session.read_out(logits, frame.shape)
-        scores += score_images(lambda _, mask=mask: mask, [case])  # type: ignore[misc]
+        frame = case.read_image(colour=contract.takes_colour)
+        logits = session.logits(frame)
+        scores.append(score_mask(case, session.read_out(logits, frame.shape), contract))
+        if several:
+            continue
+        truth = case.read_mask()
+        logits = logits[inset_of(contract, *frame.shape[:2]).box]
         parts.append(parts_of(logits, truth, thresholds, getattr(case, "source", "")))
         small = resize_mask(truth, *logits.shape)
         plain += calibration_gaps(logits, small)
         if temperature is not None:
             scaled += calibration_gaps(logits, small, temperature)
+    if several:
+        return Scored(tuple(scores), (), math.nan, math.nan)
     return Scored(
         scores=tuple(scores),
-        curves=curves_of(parts, session.contract),
+        curves=curves_of(parts, contract),
         calibration_error=float(np.abs(plain).sum() / len(cases)),
         calibrated_error=math.nan
         if temperature is None
@@ -217,7 +228,7 @@ def render_curves(curves: Sequence[SetCurve], contract: InputContract) -> str:
     rows = [
         [
             curve.name if index == 0 else "",
-            f"{point.threshold:g}{'*' if point.threshold == contract.threshold else ''}",
+            f"{point.threshold:g}{'*' if point.threshold == contract.thresholds[0] else ''}",
             percent(point.found_share),
             str(point.missed),
             fixed(point.dice),
@@ -226,7 +237,7 @@ def render_curves(curves: Sequence[SetCurve], contract: InputContract) -> str:
         ]
         for curve in curves
         for index, point in enumerate(
-            each for each in curve.points if each.threshold in (*_SHOWN, contract.threshold)
+            each for each in curve.points if each.threshold in (*_SHOWN, contract.thresholds[0])
         )
     ]
     told = f", {contract.least_text}" if contract.drops else ""

@@ -102,7 +102,7 @@ def choose_point(cases: Sequence[CaseParts], contract: InputContract, max_marked
             each[1].marked_share,
             each[0].least_area,
             each[0].least_peak,
-            abs(each[0].threshold - 0.5),
+            abs(each[0].thresholds[0] - 0.5),
         ),
     )
     return Choice(best, len(found), score)

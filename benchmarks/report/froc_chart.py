@@ -45,7 +45,7 @@ def froc_figures(rows: Sequence[Row]) -> tuple[Figure, ...]:
 
 def point_of(row: Row, curve: SetCurve) -> CurvePoint:
     """Return the point at the row's own threshold."""
-    return next(each for each in curve.points if each.threshold == row.contract.threshold)
+    return next(each for each in curve.points if each.threshold == row.contract.thresholds[0])
 
 
 def _froc(drawn: Sequence[tuple[Row, SetCurve]], key: str) -> str:

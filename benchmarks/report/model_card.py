@@ -206,10 +206,10 @@ def _facts(evidence: Evidence) -> str:
     rows = [
         ["network", evidence.model],
         ["input", f"{contract.width}×{contract.height} px, grey"],
-        ["normalisation", f"(grey / 255 − {contract.mean:g}) / {contract.std:g}"],
+        ["normalisation", contract.normalisation("g").replace("-", "−")],
         [
             "answer",
-            f"a logit a pixel; lesion where the probability is above {contract.threshold:g}"
+            f"a logit a pixel; lesion where the probability is above {contract.thresholds[0]:g}"
             + (f", {contract.least_text}" if contract.drops else ""),
         ],
         ["parameters", f"{significant(evidence.parameters / 1e6)} M"],

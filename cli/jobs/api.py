@@ -109,9 +109,10 @@ class Evaluation:
             f"{self.source} in {engine}, {self.part} part, {len(self.scores)} images",
             render_accuracy(self.accuracy),
             render_by_set(self.sets),
-            render_curves(self.curves, self.session.contract),
-            f"Expected calibration error: {told}.",
         ]
+        if self.curves:  # of several classes there are none
+            lines.append(render_curves(self.curves, self.session.contract))
+            lines.append(f"Expected calibration error: {told}.")
         return "\n".join([*lines, *([f"Not leak-safe: {self.leak}."] if self.leak else [])])
 
     __repr__ = to_text  # what a notebook shows
@@ -390,7 +391,11 @@ def export(
     request = CalibrationRequest(_sets(calib), ranges, synthetic_calibration, calib_images)
     retrain = retraining_of(found, request, qat) if qat else None
     frames, note = frames_for_export(
-        found, request, needs_ranges=chosen.needs_ranges, progress=progress
+        found,
+        request,
+        network.contract,
+        needs_ranges=chosen.needs_ranges,
+        progress=progress,
     )
     exported = export_bundle(
         network,

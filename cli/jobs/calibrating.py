@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...kd import zoo
+from ...runtime.contract import InputContract
 from ...runtime.errors import InputError, Refused
-from ...runtime.image import read_image
+from ...runtime.image import read_for
 from ...runtime.progress import Progress, quiet
 from . import phantoms
-from .parts import Folders, Parts, parts_of_split, samples_for
+from .parts import Folders, Parts, check_frame, parts_of_split, samples_for
 from .sources import CheckpointSource, Exportable
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ...kd.data.dataset import Dataset
     from ...kd.qat import TrainedRun
 
+_OF_A_CHECKPOINT = InputContract()  # takes grey frames and has one class
 _VECTORS = ("benign", "malignant", "normal")  # phantoms that are golden inputs
 _PHANTOM_FRACTIONS = (0.6, 0.4, 0.0)  # no test part: a gate over few frames would be a coin toss
 
@@ -41,6 +43,7 @@ class CalibrationRequest:
 def frames_for_export(
     source: Exportable,
     request: CalibrationRequest,
+    contract: InputContract = _OF_A_CHECKPOINT,
     *,
     needs_ranges: bool = True,
     progress: Progress = quiet,
@@ -55,6 +58,7 @@ def frames_for_export(
     Args:
         source: a checkpoint.
         request: where ranges come from.
+        contract: of the network: how its frames are read, and how its classes are numbered.
         needs_ranges: False leaves the calibration out.
         progress: wraps the long loops.
 
@@ -64,7 +68,6 @@ def frames_for_export(
         Refused: E-CALIB-TEST (a record has frames that are not of the train part),
             E-CALIB-SYNTHETIC (a record was made from phantoms), those of `ModelSource.split_file`.
     """
-    from ...export.parity import CheckFrame
     from ...export.pipeline import Frames
     from ...kd.data.phantom import draw_phantom
 
@@ -85,11 +88,9 @@ def frames_for_export(
         note = f"checked on the {judged.checks_are} ({len(samples)} images)"
         calibration: CalibrationSet | Path | None = None
         if needs_ranges:
-            calibration, how = _calibration_for(source, request, parts, drawn)
+            calibration, how = _calibration_for(source, request, contract, parts, drawn)
             note += f", {how}"
-        checks = tuple(
-            CheckFrame(each.read_image(), each.read_mask(), each.group) for each in samples
-        )
+        checks = tuple(check_frame(each, contract) for each in samples)
     vectors = tuple(draw_phantom(label, 1, phantoms.SEED)[0] for label in _VECTORS)
     return Frames(calibration, checks, judged.checks_are, vectors), note
 
@@ -169,7 +170,11 @@ def _phantom_parts(drawn: Dataset, progress: Progress) -> Parts:
 
 
 def _calibration_for(
-    source: Exportable, request: CalibrationRequest, parts: Parts | None, drawn: Parts | None
+    source: Exportable,
+    request: CalibrationRequest,
+    contract: InputContract,
+    parts: Parts | None,
+    drawn: Parts | None,
 ) -> tuple[CalibrationSet | Path, str]:
     """Return frames or the record of an earlier calibration, and a few words on it."""
     from ...export.calibration import parse_calibration
@@ -200,7 +205,7 @@ def _calibration_for(
     frames = read_calibration_frames(
         [each.image for each in samples],
         request.images,
-        read_image,
+        read_for(contract),
         origin=chosen.origin,
         labels=[each.label for each in samples],
     )

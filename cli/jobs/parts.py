@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ...export.parity import CheckFrame
     from ...kd.data.dataset import Dataset, Sample
     from ...kd.data.split import Split
+    from ...runtime.contract import InputContract
     from .sources import ModelSource
 
 _CHECK_FRAMES = 16
@@ -128,6 +129,18 @@ def check_frames(data: Folders) -> tuple[CheckFrame, ...]:
     samples = [each for each in read_datasets(data).samples if each.label != "normal"]
     spread = samples[:: max(1, len(samples) // _CHECK_FRAMES)][:_CHECK_FRAMES]
     return tuple(CheckFrame(each.read_image(), each.read_mask(), each.name) for each in spread)
+
+
+def check_frame(sample: Sample, contract: InputContract) -> CheckFrame:
+    """Return an image as a network takes it, with its truth as the network's classes are numbered.
+
+    Raises InputError: E-CLASSES, see `truth_of`, and what reading the sample raises.
+    """
+    from ...benchmarks.measure.accuracy import truth_of
+    from ...export.parity import CheckFrame
+
+    frame = sample.read_image(colour=contract.takes_colour)
+    return CheckFrame(frame, truth_of(sample, contract), sample.group)
 
 
 @dataclass(frozen=True)

@@ -214,9 +214,9 @@ def _val_samples(source: CheckpointSource, data: Sequence[Path]) -> tuple[Sample
 
 def _point_of(contract: InputContract) -> dict[str, float]:
     return {
-        "threshold": contract.threshold,
-        "least_area": contract.least_area,
-        "least_peak": contract.least_peak,
+        "threshold": contract.thresholds[0],
+        "least_area": contract.least_areas[0],
+        "least_peak": contract.least_peaks[0],
     }
 
 

@@ -479,7 +479,7 @@ def compare(
     kit: kit_files.Kit,
     build: kit_files.Build,
 ) -> VectorResult:
-    """Compare outputs [N, 1, H, W] with the host's, the mask pixel by pixel.
+    """Compare outputs [N, K, H, W] with the host's, the mask pixel by pixel.
 
     Flipped pixels are counted against what either mask marks in their frame, but at least
     `LEAST_LESION` of it: over all pixels a small lesion could be lost unseen.
@@ -488,15 +488,26 @@ def compare(
 
     name = build.logits.name
     if build.mask is None:
-        ours, theirs = (each[name] > kit.logit_threshold for each in (answers, expected))
+        levels = np.array(kit.logit_thresholds, np.float32)
+        ours, theirs = (labels_of(each[name], levels) for each in (answers, expected))
     else:  # as they are: a mask that says lesion by another number than 1 is none
-        ours, theirs = (each[build.mask.name] for each in (answers, expected))
-    marked = ((ours != 0) | (theirs != 0)).mean(axis=(1, 2, 3))
-    shares = (ours != theirs).mean(axis=(1, 2, 3)) / np.maximum(marked, LEAST_LESION)
+        ours, theirs = (each[build.mask.name][:, 0] for each in (answers, expected))
+    marked = ((ours != 0) | (theirs != 0)).mean(axis=(1, 2))
+    shares = (ours != theirs).mean(axis=(1, 2)) / np.maximum(marked, LEAST_LESION)
     flipped = float(shares.max())
     with np.errstate(invalid="ignore"):  # NaN and inf - inf are an answer here, see `passed`
         max_abs = float(np.max(np.abs(answers[name] - expected[name])))
     return VectorResult(len(theirs), flipped, build.max_flipped, max_abs)
+
+
+def labels_of(logits: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Return the class of each pixel from logits [N, K, H, W] and levels [K], int64 [N, H, W].
+
+    0 is background; else the class farthest above its level, from 1, the first of equal ones.
+    """
+    margins = logits - levels[:, None, None]
+    labels: np.ndarray = (margins.argmax(axis=1) + 1) * (margins.max(axis=1) > 0)
+    return labels
 
 
 def place_of(trt: Any, cuda: cuda_buffers.Cuda) -> Place:

@@ -63,7 +63,7 @@ class Tensor(NamedTuple):
     """An input or output of an engine."""
 
     name: str
-    shape: Tuple[int, ...]  # [1, 1, H, W]
+    shape: Tuple[int, ...]  # [1, C, H, W]
     dtype: str  # key in ITEM_BYTES
 
     @property
@@ -79,7 +79,7 @@ class Profile(NamedTuple):
     """Shapes of the input between which an engine with a dynamic batch has to work."""
 
     input: str  # its name
-    min: Tuple[int, ...]  # [1, 1, H, W]
+    min: Tuple[int, ...]  # [1, C, H, W]
     opt: Tuple[int, ...]  # the one that kernels are chosen for
     max: Tuple[int, ...]
 
@@ -99,7 +99,7 @@ class Build(NamedTuple):
     mask: Optional[Tensor]  # of a frame graph: what the engine itself says is lesion (1)
     profile: Optional[Profile]  # None: the shapes are static
     around: Tuple[str, ...]  # how the names of nodes begin that are not the network's
-    vectors: str  # file of the kit: what `input` gets, [N, 1, H, W] of its type
+    vectors: str  # file of the kit: what `input` gets, [N, C, H, W] of its type
     expected: str  # file of the kit: the host's logits as npy; with a mask both by name, as npz
     max_flipped: float  # share of a frame's lesion that may differ from the host's, in [0, 1]
 
@@ -127,7 +127,7 @@ class Kit(NamedTuple):
     tensorrt: str  # major.minor that the builds were planned for
     compute_capability: Optional[str]  # of the target's GPU, such as "8.7"; None: any
     default: str  # precision built when none is asked for
-    logit_threshold: float  # a pixel is lesion where its logit lies above
+    logit_thresholds: Tuple[float, ...]  # of each class: its pixels' logits lie above
     workspace_mib: int
     builds: Dict[str, Build]  # of the network, by precision
     frames: Dict[str, Build]  # of the frame graphs, by precision; empty where the kit has none
@@ -229,12 +229,21 @@ def _kit_from(folder: Path, content: Dict[str, Any]) -> Kit:
         content["tensorrt"],
         content["compute_capability"],
         content["default"],
-        content["logit_threshold"],
+        _levels_from(content, logits),
         content["workspace_mib"],
         builds,
         {} if content["frame"] is None else _frames_from(content["frame"], builds),
         sha256_of((folder / SUMS).read_bytes()),
     )
+
+
+def _levels_from(content: Dict[str, Any], logits: Tensor) -> Tuple[float, ...]:
+    """Return the level of each class: a number of a single one, a list of several."""
+    several = "logit_thresholds" in content
+    levels = tuple(content["logit_thresholds"]) if several else (content["logit_threshold"],)
+    if len(levels) != logits.shape[1]:
+        raise ValueError(f"{len(levels)} levels for the output {logits.shape}")
+    return levels
 
 
 def _profile_from(content: Optional[Dict[str, Any]], image: Tensor) -> Optional[Profile]:

@@ -34,9 +34,12 @@ class Sample:
         """Tell images of a patient and near-duplicates: they share it. Alone where not sought."""
         return self.name if self.look is None else f"group {self.look}"
 
-    def read_image(self) -> npt.NDArray[np.uint8]:
-        """Return the grey image, uint8 [H, W]. Raises InputError as `runtime.image.read_image`."""
-        return read_image(self.image)
+    def read_image(self, *, colour: bool = False) -> npt.NDArray[np.uint8]:
+        """Return the grey image, uint8 [H, W], or RGB [H, W, 3].
+
+        Raises InputError as `runtime.image.read_image`.
+        """
+        return read_image(self.image, colour=colour)
 
     def read_mask(self) -> npt.NDArray[np.bool_]:
         """Return the union of the masks, bool [H, W]; all False where there is none.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Sequence
 
 import numpy as np
 from PIL import Image
@@ -16,13 +16,16 @@ from .video import VideoWriter, video_is_installed
 RECORDS, SUMMARY = "frames.jsonl", "summary.json"
 
 
-def record_of(answer: Answer, hz: float, spacing: Optional[Spacing]) -> Dict[str, Any]:
+def record_of(
+    answer: Answer, hz: float, spacing: Optional[Spacing], classes: Sequence[str] = ()
+) -> Dict[str, Any]:
     """Return what became of a frame, as JSON-ready values.
 
     Args:
         answer: of the stream.
         hz: of its clock.
         spacing: of the pixels; None leaves what is in mm out.
+        classes: of the network, where it has several; each lesion has its own then.
     """
     record: Dict[str, Any] = {
         "frame": answer.number,
@@ -33,7 +36,7 @@ def record_of(answer: Answer, hz: float, spacing: Optional[Spacing]) -> Dict[str
         return {**record, "outcome": "dropped"}
     if answer.mask is None:
         return {**record, "outcome": "failed", "error": str(answer.error)}
-    lesions = lesions_of(answer.mask, spacing)
+    lesions = lesions_of(answer.mask, spacing, classes)
     area_px = sum(lesion.area_px for lesion in lesions)
     record.update(
         outcome="answered",
@@ -98,7 +101,9 @@ def default_overlay() -> str:
 class Outputs:
     """Writes into an empty folder as frames are answered; `finish` adds the summary."""
 
-    def __init__(self, folder: Path, hz: float, *, overlay: str, masks: bool) -> None:
+    def __init__(
+        self, folder: Path, hz: float, *, overlay: str, masks: bool, has_classes: bool = False
+    ) -> None:
         """Open the files.
 
         Args:
@@ -106,6 +111,7 @@ class Outputs:
             hz: of the clock.
             overlay: key of `OVERLAYS`.
             masks: whether to write masks/NNNNNN.png too, 0 and 255.
+            has_classes: masks are of several classes: their numbers are written.
 
         Raises EngineError: E-EXTRA-MISSING for a video without OpenCV.
         """
@@ -114,6 +120,7 @@ class Outputs:
         make = OVERLAYS[overlay]
         self._overlay = make(folder, hz) if make else None
         self._masks = folder / "masks" if masks else None
+        self._has_classes = has_classes
         if self._masks:
             self._masks.mkdir()
 
@@ -121,7 +128,8 @@ class Outputs:
         """Write what became of a frame; `record` is that of `record_of`."""
         self._records.write(json.dumps(record) + "\n")
         if self._masks and answer.mask is not None:
-            _save(self._masks / f"{answer.number:06d}.png", answer.mask * np.uint8(255))
+            mask = answer.mask if self._has_classes else answer.mask * np.uint8(255)
+            _save(self._masks / f"{answer.number:06d}.png", mask)
         if self._overlay:
             picture = None
             if answer.frame is not None and answer.mask is not None:

@@ -7,7 +7,7 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
 
 from ..files import atomic_folder
 from .outputs import Outputs, record_of
@@ -42,6 +42,7 @@ def run_stream(
     about: Mapping[str, Any],
     *,
     wanted: Wanted,
+    classes: Sequence[str] = (),
     screen: Optional[Screen] = None,
 ) -> Result:
     """Run a stream to its end.
@@ -55,6 +56,7 @@ def run_stream(
         pace: the clock and what happens when it is too quick.
         about: JSON-ready facts about bundle and engine for the summary and the page.
         wanted: what to write.
+        classes: of the network, where it has several.
         screen: shows each answer; None: nobody looks.
 
     Raises:
@@ -67,14 +69,20 @@ def run_stream(
         outputs: Optional[Outputs] = None
         if wanted.out:
             folder = stack.enter_context(atomic_folder(wanted.out))
-            outputs = Outputs(folder, pace.hz, overlay=wanted.overlay, masks=wanted.masks)
+            outputs = Outputs(
+                folder,
+                pace.hz,
+                overlay=wanted.overlay,
+                masks=wanted.masks,
+                has_classes=len(classes) > 1,
+            )
             stack.callback(outputs.close)
         # Within atomic_folder, which has a handler of its own.
         caught = stack.enter_context(_signals_to(stream.stop))
         for answer in stream:
             if not screen and not outputs:
                 continue  # lesions need not be measured
-            record = record_of(answer, pace.hz, source.spacing)
+            record = record_of(answer, pace.hz, source.spacing, classes)
             if screen:
                 screen.show(_view_of(answer, record, stream, facts))
             if outputs:

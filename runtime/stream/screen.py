@@ -65,7 +65,9 @@ def encode_view(serial: int, view: View) -> bytes:
     """
     outline, picture = b"", b""
     if view.frame is not None and view.mask is not None:
-        outline = boundary_of(view.mask)[:, ::-1].astype("<u2").tobytes()
+        labels = np.unique(view.mask[view.mask != 0]).tolist() or [1]
+        outlines = [boundary_of(view.mask == label) for label in labels]
+        outline = np.concatenate(outlines)[:, ::-1].astype("<u2").tobytes()
         file = io.BytesIO()
         Image.fromarray(view.frame).save(file, "JPEG", quality=_JPEG_QUALITY)
         picture = file.getvalue()

@@ -36,7 +36,7 @@ class FakeCase:
     def group(self):
         return self.look or self.name
 
-    def read_image(self):
+    def read_image(self, *, colour=False):
         return np.full((10, 10), self.predicted_rows, np.uint8)
 
     def read_mask(self):

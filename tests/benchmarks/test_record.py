@@ -53,7 +53,7 @@ class FakeCase:
     def group(self):
         return self.name
 
-    def read_image(self):
+    def read_image(self, *, colour=False):
         return np.where(self.read_mask(), 255, 0).astype(np.uint8)
 
     def read_mask(self):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from onnx import TensorProto, parser
+from onnx import TensorProto, helper, numpy_helper, parser
 
 from edgeseg.cli.jobs.sources import load_exportable
 from edgeseg.cli.main import cli
 from edgeseg.export.foreign import read_onnx
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError
+from edgeseg.runtime.image import input_from_frame
 from edgeseg.tests.support.small_onnx import SIDE, answer, noise, small_onnx
 
 CONTRACT = InputContract(height=SIDE, width=SIDE)
@@ -40,6 +42,35 @@ def same(network, theirs, image, expected):
     """The file as it was, ours, and what is expected agree."""
     for found in (network.run(image), answer(network.to_onnx(), image)):
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+# --- grey levels ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("through", [TensorProto.FLOAT, TensorProto.INT32], ids=["float", "int"])
+def test_uint8_at_the_input_is_grey_levels_that_the_contract_leaves_alone(read, through):
+    theirs = small_onnx()
+    theirs.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    theirs.graph.node[0].input[0] = "scaled"
+    nodes = [
+        helper.make_node("Cast", ["x"], ["cast"], "cast", to=through),
+        helper.make_node("Cast", ["cast"], ["float"], "float", to=TensorProto.FLOAT),
+        helper.make_node("Div", ["float", "levels"], ["scaled"], "scale"),
+    ]
+    for node in reversed(nodes):
+        theirs.graph.node.insert(0, node)
+    levels = numpy_helper.from_array(np.float32(255), "levels")
+    theirs.graph.initializer.append(levels)
+    untouched = replace(CONTRACT, mean=0.0, std=1 / 255)
+    network = read(theirs, untouched)
+    frame = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE), np.uint8)
+    image = input_from_frame(frame, untouched)
+    assert np.array_equal(image[0, 0], frame)
+    same(network, theirs, image, answer(small_onnx(), (image / 255).astype(np.float32)))
+    assert network.provenance["cast_ends"] is True
+    with pytest.raises(InputError, match="mean 0 and std") as caught:
+        read(theirs)
+    assert caught.value.code == "E-CONTRACT"
 
 
 # --- axes ----------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.files import sha256_of_file
 from edgeseg.runtime.image import input_from_frame, read_image
 from edgeseg.runtime.layout import Layout
-from edgeseg.runtime.pgm import grey_from_pgm
+from edgeseg.runtime.pgm import pixels_from_pnm
 from edgeseg.runtime.session import open_session
 from edgeseg.tests.support.fabricated_hop import hop
 
@@ -244,14 +244,14 @@ def test_golden_vectors_of_every_engine_travel_along(bundle_of, frames_of, targe
     bundle = open_bundle(bundle_of(target, precision))
     vectors = bundle.manifest.vectors
     assert tuple(vectors.masks) == tuple(vectors.max_flipped) == engines_of(target, precision)
-    frames = [grey_from_pgm(bundle.read(name), name) for name in vectors.frames]
+    frames = [pixels_from_pnm(bundle.read(name), name) for name in vectors.frames]
     assert len(frames) == len(frames_of("fp32").vectors) + 3
     height, width = bundle.manifest.contract.height, bundle.manifest.contract.width
     assert any(frame.shape[0] < height and frame.shape[1] < width for frame in frames)
     assert any(frame.shape[0] > 2 * height and frame.shape[1] > 2 * width for frame in frames)
     assert any(frame.shape[0] % 2 and frame.shape[1] % 2 for frame in frames)
     for names in vectors.masks.values():
-        masks = [grey_from_pgm(bundle.read(name), name) for name in names]
+        masks = [pixels_from_pnm(bundle.read(name), name) for name in names]
         assert [mask.shape for mask in masks] == [frame.shape for frame in frames]
         assert set(np.unique(np.concatenate([mask.ravel() for mask in masks]))) == {0, 255}
 
@@ -262,8 +262,8 @@ def test_a_session_answers_golden_frames_as_the_export_did(bundle_of, target, pr
     for engine, names in bundle.manifest.vectors.masks.items():
         session = open_session(bundle.path, engine=engine)
         for frame, name in zip(bundle.manifest.vectors.frames, names, strict=True):
-            mask = session.predict(grey_from_pgm(bundle.read(frame), frame))
-            assert np.array_equal(mask * 255, grey_from_pgm(bundle.read(name), name))
+            mask = session.predict(pixels_from_pnm(bundle.read(frame), frame))
+            assert np.array_equal(mask * 255, pixels_from_pnm(bundle.read(name), name))
 
 
 def test_export_without_golden_frames_says_so_in_its_manifest(run, frames_of, tmp_path):

@@ -207,7 +207,7 @@ def test_weights_of_two_types_in_one_convolution_are_refused(saved, contract_fil
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        (TensorProto.UINT8, "uint8"),
+        (TensorProto.INT8, "int8"),
         (TensorProto.INT64, "int64"),
     ],
 )

@@ -27,7 +27,7 @@ from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import Refused
 from edgeseg.runtime.image import input_from_frame
-from edgeseg.runtime.pgm import grey_from_pgm
+from edgeseg.runtime.pgm import pixels_from_pnm
 from edgeseg.runtime.session import open_session
 from edgeseg.tests.export.test_gate import Toy, toy_checks
 
@@ -130,7 +130,7 @@ def test_a_bundle_and_its_selftest_have_it(tmp_path):
     assert len(vectors.masks) == 2
     for names in vectors.masks.values():
         empty = [
-            not grey_from_pgm((exported.path / name).read_bytes(), name).any() for name in names
+            not pixels_from_pnm((exported.path / name).read_bytes(), name).any() for name in names
         ]
         assert empty[-1]
         assert not any(empty[:2])

@@ -894,7 +894,7 @@ def compared(build_engine, answers, expected, mask=None):
     """Compare answers with the host's where a fifth of a lesion may differ."""
     logits = SimpleNamespace(name="logits")
     build = SimpleNamespace(max_flipped=0.2, logits=logits, mask=mask)
-    return build_engine.compare(answers, expected, SimpleNamespace(logit_threshold=0.0), build)
+    return build_engine.compare(answers, expected, SimpleNamespace(logit_thresholds=(0.0,)), build)
 
 
 @pytest.mark.parametrize(("lost", "passed"), [(0, True), (2, True), (3, False), (10, False)])

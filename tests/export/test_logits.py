@@ -232,11 +232,21 @@ def operators_of_network(network):
 
 def test_the_logit_of_a_probability_is_its_log_odds_and_finite_at_0_and_1():
     shares = np.array([0, 0.5, 0.75, 1], np.float32).reshape(1, 1, 2, 2)
-    low, middle, above, high = logits_of(shares).reshape(-1)
+    low, middle, above, high = logits_of(shares, InputContract(), probability=True).reshape(-1)
     assert middle == 0
     assert above == pytest.approx(math.log(3))
     assert low == -high
     assert 16 < high < 17
+
+
+def test_logits_of_a_softmax_are_log_odds_against_the_background_and_finite():
+    contract = InputContract(classes=("a", "b"), head="softmax")
+    shares = np.array([[0.5, 0.25, 0.25], [0, 1, 0], [1, 0, 0]], np.float32).T.reshape(1, 3, 1, 3)
+    first, second = logits_of(shares, contract, probability=True)[0, :, 0]
+    assert first[0] == second[0] == pytest.approx(math.log(0.5))
+    assert first[1] == -first[2] == -second[2]
+    assert 16 < first[1] < 17
+    assert second[1] == 0  # both are rounded to 0, and neither is larger
 
 
 @pytest.mark.parametrize(

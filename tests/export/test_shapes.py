@@ -179,9 +179,11 @@ def test_a_graph_that_mixes_the_frames_of_a_batch_is_refused():
     ]
     run = exact_run(with_dynamic_batch(tiny(*nodes), 2), 1)
     frames = np.stack([np.ones((1, 8, 8)), -2 * np.ones((1, 8, 8))]).astype(np.float32)
-    require_rows("tiny", run, frames[:1], 0.0, "fp32", 2)  # two equal frames tell nothing
+    require_rows(
+        "tiny", run, frames[:1], InputContract(), "fp32", 2
+    )  # two equal frames tell nothing
     with pytest.raises(Refused) as caught:
-        require_rows("tiny", run, frames, 0.0, "int8", 2)
+        require_rows("tiny", run, frames, InputContract(), "int8", 2)
     assert caught.value.code == "E-BATCH-ROWS"
 
 
@@ -191,7 +193,7 @@ def test_a_batch_whose_answer_is_not_finite_is_refused(answer):
         return batch if len(batch) == 1 else np.full_like(batch, answer)
 
     with pytest.raises(Refused) as caught:
-        require_rows("tiny", run, np.ones((2, 1, 8, 8), np.float32), 0.0, "fp32", 2)
+        require_rows("tiny", run, np.ones((2, 1, 8, 8), np.float32), InputContract(), "fp32", 2)
     assert caught.value.code == "E-BATCH-ROWS"
 
 

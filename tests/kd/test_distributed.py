@@ -16,6 +16,7 @@ from torch import distributed, nn
 from edgeseg.kd import distributed as kd_distributed
 from edgeseg.kd.checkpoint import read_tensors
 from edgeseg.kd.config import TrainConfig
+from edgeseg.kd.data.phantom import write_phantoms
 from edgeseg.kd.distributed import Group
 from edgeseg.runtime.errors import InputError, Refused
 
@@ -98,6 +99,14 @@ of_two = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 children = [start("one"), *(start("two", RANK=r, LOCAL_RANK=r, **of_two) for r in "01")]
 sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
 """
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    """Fewer than others share: every process reads and learns them."""
+    folder = tmp_path_factory.mktemp("few") / "phantoms"
+    write_phantoms(folder, count=20)
+    return folder
 
 
 def train_as_one_and_as_two(script, phantoms, folder):

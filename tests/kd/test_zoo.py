@@ -433,7 +433,7 @@ class FakeCase:
     def group(self):
         return self.name
 
-    def read_image(self):
+    def read_image(self, *, colour=False):
         return np.zeros((200, 300), np.uint8)
 
     def read_mask(self):

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from edgeseg.runtime.bundle import Bundle, open_bundle
-from edgeseg.runtime.pgm import grey_from_pgm
+from edgeseg.runtime.pgm import pixels_from_pnm
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = {"onnxruntime": "", "openvino": "[openvino]"}
@@ -150,7 +150,7 @@ def golden_frame(bundle: Bundle, folder: Path) -> Path:
     """Write the first golden frame of a bundle as PNG; return its path."""
     frame = folder / "frame.png"
     content = bundle.read(bundle.manifest.vectors.frames[0])
-    Image.fromarray(grey_from_pgm(content, "frame")).save(frame)
+    Image.fromarray(pixels_from_pnm(content, "frame")).save(frame)
     return frame
 
 

@@ -40,7 +40,7 @@ from statistics import median
 import numpy as np
 
 from edgeseg.runtime.bundle import Bundle, open_bundle
-from edgeseg.runtime.pgm import grey_from_pgm
+from edgeseg.runtime.pgm import pixels_from_pnm
 from edgeseg.tests.measure.footprint_mmdeploy import write_sdk
 
 HERE = Path(__file__).parent
@@ -164,7 +164,7 @@ def observe(command: list[str], frame: Path) -> Run:
         seconds - float(second[1]) / 1e3 if second else seconds,
         int(kib[1]) / 1024,
         frozenset(Path(path) for path in re.findall(r"r-xp .*?(/.*)", maps)),
-        grey_from_pgm(content, command[0]),
+        pixels_from_pnm(content, command[0]),
     )
 
 

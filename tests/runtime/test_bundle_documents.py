@@ -25,7 +25,10 @@ from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.tests.support.fabricated_bundle import manifest_fields, write_bundle
 
 ROOT = Path(__file__).parents[2]
-SCHEMA = json.loads((ROOT / "docs/schema/bundle-2.json").read_text())
+SCHEMA, SCHEMA_3 = (
+    json.loads((ROOT / f"docs/schema/bundle-{major}.json").read_text()) for major in (2, 3)
+)
+SECOND = {"channels", "resize", "pad", "classes", "head"}  # fields of contract 2 alone
 HASHES = {"model.onnx": "a" * 64, "vectors/frame-0.pgm": "b" * 64}
 
 
@@ -42,15 +45,40 @@ def manifest_of(folder):
 
 
 def test_schema_is_a_schema_and_names_every_field_of_the_manifest():
-    jsonschema.Draft202012Validator.check_schema(SCHEMA)
     known = {field.name for field in dataclasses.fields(Manifest)}
-    assert set(SCHEMA["properties"]) == set(SCHEMA["required"]) == known
     contract = {field.name for field in dataclasses.fields(InputContract)}
-    assert set(SCHEMA["properties"]["contract"]["properties"]) == contract
+    for schema, fields in ((SCHEMA, contract - SECOND), (SCHEMA_3, contract)):
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert set(schema["properties"]) == set(schema["required"]) == known
+        assert set(schema["properties"]["contract"]["properties"]) == fields
 
 
 def test_manifest_follows_the_schema(folder):
     jsonschema.validate(manifest_of(folder), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"channels": "bgr", "mean": (0.1, 0.2, 0.3)},
+        {"channels": "grey3", "resize": "letterbox", "pad": 114},
+        {"classes": ("benign", "malignant"), "threshold": (0.4, 0.6), "least_area": (0.01, 0.0)},
+        {"classes": ("tumour",), "head": "softmax"},
+        {"threshold": (0.5,)},
+    ],
+)
+def test_manifest_of_contract_2_is_schema_3_and_no_other(tmp_path, second):
+    contract = InputContract(height=64, width=96, **second)
+    folder = write_bundle(tmp_path / "toy", contract=contract)
+    content = manifest_of(folder)
+    assert content["schema"] == "edgeseg.bundle/3.0"
+    jsonschema.validate(content, SCHEMA_3)
+    assert open_bundle(folder).manifest.contract == contract
+    content["schema"] = "edgeseg.bundle/2.0"  # what older readers would take
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(content, SCHEMA)
+    with pytest.raises(Refused, match=r"E-MANIFEST-FIELD.*bundle/3"):
+        Manifest.from_json(json.dumps(content))
 
 
 @pytest.mark.parametrize("least", [{}, {"least_area": 0.01, "least_peak": 0.7}])
@@ -96,7 +124,7 @@ def test_data_sheet_names_the_schema_of_the_bundle_not_of_the_reader(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": "edgeseg.bundle/3.0"},
+        {"schema": "edgeseg.bundle/4.0"},
         {"schema": "edgeseg.bundle/2"},
         {"models": {"openvino": "model.xml"}},
         {"models": {"openvino": ["../model.xml"]}},

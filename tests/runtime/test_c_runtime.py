@@ -18,13 +18,14 @@ import sysconfig
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from edgeseg.kd.data.phantom import draw_phantom
 from edgeseg.runtime.bundle import (
     MAX_MANIFEST_BYTES,
     GoldenVectors,
@@ -37,16 +38,18 @@ from edgeseg.runtime.errors import EdgesegError, InputError
 from edgeseg.runtime.image import (
     grey_from_frame,
     input_from_frame,
+    inset_of,
     kept_logits,
     mask_from_logits,
     resize_grey,
 )
 from edgeseg.runtime.layout import Layout
 from edgeseg.runtime.lesion import fill_holes, keep_largest
-from edgeseg.runtime.pgm import pgm_from_grey
+from edgeseg.runtime.pgm import golden_from_labels, pnm_from_pixels
 from edgeseg.runtime.session import open_session
 from edgeseg.runtime.signature import sign_bundle
 from edgeseg.runtime.store import MAX_ARCHIVE_BYTES, MAX_FILES
+from edgeseg.tests.support.several_classes import export_located, in_colour
 
 pytestmark = pytest.mark.long
 
@@ -167,9 +170,23 @@ CONTRACT = InputContract(48, 64, 0.33, 0.22, 0.4)
 LEAST = InputContract(48, 64, 0.33, 0.22, 0.4, least_area=0.02, least_peak=0.9)
 
 
-def stub_logits(grey: np.ndarray, contract: InputContract) -> np.ndarray:
-    """What tests/stub_engine.c answers: the image, doubled."""
-    return input_from_frame(grey, contract)[0, 0] * np.float32(2)
+SEVERAL = InputContract(
+    *(48, 64, (0.3, 0.4, 0.5), (0.2, 0.25, 0.3), (0.3, 0.5, 0.4, 0.6)),
+    least_area=(0.01, 0.0, 0.02, 0.0),
+    channels="bgr",
+    resize="letterbox",
+    pad=100,
+    classes=("cyst", "benign", "malignant", "vessel"),
+    head="softmax",
+)
+
+
+def stub_logits(frame: np.ndarray, contract: InputContract) -> np.ndarray:
+    """What tests/stub_engine.c answers: the image, doubled; of several classes a channel each."""
+    image = input_from_frame(frame, contract)[0] * np.float32(2)
+    if len(contract.classes) == 1:
+        return image[0]
+    return image[np.arange(len(contract.classes)) % len(image)]
 
 
 def stub_bundle(
@@ -183,10 +200,12 @@ def stub_bundle(
     (folder / "model.stub").write_text(what)
     generator = np.random.default_rng(3)
     for index, size in enumerate(((40, 30), (96, 131))):
-        frame = generator.integers(0, 256, size, dtype=np.uint8)
+        colours = (3,) if contract.takes_colour and index else ()
+        frame = generator.integers(0, 256, (*size, *colours), dtype=np.uint8)
         mask = mask_from_logits(stub_logits(frame, contract), contract, *size)
-        (folder / f"vectors/frame-{index}.pgm").write_bytes(pgm_from_grey(frame))
-        (folder / f"vectors/stub-{index}.pgm").write_bytes(pgm_from_grey(mask * np.uint8(255)))
+        (folder / f"vectors/frame-{index}.pgm").write_bytes(pnm_from_pixels(frame))
+        stored = pnm_from_pixels(golden_from_labels(mask, contract))
+        (folder / f"vectors/stub-{index}.pgm").write_bytes(stored)
     vectors = GoldenVectors(
         ("vectors/frame-0.pgm", "vectors/frame-1.pgm"),
         {"stub": ("vectors/stub-0.pgm", "vectors/stub-1.pgm")},
@@ -325,29 +344,71 @@ class Canvas(ctypes.Structure):
         *(("across", Taps), ("down", Taps)),
         *((name, ctypes.c_void_p) for name in ("reduced", "between", "small")),
         *((name, ctypes.c_void_p) for name in ("x_low", "x_up", "y_low", "y_up")),
-        *((name, ctypes.c_void_p) for name in ("x_weight", "y_weight", "line0", "line1")),
+        *((name, ctypes.c_void_p) for name in ("x_weight", "y_weight", "lines", "best")),
         *((name, ctypes.c_int) for name in ("taps_width", "taps_height")),
+        *((name, ctypes.c_int) for name in ("taps_from_width", "taps_from_height")),
+    )
+
+
+class Class(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char * 64),
+        *((name, ctypes.c_double) for name in ("threshold", "least_area", "least_peak")),
     )
 
 
 class Contract(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int) for name in ("width", "height")),
-        *((name, ctypes.c_double) for name in ("mean", "std", "threshold")),
-        *((name, ctypes.c_double) for name in ("least_area", "least_peak")),
+        *((name, ctypes.c_int) for name in ("width", "height", "channels", "classes")),
+        ("part", ctypes.c_int * 3),
+        *(("mean", ctypes.c_double * 3), ("std", ctypes.c_double * 3)),
+        *(("letterbox", ctypes.c_bool), ("pad", ctypes.c_int)),
+        ("of", Class * 16),
     )
+
+
+class Box(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int) for name in ("left", "top", "right", "bottom"))
+
+
+PARTS = {"grey": (-1, -1, -1), "grey3": (-1, -1, -1), "rgb": (0, 1, 2), "bgr": (2, 1, 0)}
+
+
+def told(contract: InputContract) -> Contract:
+    """Return a contract as C has it."""
+    points = zip(
+        contract.thresholds, contract.least_areas, contract.least_peaks, contract.classes,
+        strict=True,
+    )  # fmt: skip
+    return Contract(
+        *(contract.width, contract.height, contract.depth, len(contract.classes)),
+        PARTS[contract.channels],
+        *(contract.means, contract.stds),
+        *(contract.resize == "letterbox", contract.pad),
+        tuple((name.encode(), *point) for *point, name in points),
+    )
+
+
+def inset_box(library, contract: InputContract, height: int, width: int) -> Box:
+    """Return where C puts a frame, which is where Python puts it."""
+    library.es_inset_of.restype = Box
+    found = library.es_inset_of(ctypes.byref(told(contract)), width, height)
+    rows, columns = inset_of(contract, height, width).box
+    assert (found.left, found.right) == (columns.start, columns.stop)
+    assert (found.top, found.bottom) == (rows.start, rows.stop)
+    return found
 
 
 @pytest.fixture
 def canvas(library):
-    """Make the buffers for a network's size: (height, width) -> Canvas."""
+    """Make the buffers for a network's size: (height, width, classes) -> Canvas."""
     opened = []
 
-    def make(height: int, width: int) -> Canvas:
+    def make(height: int, width: int, classes: int = 1) -> Canvas:
         made = Canvas()
         total = ctypes.c_size_t()
         assert library.es_canvas_open(
-            ctypes.byref(made), width, height, 1200, 1200, ctypes.byref(total)
+            ctypes.byref(made), width, height, classes, 1200, 1200, ctypes.byref(total)
         )
         opened.append(made)
         return made
@@ -378,7 +439,7 @@ def test_resize_is_pillows_to_the_bit(library, canvas):
         for size, made in buffers.items():
             library.es_resize_grey(
                 ctypes.byref(made), frame.ctypes.data_as(ctypes.c_void_p), width, height,
-                ctypes.c_size_t(stride),
+                ctypes.c_size_t(stride), ctypes.byref(Box(0, 0, size[1], size[0])),
             )  # fmt: skip
             ours = np.ctypeslib.as_array(
                 ctypes.cast(made.small, ctypes.POINTER(ctypes.c_uint8)), size
@@ -401,18 +462,49 @@ def test_luma_is_pillows_for_every_colour(library):
 
 def test_normalisation_is_numpys_to_the_bit(library, canvas):
     frame = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    made = canvas(16, 16)
     generator = np.random.default_rng(1)
     for mean, std in [(0.33, 0.22), (0.0, 1.0), *generator.uniform(0.01, 1, (200, 2)).tolist()]:
         contract = InputContract(16, 16, mean, std, 0.5)
-        ours = np.empty((1, 1, 16, 16), np.float32)
-        address = frame.ctypes.data_as(ctypes.c_void_p)
-        library.es_resize_grey(ctypes.byref(made), address, 16, 16, ctypes.c_size_t(16))
+        assert (
+            input_of(library, canvas, frame, contract)
+            == input_from_frame(frame, contract).tobytes()
+        )
+
+
+def input_of(library, canvas, frame: np.ndarray, contract: InputContract) -> bytes:
+    """Return what C makes of a grey frame: the network's input, every channel of it."""
+    made = canvas(contract.height, contract.width, len(contract.classes))
+    box = inset_box(library, contract, *frame.shape)
+    library.es_resize_grey(
+        ctypes.byref(made), frame.ctypes.data_as(ctypes.c_void_p), frame.shape[1], frame.shape[0],
+        ctypes.c_size_t(frame.shape[1]), ctypes.byref(box),
+    )  # fmt: skip
+    ours = np.empty((contract.depth, contract.height, contract.width), np.float32)
+    for channel in range(contract.depth):
         library.es_normalise(
-            ctypes.byref(made), ctypes.byref(Contract(16, 16, mean, std, 0.5)),
+            ctypes.byref(made), ctypes.byref(told(contract)), ctypes.byref(box), channel,
             ours.ctypes.data_as(ctypes.c_void_p),
         )  # fmt: skip
-        assert ours.tobytes() == input_from_frame(frame, contract).tobytes()
+    return ours.tobytes()
+
+
+@pytest.mark.skipif(
+    not PILLOW_13,
+    reason="Pillow older than 13 resizes in another order of its passes; make install brings 13",
+)
+def test_letterbox_and_channels_are_numpys_to_the_bit(library, canvas):
+    generator = np.random.default_rng(6)
+    for index, (height, width) in enumerate(random_sizes(40)):
+        frame = generator.integers(0, 256, (height, width), dtype=np.uint8)
+        mean, std = generator.uniform(0.01, 1, (2, 3)).tolist()
+        contract = InputContract(
+            *(48, 64, tuple(mean), tuple(std), 0.5),
+            channels=("rgb", "bgr", "grey3")[index % 3],
+            resize="letterbox",
+            pad=int(generator.integers(0, 256)),
+        )
+        expected = input_from_frame(frame, contract)
+        assert input_of(library, canvas, frame, contract) == expected.tobytes(), (height, width)
 
 
 def smooth(generator: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
@@ -424,6 +516,17 @@ def smooth(generator: np.random.Generator, shape: tuple[int, int]) -> np.ndarray
         size = generator.uniform(1, 20)
         logits += 9 * np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / size**2)
     return logits
+
+
+def mask_of(library, made: Canvas, logits: np.ndarray, contract, height: int, width: int):
+    mask = np.full((height, width), 9, np.uint8)
+    box = inset_box(library, contract, height, width)
+    library.es_mask_from_logits(
+        ctypes.byref(made), ctypes.byref(told(contract)), ctypes.byref(box),
+        logits.ctypes.data_as(ctypes.c_void_p), width, height,
+        mask.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(width),
+    )  # fmt: skip
+    return mask
 
 
 def test_mask_from_logits_is_numpys_to_the_bit(library, canvas):
@@ -438,16 +541,34 @@ def test_mask_from_logits_is_numpys_to_the_bit(library, canvas):
             logits[generator.random((48, 64)) < 0.2] = np.float32(
                 InputContract(48, 64, 0.3, 0.2, threshold).logit_threshold
             )
-        mask = np.full((height, width), 9, np.uint8)
-        library.es_mask_from_logits(
-            ctypes.byref(made), logits.ctypes.data_as(ctypes.c_void_p),
-            ctypes.c_double(threshold), width, height, mask.ctypes.data_as(ctypes.c_void_p),
-            ctypes.c_size_t(width),
-        )  # fmt: skip
         contract = InputContract(48, 64, 0.3, 0.2, threshold)
+        mask = mask_of(library, made, logits, contract, height, width)
         assert (mask == mask_from_logits(logits, contract, height, width)).all(), (height, width)
         found += bool(mask.any())
     assert found > 50
+
+
+def test_labels_of_several_classes_are_numpys_to_the_bit(library, canvas):
+    generator = np.random.default_rng(3)
+    made = canvas(48, 64, 3)
+    found = np.zeros(4, int)
+    for index, (height, width) in enumerate(random_sizes(120)):
+        contract = InputContract(
+            *(48, 64, 0.3, 0.2, tuple(generator.uniform(0.05, 0.95, 3).tolist())),
+            resize="letterbox" if index % 2 else "stretch",
+            classes=("cyst", "benign", "malignant"),
+        )
+        planes = [
+            generator.normal(0, 2, (48, 64)) if index % 3 else smooth(generator, (48, 64))
+            for _ in contract.classes
+        ]
+        logits = np.stack(planes).astype(np.float32)
+        if index % 5 == 0:  # two classes alike: the first is meant
+            logits[1] = logits[0]
+        mask = mask_of(library, made, logits, contract, height, width)
+        assert (mask == mask_from_logits(logits, contract, height, width)).all(), (height, width)
+        found[np.unique(mask)] += 1
+    assert (found > 20).all()
 
 
 def test_what_is_below_the_least_lesion_is_dropped_as_in_numpy_to_the_bit(library, canvas):
@@ -464,16 +585,44 @@ def test_what_is_below_the_least_lesion_is_dropped_as_in_numpy_to_the_bit(librar
         )
         logits = generator.normal(-2, 3, (48, 64)) if index % 4 else smooth(generator, (48, 64))
         logits = logits.astype(np.float32)
-        expected = kept_logits(logits, contract)
-        ours = logits.copy()
-        told = Contract(*(getattr(contract, name) for name, _ in Contract._fields_))
-        if library.es_contract_drops(ctypes.byref(told)):
-            library.es_drop_components(
-                ctypes.byref(made), ctypes.byref(told), ours.ctypes.data_as(ctypes.c_void_p), runs
-            )
-        assert ours.tobytes() == expected.tobytes()
+        ours = dropped_by_c(library, made, logits, contract, (48, 64), runs)
+        assert ours.tobytes() == kept_logits(logits, contract).tobytes()
         dropped += (ours != logits).any() and (ours > contract.logit_threshold).any()
     assert dropped > 50
+
+
+def test_each_class_drops_what_is_below_its_own_least_lesion_where_the_frame_is(library, canvas):
+    generator = np.random.default_rng(8)
+    made = canvas(48, 64, 2)
+    runs = ctypes.create_string_buffer(64 * 32 * 48)
+    dropped = 0
+    for height, width in random_sizes(60):
+        contract = InputContract(
+            *(48, 64, 0.3, 0.2, 0.5),
+            least_area=(0.01, 0.0),
+            least_peak=(0.0, float(generator.uniform(0.6, 1))),
+            resize="letterbox",
+            classes=("benign", "malignant"),
+        )
+        logits = generator.normal(-2, 3, (2, 48, 64)).astype(np.float32)
+        expected = logits.copy()
+        inside = (slice(None), *inset_of(contract, height, width).box)
+        expected[inside] = kept_logits(logits[inside], contract)
+        ours = dropped_by_c(library, made, logits, contract, (height, width), runs)
+        assert ours.tobytes() == expected.tobytes()
+        dropped += (ours != logits).any()
+    assert dropped > 30
+
+
+def dropped_by_c(library, made, logits, contract, size, runs) -> np.ndarray:
+    ours = logits.copy()
+    box = inset_box(library, contract, *size)
+    if library.es_contract_drops(ctypes.byref(told(contract))):
+        library.es_drop_components(
+            ctypes.byref(made), ctypes.byref(told(contract)), ctypes.byref(box),
+            ours.ctypes.data_as(ctypes.c_void_p), runs,
+        )  # fmt: skip
+    return ours
 
 
 @pytest.mark.parametrize("density", [0.03, 0.4, 0.6, 0.95])
@@ -695,7 +844,8 @@ def damage(name: str) -> Callable[[Path], None]:
             b" " * (MAX_MANIFEST_BYTES + 1)
         ),
         "large sums": lambda folder: (folder / "SHA256SUMS").write_bytes(b" " * (1 << 21)),
-        "newer schema": field(schema="edgeseg.bundle/3.0"),
+        "newer schema": field(schema="edgeseg.bundle/4.0"),
+        "contract 2 in schema 2": field(contract={**CONTRACT.to_dict(), "channels": "rgb"}),
         "older schema": field(schema="edgeseg.bundle/1"),
         "no schema": field(schema="edgeseg.bundle/2.x"),
         "no json": not_json,
@@ -736,7 +886,8 @@ def damage(name: str) -> Callable[[Path], None]:
         ("no folder", "E-BUNDLE-MISSING"),
         ("large manifest", "E-MANIFEST-SIZE"),
         ("large sums", "E-MANIFEST-SIZE"),
-        ("newer schema", "E-MANIFEST-NEWER: bundle schema is edgeseg.bundle/3.0, .*/2.x"),
+        ("newer schema", "E-MANIFEST-NEWER: bundle schema is edgeseg.bundle/4.0, .*/2.x to 3"),
+        ("contract 2 in schema 2", r"E-MANIFEST-FIELD: .*\(contract\)"),
         ("older schema", "E-MANIFEST-NEWER"),
         ("no schema", "E-MANIFEST-NEWER"),
         ("no json", "E-MANIFEST-FIELD"),
@@ -762,6 +913,136 @@ def test_damaged_bundle_is_refused_by_name(open_c, tmp_path, name, code):
     damage(name)(folder)
     with pytest.raises(Failed, match=code):
         open_c(folder, "stub")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"channels": "yuv"},
+        {"channels": 3},
+        {"mean": [0.3]},
+        {"mean": [0.3, 0.3, "0.3"]},
+        {"std": [0.2, 0.2, 0]},
+        {"resize": "crop"},
+        {"pad": 256},
+        {"pad": 1, "resize": "stretch"},
+        {"head": "logits"},
+        {"classes": []},
+        {"classes": "lesion"},
+        {"classes": ["a", "a", "b", "c"]},
+        {"classes": ["a", "b", "c", "background"]},
+        {"classes": ["a", "b", "c", "d\n"]},
+        {"classes": ["a", "b", "c", "d" * 64]},
+        {"classes": ["a", "b", "c"]},
+        {"classes": [*map(str, range(17))], "threshold": 0.5, "least_area": 0.0},
+        {"threshold": [0.3, 0.5, 0.4, 1.0]},
+        {"least_peak": [0.0, 0.5, 0.0, 0.0]},
+        {"least_area": [0.0, 0.0, 0.0, 1.0]},
+        {"more": 1},
+    ],
+)
+def test_contract_2_that_python_refuses_is_refused(open_c, tmp_path, change):
+    folder = stub_bundle(tmp_path / "b", contract=SEVERAL)
+    reseal(folder, lambda content: content["contract"].update(change))
+    with pytest.raises(EdgesegError, match="E-MANIFEST-FIELD"):
+        open_bundle(folder)
+    with pytest.raises(Failed, match=r"E-MANIFEST-FIELD: .*\(contract\)"):
+        open_c(folder, "stub")
+
+
+@pytest.mark.parametrize("channels", ["grey", "grey3", "rgb", "bgr"])
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
+def test_labels_of_several_classes_are_pythons(open_c, tmp_path, channels, resize):
+    norms = {} if channels != "grey" else {"mean": 0.3, "std": 0.2}
+    pad = 100 if resize == "letterbox" else 0
+    contract = replace(SEVERAL, channels=channels, resize=resize, pad=pad, **norms)
+    folder = stub_bundle(tmp_path / "b", contract=contract)
+    session = open_c(folder, "stub", max_width=300, max_height=300)
+    assert session.selftest().bit_equal == 2
+    generator = np.random.default_rng(5)
+    found = set()
+    for height, width in ((48, 64), (90, 300), (300, 41), (7, 250), (131, 97)):
+        grey = resize_grey(generator.integers(0, 256, (9, 7), np.uint8), height, width)
+        colour = np.stack([grey, np.rot90(grey, 2), 255 - grey], axis=2)
+        for frame in (grey, colour, np.ascontiguousarray(colour[:, ::-1])):
+            expected = mask_from_logits(stub_logits(frame, contract), contract, height, width)
+            assert (session.predict(frame) == expected).all(), (height, width, frame.ndim)
+            found |= set(np.unique(expected).tolist())
+    # Of a network that takes grey all classes are alike here, and the one easiest to reach wins.
+    assert len(found) > (2 if contract.takes_colour else 1)
+
+
+def test_layout_of_a_network_that_takes_colour_is_pythons(open_c, tmp_path):
+    layout = Layout(
+        90, 70, (10, 5, 80, 65), blank=((10, 5, 30, 20),), fan=((45, 0), (90, 70), (0, 70))
+    )
+    folder = stub_bundle(tmp_path / "b", contract=SEVERAL, layout=layout.to_dict())
+    session = open_c(folder, "stub")
+    colour = np.random.default_rng(6).integers(0, 256, (70, 90, 3), np.uint8)
+    for frame in (colour, np.ascontiguousarray(colour[:, :, 0])):
+        keep = layout.keep if frame.ndim == 2 else layout.keep[:, :, None]
+        crop = layout.crop_of(frame) * keep
+        mask = mask_from_logits(stub_logits(crop, SEVERAL), SEVERAL, *crop.shape[:2])
+        assert (session.predict(frame) == layout.paste(mask * layout.keep)).all()
+
+
+@pytest.mark.parametrize("options", [{"largest_only": 1}, {"fill_holes": 1}])
+def test_options_of_one_class_are_refused_for_several(open_c, tmp_path, options):
+    folder = stub_bundle(tmp_path / "b", contract=SEVERAL)
+    with pytest.raises(Failed, match=r"E-ARGUMENT: .* one class; this one has 4"):
+        open_c(folder, "stub", **options)
+
+
+def test_golden_mask_of_another_class_is_refused(open_c, tmp_path):
+    folder = stub_bundle(tmp_path / "b", contract=SEVERAL)
+    mask = folder / "vectors/stub-0.pgm"
+    header, pixels = mask.read_bytes()[:-1200], np.frombuffer(mask.read_bytes()[-1200:], np.uint8)
+    assert pixels.any()
+    mask.write_bytes(header + np.where(pixels, pixels % 4 + 1, 0).astype(np.uint8).tobytes())
+    digest = hashlib.sha256(mask.read_bytes()).hexdigest()
+    reseal(folder, lambda content: content["files"].update({"vectors/stub-0.pgm": digest}))
+    with pytest.raises(Failed, match=r"E-SELFTEST: vectors/frame-0.pgm: 100\.00 %"):
+        open_c(folder, "stub").selftest()
+
+
+@pytest.fixture(scope="session")
+def located(request, frames_of, made_once):
+    """A trained network of three channels and four classes, background among them."""
+    trained = request.getfixturevalue("run")
+    frames = frames_of("int8")
+    return made_once("located-int8", lambda out: export_located(trained, frames, out))
+
+
+def test_several_classes_of_a_real_network_are_pythons_to_the_bit(open_c, located, engine):
+    session = open_c(located, engine, max_width=600, max_height=600)
+    result = session.selftest()
+    assert result.bit_equal == result.frames > 3
+    theirs = open_session(located, engine=engine, threads=1)
+    labels = set()
+    for seed in range(6):
+        grey = draw_phantom("malignant", seed, 100)[0]
+        for frame in (grey, in_colour(grey)):
+            expected = theirs.predict(frame)
+            assert (session.predict(np.ascontiguousarray(frame)) == expected).all()
+            labels |= set(np.unique(expected).tolist())
+    assert len(labels) > 2
+
+
+def test_example_tells_the_classes_and_takes_colour(built, located, engine):
+    example = (built / "edgeseg-predict", located, "--engine", engine, "--threads", "1")
+    told = run(*example, "--info").stdout.decode()
+    assert "3 channels of colour\nlabel 1: left\nlabel 2: upper right\n" in told
+    frame = in_colour(draw_phantom("benign", 1, 7)[0])
+    expected = open_session(located, engine=engine, threads=1).predict(frame)
+    assert run(*example, input=pnm_from_pixels(frame)).stdout == pnm_from_pixels(expected)
+
+
+def test_our_library_does_not_allocate_for_several_classes(built, located, engine):
+    done = run(built / "edgeseg-allocations", located, engine)
+    opening, ours, _, _ = map(int, done.stdout.split())
+    assert done.returncode == 0
+    assert opening > 10
+    assert ours == 0
 
 
 def test_newer_minor_with_unknown_fields_is_read(open_c, tmp_path):
@@ -842,7 +1123,9 @@ def test_two_threads_get_right_masks_or_busy(built, tmp_path):
     assert busy > 0
 
 
-@pytest.mark.parametrize("contract", [CONTRACT, LEAST], ids=["plain", "least lesion"])
+@pytest.mark.parametrize(
+    "contract", [CONTRACT, LEAST, SEVERAL], ids=["plain", "least lesion", "several classes"]
+)
 def test_nothing_in_the_process_allocates_after_open(built, tmp_path, contract):
     folder = stub_bundle(tmp_path / "b", contract=contract)
     done = run(built / "edgeseg-allocations", folder, "stub")
@@ -1639,11 +1922,11 @@ def test_moved_installation_is_used_by_find_package_in_c_and_in_cpp(
 def test_find_package_refuses_another_major_version(moved, tmp_path):
     require("cmake")
     text = (SOURCE / "examples" / "find_package" / "CMakeLists.txt").read_text()
-    (tmp_path / "CMakeLists.txt").write_text(text.replace("edgeseg 1.0", "edgeseg 2.0"))
+    (tmp_path / "CMakeLists.txt").write_text(text.replace("edgeseg 2.0", "edgeseg 3.0"))
     words = ("-S", tmp_path, "-B", tmp_path / "b", f"-DCMAKE_PREFIX_PATH={moved}")
     done = run("cmake", *words)
     assert done.returncode == 1
-    assert b"edgeseg-config.cmake, version: 1.0.0" in done.stderr
+    assert b"edgeseg-config.cmake, version: 2.0.0" in done.stderr
 
 
 def test_nothing_installed_names_the_place_of_the_build(moved):

@@ -92,7 +92,13 @@ def test_size_that_does_not_fit_is_answered_with_the_next_that_does():
         {"height": True},
         {"extra": 1},
         {"mean": None},
-        {"mean": [0.3]},
+        {"mean": [[0.3]]},
+        {"mean": ["0.3"]},
+        {"height": [64]},
+        {"classes": "lesion"},
+        {"classes": [1]},
+        {"channels": ["rgb"]},
+        {"pad": "0"},
         {"least_area": "0"},
         {"least_peak": None},
     ],
@@ -109,3 +115,53 @@ def test_missing_field_is_refused():
     with pytest.raises(InputError) as caught:
         InputContract.from_dict(values)
     assert caught.value.code == "E-CONTRACT"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mean": (0.3, 0.3)},
+        {"channels": "rgb", "std": (0.2, 0.2)},
+        {"classes": ("a", "b"), "threshold": (0.5, 0.5, 0.5)},
+        {"classes": ("a", "b"), "threshold": (0.5, 1.0)},
+        {"classes": ("a", "b"), "threshold": (0.5, 0.6), "least_peak": 0.55},
+        {"classes": ("a", "a")},
+        {"classes": ()},
+        {"classes": ("background", "lesion")},
+        {"classes": ("a\nb",)},
+        {"classes": ("a" * 64,)},
+        {"classes": tuple(map(str, range(17)))},
+        {"channels": "yuv"},
+        {"resize": "crop"},
+        {"head": "logits"},
+        {"pad": 114},
+        {"pad": 256, "resize": "letterbox"},
+    ],
+)
+def test_contract_2_out_of_range_is_refused(change):
+    with pytest.raises(InputError, match="E-CONTRACT"):
+        InputContract(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "version"),
+    [
+        ({}, 1),
+        ({"least_area": 0.01}, 1),
+        ({"channels": "grey3"}, 2),
+        ({"mean": (0.3,)}, 2),
+        ({"classes": ("tumour",)}, 2),
+        ({"resize": "letterbox"}, 2),
+        ({"head": "softmax"}, 2),
+    ],
+)
+def test_contract_says_which_version_it_needs_and_is_read_back(change, version):
+    contract = InputContract(**change)
+    assert contract.version == version
+    assert InputContract.from_dict(json.loads(json.dumps(contract.to_dict()))) == contract
+
+
+def test_one_number_is_that_of_every_channel_and_class():
+    contract = InputContract(channels="bgr", classes=("benign", "malignant"), threshold=0.4)
+    assert contract.means == (0.33,) * 3
+    assert contract.thresholds == (0.4, 0.4)

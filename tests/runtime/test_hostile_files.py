@@ -187,7 +187,7 @@ def change_contract(**fields):
 @pytest.mark.parametrize(
     "schema",
     [
-        *("edgeseg.bundle/1", "edgeseg.bundle/3.0", "edgeseg.bundle/2", "edgeseg.bundle/2.0.0"),
+        *("edgeseg.bundle/1", "edgeseg.bundle/4.0", "edgeseg.bundle/2", "edgeseg.bundle/2.0.0"),
         *("edgeseg.bundle/2.00", "edgeseg.bundle/2.٠", "edgeseg.bundle/2.0\n", "other", ""),
         *(None, 1, ["edgeseg.bundle/2.0"]),
     ],
@@ -198,8 +198,8 @@ def test_another_schema_is_refused_by_name(schema, bundle_copy):
 
 
 def test_newer_major_is_told_with_both_versions_and_what_to_do():
-    with pytest.raises(Refused, match=r"'edgeseg\.bundle/3\.1'.*'edgeseg\.bundle/2\.0'; update"):
-        Manifest.from_json(json.dumps({**VALID, "schema": "edgeseg.bundle/3.1"}))
+    with pytest.raises(Refused, match=r"'edgeseg\.bundle/4\.1'.*'edgeseg\.bundle/3\.0'; update"):
+        Manifest.from_json(json.dumps({**VALID, "schema": "edgeseg.bundle/4.1"}))
 
 
 def test_newer_minor_is_read_without_what_it_adds():

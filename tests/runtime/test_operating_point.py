@@ -124,7 +124,7 @@ class Shown:
     label: str = "benign"
     group: str = "a"
 
-    def read_image(self):
+    def read_image(self, *, colour=False):
         return self.frame
 
     def read_mask(self):

@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgeseg.runtime.errors import Refused
-from edgeseg.runtime.pgm import MAX_BYTES, grey_from_pgm, pgm_from_grey
+from edgeseg.runtime.pgm import MAX_BYTES, pixels_from_pnm, pnm_from_pixels
 
 GREY = np.arange(6, dtype=np.uint8).reshape(2, 3)
 PGM = b"P5\n3 2\n255\n\x00\x01\x02\x03\x04\x05"
 
 
 def test_two_rows_of_three_pixels():
-    assert pgm_from_grey(GREY) == PGM
-    assert np.array_equal(grey_from_pgm(PGM, "x"), GREY)
+    assert pnm_from_pixels(GREY) == PGM
+    assert np.array_equal(pixels_from_pnm(PGM, "x"), GREY)
 
 
 def test_strided_frame_is_written_as_it_looks():
-    assert pgm_from_grey(np.repeat(GREY, 2, axis=1)[:, ::2]) == PGM
+    assert pnm_from_pixels(np.repeat(GREY, 2, axis=1)[:, ::2]) == PGM
 
 
 def test_other_programs_read_it():
@@ -32,15 +32,23 @@ def test_other_programs_read_it():
 
 
 def test_largest_frame_is_written_and_read():
-    content = pgm_from_grey(np.full((600, 800), 7, np.uint8))
+    content = pnm_from_pixels(np.full((600, 800, 3), 7, np.uint8))
     assert len(content) == MAX_BYTES
-    assert grey_from_pgm(content, "x").shape == (600, 800)
+    assert pixels_from_pnm(content, "x").shape == (600, 800, 3)
+
+
+def test_colour_is_ppm_that_other_programs_read():
+    colour = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    with Image.open(BytesIO(pnm_from_pixels(colour))) as image:
+        assert image.mode == "RGB"
+        assert np.array_equal(np.asarray(image), colour)
+    assert np.array_equal(pixels_from_pnm(pnm_from_pixels(colour), "x"), colour)
 
 
 @pytest.mark.parametrize("shape", [(601, 800), (600, 801), (0, 5), (5, 0)])
 def test_frame_beyond_the_limits_is_not_written(shape):
     with pytest.raises(ValueError, match="no form as PGM"):
-        pgm_from_grey(np.zeros(shape, np.uint8))
+        pnm_from_pixels(np.zeros(shape, np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +74,7 @@ def test_frame_beyond_the_limits_is_not_written(shape):
 )
 def test_anything_else_is_refused(content):
     with pytest.raises(Refused) as caught:
-        grey_from_pgm(content, "frame.pgm")
+        pixels_from_pnm(content, "frame.pgm")
     assert caught.value.code == "E-PGM"
     assert "frame.pgm" in str(caught.value)
 
@@ -75,7 +83,7 @@ def test_anything_else_is_refused(content):
 @given(st.binary(max_size=40) | st.binary(max_size=20).map(lambda tail: PGM[:11] + tail))
 def test_what_is_read_is_written_the_same(content):
     try:
-        grey = grey_from_pgm(content, "x")
+        grey = pixels_from_pnm(content, "x")
     except Refused:
         return
-    assert pgm_from_grey(grey) == content
+    assert pnm_from_pixels(grey) == content

@@ -20,7 +20,7 @@ from edgeseg.runtime.errors import EdgesegError, EngineError, InputError, Refuse
 from edgeseg.runtime.image import MAX_FRAME_SIDE, mask_from_logits
 from edgeseg.runtime.layout import Layout
 from edgeseg.runtime.lesion import fill_holes, keep_largest
-from edgeseg.runtime.pgm import grey_from_pgm, pgm_from_grey
+from edgeseg.runtime.pgm import pixels_from_pnm, pnm_from_pixels
 from edgeseg.runtime.session import SelfTest, Session, open_session
 
 pytestmark = pytest.mark.numbers
@@ -228,12 +228,12 @@ def change_golden_mask(folder, flip_px):
     # Out of the lesion: what is left is what the share is of.
     for pixel in lesion[:flip_px]:
         mask[tuple(pixel)] = 0
-    (folder / name).write_bytes(pgm_from_grey(mask))
+    (folder / name).write_bytes(pnm_from_pixels(mask))
     return flip_px / (len(lesion) - flip_px)
 
 
 def pixels_of(folder, name):
-    return grey_from_pgm((folder / name).read_bytes(), name)
+    return pixels_from_pnm((folder / name).read_bytes(), name)
 
 
 @pytest.mark.parametrize(("limit", "passed"), [(0.5, True), (0.0, False)])
@@ -254,14 +254,14 @@ def test_golden_mask_without_a_lesion_counts_flipped_pixels_of_one(bundle_copy):
     manifest = open_bundle(bundle_copy).manifest
     name = manifest.vectors.masks["openvino"][0]
     lesion_px = np.count_nonzero(pixels_of(bundle_copy, name))
-    (bundle_copy / name).write_bytes(pgm_from_grey(pixels_of(bundle_copy, name) * np.uint8(0)))
+    (bundle_copy / name).write_bytes(pnm_from_pixels(pixels_of(bundle_copy, name) * np.uint8(0)))
     reseal(bundle_copy)
     assert open_session(bundle_copy, engine="openvino").selftest().worst_flipped == lesion_px > 1
 
 
 def test_golden_mask_of_another_size_than_its_frame_is_refused(bundle_copy):
     name = open_bundle(bundle_copy).manifest.vectors.masks["openvino"][0]
-    (bundle_copy / name).write_bytes(pgm_from_grey(np.zeros((3, 3), np.uint8)))
+    (bundle_copy / name).write_bytes(pnm_from_pixels(np.zeros((3, 3), np.uint8)))
     reseal(bundle_copy)
     with pytest.raises(Refused, match="another size") as caught:
         open_session(bundle_copy, engine="openvino").selftest()
@@ -305,7 +305,7 @@ def test_engine_that_answers_otherwise_the_second_time_does_not_pass(bundle_copy
     frame = pixels_of(bundle_copy, names[0])
     bundle = open_bundle(bundle_copy)
     mask = Session.over(Echo(), bundle.manifest.contract).predict(frame)
-    (bundle_copy / names[1]).write_bytes(pgm_from_grey(mask * np.uint8(255)))
+    (bundle_copy / names[1]).write_bytes(pnm_from_pixels(mask * np.uint8(255)))
     vectors = {
         "frames": names[:1],
         "masks": {"openvino": names[1:]},

@@ -29,7 +29,7 @@ from edgeseg.runtime.bundle import GoldenVectors, seal_bundle
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.engines import open_engine
 from edgeseg.runtime.image import read_image
-from edgeseg.runtime.pgm import pgm_from_grey
+from edgeseg.runtime.pgm import pnm_from_pixels
 from edgeseg.runtime.session import Session
 from edgeseg.tests.support.tensorrt_standin import World
 
@@ -355,7 +355,7 @@ def write_onnx_bundle(folder: Path, size: int = 64, *, wrong: bool = False) -> P
         mask = session.predict(frame)
         for names, content in ((frames, frame), (masks, (mask ^ wrong) * np.uint8(255))):
             names.append(f"vectors/{'frame' if names is frames else 'onnxruntime'}-{index}.pgm")
-            (folder / names[-1]).write_bytes(pgm_from_grey(content))
+            (folder / names[-1]).write_bytes(pnm_from_pixels(content))
     vectors = GoldenVectors(tuple(frames), {"onnxruntime": tuple(masks)}, {"onnxruntime": 0.02})
     fields = bundle_fields("arm-cpu", "fp32", contract, {"onnxruntime": ("model.onnx",)})
     seal_bundle(folder, {**fields, "vectors": vectors})

@@ -11,7 +11,7 @@ from edgeseg.export.bom import FILE as BOM_FILE
 from edgeseg.export.bom import bom_of
 from edgeseg.runtime.bundle import GoldenVectors, hashes_of, seal_bundle
 from edgeseg.runtime.contract import InputContract
-from edgeseg.runtime.pgm import pgm_from_grey
+from edgeseg.runtime.pgm import pnm_from_pixels
 
 
 def manifest_fields() -> dict[str, Any]:
@@ -108,7 +108,7 @@ def write_bundle(folder: Path, **changes: Any) -> Path:
         (folder / name).write_bytes(rng.bytes(300))
     for name in ("frame", "openvino", "onnxruntime"):
         grey = rng.integers(0, 256, (5, 7), dtype=np.uint8)
-        (folder / "vectors" / f"{name}-0.pgm").write_bytes(pgm_from_grey(grey))
+        (folder / "vectors" / f"{name}-0.pgm").write_bytes(pnm_from_pixels(grey))
     fields = {**manifest_fields(), **changes}
     (folder / BOM_FILE).write_text(bom_of(fields, hashes_of(folder)), encoding="utf-8")
     seal_bundle(folder, fields)

@@ -18,7 +18,7 @@ import numpy as np
 from ....runtime.bundle import open_bundle
 from ....runtime.engines import files_of
 from ....runtime.errors import EdgesegError, Refused
-from ....runtime.pgm import grey_from_pgm
+from ....runtime.pgm import pixels_from_pnm
 from ....runtime.predict import find_images, predict_files
 from ....runtime.session import Session, session_of
 from .agent import clocks_locked, power_mode, temperatures
@@ -117,7 +117,7 @@ def _frames_of(session: Session) -> Tuple[List[str], List[np.ndarray]]:
     """Return the golden frames with their names, or noise: of the layout's size if there is one."""
     golden = session.bundle.manifest.vectors.frames if session.bundle else ()
     if session.bundle and golden and session.layout is None:
-        frames = [grey_from_pgm(session.bundle.read(name), name) for name in golden]
+        frames = [pixels_from_pnm(session.bundle.read(name), name) for name in golden]
         return list(golden), frames
     layout = session.layout
     height, width = (layout.height, layout.width) if layout else _NOISE

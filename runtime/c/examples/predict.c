@@ -1,4 +1,4 @@
-/* Segments a PGM frame with a bundle: edgeseg-predict BUNDLE < frame.pgm > mask.pgm
+/* Segments a PGM or PPM frame with a bundle: edgeseg-predict BUNDLE < frame.pgm > mask.pgm
  *
  * The usage below lists the options. Exit code: 0, 2 for the usage, 5 where stdout cannot be written,
  * or the positive value of the status (11 for ES_ERR_BUNDLE_HASH).
@@ -35,15 +35,17 @@ static int read_number(void) {
     return number;
 }
 
-/* Reads a binary PGM of maxval 255 from stdin; NULL if there is none. */
-static uint8_t *read_frame(int *width, int *height) {
-    if (getchar() != 'P' || getchar() != '5') return NULL;
+/* Reads a binary PGM or PPM of maxval 255 from stdin; NULL if there is none. */
+static uint8_t *read_frame(int *width, int *height, int *channels) {
+    int kind = getchar() == 'P' ? getchar() : 0;
+    if (kind != '5' && kind != '6') return NULL;
+    *channels = kind == '5' ? 1 : 3;
     *width = read_number();
     *height = read_number();
     if (read_number() != 255) return NULL;
     if (!isspace(getchar())) return NULL; /* there is no pixel */
     if (*width < 1 || *height < 1 || *width > ES_MAX_SIDE || *height > ES_MAX_SIDE) return NULL;
-    size_t count = (size_t)*width * (size_t)*height;
+    size_t count = (size_t)*width * (size_t)*height * (size_t)*channels;
     uint8_t *frame = malloc(count);
     if (frame != NULL && fread(frame, 1, count, stdin) == count) return frame;
     free(frame);
@@ -59,6 +61,10 @@ static int print_info(const es_session *session) {
            facts.name, facts.precision, facts.target, facts.bundle_sha256, facts.engine,
            facts.engine_version, facts.threads, facts.network_width, facts.network_height,
            facts.max_width, facts.max_height, facts.golden_frames, facts.bytes);
+    if (facts.channels > 1)
+        printf("%d channels of %s\n", facts.channels, facts.takes_colour ? "colour" : "grey");
+    for (int i = 0; i < facts.classes && facts.classes > 1; i++)
+        printf("label %d: %s\n", i + 1, facts.class_names[i]);
     return 0;
 }
 
@@ -71,21 +77,30 @@ static int print_selftest(es_session *session) {
     return 0;
 }
 
-static int predict(es_session *session, uint8_t *frame, int width, int height, double opened_ms) {
+static int infer(es_session *session, const uint8_t *frame, int width, int height, int channels,
+                 uint8_t *mask) {
+    return channels == 3 ? es_infer_rgb(session, frame, width, height, 3 * width, mask)
+                         : es_infer(session, frame, width, height, width, mask);
+}
+
+static int predict(es_session *session, const uint8_t *frame, int width, int height, int channels,
+                   double opened_ms) {
+    es_facts facts;
     size_t count = (size_t)width * (size_t)height;
     uint8_t *mask = malloc(count);
     if (mask == NULL) return complain(ES_ERR_MEMORY, "");
     double begin = now_ms();
-    int status = es_infer(session, frame, width, height, width, mask);
+    int status = infer(session, frame, width, height, channels, mask);
     double first_ms = now_ms() - begin;
     if (status == ES_OK) {
         begin = now_ms();
-        status = es_infer(session, frame, width, height, width, mask);
+        status = infer(session, frame, width, height, channels, mask);
     }
     if (status == ES_OK) {
         fprintf(stderr, "open %.1f ms, first frame %.2f ms, second %.2f ms\n", opened_ms, first_ms,
                 now_ms() - begin);
-        for (size_t i = 0; i < count; i++) mask[i] = mask[i] ? 255 : 0; /* any viewer shows it */
+        if (es_info(session, &facts) == ES_OK && facts.classes == 1)
+            for (size_t i = 0; i < count; i++) mask[i] = mask[i] ? 255 : 0; /* any viewer shows it */
         int written = printf("P5\n%d %d\n255\n", width, height) > 0 &&
                       fwrite(mask, 1, count, stdout) == count;
         if (fflush(stdout) != 0 || !written) {
@@ -136,11 +151,11 @@ int main(int count, char **arguments) {
         int status = es_verify(bundle, options.key, message);
         return status == ES_OK ? 0 : complain(status, message);
     }
-    int width = 0, height = 0;
-    uint8_t *frame = *mode == '\0' ? read_frame(&width, &height) : NULL;
+    int width = 0, height = 0, channels = 0;
+    uint8_t *frame = *mode == '\0' ? read_frame(&width, &height, &channels) : NULL;
     if (*mode == '\0' && frame == NULL)
         return complain(ES_ERR_ARGUMENT,
-                        "stdin holds no whole PGM of maxval 255 (P5); convert the frame to one");
+                        "stdin holds no whole PGM or PPM of maxval 255 (P5, P6); convert the frame to one");
     options.max_width = width;
     options.max_height = height;
     es_session *session = NULL;
@@ -151,7 +166,7 @@ int main(int count, char **arguments) {
     if (status != ES_OK) result = complain(status, message);
     else if (strcmp(mode, "--info") == 0) result = print_info(session);
     else if (strcmp(mode, "--selftest") == 0) result = print_selftest(session);
-    else result = predict(session, frame, width, height, opened_ms);
+    else result = predict(session, frame, width, height, channels, opened_ms);
     es_close(session);
     free(frame);
     if (result == 0 && (fflush(stdout) != 0 || ferror(stdout))) {

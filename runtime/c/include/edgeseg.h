@@ -1,4 +1,4 @@
-/* edgeseg: a frame of ultrasound in, the mask of the lesion out. C99, Apache-2.0.
+/* edgeseg: a frame of ultrasound in, the mask of the lesions out. C99, Apache-2.0.
  *
  *     es_session *session = NULL;
  *     char message[ES_MESSAGE_BYTES];
@@ -32,8 +32,10 @@ extern "C" {
 #define ES_API
 #endif
 
-#define ES_VERSION "1.0.0"     /* of this library and its binary interface */
-#define ES_SCHEMA_MAJOR 2      /* of the bundles that it opens: edgeseg.bundle/2.x */
+#define ES_VERSION "2.0.0"     /* of this library and its binary interface */
+#define ES_SCHEMA_MAJOR 3      /* of the bundles that it opens, the newest: edgeseg.bundle/3.x */
+#define ES_SCHEMA_OLDEST 2     /* and the oldest: one grey channel, one class, no letterbox */
+#define ES_MAX_CLASSES 16      /* of a network */
 #define ES_MESSAGE_BYTES 256   /* of a message with its terminating zero */
 #define ES_MAX_SIDE 16384      /* px, of a frame */
 #define ES_MAX_PIXELS 67108864 /* of a frame */
@@ -79,7 +81,8 @@ typedef struct es_options {
     int max_width;      /* px, of the frames that will come; 0: 1920 */
     int max_height;     /* px; 0: 1200. A layout in the bundle overrides both */
     int largest_only;   /* 1: keep only the largest 8-connected component of a mask */
-    int fill_holes;     /* 1: background that does not touch the frame's border becomes lesion */
+    int fill_holes;     /* 1: background that does not touch the frame's border becomes lesion;
+                           both are for networks of one class */
 } es_options;
 
 /* One open bundle. */
@@ -93,6 +96,10 @@ typedef struct es_facts {
     int threads;                           /* of the engine */
     int network_width, network_height;     /* px */
     int max_width, max_height;             /* px, of a frame */
+    int channels;                          /* that the network takes: 1 or 3 */
+    int takes_colour;                      /* 1: es_infer_rgb gives it colours, 0: their luma */
+    int classes;                           /* of the network; 1 as a rule */
+    const char *class_names[ES_MAX_CLASSES]; /* of label 1 on; 0 is background */
     int golden_frames;                     /* that es_selftest replays */
     size_t bytes;                          /* allocated by this library, the model included */
 } es_facts;
@@ -120,12 +127,14 @@ ES_API int es_verify(const char *bundle, const char *key, char *message);
 /* Segments a grey frame.
  *
  * frame: height rows of width bytes, stride bytes apart; stride >= width. mask: height * width
- * bytes, row by row without gaps, 1 where lesion and 0 elsewhere. mask must not overlap frame.
+ * bytes, row by row without gaps, 1 where lesion and 0 elsewhere; of a network of several classes the
+ * number of the pixel's class, es_facts.class_names[number - 1]. mask must not overlap frame.
  * Untouched unless ES_OK is returned. Allocates nothing, see above. */
 ES_API int es_infer(es_session *session, const uint8_t *frame, int width, int height, int stride,
                     uint8_t *mask);
 
-/* The same of an interleaved RGB frame, by ITU-R BT.601 luma; stride >= 3 * width. */
+/* The same of an interleaved RGB frame; stride >= 3 * width. A network that takes grey gets its luma by
+ * ITU-R BT.601, one that takes colour its colours; es_infer gives that three times the same. */
 ES_API int es_infer_rgb(es_session *session, const uint8_t *frame, int width, int height,
                         int stride, uint8_t *mask);
 

@@ -45,14 +45,17 @@ static int create_session(es_engine *engine, const es_blob *model, int threads, 
 /* Binds our buffers once, so that a call neither copies nor allocates tensors. */
 static int bind(es_engine *engine, const es_engine_job *job, char *message) {
     const OrtApi *api = engine->api;
-    const int64_t shape[4] = {1, 1, job->height, job->width};
-    size_t bytes = (size_t)job->height * (size_t)job->width * sizeof(float);
+    const int64_t shape[4] = {1, job->channels, job->height, job->width};
+    const int64_t answer[4] = {1, job->classes, job->height, job->width};
+    size_t plane = (size_t)job->height * (size_t)job->width * sizeof(float);
     OrtAllocator *allocator;
     char *input = NULL, *output = NULL;
     TRY(api->CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &engine->memory));
-    TRY(api->CreateTensorWithDataAsOrtValue(engine->memory, job->image, bytes, shape, 4,
+    TRY(api->CreateTensorWithDataAsOrtValue(engine->memory, job->image,
+                                            (size_t)job->channels * plane, shape, 4,
                                             ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, &engine->image));
-    TRY(api->CreateTensorWithDataAsOrtValue(engine->memory, job->logits, bytes, shape, 4,
+    TRY(api->CreateTensorWithDataAsOrtValue(engine->memory, job->logits,
+                                            (size_t)job->classes * plane, answer, 4,
                                             ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, &engine->logits));
     TRY(api->CreateIoBinding(engine->session, &engine->binding));
     TRY(api->GetAllocatorWithDefaultOptions(&allocator));

@@ -64,7 +64,8 @@ static int core_of_process(ov_core_t **core, char *message) {
 static int compile(es_engine *engine, const es_engine_job *job, const es_blob *graph,
                    const es_blob *weights, char *message) {
     const int64_t count = (int64_t)weights->count;
-    const int64_t sides[4] = {1, 1, job->height, job->width};
+    const int64_t sides[4] = {1, job->channels, job->height, job->width};
+    const int64_t answer[4] = {1, job->classes, job->height, job->width};
     char threads[16];
     snprintf(threads, sizeof threads, "%d", job->threads);
     int status = wrap(U8, 1, &count, weights->bytes, &engine->weights, message);
@@ -80,7 +81,7 @@ static int compile(es_engine *engine, const es_engine_job *job, const es_blob *g
     TRY(ov_compiled_model_create_infer_request(engine->compiled, &engine->request));
     status = wrap(F32, 4, sides, job->image, &engine->image, message);
     if (status != ES_OK) return status;
-    status = wrap(F32, 4, sides, job->logits, &engine->logits, message);
+    status = wrap(F32, 4, answer, job->logits, &engine->logits, message);
     if (status != ES_OK) return status;
     TRY(ov_infer_request_set_input_tensor(engine->request, engine->image));
     TRY(ov_infer_request_set_output_tensor(engine->request, engine->logits));

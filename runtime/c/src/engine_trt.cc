@@ -37,7 +37,7 @@ struct es_engine {
     void *image = nullptr, *logits = nullptr; // on the device
     const float *host_image = nullptr;
     float *host_logits = nullptr;
-    size_t bytes = 0; // of either
+    size_t image_bytes = 0, logits_bytes = 0;
     char version[32] = "";
 };
 
@@ -80,7 +80,7 @@ int check_version(const es_blob *sidecar, const char *here, char *message) {
                    built, here);
 }
 
-// Binds the input and the output, each float32 [1, 1, height, width].
+// Binds the input and the output, float32 [1, channels or classes, height, width].
 int bind(es_engine *engine, const es_engine_job *job, char *message) {
     if (engine->plan->getNbIOTensors() != 2)
         return es_fail(message, ES_ERR_ENGINE_LOAD, "tensorrt: the engine has %d tensors, not 2",
@@ -88,7 +88,8 @@ int bind(es_engine *engine, const es_engine_job *job, char *message) {
     for (int32_t i = 0; i < 2; i++) {
         const char *name = engine->plan->getIOTensorName(i);
         const bool input = engine->plan->getTensorIOMode(name) == nvinfer1::TensorIOMode::kINPUT;
-        const nvinfer1::Dims shape = nvinfer1::Dims4(1, 1, job->height, job->width);
+        const int32_t depth = input ? job->channels : job->classes;
+        const nvinfer1::Dims shape = nvinfer1::Dims4(1, depth, job->height, job->width);
         if (engine->plan->getTensorDataType(name) != nvinfer1::DataType::kFLOAT)
             return es_fail(message, ES_ERR_ENGINE_LOAD, "tensorrt: %.60s is not float32", name);
         if ((input && !engine->context->setInputShape(name, shape)) ||
@@ -98,20 +99,20 @@ int bind(es_engine *engine, const es_engine_job *job, char *message) {
         for (int32_t axis = 0; axis < 4; axis++)
             if (found.nbDims != 4 || found.d[axis] != shape.d[axis])
                 return es_fail(message, ES_ERR_ENGINE_LOAD,
-                               "tensorrt: %.60s is not of [1, 1, %d, %d]", name, job->height,
-                               job->width);
+                               "tensorrt: %.60s is not of [1, %d, %d, %d]", name, depth,
+                               job->height, job->width);
     }
     return ES_OK;
 }
 
 int run(es_engine *engine, char *message) {
-    int status = check(cudaMemcpyAsync(engine->image, engine->host_image, engine->bytes,
+    int status = check(cudaMemcpyAsync(engine->image, engine->host_image, engine->image_bytes,
                                        cudaMemcpyHostToDevice, engine->stream),
                        ES_ERR_ENGINE_RUN, message);
     if (status != ES_OK) return status;
     if (!engine->context->enqueueV3(engine->stream))
         return es_fail(message, ES_ERR_ENGINE_RUN, "tensorrt: %s", engine->logger.last);
-    status = check(cudaMemcpyAsync(engine->host_logits, engine->logits, engine->bytes,
+    status = check(cudaMemcpyAsync(engine->host_logits, engine->logits, engine->logits_bytes,
                                    cudaMemcpyDeviceToHost, engine->stream),
                    ES_ERR_ENGINE_RUN, message);
     if (status != ES_OK) return status;
@@ -131,9 +132,9 @@ void close_engine(es_engine *engine) {
 int load(es_engine *engine, const es_engine_job *job, const es_blob *plan, char *message) {
     int status = check(cudaStreamCreate(&engine->stream), ES_ERR_ENGINE_LOAD, message);
     if (status == ES_OK)
-        status = check(cudaMalloc(&engine->image, engine->bytes), ES_ERR_MEMORY, message);
+        status = check(cudaMalloc(&engine->image, engine->image_bytes), ES_ERR_MEMORY, message);
     if (status == ES_OK)
-        status = check(cudaMalloc(&engine->logits, engine->bytes), ES_ERR_MEMORY, message);
+        status = check(cudaMalloc(&engine->logits, engine->logits_bytes), ES_ERR_MEMORY, message);
     if (status != ES_OK) return status;
     engine->runtime = nvinfer1::createInferRuntime(engine->logger);
     if (engine->runtime != nullptr)
@@ -155,8 +156,10 @@ int open_engine(const es_engine_job *job, es_engine **opened, char *message) {
     describe(getInferLibVersion(), engine->version);
     engine->host_image = job->image;
     engine->host_logits = job->logits;
-    engine->bytes = sizeof(float) * static_cast<size_t>(job->height) *
-                    static_cast<size_t>(job->width);
+    const size_t plane = sizeof(float) * static_cast<size_t>(job->height) *
+                         static_cast<size_t>(job->width);
+    engine->image_bytes = plane * static_cast<size_t>(job->channels);
+    engine->logits_bytes = plane * static_cast<size_t>(job->classes);
     int status = check_version(sidecar, engine->version, message);
     if (status == ES_OK) status = load(engine, job, plan, message);
     if (status == ES_OK) *opened = engine;

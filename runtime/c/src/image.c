@@ -21,8 +21,8 @@ static bool open_taps(es_taps *taps, int size, size_t *total) {
     return taps->first != NULL && taps->count != NULL && taps->weights != NULL;
 }
 
-bool es_canvas_open(es_canvas *canvas, int network_width, int network_height, int max_width,
-                    int max_height, size_t *total) {
+bool es_canvas_open(es_canvas *canvas, int network_width, int network_height, int classes,
+                    int max_width, int max_height, size_t *total) {
     size_t network = area(network_width, network_height);
     size_t width = (size_t)max_width, height = (size_t)max_height;
     memset(canvas, 0, sizeof *canvas);
@@ -39,21 +39,23 @@ bool es_canvas_open(es_canvas *canvas, int network_width, int network_height, in
     canvas->y_low = es_allocate(height, sizeof *canvas->y_low, total);
     canvas->y_up = es_allocate(height, sizeof *canvas->y_up, total);
     canvas->y_weight = es_allocate(height, sizeof *canvas->y_weight, total);
-    canvas->line[0] = es_allocate(width, sizeof(float), total);
-    canvas->line[1] = es_allocate(width, sizeof(float), total);
+    canvas->lines = es_allocate(width, 2 * (size_t)classes * sizeof(float), total);
+    if (classes > 1) {
+        canvas->best = es_allocate(width, sizeof(float), total);
+        if (canvas->best == NULL) return false;
+    }
     return open_taps(&canvas->across, network_width, total) &&
            open_taps(&canvas->down, network_height, total) && canvas->reduced != NULL &&
            canvas->between != NULL && canvas->small != NULL && canvas->x_low != NULL &&
            canvas->x_up != NULL && canvas->x_weight != NULL && canvas->y_low != NULL &&
-           canvas->y_up != NULL && canvas->y_weight != NULL && canvas->line[0] != NULL &&
-           canvas->line[1] != NULL;
+           canvas->y_up != NULL && canvas->y_weight != NULL && canvas->lines != NULL;
 }
 
 void es_canvas_close(es_canvas *canvas) {
     void *all[] = {canvas->reduced,       canvas->between,      canvas->small,
                    canvas->x_low,         canvas->x_up,         canvas->x_weight,
                    canvas->y_low,         canvas->y_up,         canvas->y_weight,
-                   canvas->line[0],       canvas->line[1],      canvas->across.first,
+                   canvas->lines,         canvas->best,         canvas->across.first,
                    canvas->across.count,  canvas->across.weights, canvas->down.first,
                    canvas->down.count,    canvas->down.weights};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
@@ -66,6 +68,29 @@ void es_grey_from_rgb(const uint8_t *rgb, int width, int height, size_t stride, 
             const uint8_t *p = rgb + 3 * (size_t)x;
             *grey++ = (uint8_t)((p[0] * 19595u + p[1] * 38470u + p[2] * 7471u + 0x8000u) >> 16);
         }
+}
+
+void es_part_from_rgb(const uint8_t *rgb, int part, int width, int height, size_t stride,
+                      uint8_t *grey) {
+    for (int y = 0; y < height; y++, rgb += stride)
+        for (int x = 0; x < width; x++) *grey++ = rgb[3 * (size_t)x + (size_t)part];
+}
+
+es_box es_inset_of(const es_contract *contract, int width, int height) {
+    int64_t into_width = contract->width, into_height = contract->height;
+    int64_t w = width, h = height;
+    if (contract->letterbox) { /* the shorter side rounded half up */
+        if (h * into_width <= w * into_height) into_height = (2 * h * into_width + w) / (2 * w);
+        else into_width = (2 * w * into_height + h) / (2 * h);
+        if (into_height < 1) into_height = 1;
+        if (into_width < 1) into_width = 1;
+    }
+    es_box inset;
+    inset.left = (contract->width - (int)into_width) / 2;
+    inset.top = (contract->height - (int)into_height) / 2;
+    inset.right = inset.left + (int)into_width;
+    inset.bottom = inset.top + (int)into_height;
+    return inset;
 }
 
 /* Side in px of the boxes that are averaged along an axis before it is resized. */
@@ -130,8 +155,8 @@ static void resize_pass(const es_taps *taps, int size_out, int lines, const uint
 }
 
 void es_resize_grey(es_canvas *canvas, const uint8_t *grey, int width, int height,
-                    size_t stride) {
-    int to_width = canvas->network_width, to_height = canvas->network_height;
+                    size_t stride, const es_box *inset) {
+    int to_width = inset->right - inset->left, to_height = inset->bottom - inset->top;
     int across = reduction_factor(width, to_width), down = reduction_factor(height, to_height);
     if (across > 1 || down > 1) {
         reduce(grey, width, height, stride, across, down, canvas->reduced);
@@ -163,12 +188,22 @@ void es_resize_grey(es_canvas *canvas, const uint8_t *grey, int width, int heigh
     }
 }
 
-void es_normalise(const es_canvas *canvas, const es_contract *contract, float *image) {
+void es_normalise(const es_canvas *canvas, const es_contract *contract, const es_box *inset,
+                  int channel, float *image) {
     /* (g / 255 - mean) / std as one multiplication and one subtraction */
-    float scale = (float)(1 / (255 * contract->std));
-    float offset = (float)(contract->mean / contract->std);
-    size_t count = area(canvas->network_width, canvas->network_height);
-    for (size_t i = 0; i < count; i++) image[i] = (float)canvas->small[i] * scale - offset;
+    float scale = (float)(1 / (255 * contract->std[channel]));
+    float offset = (float)(contract->mean[channel] / contract->std[channel]);
+    size_t count = area(contract->width, contract->height);
+    float *out = image + (size_t)channel * count;
+    if (!contract->letterbox) {
+        for (size_t i = 0; i < count; i++) out[i] = (float)canvas->small[i] * scale - offset;
+        return;
+    }
+    for (size_t i = 0; i < count; i++) out[i] = (float)contract->pad * scale - offset;
+    const uint8_t *from = canvas->small;
+    for (int y = inset->top; y < inset->bottom; y++)
+        for (int x = inset->left; x < inset->right; x++)
+            out[area(contract->width, y) + (size_t)x] = (float)*from++ * scale - offset;
 }
 
 static void bilinear_taps(int size_in, int size_out, int32_t *low, int32_t *up, float *weight) {
@@ -195,13 +230,14 @@ static int search(const int32_t *ascending, int count, int32_t value) {
 }
 
 /* The box around logits above the level; false where there are none. */
-static bool box_above(const float *logits, int width, int height, float level, es_box *box) {
+static bool box_above(const float *logits, size_t stride, int width, int height, float level,
+                      es_box *box) {
     box->left = width;
     box->right = box->bottom = 0;
     box->top = height;
     for (int y = 0; y < height; y++)
         for (int x = 0; x < width; x++)
-            if (logits[area(width, y) + (size_t)x] > level) {
+            if (logits[(size_t)y * stride + (size_t)x] > level) {
                 if (x < box->left) box->left = x;
                 if (x >= box->right) box->right = x + 1;
                 if (y < box->top) box->top = y;
@@ -213,53 +249,109 @@ static bool box_above(const float *logits, int width, int height, float level, e
 static double logit(double probability) { return log(probability / (1 - probability)); }
 
 bool es_contract_drops(const es_contract *contract) {
-    return contract->least_area > 0 || contract->least_peak > 0;
+    for (int i = 0; i < contract->classes; i++)
+        if (contract->of[i].least_area > 0 || contract->of[i].least_peak > 0) return true;
+    return false;
 }
 
-void es_drop_components(es_canvas *canvas, const es_contract *contract, float *logits,
-                        es_run *runs) {
-    int width = canvas->network_width, height = canvas->network_height;
-    double level = logit(contract->threshold);
-    double least_px = ceil(contract->least_area * (double)area(width, height));
-    double least = contract->least_peak > 0 ? logit(contract->least_peak) : level;
-    /* A margin below the level: low + (up - low) * weight may come out above both in float. */
-    es_drop_small(logits, canvas->small, width, height, (float)level, (uint32_t)least_px,
-                  (float)least, (float)(level - 1), runs);
+/* The logits of a class where the frame is in the network's input. */
+static size_t offset_of(const es_contract *contract, const es_box *inset, int index) {
+    return (size_t)index * area(contract->width, contract->height) +
+           area(contract->width, inset->top) + (size_t)inset->left;
 }
 
-void es_mask_from_logits(es_canvas *canvas, const float *logits, double threshold, int width,
-                         int height, uint8_t *mask, size_t mask_stride) {
-    int from_width = canvas->network_width, from_height = canvas->network_height;
-    float level = (float)logit(threshold);
-    es_box box;
+void es_drop_components(es_canvas *canvas, const es_contract *contract, const es_box *inset,
+                        float *logits, es_run *runs) {
+    int width = inset->right - inset->left, height = inset->bottom - inset->top;
+    for (int i = 0; i < contract->classes; i++) {
+        const es_class *of = &contract->of[i];
+        double level = logit(of->threshold);
+        double least_px = ceil(of->least_area * (double)area(width, height));
+        double least = of->least_peak > 0 ? logit(of->least_peak) : level;
+        if (!(of->least_area > 0) && !(of->least_peak > 0)) continue;
+        /* A margin below the level: low + (up - low) * weight may come out above both in float. */
+        es_drop_small(logits + offset_of(contract, inset, i), (size_t)contract->width,
+                      canvas->small, width, height, (float)level, (uint32_t)least_px, (float)least,
+                      (float)(level - 1), runs);
+    }
+}
+
+/* What is known of a class while its mask is made. */
+typedef struct marked {
+    float level;
+    es_box box;      /* output pixels one of whose taps is above the level; empty where none is */
+    int32_t held[2]; /* which row of logits each of its lines holds, interpolated across */
+} marked;
+
+/* A row of logits interpolated across, between two columns of the frame. */
+static const float *line_of(const es_canvas *canvas, const float *logits, size_t stride, int index,
+                            int32_t row, marked *of) {
+    int slot = row & 1;
+    float *line = canvas->lines + (size_t)(2 * index + slot) * (size_t)canvas->max_width;
+    if (of->held[slot] == row) return line;
+    const float *from = logits + (size_t)row * stride;
+    for (int x = of->box.left; x < of->box.right; x++) {
+        float low = from[canvas->x_low[x]], up = from[canvas->x_up[x]];
+        line[x] = low + (up - low) * canvas->x_weight[x];
+    }
+    of->held[slot] = row;
+    return line;
+}
+
+void es_mask_from_logits(es_canvas *canvas, const es_contract *contract, const es_box *inset,
+                         const float *logits, int width, int height, uint8_t *mask,
+                         size_t mask_stride) {
+    int from_width = inset->right - inset->left, from_height = inset->bottom - inset->top;
+    size_t stride = (size_t)contract->width;
+    marked of[ES_MAX_CLASSES];
+    int top = height, bottom = 0;
     for (int y = 0; y < height; y++) memset(mask + (size_t)y * mask_stride, 0, (size_t)width);
-    if (!box_above(logits, from_width, from_height, level, &box)) return;
-    if (canvas->taps_width != width)
+    if (canvas->taps_width != width || canvas->taps_from_width != from_width)
         bilinear_taps(from_width, width, canvas->x_low, canvas->x_up, canvas->x_weight);
-    if (canvas->taps_height != height)
+    if (canvas->taps_height != height || canvas->taps_from_height != from_height)
         bilinear_taps(from_height, height, canvas->y_low, canvas->y_up, canvas->y_weight);
     canvas->taps_width = width;
     canvas->taps_height = height;
-    /* Output pixels one of whose taps lies in the box; outside it nothing is above the level. */
-    int x0 = search(canvas->x_up, width, box.left), x1 = search(canvas->x_low, width, box.right);
-    int y0 = search(canvas->y_up, height, box.top), y1 = search(canvas->y_low, height, box.bottom);
-    int32_t held[2] = {-1, -1}; /* which row of logits each line holds, interpolated across */
-    for (int y = y0; y < y1; y++) {
-        int32_t rows[2] = {canvas->y_low[y], canvas->y_up[y]};
-        for (int i = 0; i < 2; i++) {
-            int slot = rows[i] & 1;
-            if (held[slot] == rows[i]) continue;
-            const float *from = logits + area(from_width, rows[i]);
-            for (int x = x0; x < x1; x++) {
-                float low = from[canvas->x_low[x]], up = from[canvas->x_up[x]];
-                canvas->line[slot][x] = low + (up - low) * canvas->x_weight[x];
-            }
-            held[slot] = rows[i];
-        }
-        const float *low = canvas->line[rows[0] & 1], *up = canvas->line[rows[1] & 1];
-        float weight = canvas->y_weight[y];
+    canvas->taps_from_width = from_width;
+    canvas->taps_from_height = from_height;
+    for (int i = 0; i < contract->classes; i++) {
+        es_box found, *box = &of[i].box;
+        of[i].level = (float)logit(contract->of[i].threshold);
+        of[i].held[0] = of[i].held[1] = -1;
+        box->left = box->right = box->top = box->bottom = 0;
+        if (!box_above(logits + offset_of(contract, inset, i), stride, from_width, from_height,
+                       of[i].level, &found))
+            continue;
+        /* Outside it nothing is above the level. */
+        box->left = search(canvas->x_up, width, found.left);
+        box->right = search(canvas->x_low, width, found.right);
+        box->top = search(canvas->y_up, height, found.top);
+        box->bottom = search(canvas->y_low, height, found.bottom);
+        if (box->top < top) top = box->top;
+        if (box->bottom > bottom) bottom = box->bottom;
+    }
+    for (int y = top; y < bottom; y++) {
         uint8_t *out = mask + (size_t)y * mask_stride;
-        for (int x = x0; x < x1; x++) out[x] = low[x] + (up[x] - low[x]) * weight > level;
+        if (canvas->best != NULL) memset(canvas->best, 0, (size_t)width * sizeof *canvas->best);
+        for (int i = 0; i < contract->classes; i++) {
+            const es_box *box = &of[i].box;
+            if (y < box->top || y >= box->bottom) continue;
+            const float *plane = logits + offset_of(contract, inset, i);
+            const float *low = line_of(canvas, plane, stride, i, canvas->y_low[y], &of[i]);
+            const float *up = line_of(canvas, plane, stride, i, canvas->y_up[y], &of[i]);
+            float weight = canvas->y_weight[y], level = of[i].level;
+            if (canvas->best == NULL) {
+                for (int x = box->left; x < box->right; x++)
+                    out[x] = low[x] + (up[x] - low[x]) * weight > level;
+                continue;
+            }
+            for (int x = box->left; x < box->right; x++) {
+                float above = low[x] + (up[x] - low[x]) * weight - level;
+                if (!(above > canvas->best[x])) continue;
+                canvas->best[x] = above;
+                out[x] = (uint8_t)(i + 1);
+            }
+        }
     }
 }
 

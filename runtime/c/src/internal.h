@@ -73,11 +73,12 @@ bool es_json_number(const es_json *json, uint32_t node, double *out);
 /* Reads a number without fraction and exponent in min..max. */
 bool es_json_integer(const es_json *json, uint32_t node, int min, int max, int *out);
 
-/* --- PGM (pgm.c) ------------------------------------------------------------------------------ */
+/* --- PGM and PPM (pgm.c) ---------------------------------------------------------------------- */
 
 typedef struct es_picture {
     const uint8_t *pixels;
     int width, height;
+    int channels; /* 1: grey, 3: interleaved RGB */
 } es_picture;
 
 #define ES_PGM_MAX_WIDTH 800
@@ -93,10 +94,24 @@ bool es_pgm_read(const uint8_t *bytes, size_t count, es_picture *picture);
 #define ES_MAX_MODEL_FILES 4 /* of one engine */
 #define ES_MAX_VECTORS 64    /* golden frames */
 
-typedef struct es_contract {
-    int width, height; /* px, multiples of 16 */
-    double mean, std, threshold;
+#define ES_MAX_CHANNELS 3
+#define ES_MAX_CLASS_NAME 64 /* bytes with its zero */
+#define ES_LUMA (-1)
+
+typedef struct es_class {
+    char name[ES_MAX_CLASS_NAME];
+    double threshold;
     double least_area, least_peak; /* of a lesion: share of the frame, probability; 0: any */
+} es_class;
+
+typedef struct es_contract {
+    int width, height;        /* px, multiples of 16 */
+    int channels, classes;    /* of the network's input and output, 1 at least */
+    int part[ES_MAX_CHANNELS]; /* what each channel is of a frame: 0, 1, 2 of RGB, or ES_LUMA */
+    double mean[ES_MAX_CHANNELS], std[ES_MAX_CHANNELS];
+    bool letterbox;
+    int pad; /* grey level around it */
+    es_class of[ES_MAX_CLASSES];
 } es_contract;
 
 typedef struct es_box {
@@ -260,9 +275,9 @@ size_t es_max_runs(int width, int height);
 void es_fill_holes(uint8_t *mask, int width, int height, es_run *runs);
 void es_keep_largest(uint8_t *mask, int width, int height, es_run *runs);
 /* Finds the pixels above the level and sets the logits of those components of them to `to` that have
- * fewer pixels than least_px, or whose highest logit lies below least_logit. mask: for as many pixels,
- * overwritten. */
-void es_drop_small(float *logits, uint8_t *mask, int width, int height, float level,
+ * fewer pixels than least_px, or whose highest logit lies below least_logit. Rows of logits are
+ * stride apart. mask: for as many pixels, overwritten. */
+void es_drop_small(float *logits, size_t stride, uint8_t *mask, int width, int height, float level,
                    uint32_t least_px, float least_logit, float to, es_run *runs);
 
 /* --- pictures (image.c), bit for bit as edgeseg.runtime.image with Pillow 13 ------------------- */
@@ -280,27 +295,38 @@ typedef struct es_canvas {
     uint8_t *reduced, *between, *small; /* 4 *, 2 * and 1 * the network's area */
     int32_t *x_low, *x_up, *y_low, *y_up;
     float *x_weight, *y_weight;
-    float *line[2]; /* interpolated rows of logits */
+    float *lines; /* interpolated rows of logits: two of each class, max_width apart */
+    float *best;  /* of a row: how far the chosen class is above its level; NULL of one class */
     int taps_width, taps_height; /* the frame that the interpolation taps are of */
+    int taps_from_width, taps_from_height; /* and the inset */
 } es_canvas;
 
-bool es_canvas_open(es_canvas *canvas, int network_width, int network_height, int max_width,
-                    int max_height, size_t *total);
+bool es_canvas_open(es_canvas *canvas, int network_width, int network_height, int classes,
+                    int max_width, int max_height, size_t *total);
 void es_canvas_close(es_canvas *canvas);
 
 void es_grey_from_rgb(const uint8_t *rgb, int width, int height, size_t stride, uint8_t *grey);
-/* Resizes grey to the network's size: result in canvas->small, or grey itself copied there. */
-void es_resize_grey(es_canvas *canvas, const uint8_t *grey, int width, int height, size_t stride);
-void es_normalise(const es_canvas *canvas, const es_contract *contract, float *image);
-/* Writes the mask of a region, rows mask_stride bytes apart. */
-void es_mask_from_logits(es_canvas *canvas, const float *logits, double threshold, int width,
-                         int height, uint8_t *mask, size_t mask_stride);
+/* Takes the part 0, 1 or 2 of interleaved RGB. */
+void es_part_from_rgb(const uint8_t *rgb, int part, int width, int height, size_t stride,
+                      uint8_t *grey);
+/* Where a frame lies in the network's input; all of it without a letterbox. */
+es_box es_inset_of(const es_contract *contract, int width, int height);
+/* Resizes grey to the size of the inset: result in canvas->small, its rows without gaps. */
+void es_resize_grey(es_canvas *canvas, const uint8_t *grey, int width, int height, size_t stride,
+                    const es_box *inset);
+/* Makes a channel of the network's input of what was resized. */
+void es_normalise(const es_canvas *canvas, const es_contract *contract, const es_box *inset,
+                  int channel, float *image);
+/* Writes the mask of a region, rows mask_stride bytes apart: 0, or the class from 1 on. */
+void es_mask_from_logits(es_canvas *canvas, const es_contract *contract, const es_box *inset,
+                         const float *logits, int width, int height, uint8_t *mask,
+                         size_t mask_stride);
 /* Whether the contract drops what is no lesion. */
 bool es_contract_drops(const es_contract *contract);
-/* Sets the logits of components below the least lesion below the threshold. runs: es_max_runs of the
- * network's size. Takes canvas->small, which the network's input is no longer in. */
-void es_drop_components(es_canvas *canvas, const es_contract *contract, float *logits,
-                        es_run *runs);
+/* Sets the logits of components below the least lesion of their class below its threshold. runs:
+ * es_max_runs of the network's size. Takes canvas->small, which the network's input is no longer in. */
+void es_drop_components(es_canvas *canvas, const es_contract *contract, const es_box *inset,
+                        float *logits, es_run *runs);
 /* Which pixels of the crop count: 1 inside the fan and outside the blanked boxes. Whether any. */
 bool es_layout_keep(const es_layout *layout, uint8_t *keep);
 
@@ -312,7 +338,8 @@ typedef struct es_engine es_engine; /* each engine's own */
 typedef struct es_engine_job {
     const es_names *names; /* of its files, as in the bundle */
     const es_blob *files;  /* verified; live as long as the engine */
-    float *image, *logits; /* [1, 1, height, width] each: bound once, read and written by run */
+    float *image, *logits; /* [1, channels or classes, height, width]: bound once, for run */
+    int channels, classes;
     int width, height;     /* px */
     int threads;           /* >= 1 */
 } es_engine_job;

@@ -90,22 +90,23 @@ void es_keep_largest(uint8_t *mask, int width, int height, es_run *runs) {
         if (root_of(runs, i) != best) paint(mask, width, &runs[i], 0);
 }
 
-void es_drop_small(float *logits, uint8_t *mask, int width, int height, float level,
+void es_drop_small(float *logits, size_t stride, uint8_t *mask, int width, int height, float level,
                    uint32_t least_px, float least_logit, float to, es_run *runs) {
-    size_t pixels = (size_t)width * (size_t)height;
-    for (size_t i = 0; i < pixels; i++) mask[i] = logits[i] > level;
+    for (int y = 0; y < height; y++)
+        for (int x = 0; x < width; x++)
+            mask[(size_t)y * (size_t)width + (size_t)x] = logits[(size_t)y * stride + (size_t)x] > level;
     uint32_t count = label(mask, width, height, 1, 1, runs);
     for (uint32_t i = 0; i < count; i++) runs[i].peak = level; /* below every pixel of a run */
     for (uint32_t i = 0; i < count; i++) {
         es_run *root = &runs[root_of(runs, i)];
-        const float *row = logits + (size_t)runs[i].row * (size_t)width;
+        const float *row = logits + (size_t)runs[i].row * stride;
         for (int x = runs[i].start; x < runs[i].end; x++)
             if (row[x] > root->peak) root->peak = row[x];
     }
     for (uint32_t i = 0; i < count; i++) {
         const es_run *root = &runs[root_of(runs, i)];
         if (root->area >= least_px && root->peak >= least_logit) continue;
-        float *row = logits + (size_t)runs[i].row * (size_t)width;
+        float *row = logits + (size_t)runs[i].row * stride;
         for (int x = runs[i].start; x < runs[i].end; x++) row[x] = to;
     }
 }

@@ -1,10 +1,10 @@
-/* What the C runtime needs of manifest.json, edgeseg.bundle/2.x. */
+/* What the C runtime needs of manifest.json, edgeseg.bundle/2.x and 3.x. */
 #include <string.h>
 
 #include "internal.h"
 
-static const char newer[] = "bundle schema is %.40s, this library reads edgeseg.bundle/%d.x; "
-                            "update the library or export the bundle again";
+static const char newer[] = "bundle schema is %.40s, this library reads edgeseg.bundle/%d.x to "
+                            "%d.x; update the library or export the bundle again";
 
 static int malformed(char *message, const char *field) {
     return es_fail(message, ES_ERR_MANIFEST_FIELD,
@@ -20,46 +20,154 @@ static int read_version(const char **text) {
     return *text == first || (*first == '0' && *text - first > 1) ? -1 : value;
 }
 
-static int check_schema(const es_json *json, char *message) {
+static int check_schema(const es_json *json, int *major, char *message) {
     static const char prefix[] = "edgeseg.bundle/";
     char schema[64];
     if (!es_json_string(json, es_json_get(json, 0, "schema"), schema, sizeof schema))
         return malformed(message, "schema");
     const char *rest = schema + sizeof prefix - 1;
-    if (strncmp(schema, prefix, sizeof prefix - 1) != 0 || read_version(&rest) != ES_SCHEMA_MAJOR ||
-        *rest++ != '.' || read_version(&rest) < 0 || *rest != '\0')
-        return es_fail(message, ES_ERR_MANIFEST_NEWER, newer, schema, ES_SCHEMA_MAJOR);
+    bool named = strncmp(schema, prefix, sizeof prefix - 1) == 0;
+    *major = named ? read_version(&rest) : -1;
+    if (*major < ES_SCHEMA_OLDEST || *major > ES_SCHEMA_MAJOR || *rest++ != '.' ||
+        read_version(&rest) < 0 || *rest != '\0')
+        return es_fail(message, ES_ERR_MANIFEST_NEWER, newer, schema, ES_SCHEMA_OLDEST,
+                       ES_SCHEMA_MAJOR);
     return ES_OK;
 }
 
-/* Reads a number that may be missing, which leaves *out as it is; *known counts its nodes. */
-static bool read_optional(const es_json *json, uint32_t object, const char *key, double *out,
-                          uint32_t *known) {
-    uint32_t node = es_json_get(json, object, key);
-    if (node == ES_JSON_NONE) return true;
-    *known += 2;
-    return es_json_number(json, node, out);
+/* Fields of a contract as they are read. */
+typedef struct reader {
+    const es_json *json;
+    uint32_t object;
+    uint32_t known; /* nodes that were read, keys and values */
+    int second;     /* fields that contract 1 has not */
+} reader;
+
+/* The node of a field; ES_JSON_NONE where it is missing. */
+static uint32_t field(reader *of, const char *key) {
+    uint32_t node = es_json_get(of->json, of->object, key);
+    if (node != ES_JSON_NONE) of->known += 2;
+    return node;
 }
 
-static bool read_contract(const es_json *json, es_contract *contract) {
-    uint32_t object = es_json_get(json, 0, "contract"), known = 10;
-    if (object == ES_JSON_NONE ||
-        !read_optional(json, object, "least_area", &contract->least_area, &known) ||
-        !read_optional(json, object, "least_peak", &contract->least_peak, &known) ||
-        json->nodes[object].children != known)
+/* Reads one number, which is then that of all, or a list with one for each of count. Where there is no
+ * such field, all are `missing`, or it is malformed if that is below 0. */
+static bool read_each(reader *of, const char *key, int count, double missing, double *out) {
+    uint32_t node = field(of, key);
+    if (node == ES_JSON_NONE) {
+        for (int i = 0; i < count; i++) out[i] = missing;
+        return missing >= 0;
+    }
+    const es_json_node *list = &of->json->nodes[node];
+    if (list->kind != ES_JSON_ARRAY) {
+        if (!es_json_number(of->json, node, &out[0])) return false;
+        for (int i = 1; i < count; i++) out[i] = out[0];
+        return true;
+    }
+    of->second++;
+    if (list->children != (uint32_t)count) return false;
+    uint32_t each = node + 1;
+    for (int i = 0; i < count; i++, each = of->json->nodes[each].next)
+        if (!es_json_number(of->json, each, &out[i])) return false;
+    return true;
+}
+
+/* Reads a word that may be missing: its place among the words, 0 where it is missing, -1 for others. */
+static int read_word(reader *of, const char *key, const char *const *words, int count) {
+    uint32_t node = field(of, key);
+    if (node == ES_JSON_NONE) return 0;
+    of->second++;
+    for (int i = 0; i < count; i++)
+        if (es_json_is(of->json, node, words[i])) return i;
+    return -1;
+}
+
+static bool is_class_name(const es_contract *contract, int index) {
+    const char *name = contract->of[index].name;
+    if (*name == '\0' || strcmp(name, "background") == 0) return false;
+    for (const char *c = name; *c != '\0'; c++)
+        if ((unsigned char)*c < 0x20 || *c == 0x7f) return false;
+    for (int i = 0; i < index; i++)
+        if (strcmp(contract->of[i].name, name) == 0) return false;
+    return true;
+}
+
+static bool read_classes(reader *of, es_contract *contract) {
+    uint32_t node = field(of, "classes");
+    contract->classes = 1;
+    strcpy(contract->of[0].name, "lesion");
+    if (node == ES_JSON_NONE) return true;
+    of->second++;
+    const es_json_node *list = &of->json->nodes[node];
+    if (list->kind != ES_JSON_ARRAY || list->children < 1 || list->children > ES_MAX_CLASSES)
         return false;
-    return es_json_integer(json, es_json_get(json, object, "width"), 16, 4096, &contract->width) &&
-           es_json_integer(json, es_json_get(json, object, "height"), 16, 4096,
-                           &contract->height) &&
+    contract->classes = (int)list->children;
+    uint32_t each = node + 1;
+    for (int i = 0; i < contract->classes; i++, each = of->json->nodes[each].next)
+        if (!es_json_string(of->json, each, contract->of[i].name, ES_MAX_CLASS_NAME) ||
+            !is_class_name(contract, i))
+            return false;
+    return true;
+}
+
+static bool read_points(reader *of, es_contract *contract) {
+    double thresholds[ES_MAX_CLASSES], areas[ES_MAX_CLASSES], peaks[ES_MAX_CLASSES];
+    int count = contract->classes;
+    if (!read_each(of, "threshold", count, -1, thresholds) ||
+        !read_each(of, "least_area", count, 0, areas) ||
+        !read_each(of, "least_peak", count, 0, peaks))
+        return false;
+    for (int i = 0; i < count; i++) {
+        es_class *each = &contract->of[i];
+        each->threshold = thresholds[i];
+        each->least_area = areas[i];
+        each->least_peak = peaks[i];
+        if (!(thresholds[i] > 0 && thresholds[i] < 1 && areas[i] >= 0 && areas[i] < 1)) return false;
+        if (!(peaks[i] == 0 || (peaks[i] > thresholds[i] && peaks[i] < 1))) return false;
+    }
+    return true;
+}
+
+static bool read_channels(reader *of, es_contract *contract) {
+    static const char *const words[] = {"grey", "grey3", "rgb", "bgr"};
+    static const int parts[][ES_MAX_CHANNELS] = {{ES_LUMA, ES_LUMA, ES_LUMA},
+                                                 {ES_LUMA, ES_LUMA, ES_LUMA},
+                                                 {0, 1, 2},
+                                                 {2, 1, 0}};
+    int word = read_word(of, "channels", words, 4);
+    if (word < 0) return false;
+    contract->channels = word == 0 ? 1 : ES_MAX_CHANNELS;
+    memcpy(contract->part, parts[word], sizeof contract->part);
+    if (!read_each(of, "mean", contract->channels, -1, contract->mean) ||
+        !read_each(of, "std", contract->channels, -1, contract->std))
+        return false;
+    for (int i = 0; i < contract->channels; i++)
+        if (!(contract->mean[i] >= 0 && contract->mean[i] <= 1 && contract->std[i] > 0 &&
+              contract->std[i] <= 1))
+            return false;
+    return true;
+}
+
+static bool read_contract(const es_json *json, int major, es_contract *contract) {
+    static const char *const resizes[] = {"stretch", "letterbox"};
+    static const char *const heads[] = {"sigmoid", "softmax"};
+    reader of = {json, es_json_get(json, 0, "contract"), 0, 0};
+    if (of.object == ES_JSON_NONE) return false;
+    int resize = read_word(&of, "resize", resizes, 2);
+    if (resize < 0 || read_word(&of, "head", heads, 2) < 0) return false;
+    contract->letterbox = resize == 1;
+    uint32_t pad = field(&of, "pad");
+    if (pad != ES_JSON_NONE) {
+        of.second++;
+        if (!es_json_integer(json, pad, 0, 255, &contract->pad)) return false;
+        if (contract->pad > 0 && !contract->letterbox) return false;
+    }
+    return es_json_integer(json, field(&of, "width"), 16, 4096, &contract->width) &&
+           es_json_integer(json, field(&of, "height"), 16, 4096, &contract->height) &&
            contract->width % 16 == 0 && contract->height % 16 == 0 &&
-           es_json_number(json, es_json_get(json, object, "mean"), &contract->mean) &&
-           es_json_number(json, es_json_get(json, object, "std"), &contract->std) &&
-           es_json_number(json, es_json_get(json, object, "threshold"), &contract->threshold) &&
-           contract->mean >= 0 && contract->mean <= 1 && contract->std > 0 &&
-           contract->std <= 1 && contract->threshold > 0 && contract->threshold < 1 &&
-           contract->least_area >= 0 && contract->least_area < 1 &&
-           (contract->least_peak == 0 ||
-            (contract->least_peak > contract->threshold && contract->least_peak < 1));
+           read_channels(&of, contract) && read_classes(&of, contract) &&
+           read_points(&of, contract) && json->nodes[of.object].children == of.known &&
+           (major > 2 || of.second == 0);
 }
 
 /* Reads an array of whole numbers in 0..ES_MAX_SIDE. */
@@ -182,7 +290,7 @@ static bool read_vectors(const es_json *json, es_manifest *manifest) {
 int es_manifest_read(const es_json *json, const char *engine, es_manifest *manifest,
                      char *message) {
     memset(manifest, 0, sizeof *manifest);
-    int status = check_schema(json, message);
+    int major = 0, status = check_schema(json, &major, message);
     if (status != ES_OK) return status;
     if (!es_json_string(json, es_json_get(json, 0, "name"), manifest->name,
                         sizeof manifest->name) ||
@@ -191,7 +299,7 @@ int es_manifest_read(const es_json *json, const char *engine, es_manifest *manif
         !es_json_string(json, es_json_get(json, 0, "precision"), manifest->precision,
                         sizeof manifest->precision))
         return malformed(message, "name, target or precision");
-    if (!read_contract(json, &manifest->contract)) return malformed(message, "contract");
+    if (!read_contract(json, major, &manifest->contract)) return malformed(message, "contract");
     if (!read_layout(json, &manifest->layout)) return malformed(message, "layout");
     status = choose_engine(json, engine, manifest, message);
     if (status != ES_OK) return status;

@@ -1,4 +1,4 @@
-/* Binary PGM in its one canonical form, see edgeseg.runtime.pgm. */
+/* Binary PGM and PPM in their one canonical form, see edgeseg.runtime.pgm. */
 #include <string.h>
 
 #include "internal.h"
@@ -15,12 +15,14 @@ static bool read_side(const uint8_t *bytes, size_t count, size_t *at, char separ
 
 bool es_pgm_read(const uint8_t *bytes, size_t count, es_picture *picture) {
     size_t at = 3;
-    if (count < 3 || memcmp(bytes, "P5\n", 3) != 0) return false;
+    if (count < 3 || bytes[0] != 'P' || (bytes[1] != '5' && bytes[1] != '6') || bytes[2] != '\n')
+        return false;
+    picture->channels = bytes[1] == '5' ? 1 : 3;
     if (!read_side(bytes, count, &at, ' ', &picture->width)) return false;
     if (!read_side(bytes, count, &at, '\n', &picture->height)) return false;
     if (picture->width > ES_PGM_MAX_WIDTH || picture->height > ES_PGM_MAX_HEIGHT) return false;
     if (count - at < 4 || memcmp(bytes + at, "255\n", 4) != 0) return false;
     at += 4;
     picture->pixels = bytes + at;
-    return count - at == (size_t)picture->width * (size_t)picture->height;
+    return count - at == (size_t)picture->width * (size_t)picture->height * (size_t)picture->channels;
 }

@@ -14,11 +14,12 @@ struct es_session {
     const es_engine_kind *kind;
     es_engine *engine;
     es_canvas canvas;
-    float *image, *logits; /* [1, 1, height, width] of the network */
-    uint8_t *grey;         /* an RGB frame or a crop */
+    float *image, *logits; /* [1, channels or classes, height, width] of the network */
+    uint8_t *grey;         /* a part of an RGB frame, or of a crop */
     uint8_t *keep;         /* of the crop, NULL without layout */
     uint8_t *golden;       /* the answer to a golden frame */
     es_run *runs;          /* NULL without options or a least lesion that need it */
+    size_t logits_count;
     es_picture frames[ES_MAX_VECTORS], masks[ES_MAX_VECTORS];
     int threads, max_width, max_height;
     bool largest_only, fill_holes;
@@ -60,7 +61,8 @@ static int read_golden(es_session *s, es_picture *max, char *message) {
         const es_blob *frame = &s->bundle.frames[i], *mask = &s->bundle.masks[i];
         if (!es_pgm_read(frame->bytes, frame->count, &s->frames[i]) ||
             !es_pgm_read(mask->bytes, mask->count, &s->masks[i]) ||
-            s->frames[i].width != s->masks[i].width || s->frames[i].height != s->masks[i].height)
+            s->masks[i].channels != 1 || s->frames[i].width != s->masks[i].width ||
+            s->frames[i].height != s->masks[i].height)
             return es_fail(message, ES_ERR_PGM, "%.100s or its mask is no such PGM; export again",
                            manifest->frames.name[i]);
         if (s->frames[i].width > max->width) max->width = s->frames[i].width;
@@ -88,14 +90,18 @@ static int allocate_buffers(es_session *s, const es_picture *golden) {
     int height = s->max_height > golden->height ? s->max_height : golden->height;
     size_t network = (size_t)contract->width * (size_t)contract->height;
     size_t frame = (size_t)s->max_width * (size_t)s->max_height;
-    s->image = es_allocate(network, sizeof *s->image, &s->total);
-    s->logits = es_allocate(network, sizeof *s->logits, &s->total);
-    s->grey = es_allocate(frame, 1, &s->total);
-    s->golden = es_allocate((size_t)golden->width * (size_t)golden->height, 1, &s->total);
+    size_t replayed = (size_t)golden->width * (size_t)golden->height;
+    size_t inputs = network * (size_t)contract->channels;
+    s->logits_count = network * (size_t)contract->classes;
+    s->image = es_allocate(inputs, sizeof *s->image, &s->total);
+    s->logits = es_allocate(s->logits_count, sizeof *s->logits, &s->total);
+    s->grey = es_allocate(frame > replayed ? frame : replayed, 1, &s->total);
+    s->golden = es_allocate(replayed, 1, &s->total);
     if (s->image == NULL || s->logits == NULL || s->grey == NULL || s->golden == NULL ||
-        !es_canvas_open(&s->canvas, contract->width, contract->height, width, height, &s->total))
+        !es_canvas_open(&s->canvas, contract->width, contract->height, contract->classes, width,
+                        height, &s->total))
         return ES_ERR_MEMORY;
-    memset(s->image, 0, network * sizeof *s->image);
+    memset(s->image, 0, inputs * sizeof *s->image);
     if (layout->width > 0) {
         s->keep = es_allocate(frame, 1, &s->total);
         if (s->keep == NULL) return ES_ERR_MEMORY;
@@ -123,13 +129,17 @@ static void drop_models(es_session *s) {
 
 static int open_session(es_session *s, const char *bundle, const es_options *options,
                         char *message) {
-    es_picture golden = {NULL, 1, 1};
+    es_picture golden = {NULL, 1, 1, 1};
     int status = set_options(s, options, message);
     if (status != ES_OK) return status;
     const char *engine = options->engine != NULL && *options->engine == '\0' ? "none"
                                                                               : options->engine;
     status = es_bundle_open(bundle, options->key, engine, &s->bundle, message);
     if (status != ES_OK) return status;
+    if (s->bundle.manifest.contract.classes > 1 && (s->largest_only || s->fill_holes))
+        return es_fail(message, ES_ERR_ARGUMENT,
+                       "largest_only and fill_holes are for networks of one class; this one has %d",
+                       s->bundle.manifest.contract.classes);
     status = set_size(s, options, message);
     if (status == ES_OK) status = read_golden(s, &golden, message);
     if (status != ES_OK) return status;
@@ -137,8 +147,9 @@ static int open_session(es_session *s, const char *bundle, const es_options *opt
     if (status == ES_ERR_MEMORY) return no_memory(message);
     if (status != ES_OK) return es_fail(message, status, "layout keeps no pixel of its crop");
     const es_contract *contract = &s->bundle.manifest.contract;
-    es_engine_job job = {&s->bundle.manifest.models, s->bundle.models, s->image, s->logits,
-                         contract->width,            contract->height, s->threads};
+    es_engine_job job = {&s->bundle.manifest.models, s->bundle.models,  s->image,
+                         s->logits,                  contract->channels, contract->classes,
+                         contract->width,            contract->height,   s->threads};
     s->kind = es_engine_find(s->bundle.manifest.engine);
     status = s->kind->open(&job, &s->engine, message);
     if (status == ES_OK) drop_models(s);
@@ -175,47 +186,73 @@ void es_close(es_session *session) {
     free(session);
 }
 
-/* Predicts a grey picture; the mask is written only when the engine's answer is good. */
-static int predict(es_session *s, const uint8_t *grey, int width, int height, size_t stride,
-                   uint8_t *mask, size_t mask_stride) {
+/* A frame, or the crop of one. */
+typedef struct view {
+    const uint8_t *pixels;
+    int width, height, channels; /* 1: grey, 3: interleaved RGB */
+    size_t stride;               /* bytes */
+    const uint8_t *keep;         /* of a crop: 1 where it is image; NULL: everywhere */
+} view;
+
+/* Sets to 0 what the layout does not keep. */
+static void blank(const uint8_t *keep, int width, int height, uint8_t *pixels, size_t stride) {
+    for (size_t y = 0; y < (size_t)height; y++)
+        for (size_t x = 0; x < (size_t)width; x++)
+            if (!keep[y * (size_t)width + x]) pixels[y * stride + x] = 0;
+}
+
+/* What a channel is of: the frame itself, or a part or crop of it in the session's buffer. */
+static const uint8_t *plane_of(es_session *s, const view *from, int part, size_t *stride) {
+    *stride = from->stride;
+    if (from->channels == 1 && from->keep == NULL) return from->pixels;
+    *stride = (size_t)from->width;
+    if (from->channels == 1)
+        for (int y = 0; y < from->height; y++)
+            memcpy(s->grey + (size_t)y * *stride, from->pixels + (size_t)y * from->stride, *stride);
+    else if (part == ES_LUMA)
+        es_grey_from_rgb(from->pixels, from->width, from->height, from->stride, s->grey);
+    else es_part_from_rgb(from->pixels, part, from->width, from->height, from->stride, s->grey);
+    if (from->keep != NULL) blank(from->keep, from->width, from->height, s->grey, *stride);
+    return s->grey;
+}
+
+/* Predicts a picture; the mask is written only when the engine's answer is good. */
+static int predict(es_session *s, const view *from, uint8_t *mask, size_t mask_stride) {
     const es_contract *contract = &s->bundle.manifest.contract;
-    es_resize_grey(&s->canvas, grey, width, height, stride);
-    es_normalise(&s->canvas, contract, s->image);
+    es_box inset = es_inset_of(contract, from->width, from->height);
+    for (int i = 0; i < contract->channels; i++) {
+        /* Channels of a grey frame, and of luma, are all of the same picture. */
+        if (i == 0 || (from->channels == 3 && contract->part[i] != ES_LUMA)) {
+            size_t stride;
+            const uint8_t *grey = plane_of(s, from, contract->part[i], &stride);
+            es_resize_grey(&s->canvas, grey, from->width, from->height, stride, &inset);
+        }
+        es_normalise(&s->canvas, contract, &inset, i, s->image);
+    }
     int status = s->kind->run(s->engine, s->message);
     if (status != ES_OK) return status;
-    size_t count = (size_t)contract->width * (size_t)contract->height;
-    for (size_t i = 0; i < count; i++) /* NaN would read as "no lesion" */
+    for (size_t i = 0; i < s->logits_count; i++) /* NaN would read as "no lesion" */
         if (!isfinite(s->logits[i]))
             return es_fail(s->message, ES_ERR_ENGINE_RESULT,
                            "%s answered a number that is not finite", s->kind->name);
     if (es_contract_drops(contract))
-        es_drop_components(&s->canvas, contract, s->logits, s->runs);
-    es_mask_from_logits(&s->canvas, s->logits, contract->threshold, width, height, mask,
+        es_drop_components(&s->canvas, contract, &inset, s->logits, s->runs);
+    es_mask_from_logits(&s->canvas, contract, &inset, s->logits, from->width, from->height, mask,
                         mask_stride);
     return ES_OK;
 }
 
-/* Sets to 0 what the layout does not keep. */
-static void blank(const es_session *s, uint8_t *pixels, size_t stride) {
-    const es_box *crop = &s->bundle.manifest.layout.crop;
-    size_t width = (size_t)(crop->right - crop->left), height = (size_t)(crop->bottom - crop->top);
-    for (size_t y = 0; y < height; y++)
-        for (size_t x = 0; x < width; x++)
-            if (!s->keep[y * width + x]) pixels[y * stride + x] = 0;
-}
-
-/* Predicts the crop of a maker's frame; grey may be the session's own buffer. */
-static int predict_layout(es_session *s, const uint8_t *grey, size_t stride, uint8_t *mask) {
+/* Predicts the crop of a maker's frame. */
+static int predict_layout(es_session *s, const view *frame, uint8_t *mask) {
     const es_layout *layout = &s->bundle.manifest.layout;
     const es_box *crop = &layout->crop;
     int width = crop->right - crop->left, height = crop->bottom - crop->top;
     size_t wide = (size_t)layout->width;
     size_t offset = (size_t)crop->top * wide + (size_t)crop->left;
-    const uint8_t *from = grey + (size_t)crop->top * stride + crop->left;
-    for (int y = 0; y < height; y++) /* forwards, so that an overlapping move stays right */
-        memmove(s->grey + (size_t)y * (size_t)width, from + (size_t)y * stride, (size_t)width);
-    blank(s, s->grey, (size_t)width);
-    int status = predict(s, s->grey, width, height, (size_t)width, mask + offset, wide);
+    const uint8_t *first = frame->pixels + (size_t)crop->top * frame->stride +
+                           (size_t)crop->left * (size_t)frame->channels;
+    view from = {first, width, height, frame->channels, frame->stride, s->keep};
+    int status = predict(s, &from, mask + offset, wide);
     if (status != ES_OK) return status;
     memset(mask, 0, offset); /* around the crop */
     for (int y = crop->top; y < crop->bottom; y++) {
@@ -224,24 +261,24 @@ static int predict_layout(es_session *s, const uint8_t *grey, size_t stride, uin
                                              : (size_t)(layout->height - y) * wide -
                                                    (size_t)crop->right);
     }
-    blank(s, mask + offset, wide);
+    blank(s->keep, width, height, mask + offset, wide);
     return ES_OK;
 }
 
-static int segment(es_session *s, const uint8_t *grey, int width, int height, size_t stride,
-                   uint8_t *mask) {
+static int segment(es_session *s, const view *frame, uint8_t *mask) {
     const es_layout *layout = &s->bundle.manifest.layout;
-    int status = layout->width > 0
-                     ? predict_layout(s, grey, stride, mask)
-                     : predict(s, grey, width, height, stride, mask, (size_t)width);
+    const es_box *crop = &layout->crop;
+    int status = layout->width > 0 ? predict_layout(s, frame, mask)
+                                   : predict(s, frame, mask, (size_t)frame->width);
     if (status != ES_OK) return status;
     if (s->fill_holes) {
-        es_fill_holes(mask, width, height, s->runs);
+        es_fill_holes(mask, frame->width, frame->height, s->runs);
         if (layout->width > 0) /* a blanked box inside a lesion is no hole of it */
-            blank(s, mask + (size_t)layout->crop.top * (size_t)width + layout->crop.left,
-                  (size_t)width);
+            blank(s->keep, crop->right - crop->left, crop->bottom - crop->top,
+                  mask + (size_t)crop->top * (size_t)frame->width + crop->left,
+                  (size_t)frame->width);
     }
-    if (s->largest_only) es_keep_largest(mask, width, height, s->runs);
+    if (s->largest_only) es_keep_largest(mask, frame->width, frame->height, s->runs);
     return ES_OK;
 }
 
@@ -277,11 +314,8 @@ static int infer(es_session *s, const uint8_t *frame, int width, int height, int
     if (!enter(s)) return ES_ERR_BUSY;
     int status = check_frame(s, width, height, stride, channels);
     if (status != ES_OK) return leave(s, status);
-    if (channels == 3) {
-        es_grey_from_rgb(frame, width, height, (size_t)stride, s->grey);
-        return leave(s, segment(s, s->grey, width, height, (size_t)width, mask));
-    }
-    return leave(s, segment(s, frame, width, height, (size_t)stride, mask));
+    view whole = {frame, width, height, channels, (size_t)stride, NULL};
+    return leave(s, segment(s, &whole, mask));
 }
 
 int es_infer(es_session *session, const uint8_t *frame, int width, int height, int stride,
@@ -294,12 +328,14 @@ int es_infer_rgb(es_session *session, const uint8_t *frame, int width, int heigh
     return infer(session, frame, width, height, stride, mask, 3);
 }
 
-/* Compares an answer with a golden mask, 255 where lesion. */
-static double flipped_share(const uint8_t *mask, const es_picture *golden, bool *equal) {
+/* Compares an answer with a golden mask: 255 where lesion, of several classes their numbers. */
+static double flipped_share(const uint8_t *mask, const es_picture *golden, int classes,
+                            bool *equal) {
     size_t count = (size_t)golden->width * (size_t)golden->height, flipped = 0, lesion = 0;
     for (size_t i = 0; i < count; i++) {
-        lesion += golden->pixels[i] != 0;
-        flipped += (golden->pixels[i] != 0) != (mask[i] != 0);
+        uint8_t expected = classes > 1 ? golden->pixels[i] : golden->pixels[i] != 0;
+        lesion += expected != 0;
+        flipped += expected != mask[i];
     }
     *equal = flipped == 0;
     return (double)flipped / (double)(lesion > 0 ? lesion : 1);
@@ -313,12 +349,12 @@ static int replay(es_session *s, es_selftest_result *result) {
                        "the bundle has no golden vectors of %s; export it again", s->kind->name);
     for (int i = 0; i < manifest->frames.count; i++) {
         const es_picture *frame = &s->frames[i];
-        size_t stride = (size_t)frame->width;
+        size_t row = (size_t)frame->width * (size_t)frame->channels;
+        view from = {frame->pixels, frame->width, frame->height, frame->channels, row, NULL};
         bool equal;
-        int status =
-            predict(s, frame->pixels, frame->width, frame->height, stride, s->golden, stride);
+        int status = predict(s, &from, s->golden, (size_t)frame->width);
         if (status != ES_OK) return status;
-        double share = flipped_share(s->golden, &s->masks[i], &equal);
+        double share = flipped_share(s->golden, &s->masks[i], manifest->contract.classes, &equal);
         result->frames++;
         result->bit_equal += equal;
         if (share > result->worst_flipped) {
@@ -356,6 +392,11 @@ int es_info(const es_session *session, es_facts *facts) {
     facts->network_height = manifest->contract.height;
     facts->max_width = session->max_width;
     facts->max_height = session->max_height;
+    facts->channels = manifest->contract.channels;
+    facts->takes_colour = manifest->contract.part[0] != ES_LUMA;
+    facts->classes = manifest->contract.classes;
+    for (int i = 0; i < ES_MAX_CLASSES; i++)
+        facts->class_names[i] = i < facts->classes ? manifest->contract.of[i].name : NULL;
     facts->golden_frames = manifest->frames.count;
     facts->bytes = session->total + session->bundle.total;
     return ES_OK;

@@ -88,6 +88,10 @@ int main(int number, char **arguments) {
                           .max_height = SIDE, .largest_only = 1, .fill_holes = 1};
     counting = 1;
     int status = es_open(arguments[1], &options, &session, message);
+    if (status == ES_ERR_ARGUMENT) { /* of several classes, which the options are not for */
+        options.largest_only = options.fill_holes = 0;
+        status = es_open(arguments[1], &options, &session, message);
+    }
     counting = 0;
     if (status != ES_OK) {
         puts(message);

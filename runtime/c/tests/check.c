@@ -94,8 +94,13 @@ static int check_pgm(void) {
     es_picture picture;
     CHECK(es_pgm_read((const uint8_t *)good, sizeof good - 1, &picture));
     CHECK(picture.width == 2 && picture.height == 3 && picture.pixels[5] == 'f');
+    CHECK(picture.channels == 1);
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         CHECK(!es_pgm_read((const uint8_t *)bad[i], strlen(bad[i]), &picture));
+    static const char colour[] = "P6\n2 1\n255\nabcdef";
+    CHECK(es_pgm_read((const uint8_t *)colour, sizeof colour - 1, &picture));
+    CHECK(picture.channels == 3 && picture.width == 2 && picture.height == 1);
+    CHECK(!es_pgm_read((const uint8_t *)colour, sizeof colour - 2, &picture));
     return 0;
 }
 

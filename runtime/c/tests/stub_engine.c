@@ -1,4 +1,5 @@
-/* An engine that needs no library: logits are the image, doubled. Files: one that ends in .stub,
+/* An engine that needs no library: logits are the image, doubled; of several classes each is of a
+ * channel in turn. Files: one that ends in .stub,
  * "refuse", "nan", "fail" or milliseconds that a call takes. */
 #define _POSIX_C_SOURCE 200809L
 #include <math.h>
@@ -11,7 +12,8 @@
 struct es_engine {
     const float *image;
     float *logits;
-    size_t count;
+    size_t count; /* pixels */
+    int channels, classes;
     char what[16];
     long wait_ms;
 };
@@ -28,6 +30,8 @@ static int open_engine(const es_engine_job *job, es_engine **opened, char *messa
     engine->image = job->image;
     engine->logits = job->logits;
     engine->count = (size_t)job->width * (size_t)job->height;
+    engine->channels = job->channels;
+    engine->classes = job->classes;
     memcpy(engine->what, model->bytes, model->count < 15 ? model->count : 15);
     engine->wait_ms = atol(engine->what);
     *opened = engine;
@@ -39,7 +43,11 @@ static int run(es_engine *engine, char *message) {
     if (strcmp(engine->what, "fail") == 0)
         return es_fail(message, ES_ERR_ENGINE_RUN, "stub: failed");
     if (engine->wait_ms > 0) nanosleep(&wait, NULL);
-    for (size_t i = 0; i < engine->count; i++) engine->logits[i] = engine->image[i] * 2;
+    for (int class = 0; class < engine->classes; class++) {
+        const float *from = engine->image + (size_t)(class % engine->channels) * engine->count;
+        float *to = engine->logits + (size_t)class * engine->count;
+        for (size_t i = 0; i < engine->count; i++) to[i] = from[i] * 2;
+    }
     if (strcmp(engine->what, "nan") == 0) engine->logits[engine->count / 2] = NAN;
     return ES_OK;
 }
