@@ -14,6 +14,7 @@ import onnx
 import onnx.inliner
 from onnx import numpy_helper
 
+from ..benchmarks.measure.complexity import OPS
 from ..runtime.contract import InputContract
 from ..runtime.engines import available_threads
 from ..runtime.errors import InputError
@@ -22,7 +23,8 @@ from ..runtime.paths import takes_paths
 from .ends import fit_ends, type_name
 from .logits import cut_probability, ends_unbounded, logits_of, require_logits
 from .onnx_file import OTHER_FLOATS, load_onnx, nodes_of, tensors_of, unreadable
-from .opset import CONVERTED, at_our_opset, opset_of, require_opset
+from .operators import CONDITION, require_operators
+from .opset import at_our_opset, opset_of, require_opset
 from .parity import Run, exact_run
 from .target import OPSET
 from .to_onnx import CONTRACT_KEY
@@ -32,53 +34,6 @@ _JOINED_SHAPE = "_new_shape"  # how ONNX Runtime ends the name of the shape of j
 _TRAINING_MODE = 14  # the opset from which a batch norm says its mode in an attribute
 _FLOAT = onnx.TensorProto.FLOAT
 _NOISE = (1.0, 1.0, 5.0)  # standard deviations of frames that tell whether an answer depends on any
-# What the parsers of OpenVINO, ONNX Runtime and TensorRT-RTX 1.7 all took, one small model each.
-# Without matrix products: the audits cannot follow them in every engine.
-OPERATORS = frozenset(
-    (
-        "Add",
-        "ArgMax",
-        "AveragePool",
-        "BatchNormalization",
-        "Cast",
-        "Clip",
-        "Concat",
-        "Constant",
-        "Conv",
-        "ConvTranspose",
-        "Div",
-        "Erf",
-        "Exp",
-        "Flatten",
-        "Gather",
-        "GlobalAveragePool",
-        "HardSigmoid",
-        "HardSwish",
-        "Identity",
-        "InstanceNormalization",
-        "LayerNormalization",
-        "LeakyRelu",
-        "MaxPool",
-        "Mul",
-        "Pad",
-        "Pow",
-        "PRelu",
-        "ReduceMean",
-        "Relu",
-        "Reshape",
-        "Resize",
-        "Sigmoid",
-        "Slice",
-        "Softmax",
-        "Split",
-        "Sqrt",
-        "Squeeze",
-        "Sub",
-        "Tanh",
-        "Transpose",
-        "Unsqueeze",
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -123,13 +78,15 @@ def read_onnx(
         output: name of the one that answers; needed where there are several.
 
     Raises InputError: E-ONNX-READ, E-ONNX-OUTPUT, E-ONNX-SHAPE (also an output that is no logit),
-    E-ONNX-OPERATOR (names what no target takes), E-ONNX-OPSET, E-ONNX-TRAINING (batch norm or
+    E-ONNX-OPERATOR (names what no export takes, see `operators`), E-ONNX-OPSET, E-ONNX-TRAINING (batch norm or
     dropout in training mode), E-ONNX-CONSTANT (every frame gets the same answer), E-CONTRACT.
     """
     loaded = load_onnx(file)
     contract = _contract_of(file, contract_file, _carried_by(loaded.model))
     theirs, fitted = fit_ends(_cleaned(loaded.model, file), file, contract, output)
     require_opset(theirs, file)
+    # Before anything runs. An If may be folded.
+    require_operators((each for each in nodes_of(theirs.graph) if each.op_type != CONDITION), file)
     _require_inference(theirs.graph, opset_of(theirs), file)
     _require_ends(theirs.graph.input, "input", file, contract)
     if any(
@@ -141,7 +98,7 @@ def read_onnx(
     run = _run_of(theirs, file, contract)
     if folded.graph.output[0].name in {tensor.name for tensor in folded.graph.initializer}:
         raise _constant(file)
-    _require_operators(folded.graph, file)
+    require_operators(folded.graph.node, file)
     converted = at_our_opset(folded, file, opset)
     try:
         ours = _inferred(converted, file)
@@ -335,10 +292,10 @@ def _require_answer(run: Run, graph: onnx.GraphProto, file: Path, contract: Inpu
     answers = [run(noise.normal(0, scale, shape).astype(np.float32)) for scale in _NOISE]
     if all(np.array_equal(each, answers[0], equal_nan=True) for each in answers):
         raise _constant(file)
-    if not any(node.op_type in ("Conv", "ConvTranspose") for node in graph.node):
+    if not any(node.op_type in OPS for node in graph.node):
         raise InputError(
             "E-ONNX-OPERATOR",
-            f"{file} has no convolution, so there is nothing that a target would run in a "
+            f"{file} has no convolution or matrix product, so there is nothing that a target would run in a "
             "precision; export the network that segments",
         )
     low, high = (float(end(answers)) for end in (np.min, np.max))
@@ -375,17 +332,6 @@ def _contract_of(
 def _carried_by(model: onnx.ModelProto) -> str | None:
     found = {entry.key: entry.value for entry in model.metadata_props}.get(CONTRACT_KEY)
     return None if found is None else str(found)
-
-
-def _require_operators(graph: onnx.GraphProto, file: Path) -> None:
-    for node in graph.node:
-        known = node.op_type in OPERATORS | CONVERTED
-        if not known or node.domain not in ("", "ai.onnx"):
-            raise InputError(
-                "E-ONNX-OPERATOR",
-                f"{file} has the operator {node.op_type} ({node.name or node.output[0]!r}), which "
-                "not every target takes; export the network without it",
-            )
 
 
 def _require_ends(
