@@ -5,8 +5,8 @@ listing of what it executes. Here that listing is matched, name by name, with th
 `benchmarks.complexity` counts; a MAC that cannot be assigned is an error, never left out.
 
 The denominator is every MAC of the graph. Convolutions with one output channel stay in float by
-design (see `qdq`), so a fully quantised network reaches a little less than 1.0 in INT8, and one with
-matrix products or transposed convolutions less.
+design (see `qdq`), so a fully quantised network reaches a little less than 1.0 in INT8, and one
+with matrix products or transposed convolutions less.
 """
 
 from __future__ import annotations
@@ -112,15 +112,19 @@ def least_share(master: bytes, precision: str, kept_float: Collection[str]) -> f
         kept_float: names of products that were left in float on purpose.
     """
     macs = dict(macs_of_nodes(master))
-    total = sum(macs.values())
-    kept = set(kept_float)
-    most = total
+    kept, most = set(kept_float), 1.0
     if precision == "int8":
-        taken = set(quantisable_convolutions(master)) - kept
+        most = int8_share_of(master, kept_float)
         kept |= macs.keys() - convolutions_of(onnx.load_model_from_string(master).graph).keys()
-        most = sum(macs[name] for name in taken)
-    least = MIN_SHARE[precision] - sum(macs[name] for name in kept) / total
-    return max(0.0, min(least, most / total))
+    least = MIN_SHARE[precision] - sum(macs[name] for name in kept) / sum(macs.values())
+    return max(0.0, min(least, most))
+
+
+def int8_share_of(master: bytes, kept_float: Collection[str] = ()) -> float:
+    """Return the share of MACs in convolutions that `qdq_from_onnx` quantises."""
+    macs = dict(macs_of_nodes(master))
+    taken = set(quantisable_convolutions(master)) - set(kept_float)
+    return sum(macs[name] for name in taken) / sum(macs.values())
 
 
 # --- OpenVINO ------------------------------------------------------------------------------------

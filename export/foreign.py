@@ -24,15 +24,33 @@ from .ends import fit_ends, type_name
 from .logits import cut_probability, ends_unbounded, logits_of, require_logits
 from .onnx_file import OTHER_FLOATS, load_onnx, nodes_of, tensors_of, unreadable
 from .operators import CONDITION, require_operators
-from .opset import at_our_opset, opset_of, require_opset
+from .opset import as_defined, at_our_opset, opset_of, require_opset
 from .parity import Run, exact_run
+from .quantised import (
+    drop_end_pair,
+    has_constant_grids,
+    is_quantised,
+    require_pairs,
+    with_stored_weights,
+    without_pairs,
+)
 from .target import OPSET
 from .to_onnx import CONTRACT_KEY
 from .torch_module import write_module_as_onnx
 
 _JOINED_SHAPE = "_new_shape"  # how ONNX Runtime ends the name of the shape of joined Reshapes
+# Rewrites of Q/DQ pairs, which are to stay where their author has put them.
+_OF_PAIRS = (
+    "DoubleQDQPairsRemover",
+    "EnsureUniqueDQForNodeUnit",
+    "QDQFinalCleanupTransformer",
+    "QDQPropagationTransformer",
+    "WeightBiasQuantization",
+)
 _TRAINING_MODE = 14  # the opset from which a batch norm says its mode in an attribute
 _FLOAT = onnx.TensorProto.FLOAT
+_MAX_FLIPPED = 2e-3  # of a file's pixels, by the order of sums before its roundings
+_END_STEPS = 2 / 127  # of the largest logit: two steps of a pair at the end
 _NOISE = (1.0, 1.0, 5.0)  # standard deviations of frames that tell whether an answer depends on any
 
 
@@ -45,7 +63,9 @@ class OnnxNetwork:
     contract: InputContract
     sha256: str  # of the file as it was, see `OnnxFile`
     provenance: Mapping[str, Any]
-    _run: Run  # the file as it was, in ONNX Runtime; of a probability, the logit
+    # The file as it was, in ONNX Runtime; of a probability, the logit; of Q/DQ, without the pairs.
+    _run: Run
+    quantised: bytes | None = None  # see `ExportableNetwork`
 
     def to_onnx(self) -> bytes:
         """See `ExportableNetwork`."""
@@ -67,7 +87,8 @@ def read_onnx(
 
     An opset from 17 to `opset` stays, any other becomes 17. What is constant is folded before
     anything is judged. A sigmoid at the end, or a softmax over two channels, is cut off; the
-    reference stays the file as it was. Types other than FP32 inside become FP32.
+    reference stays the file as it was. Types other than FP32 inside become FP32. A file with Q/DQ
+    pairs is its own INT8, and its network without them the reference.
 
     Args:
         file: opset 7 to 24, weights inside or in data files beside it; one input and one output,
@@ -78,8 +99,9 @@ def read_onnx(
         output: name of the one that answers; needed where there are several.
 
     Raises InputError: E-ONNX-READ, E-ONNX-OUTPUT, E-ONNX-SHAPE (also an output that is no logit),
-    E-ONNX-OPERATOR (names what no export takes, see `operators`), E-ONNX-OPSET, E-ONNX-TRAINING (batch norm or
-    dropout in training mode), E-ONNX-CONSTANT (every frame gets the same answer), E-CONTRACT.
+    E-ONNX-OPERATOR (names what no export takes, see `operators`), E-ONNX-OPSET, E-ONNX-QDQ (see
+    `require_pairs`), E-ONNX-TRAINING (batch norm or dropout in training mode), E-ONNX-CONSTANT
+    (every frame gets the same answer), E-CONTRACT.
     """
     loaded = load_onnx(file)
     contract = _contract_of(file, contract_file, _carried_by(loaded.model))
@@ -94,36 +116,22 @@ def read_onnx(
     ):
         _require_ends(theirs.graph.output, "output", file, contract)
     _require_biases(theirs.graph, file)
+    whole, paired = theirs, is_quantised(theirs.graph)
+    if paired:
+        if not has_constant_grids(whole.graph):
+            whole = _folded(whole, file)
+        require_pairs(whole.graph, file)
+        theirs = _inferred(without_pairs(whole), file)
     folded = _in_float(_folded(theirs, file), file)
     run = _run_of(theirs, file, contract)
     if folded.graph.output[0].name in {tensor.name for tensor in folded.graph.initializer}:
         raise _constant(file)
     require_operators(folded.graph.node, file)
-    converted = at_our_opset(folded, file, opset)
-    try:
-        ours = _inferred(converted, file)
-        cut = cut_probability(ours.graph, file)
-        ours = _folded(ours, file)
-    except InputError as error:
-        if error.code != "E-ONNX-READ":
-            raise
-        raise InputError(  # the file was taken before
-            "E-ONNX-OPSET",
-            f"what edgeseg makes of {file} in opset {OPSET} is no valid ONNX; export it with opset "
-            f"{OPSET}, and report this: {error}",
-        ) from error
-    _require_ends(ours.graph.output, "output", file, contract)
+    ours, cut = _made_ours(folded, file, contract, opset)
     require_logits(ours.graph, contract.logit_threshold, file)
-    _name_all(ours.graph)
-    ours = _inferred(ours, file)
-    del ours.metadata_props[:]
-    onnx.helper.set_model_props(ours, {CONTRACT_KEY: json.dumps(contract.to_dict())})
-    try:
-        onnx.checker.check_model(ours, full_check=True)
-    except Exception as error:  # the checker's errors share no narrower base
-        raise unreadable(file, error) from error
-    model = bytes(ours.SerializeToString(deterministic=True))
-    _require_answer(exact_run(model, available_threads()), ours.graph, file, contract)
+    model = _sealed(ours, file, contract)
+    _require_answer(_run_of_ours(model, file), ours.graph, file, contract)
+    quantised = _quantised_form(whole, file, contract, opset) if paired else None
     return OnnxNetwork(
         file.stem,
         model,
@@ -134,9 +142,77 @@ def read_onnx(
             **({"external_data": dict(loaded.data)} if loaded.data else {}),
             **fitted,
             **({"cut_off": cut} if cut else {}),
+            **({"quantised": "by its own Q/DQ pairs"} if paired else {}),
         },
         (lambda image: logits_of(run(image))) if cut else run,
+        quantised,
     )
+
+
+def _quantised_form(
+    whole: onnx.ModelProto, file: Path, contract: InputContract, opset: int
+) -> bytes:
+    """Make a file with pairs ours in form; it must answer noise as the file does.
+
+    Raises InputError (E-ONNX-QDQ) where it does not, and as `read_onnx`.
+    """
+    folded = with_stored_weights(_in_float(_folded(whole, file), file))
+    made, cut = _made_ours(_inferred(folded, file), file, contract, opset)
+    model = _sealed(made, file, contract)
+    theirs, ours = _run_of(whole, file, contract), _run_of_ours(model, file)
+    level, flipped = contract.logit_threshold, []
+    for image in _noise(contract):
+        expected = logits_of(theirs(image)) if cut else theirs(image)
+        found = ours(image)
+        # Near the threshold a pair at the end decides, which ours does without.
+        clear = np.abs(found - level) > _END_STEPS * np.abs(found).max()
+        flipped.append(float(np.mean(clear & ((expected > level) != (found > level)))))
+    if max(flipped) > _MAX_FLIPPED:
+        raise InputError(
+            "E-ONNX-QDQ",
+            f"what edgeseg makes of the pairs of {file} answers {max(flipped):.2%} of the pixels "
+            "otherwise; report this, or name the float network",
+        )
+    return model
+
+
+def _made_ours(
+    folded: onnx.ModelProto, file: Path, contract: InputContract, opset: int
+) -> tuple[onnx.ModelProto, str | None]:
+    """Bring a model to our opset and cut a probability off its end; return what was cut off."""
+    defined = as_defined(folded, file, opset)
+    if defined is not folded:
+        folded = _folded(defined, file)
+    converted = at_our_opset(folded, file, opset)
+    try:
+        ours = _inferred(converted, file)
+        drop_end_pair(ours.graph)
+        cut = cut_probability(ours.graph, file)
+        drop_end_pair(ours.graph)  # of the logits
+        ours = _folded(ours, file)
+    except InputError as error:
+        if error.code != "E-ONNX-READ":
+            raise
+        raise InputError(  # the file was taken before
+            "E-ONNX-OPSET",
+            f"what edgeseg makes of {file} in opset {OPSET} is no valid ONNX; export it with opset "
+            f"{OPSET}, and report this: {error}",
+        ) from error
+    _require_ends(ours.graph.output, "output", file, contract)
+    return ours, cut
+
+
+def _sealed(ours: onnx.ModelProto, file: Path, contract: InputContract) -> bytes:
+    """Name all, add the contract, check, and return the bytes."""
+    _name_all(ours.graph)
+    ours = _inferred(ours, file)
+    del ours.metadata_props[:]
+    onnx.helper.set_model_props(ours, {CONTRACT_KEY: json.dumps(contract.to_dict())})
+    try:
+        onnx.checker.check_model(ours, full_check=True)
+    except Exception as error:  # the checker's errors share no narrower base
+        raise unreadable(file, error) from error
+    return bytes(ours.SerializeToString(deterministic=True))
 
 
 @takes_paths
@@ -248,6 +324,24 @@ def _run_of(model: onnx.ModelProto, file: Path, contract: InputContract) -> Run:
     return run
 
 
+def _run_of_ours(model: bytes, file: Path) -> Run:
+    """Return how what we made runs. Raises InputError (E-ONNX-OPSET) where it does not."""
+    try:
+        return exact_run(model, available_threads())
+    except Exception as error:  # the library's errors share no narrower base
+        raise InputError(
+            "E-ONNX-OPSET",
+            f"ONNX Runtime refuses what edgeseg makes of {file} in opset {OPSET} "
+            f"({str(error).strip().splitlines()[0]}); export it with opset {OPSET}",
+        ) from error
+
+
+def _noise(contract: InputContract) -> list[np.ndarray]:
+    noise = np.random.default_rng(0)
+    shape = (1, 1, contract.height, contract.width)
+    return [noise.normal(0, scale, shape).astype(np.float32) for scale in _NOISE]
+
+
 def _refused_by_runtime(file: Path, error: Exception) -> InputError:
     reason = str(error).strip().splitlines()[0]
     return InputError("E-ONNX-READ", f"ONNX Runtime refuses {file}: {reason}; export it again")
@@ -287,16 +381,14 @@ def _require_answer(run: Run, graph: onnx.GraphProto, file: Path, contract: Inpu
 
     Raises InputError: E-ONNX-CONSTANT, E-ONNX-SHAPE.
     """
-    noise = np.random.default_rng(0)
-    shape = (1, 1, contract.height, contract.width)
-    answers = [run(noise.normal(0, scale, shape).astype(np.float32)) for scale in _NOISE]
+    answers = [run(image) for image in _noise(contract)]
     if all(np.array_equal(each, answers[0], equal_nan=True) for each in answers):
         raise _constant(file)
     if not any(node.op_type in OPS for node in graph.node):
         raise InputError(
             "E-ONNX-OPERATOR",
-            f"{file} has no convolution or matrix product, so there is nothing that a target would run in a "
-            "precision; export the network that segments",
+            f"{file} has no convolution or matrix product, so there is nothing that a target would "
+            "run in a precision; export the network that segments",
         )
     low, high = (float(end(answers)) for end in (np.min, np.max))
     if not ends_unbounded(graph) and (low > contract.logit_threshold or 0 <= low < high <= 1):
@@ -377,7 +469,10 @@ def _folded(model: onnx.ModelProto, file: Path, *, again: bool = False) -> onnx.
         options.optimized_model_filepath = str(result)
         try:
             ort.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                model.SerializeToString(),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=list(_OF_PAIRS),
             )
         except Exception as error:  # the library's errors share no narrower base
             raise _refused_by_runtime(file, error) from error

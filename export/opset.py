@@ -49,14 +49,14 @@ def at_our_opset(model: onnx.ModelProto, file: Path, highest: int = OPSET) -> on
     """Return a model in an opset from 17 to `highest` that answers as before.
 
     Args:
-        model: constants folded, every shape static and inferred.
+        model: constants folded, every shape static and inferred, see `as_defined`.
         file: for messages.
         highest: opset that the target takes whole, see `Target.opset`; one above becomes 17.
 
     Raises InputError (E-ONNX-OPSET): what opset 17 cannot say.
     """
     opset = opset_of(model)
-    kept = opset if OPSET < opset <= highest else OPSET
+    kept = _kept(opset, highest)
     if opset < OPSET:
         try:
             model = _with_modes(onnx.version_converter.convert_version(model, OPSET), opset)
@@ -67,10 +67,8 @@ def at_our_opset(model: onnx.ModelProto, file: Path, highest: int = OPSET) -> on
                 f"edgeseg cannot convert {file} from opset {opset} to {OPSET}, which all its "
                 f"targets read ({reason}); export it with opset {OPSET}",
             ) from error
-    else:
-        model = _as_defined(model, file, kept)
-        if opset > kept:
-            model = _lowered(model, file)
+    elif opset > kept:
+        model = _lowered(model, file)
     imported = helper.make_opsetid("", kept)
     # A runtime on a device refuses a newer one.
     model.ir_version = helper.find_min_ir_version_for([imported])
@@ -137,13 +135,27 @@ class _Graph:
         return str(tensor.name)
 
 
-def _as_defined(model: onnx.ModelProto, file: Path, kept: int) -> onnx.ModelProto:
-    """Put the standard's definition in the place of each operator that an opset lacks.
+def _kept(opset: int, highest: int) -> int:
+    return opset if OPSET < opset <= highest else OPSET
 
-    Those of which it is known how they are better written stay. Raises InputError (E-ONNX-OPSET)
-    for an operator that is not defined by others.
+
+def as_defined(model: onnx.ModelProto, file: Path, highest: int = OPSET) -> onnx.ModelProto:
+    """Put the standard's definition in the place of each operator that the new opset lacks.
+
+    Those of which it is known how they are better written stay. What comes back is to be folded
+    again, but where it is the same object.
+
+    Args:
+        model: as of `at_our_opset`, before it.
+        file: for messages.
+        highest: see there.
+
+    Raises InputError (E-ONNX-OPSET) for an operator that is not defined by others.
     """
     opset = opset_of(model)
+    kept = _kept(opset, highest)
+    if opset < OPSET:
+        return model
     wanted = {}
     for node in model.graph.node:
         lacking = node.op_type not in _LOWER and _definition(node.op_type, kept) is None

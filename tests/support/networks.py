@@ -118,7 +118,9 @@ class SmpFpn(nn.Module):
         self.encoder = _ResNet()
         self.lateral = nn.ModuleList([nn.Conv2d(width, 16, 1) for width in (8, 12, 16)])
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.GroupNorm(4, 16), nn.ReLU())
+            nn.Sequential(
+                nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.GroupNorm(4, 16), nn.ReLU()
+            )
             for _ in range(3)
         )
         self.dropout = nn.Dropout2d(0.2)
@@ -210,7 +212,9 @@ class DeepLab(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.low = nn.Sequential(_conv_bn(1, 8, stride=2), _conv_bn(8, 8, stride=2))
-        self.high = nn.Sequential(_conv_bn(8, 16, stride=2), _conv_bn(16, 16, dilation=2, padding=2))
+        self.high = nn.Sequential(
+            _conv_bn(8, 16, stride=2), _conv_bn(16, 16, dilation=2, padding=2)
+        )
         self.branches = nn.ModuleList(
             [
                 _conv_bn(16, 8, 1),
@@ -343,7 +347,9 @@ def frames() -> tuple[np.ndarray, np.ndarray]:
     for number in range(_FRAMES):
         frame, parts = draw_phantom("benign", number, 1)
         whole = np.logical_or.reduce(parts).astype(np.float32)
-        small = functional.interpolate(torch.from_numpy(whole)[None, None], (SIDE, SIDE), mode="area")
+        small = functional.interpolate(
+            torch.from_numpy(whole)[None, None], (SIDE, SIDE), mode="area"
+        )
         images.append(input_from_frame(frame, CONTRACT)[0])
         masks.append(small[0].numpy() > 0.5)
     return np.stack(images), np.stack(masks)

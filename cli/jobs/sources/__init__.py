@@ -106,7 +106,8 @@ def load_exportable(
     if weights is not None:
         raise InputError("E-MODULE-WEIGHTS", f"{path} brings its own weights; leave --weights out")
     if _is_onnx(path):
-        return OnnxSource(path), read_onnx(path, contract, opset, output)
+        network = read_onnx(path, contract, opset, output)
+        return OnnxSource(path, quantised=network.quantised is not None), network
     if output is not None:
         raise InputError(
             "E-ONNX-OUTPUT", f"{path} is no ONNX and has one output; leave --output out"
