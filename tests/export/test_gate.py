@@ -115,6 +115,7 @@ class Toy:
     contract: InputContract = CONTRACT
     sha256: str = "1" * 64
     provenance: MappingProxyType = field(default_factory=lambda: MappingProxyType({"by": "hand"}))
+    quantised = None
 
     def to_onnx(self):
         return toy_model()

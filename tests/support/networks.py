@@ -1,8 +1,8 @@
 """Ten small segmentation networks in the style of public ones, as ONNX files from elsewhere.
 
 Each is written here after the architecture that its name says, at a tenth of the width or less; no
-code or weight of theirs is in it. Weights are drawn by a seed and trained on a few phantoms for some
-steps, so that the answers have lesions in them and a gate has something to judge.
+code or weight of theirs is in it. Weights are drawn by a seed and trained on a few phantoms for
+some steps, so that the answers have lesions in them and a gate has something to judge.
 """
 
 from __future__ import annotations
