@@ -436,7 +436,7 @@ def quantised_by_onnxruntime(model: bytes, *, symmetric: bool = True) -> bytes:
 
 @cache
 def _trained(make: type[nn.Module]) -> nn.Module:
-    return fitted(make(), 0)
+    return fitted(make(), 4)
 
 
 def _plain(make: type[nn.Module], opset: int = 17) -> Callable[[], Network]:
