@@ -108,8 +108,9 @@ def cut_probability(graph: onnx.GraphProto, file: Path) -> str | None:
         elif node.op_type == "Softmax":
             _replace(graph, node, _difference(graph, node, where))
         else:
-            text = f"{where}, so its output is no logit; export it without"
-            raise InputError("E-ONNX-SHAPE", text)
+            raise InputError(
+                "E-ONNX-SHAPE", f"{where}, so its output is no logit; export it without"
+            )
     _keep_second_channel(graph)
     # The sizes of the Splits made above are constants too.
     inner, _ = _squashed_ends(graph.output[0].name, producers_of(graph), _constants_of(graph))

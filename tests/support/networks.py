@@ -341,21 +341,20 @@ class _Supervised(nn.Module):
 
 
 @cache
-def frames() -> tuple[np.ndarray, np.ndarray]:
-    """Return inputs float32 and masks bool, [_FRAMES, 1, SIDE, SIDE] each."""
+def frames(contract: InputContract = CONTRACT) -> tuple[np.ndarray, np.ndarray]:
+    """Return inputs float32 and masks bool, [_FRAMES, 1, H, W] each."""
     images, masks = [], []
     for number in range(_FRAMES):
         frame, parts = draw_phantom("benign", number, 1)
         whole = np.logical_or.reduce(parts).astype(np.float32)
-        small = functional.interpolate(
-            torch.from_numpy(whole)[None, None], (SIDE, SIDE), mode="area"
-        )
-        images.append(input_from_frame(frame, CONTRACT)[0])
+        size = (contract.height, contract.width)
+        small = functional.interpolate(torch.from_numpy(whole)[None, None], size, mode="area")
+        images.append(input_from_frame(frame, contract)[0])
         masks.append(small[0].numpy() > 0.5)
     return np.stack(images), np.stack(masks)
 
 
-def fitted(network: nn.Module, seed: int) -> nn.Module:
+def fitted(network: nn.Module, seed: int, contract: InputContract = CONTRACT) -> nn.Module:
     """Draw weights by a seed and train them on the phantoms for some steps; in place."""
     torch.manual_seed(seed)
     for part in network.modules():
@@ -363,7 +362,7 @@ def fitted(network: nn.Module, seed: int) -> nn.Module:
             nn.init.kaiming_normal_(part.weight)
         if isinstance(part, nn.BatchNorm2d):
             part.momentum = None  # the plain mean
-    images, masks = (torch.from_numpy(each) for each in frames())
+    images, masks = (torch.from_numpy(each) for each in frames(contract))
     weight = (~masks).sum() / masks.sum()
     optimiser = torch.optim.Adam(network.parameters(), 0.01)
     network.train()
@@ -383,9 +382,16 @@ def fitted(network: nn.Module, seed: int) -> nn.Module:
     return network.eval()
 
 
-def onnx_of(network: nn.Module, *, opset: int = 17, channels_last: bool = False) -> bytes:
+def onnx_of(
+    network: nn.Module,
+    *,
+    opset: int = 17,
+    channels_last: bool = False,
+    contract: InputContract = CONTRACT,
+) -> bytes:
     """Write a network as torch's exporter does when it is asked for nothing more."""
-    shape = (1, SIDE, SIDE, 1) if channels_last else (1, 1, SIDE, SIDE)
+    sides = (contract.height, contract.width)
+    shape = (1, *sides, 1) if channels_last else (1, 1, *sides)
     content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
