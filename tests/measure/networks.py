@@ -6,8 +6,8 @@ Prints the table of docs/networks.md. The networks are those of tests/support/ne
 style of public ones and tiny; where segmentation-models-pytorch or monai is installed, their own
 code makes networks of the usual width too, drawn and trained alike. Each goes through `edgeseg
 export` for x86-cpu in FP32 and INT8, for rtx and for a jetson kit in INT8, on phantoms, and the two
-of x86-cpu are timed in turns. OUT keeps the bundles. Loss of Dice is let through up to 0.5, as few phantoms
-show no small one; the flipped pixels have the limits that every export has.
+of x86-cpu are timed in turns. OUT keeps the bundles. Loss of Dice is let through up to 0.5, as few
+phantoms show no small one; the flipped pixels have the limits that every export has.
 """
 
 from __future__ import annotations

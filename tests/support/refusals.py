@@ -1,4 +1,4 @@
-"""Every refusal of a network from elsewhere, as the source words it; `python -m` prints the table."""
+"""Every refusal of a network from elsewhere, as the source words it; `python -m` prints them."""
 
 from __future__ import annotations
 
