@@ -26,6 +26,7 @@ from .target import OPSET
 
 _LEAST, _MOST = 7, 24  # what ONNX Runtime takes, and what the rewrites below were compared with
 _RESIZE_MODES = 11  # the opset from which a Resize says how it places pixels
+_HAS_DEFINITION = ("has_function", "has_context_dependent_function")  # of a schema
 _ALWAYS_DEFINED = frozenset(("Attention",))  # its products cannot be followed as one operator
 
 
@@ -163,7 +164,7 @@ def as_defined(model: onnx.ModelProto, file: Path, highest: int = OPSET) -> onnx
             wanted[node.op_type] = node
     for name, node in wanted.items():
         found = _definition(name, opset)
-        if found is None or not (found.has_function or found.has_context_dependent_function):
+        if found is None or not any(getattr(found, each) for each in _HAS_DEFINITION):
             raise InputError(
                 "E-ONNX-OPSET",
                 f"{file} has {name} {node.name or node.output[0]!r}, which opset {kept}, as this "
@@ -226,9 +227,10 @@ def _lowered(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
 def _tensor_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
     """Return the value of a Constant; None for one of text."""
     (attribute,) = node.attribute
-    value = helper.get_attribute_value(attribute)
     if attribute.name == "value":
-        return value
+        tensor: onnx.TensorProto = attribute.t
+        return tensor
+    value = helper.get_attribute_value(attribute)
     if attribute.name in ("value_int", "value_ints"):
         return numpy_helper.from_array(np.array(value, np.int64))
     if attribute.name in ("value_float", "value_floats"):
@@ -278,9 +280,9 @@ def _lower_quantise(node: onnx.NodeProto, _: _Graph) -> list[onnx.NodeProto]:
     _drop(node, "block_size", lambda value: value == 0)
     _drop(node, "precision", lambda value: value in (0, onnx.TensorProto.FLOAT))
     # It repeats the type of the zero point, or says FP32 of what is dequantised.
-    taken = (0, onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
+    taken = {0, onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8, onnx.TensorProto.INT8}
     if node.op_type == "QuantizeLinear" and len(node.input) < 3:  # where there is none
-        taken = (0, onnx.TensorProto.UINT8)
+        taken = {0, onnx.TensorProto.UINT8}
     _drop(node, "output_dtype", lambda value: value in taken)
     return [node]
 
