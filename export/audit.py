@@ -103,8 +103,8 @@ def require_share(achieved: ExecutedPrecisions, precision: str, minimum: float) 
 def least_share(master: bytes, precision: str, kept_float: Collection[str]) -> float:
     """Return the share of MACs that must run in a precision; what was kept in float is no fault.
 
-    What else may fall back is the same share of the whole, however much was kept. Of INT8 products
-    that the quantiser leaves alone count as kept, and no more is asked for than what it takes.
+    What else may fall back is the same share of the whole, however much was kept. Of INT8 what
+    is no convolution with constant weights counts as kept: the quantiser leaves it alone.
 
     Args:
         master: the network as ONNX.
@@ -112,19 +112,17 @@ def least_share(master: bytes, precision: str, kept_float: Collection[str]) -> f
         kept_float: names of products that were left in float on purpose.
     """
     macs = dict(macs_of_nodes(master))
-    kept, most = set(kept_float), 1.0
+    kept = set(kept_float)
     if precision == "int8":
-        most = int8_share_of(master, kept_float)
         kept |= macs.keys() - convolutions_of(onnx.load_model_from_string(master).graph).keys()
-    least = MIN_SHARE[precision] - sum(macs[name] for name in kept) / sum(macs.values())
-    return max(0.0, min(least, most))
+    kept_share = sum(macs[name] for name in kept) / sum(macs.values())
+    return max(0.0, MIN_SHARE[precision] - kept_share)
 
 
-def int8_share_of(master: bytes, kept_float: Collection[str] = ()) -> float:
+def int8_share_of(master: bytes) -> float:
     """Return the share of MACs in convolutions that `qdq_from_onnx` quantises."""
     macs = dict(macs_of_nodes(master))
-    taken = set(quantisable_convolutions(master)) - set(kept_float)
-    return sum(macs[name] for name in taken) / sum(macs.values())
+    return sum(macs[name] for name in quantisable_convolutions(master)) / sum(macs.values())
 
 
 # --- OpenVINO ------------------------------------------------------------------------------------

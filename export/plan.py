@@ -135,13 +135,13 @@ def plan_for(plan: Plan, master: bytes, quantised: bytes | None = None) -> Plan:
     kind.require_network(plan.target, master)
     if quantised is None:
         share = int8_share_of(master)
+        why = "no convolution of the network can run in int8, so nothing would"
         if plan.asked == "int8" and not share:
-            raise Refused(
-                "E-PRECISION-FALLBACK",
-                "no convolution of the network can run in int8, so nothing would; export fp16 or "
-                "fp32",
-            )
+            raise Refused("E-PRECISION-FALLBACK", f"{why}; export fp16 or fp32")
         plan = replace(plan, int8_share=share)
+        if not share and "int8" in plan.precisions:
+            left = tuple(name for name in plan.precisions if name != "int8")
+            plan = _narrowed(plan, left, {"int8": why})
     else:
         plan = _with_own_pairs(plan, quantised, asked_in_graph(quantised).share("int8"))
     return replace(plan, notes=notes_without(plan, ()))
@@ -170,17 +170,19 @@ def _with_own_pairs(plan: Plan, quantised: bytes, share: float) -> Plan:
         )
     if not kind_of(plan.target).has_unsigned_activations:
         require_symmetric(plan.target, quantised)
-    left = {name: why for name in plan.precisions if name != "int8"}
+    gone = {name: why for name in plan.precisions if name != "int8"}
+    return replace(_narrowed(plan, ("int8",), gone), int8_share=share, quantised=True)
+
+
+def _narrowed(plan: Plan, left: tuple[str, ...], gone: Mapping[str, str]) -> Plan:
+    """Return the plan with these precisions left, and why others went."""
+    builds = {name: build for name, build in plan.builds.items() if name in left}
     return replace(
         plan,
-        precisions=("int8",),
-        refused=MappingProxyType({**plan.refused, **left}),
-        default=None if plan.target.runs_here else "int8",
-        builds=MappingProxyType(
-            {name: build for name, build in plan.builds.items() if name == "int8"}
-        ),
-        int8_share=share,
-        quantised=True,
+        precisions=left,
+        refused=MappingProxyType({**plan.refused, **gone}),
+        default=None if plan.target.runs_here else _default_of(left),
+        builds=MappingProxyType(builds),
     )
 
 

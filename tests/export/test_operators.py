@@ -241,3 +241,6 @@ def test_int8_of_a_network_that_it_takes_nothing_of_is_refused(tmp_path):
     with pytest.raises(Refused, match="no convolution") as caught:
         plan_for(make_plan(find_target("x86-cpu"), "int8"), model.SerializeToString())
     assert caught.value.code == "E-PRECISION-FALLBACK"
+    plan = plan_for(make_plan(find_target("jetson")), model.SerializeToString())
+    assert plan.precisions == tuple(plan.builds) == ("fp32", "fp16")
+    assert "no convolution" in plan.refused["int8"]

@@ -6,8 +6,8 @@ Prints the table of docs/networks.md. The networks are those of tests/support/ne
 style of public ones and tiny; where segmentation-models-pytorch or monai is installed, their own
 code makes networks of the usual width too, drawn and trained alike. Each goes through `edgeseg
 export` for x86-cpu in FP32 and INT8, for rtx and for a jetson kit in INT8, on phantoms, and the two
-of x86-cpu are timed in turns. OUT keeps the bundles. Loss of Dice is let through up to 0.5, as few
-phantoms show no small one; the flipped pixels have the limits that every export has.
+of x86-cpu are timed in turns on one thread. OUT keeps the bundles. Loss of Dice up to 0.5 is let
+through, as few phantoms show no small one; flipped pixels have the limits of every export.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main(out: Path) -> None:
     out.mkdir(exist_ok=True)
     data = out / "phantoms"
     write_phantoms(data, count=PHANTOMS)
-    print("| network | export | flipped | INT8 share of MACs | latency, ms: FP32, INT8 |")
+    print("| network | export | flipped | INT8 share of MACs | ms of one thread: FP32, INT8 |")
     print("| --- | --- | --- | --- | --- |")
     for at, (name, contract, make) in enumerate(_all()):
         folder = out / str(at)
@@ -97,16 +97,19 @@ def _exported(
 
 
 def _latency(bundles: dict[str, Path], contract: InputContract) -> str:
-    """Return the medians of `predict` on one frame of the network's size, in turns."""
-    sessions = {name: open_session(bundle) for name, bundle in bundles.items()}
+    """Return medians of the processor time of `predict` on a frame of the network's size, in turns.
+
+    Of one thread, so that what else runs on the machine counts little.
+    """
+    sessions = {name: open_session(bundle, threads=1) for name, bundle in bundles.items()}
     frame = np.random.default_rng(0).integers(0, 256, (contract.height, contract.width), np.uint8)
     taken_ms: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(ROUNDS + 10):
         for name, session in sessions.items():
-            start = time.perf_counter()
+            start = time.process_time()
             session.predict(frame)
             if turn >= 10:  # warm
-                taken_ms[name].append((time.perf_counter() - start) * 1000)
+                taken_ms[name].append((time.process_time() - start) * 1000)
     return ", ".join(
         f"{median(taken_ms[name]):.2f}" for name in ("fp32", "int8") if name in taken_ms
     )
