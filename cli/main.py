@@ -474,7 +474,7 @@ def export(
         "frame": frame,
     }
     if dry_run:
-        from ..export.plan import render_plan
+        from ..export.plan import plan_for, render_plan
 
         plan = api.plan(target, precision, **planned)
         if source is not None:
@@ -484,6 +484,7 @@ def export(
 
             # What cannot be exported is no plan.
             found, network = load_exportable(source, contract, plan.target.opset, output, weights)
+            plan = plan_for(plan, network.to_onnx(), network.quantised)
             if frame:
                 require_frame_contract(network.contract)
             if qat:

@@ -5,7 +5,8 @@ listing of what it executes. Here that listing is matched, name by name, with th
 `benchmarks.complexity` counts; a MAC that cannot be assigned is an error, never left out.
 
 The denominator is every MAC of the graph. Convolutions with one output channel stay in float by
-design (see `qdq`), so a fully quantised network reaches a little less than 1.0 in INT8.
+design (see `qdq`), so a fully quantised network reaches a little less than 1.0 in INT8, and one
+with matrix products or transposed convolutions less.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ import onnx
 
 from ..benchmarks.measure.complexity import macs_of_nodes
 from ..runtime.errors import EngineError, Refused
-from .graph import producers_of
+from .graph import convolutions_of, producers_of
 from .plan import MIN_SHARE
+from .qdq import quantisable_convolutions
 from .to_rtx import PlanLayer
 
 _WIDTH = ("int8", "fp16", "bf16", "fp32")  # the widest operand names a product's precision
@@ -101,16 +103,26 @@ def require_share(achieved: ExecutedPrecisions, precision: str, minimum: float) 
 def least_share(master: bytes, precision: str, kept_float: Collection[str]) -> float:
     """Return the share of MACs that must run in a precision; what was kept in float is no fault.
 
-    What else may fall back is the same share of the whole, however much was kept.
+    What else may fall back is the same share of the whole, however much was kept. Of INT8 what
+    is no convolution with constant weights counts as kept: the quantiser leaves it alone.
 
     Args:
         master: the network as ONNX.
         precision: key in `MIN_SHARE`.
-        kept_float: names of convolutions that were left in float on purpose.
+        kept_float: names of products that were left in float on purpose.
     """
     macs = dict(macs_of_nodes(master))
-    kept = sum(macs[name] for name in kept_float) / sum(macs.values())
-    return max(0.0, MIN_SHARE[precision] - kept)
+    kept = set(kept_float)
+    if precision == "int8":
+        kept |= macs.keys() - convolutions_of(onnx.load_model_from_string(master).graph).keys()
+    kept_share = sum(macs[name] for name in kept) / sum(macs.values())
+    return max(0.0, MIN_SHARE[precision] - kept_share)
+
+
+def int8_share_of(master: bytes) -> float:
+    """Return the share of MACs in convolutions that `qdq_from_onnx` quantises."""
+    macs = dict(macs_of_nodes(master))
+    return sum(macs[name] for name in quantisable_convolutions(master)) / sum(macs.values())
 
 
 # --- OpenVINO ------------------------------------------------------------------------------------
@@ -125,6 +137,11 @@ _IR_POSITIONS: Mapping[str, str] = MappingProxyType(
     }
 )
 _OPENVINO_KINDS = ("Convolution", "Deconvolution")  # of executed layers
+# Matrix products; the attention that OpenVINO makes of two of them is one, run alone or in code
+# that it writes.
+_IR_ATTENTION = "ScaledDotProductAttention"
+_OPENVINO_MATRIX_KINDS = ("FullyConnected", "MatMul", "MHA", _IR_ATTENTION, "Subgraph")
+_WITHOUT_BIAS = "/WithoutBiases"  # how the frontend ends the name of a product whose bias it splits
 _OPENVINO_TYPES: Mapping[str, str] = MappingProxyType(
     {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8", "I8": "int8"}
 )
@@ -144,32 +161,41 @@ def achieved_in_openvino(
         macs: of one call, as `count_complexity` counts the ONNX that the IR was made from.
 
     Raises:
-        EngineError: E-ENGINE-LOAD, E-AUDIT (a convolution is not executed under its name, runs in
+        EngineError: E-ENGINE-LOAD, E-AUDIT (a product is not executed under its name, runs in
             an unknown type, or the MACs do not add up to `macs`).
     """
     from ..runtime.engines.ov import OpenVinoEngine, shared_core
 
     engine = OpenVinoEngine({"model.xml": xml, "model.bin": weights}, threads)
     executed: dict[str, str] = {}
+    matrices: dict[str, str] = {}
     # The engine's own network, so that what is audited is what predicts.
     for layer in engine._request.get_compiled_model().get_runtime_model().get_ops():
         info = {key: str(value.value) for key, value in layer.get_rt_info().items()}
-        if info.get("layerType") not in _OPENVINO_KINDS:
-            continue
         # Its kernel ends in the type of the input that it reads, as in brgconv_avx2_f32. The
         # runtimePrecision beside it says f16 for weights stored so, whatever computes.
-        kernel_type = info["primitiveType"].rpartition("_")[2]
-        executed |= dict.fromkeys(info["originalLayersNames"].split(","), kernel_type)
-    costs = [
-        (op.get_friendly_name(), _ir_macs(op))
-        for op in shared_core().read_model(BytesIO(xml), BytesIO(weights)).get_ops()
-        if op.get_type_name() in _IR_POSITIONS
-    ]
+        kernel_type = info.get("primitiveType", "").rpartition("_")[2]
+        names = info.get("originalLayersNames", "").split(",")
+        if info.get("layerType") in _OPENVINO_KINDS:
+            executed |= dict.fromkeys(names, kernel_type)
+        elif info.get("layerType") in _OPENVINO_MATRIX_KINDS:
+            short = (name.removesuffix(_WITHOUT_BIAS) for name in names)
+            matrices |= dict.fromkeys(short, kernel_type)
+    costs = []
+    for op in shared_core().read_model(BytesIO(xml), BytesIO(weights)).get_ops():
+        name, kind = op.get_friendly_name(), op.get_type_name()
+        if kind in _IR_POSITIONS:
+            costs.append((name, _ir_macs(op)))
+        elif kind in ("MatMul", _IR_ATTENTION):
+            name = name.removesuffix(_WITHOUT_BIAS)
+            costs.append((name, _ir_matrix_macs(op)))
+            if name in matrices:
+                executed[name] = matrices[name]
     achieved = _achieved("openvino", costs, executed, _OPENVINO_TYPES)
     if sum(achieved.macs.values()) != macs:
         raise EngineError(
             "E-AUDIT",
-            f"the IR's convolutions have {sum(achieved.macs.values())} multiply-accumulates, the "
+            f"the IR's products have {sum(achieved.macs.values())} multiply-accumulates, the "
             f"ONNX has {macs}; another operator computes",
         )
     return achieved
@@ -180,6 +206,16 @@ def _ir_macs(op: Any) -> int:
     side = op.output(0).shape if per_output else op.input_value(0).shape
     positions = prod(side) // side[1]  # batch and space, without channels
     return int(positions * prod(op.input_value(1).shape))
+
+
+def _ir_matrix_macs(op: Any) -> int:
+    """Count a matrix product, or the two of an attention: queries, keys and values."""
+    first, second = (tuple(op.input_value(at).shape) for at in (0, 1))
+    if op.get_type_name() == _IR_ATTENTION:
+        values = op.input_value(2).shape[-1]
+        return int(prod(first[:-1]) * second[-2] * (first[-1] + values))
+    shared = first[-2] if op.get_attributes()["transpose_a"] else first[-1]
+    return int(prod(op.output(0).shape) * shared)
 
 
 # --- ONNX Runtime --------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import onnx
 import onnx.inliner
 from onnx import numpy_helper
 
+from ..benchmarks.measure.complexity import OPS
 from ..runtime.contract import InputContract
 from ..runtime.engines import available_threads
 from ..runtime.errors import InputError
@@ -28,63 +29,35 @@ from .logits import (
     subtract_background,
 )
 from .onnx_file import OTHER_FLOATS, load_onnx, nodes_of, tensors_of, unreadable
-from .opset import CONVERTED, at_our_opset, opset_of, require_opset
+from .operators import CONDITION, require_operators
+from .opset import as_defined, at_our_opset, opset_of, require_opset
 from .parity import Run, exact_run
+from .quantised import (
+    drop_end_pair,
+    has_constant_grids,
+    is_quantised,
+    require_pairs,
+    with_stored_weights,
+    without_pairs,
+)
 from .target import OPSET
 from .to_onnx import CONTRACT_KEY
 from .torch_module import write_module_as_onnx
 
 _JOINED_SHAPE = "_new_shape"  # how ONNX Runtime ends the name of the shape of joined Reshapes
+# Rewrites of Q/DQ pairs, which are to stay where their author has put them.
+_OF_PAIRS = (
+    "DoubleQDQPairsRemover",
+    "EnsureUniqueDQForNodeUnit",
+    "QDQFinalCleanupTransformer",
+    "QDQPropagationTransformer",
+    "WeightBiasQuantization",
+)
 _TRAINING_MODE = 14  # the opset from which a batch norm says its mode in an attribute
 _FLOAT = onnx.TensorProto.FLOAT
+_MAX_FLIPPED = 2e-3  # of a file's pixels, by the order of sums before its roundings
+_END_STEPS = 2 / 127  # of the largest logit: two steps of a pair at the end
 _NOISE = (1.0, 1.0, 5.0)  # standard deviations of frames that tell whether an answer depends on any
-# What the parsers of OpenVINO, ONNX Runtime and TensorRT-RTX 1.7 all took, one small model each.
-# Without matrix products: the audits cannot follow them in every engine.
-OPERATORS = frozenset(
-    (
-        "Add",
-        "ArgMax",
-        "AveragePool",
-        "BatchNormalization",
-        "Cast",
-        "Clip",
-        "Concat",
-        "Constant",
-        "Conv",
-        "ConvTranspose",
-        "Div",
-        "Erf",
-        "Exp",
-        "Flatten",
-        "Gather",
-        "GlobalAveragePool",
-        "HardSigmoid",
-        "HardSwish",
-        "Identity",
-        "InstanceNormalization",
-        "LayerNormalization",
-        "LeakyRelu",
-        "MaxPool",
-        "Mul",
-        "Pad",
-        "Pow",
-        "PRelu",
-        "ReduceMean",
-        "Relu",
-        "Reshape",
-        "Resize",
-        "Sigmoid",
-        "Slice",
-        "Softmax",
-        "Split",
-        "Sqrt",
-        "Squeeze",
-        "Sub",
-        "Tanh",
-        "Transpose",
-        "Unsqueeze",
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -96,7 +69,9 @@ class OnnxNetwork:
     contract: InputContract
     sha256: str  # of the file as it was, see `OnnxFile`
     provenance: Mapping[str, Any]
-    _run: Run  # the file as it was, in ONNX Runtime; of a probability, the logit
+    # The file as it was, in ONNX Runtime; of a probability, the logit; of Q/DQ, without the pairs.
+    _run: Run
+    quantised: bytes | None = None  # see `ExportableNetwork`
 
     def to_onnx(self) -> bytes:
         """See `ExportableNetwork`."""
@@ -118,7 +93,8 @@ def read_onnx(
 
     An opset from 17 to `opset` stays, any other becomes 17. What is constant is folded before
     anything is judged. A sigmoid at the end, or a softmax over two channels, is cut off; the
-    reference stays the file as it was. Types other than FP32 inside become FP32.
+    reference stays the file as it was. Types other than FP32 inside become FP32. A file with Q/DQ
+    pairs is its own INT8, and its network without them the reference.
 
     Args:
         file: opset 7 to 24, weights inside or in data files beside it; one input and one output,
@@ -129,13 +105,16 @@ def read_onnx(
         output: name of the one that answers; needed where there are several.
 
     Raises InputError: E-ONNX-READ, E-ONNX-OUTPUT, E-ONNX-SHAPE (also an output that is no logit),
-    E-ONNX-OPERATOR (names what no target takes), E-ONNX-OPSET, E-ONNX-TRAINING (batch norm or
-    dropout in training mode), E-ONNX-CONSTANT (every frame gets the same answer), E-CONTRACT.
+    E-ONNX-OPERATOR (names what no export takes, see `operators`), E-ONNX-OPSET, E-ONNX-QDQ (see
+    `require_pairs`), E-ONNX-TRAINING (batch norm or dropout in training mode), E-ONNX-CONSTANT
+    (every frame gets the same answer), E-CONTRACT.
     """
     loaded = load_onnx(file)
     contract = _contract_of(file, contract_file, _carried_by(loaded.model))
     theirs, fitted = fit_ends(_cleaned(loaded.model, file), file, contract, output)
     require_opset(theirs, file)
+    # Before anything runs. An If may be folded.
+    require_operators((each for each in nodes_of(theirs.graph) if each.op_type != CONDITION), file)
     _require_inference(theirs.graph, opset_of(theirs), file)
     _require_ends(theirs.graph.input, "input", file, contract.depth, contract)
     if any(
@@ -143,15 +122,81 @@ def read_onnx(
     ):
         _require_ends(theirs.graph.output, "output", file, len(contract.classes), contract)
     _require_biases(theirs.graph, file)
+    whole, paired = theirs, is_quantised(theirs.graph)
+    if paired:
+        if not has_constant_grids(whole.graph):
+            whole = _folded(whole, file)
+        require_pairs(whole.graph, file)
+        theirs = _inferred(without_pairs(whole), file)
     folded = _in_float(_folded(theirs, file), file)
     run = _run_of(theirs, file, contract)
     if folded.graph.output[0].name in {tensor.name for tensor in folded.graph.initializer}:
         raise _constant(file)
-    _require_operators(folded.graph, file)
+    require_operators(folded.graph.node, file)
+    ours, cut = _made_ours(folded, file, contract, opset)
+    for level in dict.fromkeys(contract.logit_thresholds):
+        require_logits(ours.graph, level, file)
+    model = _sealed(ours, file, contract)
+    _require_answer(_run_of_ours(model, file), ours.graph, file, contract)
+    quantised = _quantised_form(whole, file, contract, opset) if paired else None
+    return OnnxNetwork(
+        file.stem,
+        model,
+        contract,
+        loaded.sha256,
+        {
+            "source": "ONNX from elsewhere",
+            **({"external_data": dict(loaded.data)} if loaded.data else {}),
+            **fitted,
+            **({"cut_off": cut} if cut else {}),
+            **({"quantised": "by its own Q/DQ pairs"} if paired else {}),
+        },
+        lambda image: logits_of(run(image), contract, probability=bool(cut)),
+        quantised,
+    )
+
+
+def _quantised_form(
+    whole: onnx.ModelProto, file: Path, contract: InputContract, opset: int
+) -> bytes:
+    """Make a file with pairs ours in form; it must answer noise as the file does.
+
+    Raises InputError (E-ONNX-QDQ) where it does not, and as `read_onnx`.
+    """
+    folded = with_stored_weights(_in_float(_folded(whole, file), file))
+    made, cut = _made_ours(_inferred(folded, file), file, contract, opset)
+    model = _sealed(made, file, contract)
+    theirs, ours = _run_of(whole, file, contract), _run_of_ours(model, file)
+    level = np.array(contract.logit_thresholds, np.float32)[:, None, None]
+    flipped = []
+    for image in _noise(contract):
+        expected = logits_of(theirs(image), contract, probability=bool(cut))
+        found = ours(image)
+        # Near the threshold a pair at the end decides, which ours does without.
+        clear = np.abs(found - level) > _END_STEPS * np.abs(found).max()
+        flipped.append(float(np.mean(clear & ((expected > level) != (found > level)))))
+    if max(flipped) > _MAX_FLIPPED:
+        raise InputError(
+            "E-ONNX-QDQ",
+            f"what edgeseg makes of the pairs of {file} answers {max(flipped):.2%} of the pixels "
+            "otherwise; report this, or name the float network",
+        )
+    return model
+
+
+def _made_ours(
+    folded: onnx.ModelProto, file: Path, contract: InputContract, opset: int
+) -> tuple[onnx.ModelProto, str | None]:
+    """Bring a model to our opset and cut a probability off its end; return what was cut off."""
+    defined = as_defined(folded, file, opset)
+    if defined is not folded:
+        folded = _folded(defined, file)
     converted = at_our_opset(folded, file, opset)
     try:
         ours = _inferred(converted, file)
+        drop_end_pair(ours.graph)
         cut = cut_probability(ours.graph, file, contract)
+        drop_end_pair(ours.graph)  # of the logits
         ours = _folded(ours, file)
         if subtract_background(ours.graph, contract):
             ours = _inferred(ours, file)
@@ -164,8 +209,11 @@ def read_onnx(
             f"{OPSET}, and report this: {error}",
         ) from error
     _require_ends(ours.graph.output, "output", file, len(contract.classes), contract)
-    for level in dict.fromkeys(contract.logit_thresholds):
-        require_logits(ours.graph, level, file)
+    return ours, cut
+
+
+def _sealed(ours: onnx.ModelProto, file: Path, contract: InputContract) -> bytes:
+    """Name all, add the contract, check, and return the bytes."""
     _name_all(ours.graph)
     ours = _inferred(ours, file)
     del ours.metadata_props[:]
@@ -174,21 +222,7 @@ def read_onnx(
         onnx.checker.check_model(ours, full_check=True)
     except Exception as error:  # the checker's errors share no narrower base
         raise unreadable(file, error) from error
-    model = bytes(ours.SerializeToString(deterministic=True))
-    _require_answer(exact_run(model, available_threads()), ours.graph, file, contract)
-    return OnnxNetwork(
-        file.stem,
-        model,
-        contract,
-        loaded.sha256,
-        {
-            "source": "ONNX from elsewhere",
-            **({"external_data": dict(loaded.data)} if loaded.data else {}),
-            **fitted,
-            **({"cut_off": cut} if cut else {}),
-        },
-        lambda image: logits_of(run(image), contract, probability=bool(cut)),
-    )
+    return bytes(ours.SerializeToString(deterministic=True))
 
 
 @takes_paths
@@ -300,6 +334,24 @@ def _run_of(model: onnx.ModelProto, file: Path, contract: InputContract) -> Run:
     return run
 
 
+def _run_of_ours(model: bytes, file: Path) -> Run:
+    """Return how what we made runs. Raises InputError (E-ONNX-OPSET) where it does not."""
+    try:
+        return exact_run(model, available_threads())
+    except Exception as error:  # the library's errors share no narrower base
+        raise InputError(
+            "E-ONNX-OPSET",
+            f"ONNX Runtime refuses what edgeseg makes of {file} in opset {OPSET} "
+            f"({str(error).strip().splitlines()[0]}); export it with opset {OPSET}",
+        ) from error
+
+
+def _noise(contract: InputContract) -> list[np.ndarray]:
+    noise = np.random.default_rng(0)
+    shape = (1, contract.depth, contract.height, contract.width)
+    return [noise.normal(0, scale, shape).astype(np.float32) for scale in _NOISE]
+
+
 def _refused_by_runtime(file: Path, error: Exception) -> InputError:
     reason = str(error).strip().splitlines()[0]
     return InputError("E-ONNX-READ", f"ONNX Runtime refuses {file}: {reason}; export it again")
@@ -339,16 +391,14 @@ def _require_answer(run: Run, graph: onnx.GraphProto, file: Path, contract: Inpu
 
     Raises InputError: E-ONNX-CONSTANT, E-ONNX-SHAPE.
     """
-    noise = np.random.default_rng(0)
-    shape = (1, contract.depth, contract.height, contract.width)
-    answers = [run(noise.normal(0, scale, shape).astype(np.float32)) for scale in _NOISE]
+    answers = [run(image) for image in _noise(contract)]
     if all(np.array_equal(each, answers[0], equal_nan=True) for each in answers):
         raise _constant(file)
-    if not any(node.op_type in ("Conv", "ConvTranspose") for node in graph.node):
+    if not any(node.op_type in OPS for node in graph.node):
         raise InputError(
             "E-ONNX-OPERATOR",
-            f"{file} has no convolution, so there is nothing that a target would run in a "
-            "precision; export the network that segments",
+            f"{file} has no convolution or matrix product, so there is nothing that a target would "
+            "run in a precision; export the network that segments",
         )
     low, high = (float(end(answers)) for end in (np.min, np.max))
     above = low > max(contract.logit_thresholds)
@@ -385,17 +435,6 @@ def _contract_of(
 def _carried_by(model: onnx.ModelProto) -> str | None:
     found = {entry.key: entry.value for entry in model.metadata_props}.get(CONTRACT_KEY)
     return None if found is None else str(found)
-
-
-def _require_operators(graph: onnx.GraphProto, file: Path) -> None:
-    for node in graph.node:
-        known = node.op_type in OPERATORS | CONVERTED
-        if not known or node.domain not in ("", "ai.onnx"):
-            raise InputError(
-                "E-ONNX-OPERATOR",
-                f"{file} has the operator {node.op_type} ({node.name or node.output[0]!r}), which "
-                "not every target takes; export the network without it",
-            )
 
 
 def _require_ends(
@@ -445,7 +484,10 @@ def _folded(model: onnx.ModelProto, file: Path, *, again: bool = False) -> onnx.
         options.optimized_model_filepath = str(result)
         try:
             ort.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                model.SerializeToString(),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=list(_OF_PAIRS),
             )
         except Exception as error:  # the library's errors share no narrower base
             raise _refused_by_runtime(file, error) from error

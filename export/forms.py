@@ -19,15 +19,15 @@ import onnx
 
 from ..benchmarks.measure.complexity import count_complexity
 from ..runtime.errors import Refused
-from .audit import ExecutedPrecisions
+from .audit import ExecutedPrecisions, asked_in_graph, least_share
 from .batch import with_dynamic_batch
 from .calibration import Calibration
 from .graph import convolutions_of
 from .kinds import kind_of
 from .parity import Run
-from .plan import Plan
+from .plan import MIN_SHARE, Plan
 from .qdq import Rounding, qdq_from_onnx, rounding_of
-from .to_half import half_from_onnx, nodes_beyond_half
+from .to_half import half_from_onnx, half_from_qdq, nodes_beyond_half
 
 _SPARE_BYTES = 1 << 20  # less free space than this is a full disk
 
@@ -60,13 +60,20 @@ class Conversion:
     calibration: Calibration | None  # None where no precision needs ranges
     method: str  # of calibration
     folder: Path  # for what an engine's library only writes to a file; exists
+    quantised: bytes | None = None  # the network as ONNX with its own INT8 pairs
+    largest: Mapping[str, float] | None = (
+        None  # |x| met in each activation; None: the calibration's
+    )
 
     @cached_property
     def beyond_half(self) -> tuple[str, ...]:
         """The nodes that FP16 cannot hold, see `nodes_beyond_half`; needs a calibration."""
-        if self.calibration is None:
+        largest = self.largest
+        if largest is None and self.calibration is not None:
+            largest = self.calibration.largest
+        if largest is None:
             raise ValueError("an FP16 form needs the ranges of a calibration")
-        return nodes_beyond_half(self.master, self.calibration.largest)
+        return nodes_beyond_half(self.quantised or self.master, largest)
 
 
 def make_forms(
@@ -86,12 +93,40 @@ def typed_onnx(conversion: Conversion, file: str, keep_float: Collection[str] = 
     """Return one of the ONNX files that TensorRT builds from, by its name in a kit."""
     if file == "fp32.onnx":
         return conversion.master
+    if conversion.quantised is not None:
+        own = conversion.quantised
+        return own if file == "qdq.onnx" else half_from_qdq(own, keep=conversion.beyond_half)
     base = conversion.master
     if file in ("fp16.onnx", "qdq-fp16.onnx"):
         base = half_from_onnx(base, keep=conversion.beyond_half)
     if file == "fp16.onnx":
         return base
     return qdq_from_onnx(base, amax_of(conversion), keep_float=keep_float)
+
+
+def quantised_onnx(conversion: Conversion, keep_float: Collection[str] = ()) -> bytes:
+    """Return the INT8 of a CPU: the network's own pairs, or ours from the ranges."""
+    if conversion.quantised is not None:
+        return conversion.quantised
+    target = conversion.plan.target
+    return qdq_from_onnx(
+        conversion.master,
+        amax_of(conversion),
+        unsigned=True,
+        weight_bits=target.weight_bits,
+        keep_float=keep_float,
+    )
+
+
+def least_share_of(conversion: Conversion, precision: str, kept_float: Collection[str]) -> float:
+    """Return the share of MACs that must run in a precision, see `least_share`.
+
+    Of a network with pairs of its own what these ask for counts.
+    """
+    if precision != "int8" or conversion.quantised is None:
+        return least_share(conversion.master, precision, kept_float)
+    asked = asked_in_graph(conversion.quantised).share("int8")
+    return max(0.0, asked - (1 - MIN_SHARE["int8"]))
 
 
 def rounding_for(conversion: Conversion, keep_float: Collection[str] = ()) -> Rounding:
@@ -131,7 +166,7 @@ def kept_in_float(
     conversion: Conversion, file: str, keep_float: tuple[str, ...]
 ) -> tuple[str, ...]:
     """Add to what INT8 keeps in float the convolutions that FP16 cannot hold."""
-    if file not in ("fp16.onnx", "qdq-fp16.onnx"):
+    if file not in ("fp16.onnx", "qdq-fp16.onnx") or conversion.quantised is not None:
         return keep_float
     convolutions = convolutions_of(onnx.load_model_from_string(conversion.master).graph)
     beyond = (name for name in conversion.beyond_half if name in convolutions)

@@ -11,9 +11,12 @@ _KEEPS_SCALE = frozenset({"Concat", "MaxPool", "Resize", "Reshape", "Transpose"}
 
 
 def keeps_scale(node: onnx.NodeProto) -> bool:
-    """Say whether a node only moves, selects or averages values; a cubic Resize overshoots."""
-    mode = next((each.s for each in node.attribute if each.name == "mode"), b"")
-    return node.op_type in _KEEPS_SCALE and mode != b"cubic"
+    """Say whether a node only moves, selects or averages values.
+
+    A cubic Resize overshoots, and one that crops makes values of its own outside of its input.
+    """
+    modes = {each.s for each in node.attribute if each.type == onnx.AttributeProto.STRING}
+    return node.op_type in _KEEPS_SCALE and not modes & {b"cubic", b"tf_crop_and_resize"}
 
 
 def activations_of(graph: onnx.GraphProto) -> tuple[str, ...]:

@@ -19,9 +19,10 @@ from ..runtime.files import write_bytes
 from ..runtime.image import input_from_frame
 from ..runtime.paths import takes_paths
 from .ends import End, ends_of
-from .foreign import OPERATORS, OnnxNetwork, read_onnx
+from .foreign import OnnxNetwork, read_onnx
 from .onnx_file import load_onnx, nodes_of
-from .opset import CONVERTED, opset_of
+from .operators import refusals_of
+from .opset import opset_of
 from .parity import CheckFrame
 from .reading import best_reading
 from .target import OPSET
@@ -40,7 +41,7 @@ class Inspection:
     inputs: tuple[End, ...]
     outputs: tuple[End, ...]
     operators: Mapping[str, int]  # how often each is there
-    not_taken: tuple[str, ...]  # operators before anything is folded that no target takes as such
+    not_taken: tuple[str, ...]  # operators, before anything is folded, that no export takes
     contract: InputContract  # proposed
     reasons: Mapping[str, str]  # field of the contract -> where its value is from
     refused: str | None  # what `edgeseg export` says of the file with this contract; None: taken
@@ -126,7 +127,7 @@ def inspect_onnx(
         inputs=inputs,
         outputs=outputs,
         operators=dict(sorted(counts.items())),
-        not_taken=tuple(sorted(set(counts) - OPERATORS - CONVERTED)),
+        not_taken=tuple(sorted({node.op_type for node, _ in refusals_of(nodes_of(graph))})),
         contract=contract,
         reasons=reasons,
         refused=refused,

@@ -17,43 +17,102 @@ from ..runtime.contract import InputContract
 from ..runtime.errors import InputError
 from .graph import producers_of
 
-_SQUASHING = ("Sigmoid", "HardSigmoid", "Softmax")
+_SQUASHING = ("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Hardmax")
 # What only moves or selects values of its first input commutes with a function of one value that
 # rises, so it may stay behind a sigmoid that is cut off.
 _MOVES = frozenset(
     (
         "Cast",
+        "DepthToSpace",
+        "Expand",
         "Flatten",
         "Gather",
+        "GatherElements",
+        "GatherND",
         "Identity",
         "MaxPool",
         "Reshape",
         "Slice",
+        "SpaceToDepth",
         "Split",
         "Squeeze",
+        "Tile",
         "Transpose",
         "Unsqueeze",
     )
 )
 _ARITHMETIC = frozenset(("Add", "Div", "Mul", "Sub"))
-# What does not, yet leaves a probability a function of that probability alone.
+# What does not, yet leaves a probability a function of that probability alone: all that has no
+# weights. What has them is another layer of the network.
 _BENDS = _ARITHMETIC | frozenset(
     (
+        "Abs",
+        "Acos",
+        "Acosh",
+        "Asin",
+        "Asinh",
+        "Atan",
+        "Atanh",
         "AveragePool",
+        "Ceil",
+        "Celu",
         "Clip",
+        "Cos",
+        "Cosh",
+        "CumSum",
+        "Elu",
         "Erf",
         "Exp",
+        "Floor",
         "Gelu",
         "GlobalAveragePool",
+        "GlobalLpPool",
+        "GlobalMaxPool",
         "HardSwish",
+        "LRN",
         "LeakyRelu",
+        "Log",
+        "LpNormalization",
+        "LpPool",
+        "Max",
+        "Mean",
+        "MeanVarianceNormalization",
+        "Min",
+        "Mish",
+        "Mod",
+        "Neg",
+        "PRelu",
         "Pad",
         "Pow",
+        "Reciprocal",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+        "ReduceMax",
         "ReduceMean",
+        "ReduceMin",
+        "ReduceProd",
+        "ReduceSum",
+        "ReduceSumSquare",
         "Relu",
         "Resize",
+        "Round",
+        "Selu",
+        "Shrink",
+        "Sign",
+        "Sin",
+        "Sinh",
+        "Softplus",
+        "Softsign",
         "Sqrt",
+        "Sum",
+        "Swish",
+        "Tan",
         "Tanh",
+        "ThresholdedRelu",
+        "TopK",
+        "Trilu",
     )
 )
 _UNBOUNDED = frozenset(
@@ -115,8 +174,9 @@ def cut_probability(graph: onnx.GraphProto, file: Path, contract: InputContract)
         elif node.op_type == "Softmax":
             _replace(graph, node, _difference(graph, node, where))
         else:
-            text = f"{where}, so its output is no logit; export it without"
-            raise InputError("E-ONNX-SHAPE", text)
+            raise InputError(
+                "E-ONNX-SHAPE", f"{where}, so its output is no logit; export it without"
+            )
     if len(contract.classes) == 1:
         _keep_second_channel(graph)
     # The sizes of the Splits made above are constants too.
@@ -478,6 +538,15 @@ def _exp(end: float) -> float:
         return math.inf
 
 
+def _softplus(end: float) -> float:
+    return max(end, 0.0) + math.log1p(_exp(-abs(end)))
+
+
+def _absolute(data: _Range) -> _Range:
+    ends = (abs(data.low), abs(data.high))
+    return _Range(0.0 if data.low <= 0 <= data.high else min(ends), max(ends))
+
+
 def _of_clip(_: _Node, inputs: _Inputs) -> _Range:
     least = inputs[1].low if len(inputs) > 1 and inputs[1] is not _ANY else -math.inf
     most = inputs[2].high if len(inputs) > 2 and inputs[2] is not _ANY else math.inf
@@ -515,9 +584,24 @@ def _of_leaky_relu(node: _Node, inputs: _Inputs) -> _Range:
 _BOUNDS: Mapping[str, Callable[[_Node, _Inputs], _Range]] = MappingProxyType(
     {
         **dict.fromkeys(_MOVES - {"MaxPool"}, _of_first),
-        **dict.fromkeys(("GlobalAveragePool", "MaxPool", "ReduceMean"), _of_first),
-        **dict.fromkeys(("HardSigmoid", "Sigmoid", "Softmax"), lambda _, __: _Range(0, 1)),
-        **dict.fromkeys(("Erf", "Tanh"), lambda _, __: _Range(-1, 1)),
+        **dict.fromkeys(
+            (
+                "GlobalAveragePool",
+                "GlobalMaxPool",
+                "MaxPool",
+                "ReduceMax",
+                "ReduceMean",
+                "ReduceMin",
+            ),
+            _of_first,
+        ),
+        **dict.fromkeys(
+            ("HardSigmoid", "Hardmax", "Sigmoid", "Softmax"), lambda _, __: _Range(0, 1)
+        ),
+        **dict.fromkeys(
+            ("Cos", "Erf", "Sign", "Sin", "Softsign", "Tanh"), lambda _, __: _Range(-1, 1)
+        ),
+        "Abs": lambda _, of: _absolute(of[0]),
         "Add": lambda _, of: _Range(of[0].low + of[1].low, of[0].high + of[1].high),
         "AveragePool": lambda _, of: of[0] | _Range(0, 0),  # the padding may count
         "Clip": _of_clip,
@@ -527,11 +611,14 @@ _BOUNDS: Mapping[str, Callable[[_Node, _Inputs], _Range]] = MappingProxyType(
         "Gelu": lambda _, of: of[0].map(lambda end: max(end, 0.0)) | _Range(-0.17, 0),
         "HardSwish": lambda _, of: of[0].map(lambda end: max(end, 0.0)) | _Range(-0.375, 0),
         "LeakyRelu": _of_leaky_relu,
+        "LogSoftmax": lambda _, __: _Range(-math.inf, 0),
         "Mul": _of_mul,
+        "Neg": lambda _, of: _Range(-of[0].high, -of[0].low),
         "Pad": _of_pad,
         "Pow": _of_pow,
         "Relu": lambda _, of: of[0].map(lambda end: max(end, 0.0)),
         "Resize": _of_resize,
+        "Softplus": lambda _, of: of[0].map(_softplus),
         "Sqrt": lambda _, of: of[0].map(lambda end: math.sqrt(max(end, 0.0))),
         "Sub": lambda _, of: _Range(of[0].low - of[1].high, of[0].high - of[1].low),
     }

@@ -1,9 +1,10 @@
-"""ONNX of another opset brought to one that a target reads, for the operators that `foreign` takes.
+"""ONNX of another opset brought to one that a target reads.
 
 What lies between ours and the highest that the target's parsers take stays as it is. All else
 becomes ours. Upwards the `onnx` package converts. Its way down fails for what torch writes today,
-so it is ours: between opsets 17 and 24 these operators differ in few places only. Every export
-compares the network with the file as it was.
+so it is ours: an operator that opset 17 lacks becomes what the standard defines it by, one whose
+definition changed is rewritten, one that only got further types stays, and any other is refused.
+Every export compares the network with the file as it was.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnx.version_converter
-from onnx import helper, numpy_helper
+from onnx import defs, helper, numpy_helper
 
 from ..runtime.errors import InputError
 from .target import OPSET
 
 _LEAST, _MOST = 7, 24  # what ONNX Runtime takes, and what the rewrites below were compared with
 _RESIZE_MODES = 11  # the opset from which a Resize says how it places pixels
-# Operators of other opsets that the conversion replaces by those of ours.
-CONVERTED = frozenset(("Gelu", "Upsample"))
+_HAS_DEFINITION = ("has_function", "has_context_dependent_function")  # of a schema
+_ALWAYS_DEFINED = frozenset(("Attention",))  # its products cannot be followed as one operator
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -48,14 +50,14 @@ def at_our_opset(model: onnx.ModelProto, file: Path, highest: int = OPSET) -> on
     """Return a model in an opset from 17 to `highest` that answers as before.
 
     Args:
-        model: constants folded, every shape static and inferred, none but listed operators.
+        model: constants folded, every shape static and inferred, see `as_defined`.
         file: for messages.
         highest: opset that the target takes whole, see `Target.opset`; one above becomes 17.
 
     Raises InputError (E-ONNX-OPSET): what opset 17 cannot say.
     """
     opset = opset_of(model)
-    kept = opset if OPSET < opset <= highest else OPSET
+    kept = _kept(opset, highest)
     if opset < OPSET:
         try:
             model = _with_modes(onnx.version_converter.convert_version(model, OPSET), opset)
@@ -97,12 +99,13 @@ class _CannotSayError(Exception):
 class _Graph:
     """A graph that is rewritten node by node, with the constants and shapes that this needs."""
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: onnx.GraphProto, opset: int) -> None:
         self._graph = graph
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
+        self.opset = opset
         for node in graph.node:
-            if node.op_type == "Constant" and node.attribute[0].name == "value":
-                self._constants[node.output[0]] = node.attribute[0].t
+            if node.op_type == "Constant" and (tensor := _tensor_of(node)) is not None:
+                self._constants[node.output[0]] = tensor
         self._shapes = {
             value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
             for value in (*graph.input, *graph.value_info, *graph.output)
@@ -133,15 +136,83 @@ class _Graph:
         return str(tensor.name)
 
 
+def _kept(opset: int, highest: int) -> int:
+    return opset if OPSET < opset <= highest else OPSET
+
+
+def as_defined(model: onnx.ModelProto, file: Path, highest: int = OPSET) -> onnx.ModelProto:
+    """Put the standard's definition in the place of each operator that the new opset lacks.
+
+    Those of which it is known how they are better written stay. What comes back is to be folded
+    again, but where it is the same object.
+
+    Args:
+        model: as of `at_our_opset`, before it.
+        file: for messages.
+        highest: see there.
+
+    Raises InputError (E-ONNX-OPSET) for an operator that is not defined by others.
+    """
+    opset = opset_of(model)
+    kept = _kept(opset, highest)
+    if opset < OPSET:
+        return model
+    wanted = {}
+    for node in model.graph.node:
+        lacking = node.op_type not in _LOWER and _definition(node.op_type, kept) is None
+        if lacking or node.op_type in _ALWAYS_DEFINED:
+            wanted[node.op_type] = node
+    for name, node in wanted.items():
+        found = _definition(name, opset)
+        if found is None or not any(getattr(found, each) for each in _HAS_DEFINITION):
+            raise InputError(
+                "E-ONNX-OPSET",
+                f"{file} has {name} {node.name or node.output[0]!r}, which opset {kept}, as this "
+                "target reads it, does not have; export the network without it",
+            )
+    if not wanted:
+        return model
+    typed = onnx.ModelProto()
+    typed.CopyFrom(model)
+    known = {value.name for value in (*typed.graph.value_info, *typed.graph.input)}
+    typed.graph.value_info.extend(  # the inliner asks for the types of weights too
+        helper.make_tensor_value_info(each.name, each.data_type, list(each.dims))
+        for each in typed.graph.initializer
+        if each.name not in known
+    )
+    inlined = onnx.inliner.inline_selected_functions(
+        typed, [("", name) for name in wanted], inline_schema_functions=True
+    )
+    return onnx.shape_inference.infer_shapes(inlined, strict_mode=True, data_prop=True)
+
+
+def _definition(operator: str, opset: int) -> defs.OpSchema | None:
+    """Return what an opset says of an operator; None where it does not have it."""
+    try:
+        return defs.get_schema(operator, opset, "")
+    except defs.SchemaError:
+        return None
+
+
+def _form(schema: defs.OpSchema) -> tuple[Any, ...]:
+    """Return all that a schema says of nodes but for names of inputs and the types they take."""
+    attributes = {
+        name: (str(each.type), each.required, each.default_value.SerializeToString())
+        for name, each in schema.attributes.items()
+    }
+    options = [[str(each.option) for each in ends] for ends in (schema.inputs, schema.outputs)]
+    return attributes, options, schema.min_input, schema.max_input
+
+
 def _lowered(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
     lowered = onnx.ModelProto()
     lowered.CopyFrom(model)
-    graph = _Graph(lowered.graph)
+    graph = _Graph(lowered.graph, opset_of(model))
     nodes: list[onnx.NodeProto] = []
     for node in lowered.graph.node:
-        lower = _LOWER.get(node.op_type)
+        lower = _LOWER.get(node.op_type, _lower_unchanged)
         try:
-            nodes += [node] if lower is None else lower(node, graph)
+            nodes += lower(node, graph)
         except _CannotSayError as error:
             raise InputError(
                 "E-ONNX-OPSET",
@@ -151,6 +222,20 @@ def _lowered(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
     del lowered.graph.node[:]
     lowered.graph.node.extend(nodes)
     return lowered
+
+
+def _tensor_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """Return the value of a Constant; None for one of text."""
+    (attribute,) = node.attribute
+    if attribute.name == "value":
+        tensor: onnx.TensorProto = attribute.t
+        return tensor
+    value = helper.get_attribute_value(attribute)
+    if attribute.name in ("value_int", "value_ints"):
+        return numpy_helper.from_array(np.array(value, np.int64))
+    if attribute.name in ("value_float", "value_floats"):
+        return numpy_helper.from_array(np.array(value, np.float32))
+    return None
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -166,6 +251,14 @@ def _drop(node: onnx.NodeProto, name: str, harmless: Callable[[Any], bool]) -> N
         node.attribute.remove(attribute)
 
 
+def _lower_unchanged(node: onnx.NodeProto, graph: _Graph) -> list[onnx.NodeProto]:
+    """What only takes further types since 17 is as it was."""
+    ours, theirs = (_definition(node.op_type, opset) for opset in (OPSET, graph.opset))
+    if ours is None or theirs is None or _form(ours) != _form(theirs):
+        raise _CannotSayError("it has changed since, and edgeseg does not know how")
+    return [node]
+
+
 def _lower_cast(node: onnx.NodeProto, _: _Graph) -> list[onnx.NodeProto]:
     """`saturate` (19) is of FP8 only, which is no type here; `round_mode` (24) likewise."""
     _drop(node, "saturate", lambda _: True)
@@ -173,9 +266,24 @@ def _lower_cast(node: onnx.NodeProto, _: _Graph) -> list[onnx.NodeProto]:
     return [node]
 
 
-def _lower_average_pool(node: onnx.NodeProto, _: _Graph) -> list[onnx.NodeProto]:
-    """`dilations` came with 19."""
+def _lower_pool(node: onnx.NodeProto, _: _Graph) -> list[onnx.NodeProto]:
+    """`dilations` came with 19, of LpPool with 18 together with `ceil_mode`."""
     _drop(node, "dilations", lambda value: set(value) <= {1})
+    if node.op_type == "LpPool":
+        _drop(node, "ceil_mode", lambda value: value == 0)
+    return [node]
+
+
+def _lower_quantise(node: onnx.NodeProto, _: _Graph) -> list[onnx.NodeProto]:
+    """`saturate` (19) is of FP8 only; blocks, types and precisions of their own came with 21."""
+    _drop(node, "saturate", lambda _: True)
+    _drop(node, "block_size", lambda value: value == 0)
+    _drop(node, "precision", lambda value: value in (0, onnx.TensorProto.FLOAT))
+    # It repeats the type of the zero point, or says FP32 of what is dequantised.
+    taken = {0, onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8, onnx.TensorProto.INT8}
+    if node.op_type == "QuantizeLinear" and len(node.input) < 3:  # where there is none
+        taken = {0, onnx.TensorProto.UINT8}
+    _drop(node, "output_dtype", lambda value: value in taken)
     return [node]
 
 
@@ -194,7 +302,7 @@ def _lower_split(node: onnx.NodeProto, graph: _Graph) -> list[onnx.NodeProto]:
     return [node]
 
 
-def _lower_reduce_mean(node: onnx.NodeProto, graph: _Graph) -> list[onnx.NodeProto]:
+def _lower_reduce(node: onnx.NodeProto, graph: _Graph) -> list[onnx.NodeProto]:
     """The axes were an attribute before 18."""
     axes = graph.constant(node, 1)
     keeps_all = bool(_attributes(node).get("noop_with_empty_axes", 0))
@@ -351,14 +459,29 @@ def _lower_gelu(node: onnx.NodeProto, graph: _Graph) -> list[onnx.NodeProto]:
     return nodes
 
 
+_REDUCES = (
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSumSquare",
+)
 # To take another operator that opset 18 or later changed: a function above and a line here.
 _LOWER: Mapping[str, Callable[[onnx.NodeProto, _Graph], list[onnx.NodeProto]]] = MappingProxyType(
     {
-        "AveragePool": _lower_average_pool,
+        "AveragePool": _lower_pool,
         "Cast": _lower_cast,
+        "CastLike": _lower_cast,
+        "DequantizeLinear": _lower_quantise,
         "Gelu": _lower_gelu,
+        "LpPool": _lower_pool,
         "Pad": _lower_pad,
-        "ReduceMean": _lower_reduce_mean,
+        "QuantizeLinear": _lower_quantise,
+        **dict.fromkeys(_REDUCES, _lower_reduce),
         "Resize": _lower_resize,
         "Split": _lower_split,
     }

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from ..runtime.layout import Layout
 from ..runtime.paths import takes_paths
 from ..runtime.progress import Progress, quiet
 from ..runtime.proof import Hop, PrecisionTiming, Proof, Provenance
-from .audit import least_share, require_share
+from .audit import require_share
 from .batch import require_rows
 from .bom import FILE as BOM_FILE
 from .bom import bom_of
@@ -38,7 +38,7 @@ from .calibration import (
     calibrate,
     read_calibration,
 )
-from .forms import Conversion, Form, make_forms, rounding_for
+from .forms import Conversion, Form, least_share_of, make_forms, rounding_for
 from .frame_gate import FrameGraph, frame_facts, prove_frame_graphs
 from .frame_graph import require_frame_contract
 from .golden import find_dropped_frame, find_empty_frame, golden_frames, write_vectors
@@ -52,9 +52,9 @@ from .parity import (
     require_boundary,
     require_parity,
 )
-from .plan import AUTO, Plan
+from .plan import AUTO, Plan, plan_for
 from .qdq import Rounding
-from .ranges import require_method
+from .ranges import measure_ranges, require_method
 from .reading import require_normal_input, require_own_answer
 from .sensitivity import rank_convolutions
 from .verdict import measure_verdicts
@@ -90,6 +90,11 @@ class ExportableNetwork(Protocol):
         """What is known of its training."""
         ...
 
+    @property
+    def quantised(self) -> bytes | None:
+        """The same as ONNX with INT8 pairs that it came with, see `quantised`; None without."""
+        ...
+
     def to_onnx(self) -> bytes:
         """Return it as FP32 ONNX: ``image`` float32 [1, C, H, W] to ``logits`` [1, K, H, W]."""
         ...
@@ -108,6 +113,7 @@ class TrainedNetwork:
     contract: InputContract
     sha256: str
     provenance: Mapping[str, Any]
+    quantised: ClassVar[None] = None
 
     def to_onnx(self) -> bytes:
         """See `ExportableNetwork`."""
@@ -309,7 +315,7 @@ def export_bundle(
         EngineError: E-EXTRA-MISSING, E-AUDIT, E-RTX-BUILD.
         OutputError: E-OUT-WRITE.
     """
-    if frames.calibration is None and plan.needs_ranges:
+    if frames.calibration is None and plan.needs_ranges and trained.quantised is None:
         raise InputError(
             "E-CALIB-MISSING",
             f"{' and '.join(plan.precisions)} for {plan.target.name} needs calibration images; "
@@ -330,9 +336,18 @@ def export_bundle(
         if not limits.force_contract:
             require_own_answer(trained.run, reference)
         master = trained.to_onnx()
+        plan = plan_for(plan, master, trained.quantised)
         first = _check_master(master, reference, progress)
         calibration = _calibration_of(trained, master, frames.calibration, progress)
-        conversion = Conversion(plan, master, calibration, limits.method, folder)
+        conversion = Conversion(
+            plan,
+            master,
+            calibration,
+            limits.method,
+            folder,
+            trained.quantised,
+            _largest_of(plan, trained.quantised, reference),
+        )
         gates = _Gates(reference, limits, retrain, frames.calibration)
         proved, refused = _prove_all(conversion, gates, progress)
         hops = (first, *(hop for each in proved.values() for hop in each.hops))
@@ -456,6 +471,19 @@ def _calibration_of(
     return calibrate(trained.sha256, trained.contract, master, source, progress=progress)
 
 
+def _largest_of(
+    plan: Plan, quantised: bytes | None, reference: Reference
+) -> dict[str, float] | None:
+    """Return the largest |x| of each activation on the check frames, of a network with pairs.
+
+    None where it has none, or where no arithmetic in FP16 asks for it.
+    """
+    if quantised is None or kind_of(plan.target).stores_half_only:
+        return None
+    inputs = (input_from_frame(each.frame, reference.contract) for each in reference.frames)
+    return dict(measure_ranges(quantised, inputs).largest)
+
+
 def _prove_all(
     conversion: Conversion, gates: _Gates, progress: Progress
 ) -> tuple[dict[str, _Proved], dict[str, str]]:
@@ -559,7 +587,7 @@ def _gate(
         for form in forms:
             for achieved in form.achieved:
                 if not stored_only:
-                    least = least_share(conversion.master, precision, form.kept_float)
+                    least = least_share_of(conversion, precision, form.kept_float)
                     require_share(achieved, precision, least)
             hop = check_hop(form.name, form.run, gates.reference, progress=progress)
             require_parity(hop, precision)

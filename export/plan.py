@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -34,6 +34,8 @@ class Plan:
     notes: tuple[str, ...]
     max_batch: int = 1  # frames; above 1 the batch axis is dynamic
     frame: tuple[int, int] | None = None  # width, height in px: frames that a frame graph takes
+    int8_share: float | None = None  # of the network's MACs that INT8 takes; None: not looked at
+    quantised: bool = False  # the network brings its own INT8 pairs
 
     @property
     def needs_ranges(self) -> bool:
@@ -41,6 +43,8 @@ class Plan:
 
         On a CPU FP16 is a way to store weights, no arithmetic.
         """
+        if self.quantised:
+            return False
         without = {"fp32", "fp16"} if kind_of(self.target).stores_half_only else {"fp32"}
         return bool(set(self.precisions) - without)
 
@@ -56,6 +60,8 @@ class Plan:
             "notes": list(self.notes),
             "batch": {"min": 1, "max": self.max_batch},
             "frame": list(self.frame) if self.frame else None,
+            "int8_share": self.int8_share,
+            "quantised": self.quantised,
         }
 
 
@@ -108,6 +114,75 @@ def make_plan(
         notes=tuple(_notes(target, taken, asked, dla_core, frame)),
         max_batch=max_batch,
         frame=frame,
+    )
+
+
+def plan_for(plan: Plan, master: bytes, quantised: bytes | None = None) -> Plan:
+    """Hold a plan against a network, and say how much of it INT8 takes.
+
+    Args:
+        plan: of `make_plan`.
+        master: the network as FP32 ONNX.
+        quantised: the same with INT8 pairs that it brings; then INT8 is all that is left.
+
+    Raises Refused: E-TARGET-OPERATOR (the target's parser does not take a node), E-TARGET-QDQ (its
+    pairs do not fit the target or what was asked for), E-PRECISION-FALLBACK (INT8 was asked for
+    and takes nothing).
+    """
+    from .audit import asked_in_graph, int8_share_of
+
+    kind = kind_of(plan.target)
+    kind.require_network(plan.target, master)
+    if quantised is None:
+        share = int8_share_of(master)
+        why = "no convolution of the network can run in int8, so nothing would"
+        if plan.asked == "int8" and not share:
+            raise Refused("E-PRECISION-FALLBACK", f"{why}; export fp16 or fp32")
+        plan = replace(plan, int8_share=share)
+        if not share and "int8" in plan.precisions:
+            left = tuple(name for name in plan.precisions if name != "int8")
+            plan = _narrowed(plan, left, {"int8": why})
+    else:
+        plan = _with_own_pairs(plan, quantised, asked_in_graph(quantised).share("int8"))
+    return replace(plan, notes=notes_without(plan, ()))
+
+
+def _with_own_pairs(plan: Plan, quantised: bytes, share: float) -> Plan:
+    from .quantised import require_symmetric
+
+    why = (
+        "the network brings its own INT8 pairs, so its weights are rounded already; name the file "
+        "of the float network for it"
+    )
+    if plan.asked not in (AUTO, "int8"):
+        raise Refused("E-TARGET-QDQ", f"no {plan.asked} of this file: {why}, or say int8")
+    if "int8" not in plan.precisions:
+        raise Refused(
+            "E-TARGET-QDQ",
+            f"{plan.target.name} takes no int8 ({plan.refused['int8']}), and {why}",
+        )
+    if any(build.cache for build in plan.builds.values()):
+        raise Refused(
+            "E-TARGET-QDQ",
+            "with a calibration cache or a DLA INT8 is built from fp32.onnx, without the pairs "
+            "that the network brings; leave --calibration-cache and --dla out, or name the float "
+            "network",
+        )
+    if not kind_of(plan.target).has_unsigned_activations:
+        require_symmetric(plan.target, quantised)
+    gone = {name: why for name in plan.precisions if name != "int8"}
+    return replace(_narrowed(plan, ("int8",), gone), int8_share=share, quantised=True)
+
+
+def _narrowed(plan: Plan, left: tuple[str, ...], gone: Mapping[str, str]) -> Plan:
+    """Return the plan with these precisions left, and why others went."""
+    builds = {name: build for name, build in plan.builds.items() if name in left}
+    return replace(
+        plan,
+        precisions=left,
+        refused=MappingProxyType({**plan.refused, **gone}),
+        default=None if plan.target.runs_here else _default_of(left),
+        builds=MappingProxyType(builds),
     )
 
 
@@ -248,4 +323,14 @@ def notes_without(plan: Plan, refused: Collection[str]) -> tuple[str, ...]:
     """Return the plan's notes as they stand once gates have refused some of its precisions."""
     left = tuple(name for name in plan.precisions if name not in refused)
     dla_core = next((build.dla_core for build in plan.builds.values()), None)
-    return tuple(_notes(plan.target, left, plan.asked, dla_core, plan.frame))
+    notes = _notes(plan.target, left, plan.asked, dla_core, plan.frame)
+    if plan.quantised:
+        notes = [
+            "INT8 is by the network's own pairs; it is judged against the network without them"
+        ]
+    share = plan.int8_share
+    if "int8" in left and share is not None and (share < MIN_SHARE["int8"] or plan.quantised):
+        rest = "" if share == 1 else "; other products than its convolutions stay in float"
+        rest = "; what it does not round stays in float" if plan.quantised and rest else rest
+        notes.append(f"int8 takes {share:.1%} of the network's multiply-accumulates{rest}")
+    return tuple(notes)

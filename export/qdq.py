@@ -23,7 +23,7 @@ from .graph import (
 )
 from .ranges import LEVELS
 
-_HALF_OPSET = 19  # the first in which Q/DQ take FP16
+HALF_QDQ_OPSET = 19  # the first in which Q/DQ take FP16
 
 
 class Grid(NamedTuple):
@@ -85,7 +85,7 @@ def qdq_from_onnx(
     """
     loaded = onnx.load_model_from_string(model)
     if _is_half(loaded.graph):
-        loaded = onnx.version_converter.convert_version(loaded, _HALF_OPSET)
+        loaded = onnx.version_converter.convert_version(loaded, HALF_QDQ_OPSET)
     graph = loaded.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     dtype = np.float16 if _is_half(graph) else np.float32

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import onnx
+import onnx.version_converter
+
+from .qdq import HALF_QDQ_OPSET
 
 # A quarter of FP16's largest: other frames than the calibration's may go further.
 _LIMIT = 65504.0 / 4
@@ -27,6 +30,17 @@ def half_from_onnx(model: bytes, *, keep: Collection[str] = ()) -> bytes:
     OnnxModel(half).topological_sort()  # the converter appends its casts at the end
     onnx.checker.check_model(half, full_check=True)
     return bytes(half.SerializeToString(deterministic=True))
+
+
+def half_from_qdq(model: bytes, *, keep: Collection[str] = ()) -> bytes:
+    """Return a graph with Q/DQ pairs in FP32 as one whose pairs take FP16, as `half_from_onnx`.
+
+    In the first opset that lets them.
+    """
+    raised = onnx.version_converter.convert_version(
+        onnx.load_model_from_string(model), HALF_QDQ_OPSET
+    )
+    return half_from_onnx(raised.SerializeToString(), keep=keep)
 
 
 def _join_kept_nodes(graph: onnx.GraphProto) -> None:

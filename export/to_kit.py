@@ -13,8 +13,7 @@ import numpy as np
 from ..runtime.contract import InputContract
 from ..runtime.image import input_from_frame
 from . import kit
-from .audit import least_share
-from .forms import Conversion, Form
+from .forms import Conversion, Form, least_share_of
 from .frame_gate import FrameGraph, run_frames
 from .frame_graph import AROUND
 from .golden import FOLDER, MAX_FLIPPED, ChosenFrame, whole_frames
@@ -88,7 +87,7 @@ def write_kit(
                 "flags": list(conversion.plan.builds[name].flags),
                 "cache": conversion.plan.builds[name].cache,
                 "dla_core": conversion.plan.builds[name].dla_core,
-                "min_share": least_share(conversion.master, name, form.kept_float),
+                "min_share": least_share_of(conversion, name, form.kept_float),
             }
             for name, form in forms.items()
         },

@@ -8,7 +8,11 @@ from pathlib import Path
 import onnx
 import openvino as ov
 
+from ..runtime.errors import Refused
+
 _COUNTED = re.compile(r"[A-Z][A-Za-z]*_[0-9]+")  # as OpenVINO names a node that has no name
+_LACKING = re.compile(r"No conversion rule found for operations: [^\n]*\w")
+_LAST = re.compile(r"[^\n]*\S(?=\s*$)")  # line of what it says
 
 
 def openvino_from_onnx(
@@ -21,10 +25,21 @@ def openvino_from_onnx(
         folder: exists.
         half: store the weights in FP16.
         max_batch: upper end of a dynamic batch axis, where `model` has one.
+
+    Raises Refused (E-OPENVINO-PARSE) for what its frontend does not take.
     """
     source = folder / "source.onnx"
     source.write_bytes(model)
-    network = ov.convert_model(source)
+    try:
+        network = ov.convert_model(source)
+    except Exception as error:  # its errors share no narrower base
+        said = _LACKING.search(str(error)) or _LAST.search(str(error))
+        reason = said[0] if said else type(error).__name__
+        raise Refused(
+            "E-OPENVINO-PARSE",
+            f"OpenVINO does not take the network ({reason}); export it without what is named "
+            "there, or for another target",
+        ) from error
     if network.is_dynamic():
         shape = network.input(0).get_partial_shape()
         shape[0] = ov.Dimension(1, max_batch)

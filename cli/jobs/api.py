@@ -18,7 +18,7 @@ from ...runtime.errors import InputError
 from ...runtime.files import sha256_of_file
 from ...runtime.paths import takes_paths
 from .parts import common_samples, default_part, leak_of, samples_for, train_frames
-from .sources import find_source, load_exportable
+from .sources import OnnxSource, find_source, load_exportable
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -370,6 +370,7 @@ def export(
         `export.pipeline.export_bundle`.
     """
     from ...export.pipeline import Limits, export_bundle
+    from ...export.plan import plan_for
     from ...kd import zoo
     from ...runtime.files import require_new
     from .calibrating import CalibrationRequest, frames_for_export, retraining_of
@@ -387,6 +388,8 @@ def export(
     out = out or Path(f"{named.resolve().stem}-{chosen.target.name}".replace("@", "-"))
     require_new(out)
     found, network = load_exportable(named, contract, chosen.target.opset, output, weights)
+    if isinstance(found, OnnxSource):
+        chosen = plan_for(chosen, network.to_onnx(), network.quantised)
     trained_on = found.trained_on()
     request = CalibrationRequest(_sets(calib), ranges, synthetic_calibration, calib_images)
     retrain = retraining_of(found, request, qat) if qat else None

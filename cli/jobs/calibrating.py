@@ -15,7 +15,7 @@ from ...runtime.image import read_for
 from ...runtime.progress import Progress, quiet
 from . import phantoms
 from .parts import Folders, Parts, check_frame, parts_of_split, samples_for
-from .sources import CheckpointSource, Exportable
+from .sources import CheckpointSource, Exportable, OnnxSource
 
 if TYPE_CHECKING:
     from ...export.calibration import CalibrationSet
@@ -74,6 +74,13 @@ def frames_for_export(
     if request.synthetic and request.record is not None:
         raise InputError(
             "E-CALIB-CHOICE", "--ranges and --synthetic-calibration exclude each other; leave one"
+        )
+    calibrated = request.record is not None or request.synthetic
+    if calibrated and isinstance(source, OnnxSource) and source.quantised:
+        raise InputError(
+            "E-CALIB-CHOICE",
+            f"{source.path} brings its own INT8 pairs and is not calibrated again; leave --ranges "
+            "and --synthetic-calibration out",
         )
     parts = source.parts(request.data, progress)
     with contextlib.ExitStack() as stack:

@@ -371,7 +371,7 @@ def _baseline_onnx(network: str, contract: InputContract, precision: str) -> byt
         built = build_baseline(network, contract.height, contract.width)
         return onnx_from_network(built, contract)
     model = _baseline_onnx(network, contract, "fp32")
-    shape = (_NOISE_FRAMES, 1, 1, contract.height, contract.width)
+    shape = (_NOISE_FRAMES, 1, contract.depth, contract.height, contract.width)
     noise = np.random.default_rng(0).standard_normal(shape, np.float32)
     amax = measure_ranges(model, noise).amax("min-max")
     bits = find_target("x86-cpu").weight_bits

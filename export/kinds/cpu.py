@@ -8,7 +8,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ..target import Target
-from .kind import FrameSize, Kind, build_nothing, refuse_dla_and_cache, ship_nothing_more
+from .kind import (
+    FrameSize,
+    Kind,
+    ask_the_parser,
+    build_nothing,
+    refuse_dla_and_cache,
+    ship_nothing_more,
+)
 
 if TYPE_CHECKING:
     from ..audit import ExecutedPrecisions
@@ -103,21 +110,14 @@ WRITERS: Mapping[str, Callable[[Conversion, str, bytes, int], _Files]] = Mapping
 def make(conversion: Conversion, precision: str, keep_float: tuple[str, ...]) -> Iterator[Form]:
     """Files for the engines of a CPU target, each run in its own engine where that is here."""
     from ...runtime.engines import available_threads, open_engine
-    from ..forms import Form, amax_of, shaped_model
+    from ..forms import Form, quantised_onnx, shaped_model
     from ..parity import exact_run
-    from ..qdq import qdq_from_onnx
 
     target = conversion.plan.target
     threads = available_threads()
     model = conversion.master
     if precision == "int8":
-        model = qdq_from_onnx(
-            model,
-            amax_of(conversion),
-            unsigned=True,
-            weight_bits=target.weight_bits,
-            keep_float=keep_float,
-        )
+        model = quantised_onnx(conversion, keep_float)
     for engine in target.engines[precision]:
         made = WRITERS[engine](conversion, precision, model, threads)
         run: Run
@@ -142,6 +142,7 @@ def make(conversion: Conversion, precision: str, keep_float: tuple[str, ...]) ->
 CPU = Kind(
     refuse=refuse_dla_and_cache,
     why_not=why_not,
+    require_network=ask_the_parser,
     describe=describe,
     make=make,
     ship=ship_nothing_more,

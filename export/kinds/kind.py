@@ -47,6 +47,8 @@ class Kind:
     refuse: Callable[[Target, int | None, bool], None]
     # (target, precision, frame): why it does not take a precision; "" if it does
     why_not: Callable[[Target, str, FrameSize | None], str]
+    # (target, the network as FP32 ONNX): raises Refused for what the target cannot read
+    require_network: Callable[[Target, bytes], None]
     # (plan, precision): what is written, in a line
     describe: Callable[[Plan, str], str]
     # (conversion, precision, convolutions kept in float): the files, the preferred engine's first
@@ -79,6 +81,10 @@ def refuse_dla_and_cache(target: Target, dla_core: int | None, cache: bool) -> N
         raise Refused(
             "E-TARGET-CACHE", f"{target.name} takes Q/DQ only; leave --calibration-cache out"
         )
+
+
+def ask_the_parser(target: Target, master: bytes) -> None:
+    """Refuse nothing: the target's parser is here, and reads the network when it is made."""
 
 
 def ship_nothing_more(*_: Any, **__: Any) -> None:

@@ -10,6 +10,7 @@ from .kind import (
     TYPED_ONNX,
     FrameSize,
     Kind,
+    ask_the_parser,
     build_nothing,
     refuse_dla_and_cache,
     ship_nothing_more,
@@ -63,6 +64,7 @@ def make(conversion: Conversion, precision: str, keep_float: tuple[str, ...]) ->
 RTX = Kind(
     refuse=refuse_dla_and_cache,
     why_not=takes_every_precision,
+    require_network=ask_the_parser,
     describe=describe,
     make=make,
     ship=ship_nothing_more,

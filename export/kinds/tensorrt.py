@@ -49,6 +49,13 @@ def refuse(target: Target, dla_core: int | None, cache: bool) -> None:
         )
 
 
+def require_network(target: Target, master: bytes) -> None:
+    """See `require_parsed`."""
+    from ..surface import require_parsed
+
+    require_parsed(target, master)
+
+
 def notes(
     target: Target,
     precisions: Sequence[str],
@@ -110,10 +117,11 @@ def describe(plan: Plan, precision: str) -> str:
 def make(conversion: Conversion, precision: str, keep_float: tuple[str, ...]) -> Iterator[Form]:
     """The ONNX that TensorRT builds from on the device; DLA and caches are judged there."""
     from ...runtime.engines import available_threads
-    from ..audit import asked_in_graph, least_share, require_share
+    from ..audit import asked_in_graph, require_share
     from ..forms import (
         Form,
         kept_in_float,
+        least_share_of,
         require_half,
         shaped_model,
         typed_onnx,
@@ -130,7 +138,7 @@ def make(conversion: Conversion, precision: str, keep_float: tuple[str, ...]) ->
         stand_in = typed_onnx(conversion, "qdq.onnx", keep_float)
     kept = kept_in_float(conversion, build.onnx, keep_float)
     if build.typed or precision == "int8":  # what the graph does not ask for no device can run
-        least = least_share(conversion.master, precision, kept)
+        least = least_share_of(conversion, precision, kept)
         require_share(asked_in_graph(stand_in), precision, least)
     run = exact_run(shaped_model(conversion, stand_in), available_threads())
     size = weights_bytes(model)
@@ -148,6 +156,7 @@ def ship(*arguments: Any, **options: Any) -> None:
 TENSORRT = Kind(
     refuse=refuse,
     why_not=takes_every_precision,
+    require_network=require_network,
     describe=describe,
     make=make,
     ship=ship,

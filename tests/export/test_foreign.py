@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 from edgeseg.cli.jobs.sources import OnnxSource, find_source, load_exportable
 from edgeseg.export import foreign
-from edgeseg.export.foreign import OPERATORS, read_onnx
+from edgeseg.export.foreign import read_onnx
 from edgeseg.export.to_onnx import onnx_from_network
 from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.runtime.contract import InputContract
@@ -114,8 +114,7 @@ def test_a_missing_or_malformed_contract_is_refused(saved, tmp_path, text):
         (b"", "E-ONNX-READ", "theirs.onnx"),
         (network(size=48), "E-ONNX-SHAPE", "48"),
         (network(outputs=("y", "r2")), "E-ONNX-READ", "theirs.onnx"),
-        (network(middle="Elu"), "E-ONNX-OPERATOR", "Elu"),
-        (network(middle="Mish", opset=18), "E-ONNX-OPERATOR", "Mish"),
+        (network(middle="RandomNormalLike"), "E-ONNX-OPERATOR", "RandomNormalLike .* at random"),
         (network(middle="Mine", domain="my.own"), "E-ONNX-READ", "my.own"),
     ],
 )
@@ -378,4 +377,4 @@ def test_a_group_norm_of_the_standard_is_taken_as_its_steps(groups, opset, tmp_p
     contract.write_text(json.dumps(CONTRACT.to_dict()))
     ours = ours_of(theirs, tmp_path, contract)
     np.testing.assert_allclose(answer(ours, noise(3)), answer(theirs, noise(3)), atol=1e-4)
-    assert operators_of(ours) <= OPERATORS
+    assert not operators_of(ours) & {"GroupNormalization", "Shape", "CastLike"}

@@ -18,6 +18,7 @@ from edgeseg.cli.jobs.parts import samples_for
 from edgeseg.cli.jobs.sources import checkpoint_of
 from edgeseg.export import target as target_module
 from edgeseg.export import verdict as verdict_module
+from edgeseg.export.audit import least_share
 from edgeseg.export.calibration import Calibration, CalibrationSet, calibrate
 from edgeseg.export.forms import Conversion, Form, make_forms
 from edgeseg.export.parity import (
@@ -32,7 +33,6 @@ from edgeseg.export.pipeline import (
     Frames,
     Limits,
     export_bundle,
-    least_share,
     load_trained,
     read_calibration_frames,
 )
@@ -115,6 +115,7 @@ class Toy:
     contract: InputContract = CONTRACT
     sha256: str = "1" * 64
     provenance: MappingProxyType = field(default_factory=lambda: MappingProxyType({"by": "hand"}))
+    quantised = None
 
     def to_onnx(self):
         return toy_model()

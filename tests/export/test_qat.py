@@ -435,6 +435,7 @@ class Toy:
     contract: InputContract = CONTRACT
     sha256: str = "1" * 64
     provenance: dict = field(default_factory=dict)
+    quantised = None
 
     def to_onnx(self):
         return toy_model(self.gain)

@@ -45,10 +45,19 @@ BENDS = (
     "B = Tanh (A)",
     "B = Erf (A)",
     "B = Exp (A)",
+    "B = Abs (A)",
+    "B = Neg (A)",
+    "B = Elu (A)",
+    "B = Softplus (A)",
+    "A1 = Abs (A)\n B = Log (A1)",
+    "B = Max (A, low)",
+    "B = Softsign (A)",
     f"B = AveragePool <{POOL}> (A)",
 )
 MADE = ("B = Sigmoid (A) !", "A1 = Concat <axis = 1> (zeros, A)\n A2 = Softmax <axis = 1> (A1)\n"
-        "B = Gather <axis = 1> (A2, one) !", "B = HardSigmoid (A) !")  # fmt: skip
+        "B = Gather <axis = 1> (A2, one) !", "B = HardSigmoid (A) !",
+        "A1 = Concat <axis = 1> (zeros, A)\n A2 = LogSoftmax <axis = 1> (A1)\n"
+        "B = Gather <axis = 1> (A2, one) !")  # fmt: skip
 NUMBER_NAMES = ("factor", "shift", "low", "high")
 NUMBERS = st.tuples(
     st.sampled_from([0.01, 0.5, 2.0, 100.0, 255.0]),

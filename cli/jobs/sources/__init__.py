@@ -102,11 +102,13 @@ def load_exportable(
     from ....export.torch_module import is_module_name
 
     if is_module_name(path):
-        return OnnxSource(path), read_module(str(path), weights, contract, opset, output)
+        network = read_module(str(path), weights, contract, opset, output)
+        return OnnxSource(path, quantised=network.quantised is not None), network
     if weights is not None:
         raise InputError("E-MODULE-WEIGHTS", f"{path} brings its own weights; leave --weights out")
     if _is_onnx(path):
-        return OnnxSource(path), read_onnx(path, contract, opset, output)
+        network = read_onnx(path, contract, opset, output)
+        return OnnxSource(path, quantised=network.quantised is not None), network
     if output is not None:
         raise InputError(
             "E-ONNX-OUTPUT", f"{path} is no ONNX and has one output; leave --output out"

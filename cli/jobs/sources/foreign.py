@@ -18,6 +18,7 @@ class OnnxSource:
     what: ClassVar[str] = "ONNX"
 
     path: Path
+    quantised: bool = False  # it brings its own INT8 pairs
 
     def trained_on(self) -> frozenset[str] | None:
         """See `ModelSource`; there is no list."""
@@ -34,7 +35,9 @@ class OnnxSource:
         return describe_sets(provenance.get("data", []))
 
     def parts(self, data: Folders, progress: Progress) -> Parts | None:
-        """See `Exportable`; of a new split."""
+        """See `Exportable`; of a new split. What brings its INT8 does without."""
+        if not data and self.quantised:
+            return None
         if not data:
             raise data_missing(self.path, "images with masks")
         return parts_anew(data, progress)
