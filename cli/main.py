@@ -136,6 +136,9 @@ def data_split(
 ) -> None:
     """Split DATA into train, val and test so that no patient and no near-duplicates are separated.
 
+    DATA that comes in train/, val/ and test/ is split as it comes, and what that tears is counted;
+    --seed, --fractions or --folds split it anew.
+
     With --folds N, OUT/fold-1.json to OUT/fold-N.json; every image is in one test part.
     """
     from ..kd.data.dataset import read_datasets
@@ -144,6 +147,7 @@ def data_split(
         make_folds,
         make_split,
         split_from_lists,
+        split_of_parts,
         write_split,
     )
     from ..runtime.files import atomic_folder, require_new, require_writable
@@ -172,12 +176,16 @@ def data_split(
             click.echo(f"fold {number}\n{describe_split(fold)}")
         return
     require_writable(out)
-    split = make_split(
-        read_datasets(dataset),
-        seed=seed,
-        fractions=fractions or (0.7, 0.1, 0.2),
-        progress=progress_of(quiet),
-    )
+    read = read_datasets(dataset)
+    if read.has_parts and not set(given(context, context.params)) & {"fractions", "seed"}:
+        split = split_of_parts(read, progress=progress_of(quiet))
+    else:
+        split = make_split(
+            read,
+            seed=seed,
+            fractions=fractions or (0.7, 0.1, 0.2),
+            progress=progress_of(quiet),
+        )
     write_split(split, out)
     click.echo(describe_split(split))
 
@@ -199,7 +207,12 @@ def _train_options(command: F, without: tuple[str, ...] = ()) -> F:
 @cli.command()
 @data_argument
 @out_option("Folder of the run.")
-@click.option("--split", "split_file", type=path_type(), help="Split to use; default: a new one.")
+@click.option(
+    "--split",
+    "split_file",
+    type=path_type(),
+    help="Split to use; default: the parts that DATA comes in, or a new one.",
+)
 @click.option("--recipe", help=f"Settings to start from: {', '.join(RECIPES)}.")
 @click.option("--teachers", type=path_type(), help="A run whose teachers are taken.")
 @click.option(

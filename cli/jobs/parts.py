@@ -152,13 +152,17 @@ def parts_of_run(source: ModelSource, data: Folders) -> Parts:
 
 
 def parts_anew(data: Folders, progress: Progress) -> Parts:
-    """Return the parts of a new leak-safe split with seed 0."""
+    """Return the parts that data come in, or those of a new leak-safe split with seed 0."""
     from ...kd.data.dataset import read_datasets
-    from ...kd.data.split import make_split
+    from ...kd.data.split import default_split
 
     dataset = read_datasets(data)
+    split = default_split(dataset, progress=progress)
+    if dataset.has_parts:
+        origin: dict[str, Any] = {"source": "own split of --calib", "part": "train"}
+        return parts_of_split(split, dataset, origin, "val part that the --calib data come with")
     return parts_of_split(
-        make_split(dataset, seed=0, progress=progress),
+        split,
         dataset,
         {"source": "new split of --calib", "split_seed": 0, "part": "train"},
         "val part of a new split of the --calib data, seed 0",

@@ -59,6 +59,7 @@ class Audit:
     orphan_masks: tuple[str, ...]
     label_faults: tuple[str, ...]
     identical: tuple[tuple[str, ...], ...]  # sets of images with the same bytes
+    torn_groups: tuple[tuple[str, ...], ...]  # a patient's, or look-alikes, in two of its own parts
 
     @property
     def duplicate_share(self) -> float:
@@ -93,7 +94,9 @@ _PROBLEMS = {  # field: its line in the report
     "orphan_masks": "masks without an image",
     "label_faults": "faults of the class list",
     "identical": "sets of identical images",
+    "torn_groups": "patients or near-duplicates that are in more than one of its parts",
 }
+_OF_SEVERAL = ("identical", "torn_groups")  # known once every file was read
 
 
 @takes_paths
@@ -111,7 +114,7 @@ def audit_datasets(folders: Sequence[Path], *, progress: Progress = quiet) -> Au
         EngineError: E-EXTRA-MISSING, for an XLSX class list without openpyxl.
     """
     sets = [(name, root, *list_files(root)) for name, root in named_folders(folders)]
-    found: dict[str, list[str]] = {kind: [] for kind in _PROBLEMS}
+    found: dict[str, list[str]] = {kind: [] for kind in _PROBLEMS if kind not in _OF_SEVERAL}
     readable: list[Sample] = []
     by_digest: dict[str, list[str]] = {}
     for name, root, _, listing in sets:
@@ -153,8 +156,21 @@ def audit_datasets(folders: Sequence[Path], *, progress: Progress = quiet) -> Au
         cross_patient=alike(
             lambda one, other: one.source != other.source or one.patient != other.patient
         ),
-        **{kind: tuple(entries) for kind, entries in found.items() if kind != "identical"},
+        **{kind: tuple(entries) for kind, entries in found.items()},
         identical=tuple(tuple(names) for names in by_digest.values() if len(names) > 1),
+        torn_groups=_torn(readable, whole),
+    )
+
+
+def _torn(samples: Sequence[Sample], groups: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+    """Return the names of each group that is in more than one of the parts that data come in."""
+    members: dict[int, list[Sample]] = {}
+    for sample, group in zip(samples, groups, strict=True):
+        members.setdefault(group, []).append(sample)
+    return tuple(
+        tuple(sample.name for sample in each)
+        for each in members.values()
+        if len({sample.part for sample in each}) > 1
     )
 
 

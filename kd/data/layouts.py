@@ -19,6 +19,7 @@ from ...runtime.errors import InputError
 from ...runtime.folder import image_files, masked_stem, natural_key, stem_of
 from .labels import LABELS, UNCLASSED, LabelList, image_key, read_found_list, read_named_list
 from .masks import inspect_mask, read_colours
+from .parts import part_folders
 from .sample import Listing, MaskReader, Sample
 
 _PLAIN_TABLE = "labels.csv"
@@ -30,6 +31,7 @@ _UCLM_PATIENT_CHARS = 4  # of an image's name
 _UCLM_COLOURS: Mapping[tuple[int, ...], str] = MappingProxyType(
     {(0, 0, 0): "normal", (0, 255, 0): "benign", (255, 0, 0): "malignant"}
 )
+_PARTS = "parts"  # the layout that has others in it
 _GRAVEST_FIRST = ("malignant", "benign", UNCLASSED, "normal")
 
 
@@ -277,6 +279,49 @@ def _with_labels_of_masks(
     return replace(listing, samples=tuple(samples), mask_faults=tuple(faults))
 
 
+def layout_of(root: Path, *, in_parts: bool = True) -> str | None:
+    """Return the key of the first layout that fits, or None. Raises OSError.
+
+    `in_parts`: whether it may be one that has others in it.
+    """
+    return next(
+        (
+            name
+            for name, each in LAYOUTS.items()
+            if (in_parts or name != _PARTS) and each.fits(root)
+        ),
+        None,
+    )
+
+
+def require_layout(root: Path, *, in_parts: bool = True) -> str:
+    """Return the key of the first layout that fits; raises InputError (E-DATA-LAYOUT), OSError."""
+    name = layout_of(root, in_parts=in_parts)
+    if name is None:
+        known = "; ".join(f"{name}: {layout.description}" for name, layout in LAYOUTS.items())
+        raise InputError(
+            "E-DATA-LAYOUT", f"{root} has no known layout; arrange it as one of these - {known}"
+        )
+    return name
+
+
+def _list_parts(root: Path) -> Listing:
+    """List train/, val/ and test/, each in a layout of its own; a sample knows its part."""
+    found = Listing((), ())
+    for part, folder in part_folders(root).items():
+        inner = LAYOUTS[require_layout(folder, in_parts=False)].list_files(folder)
+        samples = (
+            replace(each, name=f"{folder.name}/{each.name}", part=part) for each in inner.samples
+        )
+        found = Listing(
+            (*found.samples, *samples),
+            found.orphan_masks + inner.orphan_masks,
+            found.label_faults + inner.label_faults,
+            found.mask_faults + inner.mask_faults,
+        )
+    return found
+
+
 # To add a layout: a detector and a reader above and a line here; tests/kd/test_data_dataset.py
 # walks this table. The first that fits is taken.
 LAYOUTS: Mapping[str, DataSetLayout] = MappingProxyType(
@@ -318,6 +363,11 @@ LAYOUTS: Mapping[str, DataSetLayout] = MappingProxyType(
             "mask marks something is a lesion of unknown class",
             lambda root: _has_masks(root),
             _list_unlisted,
+        ),
+        _PARTS: DataSetLayout(
+            "train/ and val/ or test/, each in one of the other layouts: they are the split",
+            lambda root: len(part_folders(root)) > 1,
+            _list_parts,
         ),
     }
 )

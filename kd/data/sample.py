@@ -27,6 +27,7 @@ class Sample:
     look: int | None = None  # number of its group, where groups were sought
     patient: str | None = None  # of this data set; None where it does not tell
     source: str = ""  # name of its data set
+    part: str = ""  # one of parts.PARTS, where the data set itself tells
     mask_reader: MaskReader = read_mask  # of one mask file
 
     @property

@@ -101,6 +101,12 @@ def make_unlisted(root: Path) -> None:
         save(root / "masks" / "0" / f"{stem}.png", marked=stem == "a")
 
 
+def make_parts(root: Path) -> None:
+    for part, label in zip(("train", "val", "test"), LABELS, strict=True):
+        save(root / part / label / f"{label} (1).png")
+        save(root / part / label / f"{label} (1)_mask.png", marked=label != "normal")
+
+
 MAKERS = {
     "busi": make_busi,
     "dataset-b": make_dataset_b,
@@ -109,6 +115,7 @@ MAKERS = {
     "plain": make_plain,
     "bus-uclm": make_bus_uclm,
     "unlisted": make_unlisted,
+    "parts": make_parts,
 }
 
 
