@@ -17,6 +17,7 @@ from ...runtime.files import sha256_of_file
 from ...runtime.image import read_image
 from ...runtime.paths import takes_paths
 from ...runtime.progress import Progress, quiet
+from .classes import ClassMask
 from .dataset import EVERY_LABEL, LABELS, list_files, named_folders
 from .duplicates import groups_from_pairs, near_duplicates, pairs_of, patient_pairs
 from .masks import Mask, inspect_mask, read_mask
@@ -195,6 +196,8 @@ def _read(
 
 def _inspect(sample: Sample, path: Path) -> Mask:
     """Read a mask as its data set does; one with a reader of its own says what colours mean."""
+    if isinstance(sample.mask_reader, ClassMask):
+        return Mask(sample.mask_reader(path))
     mask = inspect_mask(path)
     if sample.mask_reader is read_mask:
         return mask

@@ -96,8 +96,9 @@ def read_dataset(root: Path) -> Dataset:
     Raises:
         InputError: E-DATA-FOLDER (no such folder), E-DATA-LAYOUT (none fits), E-DATA-EMPTY (no
             images), E-DATA-LABEL (unknown or missing label), E-DATA-PATIENT (a list of patients
-            with gaps), E-DATA-NO-MASK (lesion without mask); E-DATA-COLOUR and E-IMAGE-* for a mask
-            that is to tell the class.
+            with gaps), E-DATA-NO-MASK (lesion without mask), E-DATA-CLASSES and E-DATA-VOID
+            (classes that nothing explains); E-DATA-COLOUR, E-MASK-* and E-IMAGE-* for a mask that
+            is to tell the class.
         EngineError: E-EXTRA-MISSING, for an XLSX class list without openpyxl.
     """
     return _read(*_name_and_root(root))

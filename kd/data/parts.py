@@ -22,6 +22,12 @@ PART_OF: Mapping[str, str] = MappingProxyType(  # by what published sets call it
 )
 
 
+def beside(root: Path, name: str) -> Path | None:
+    """Return a file of a data set; one of a part may lie beside the part's folder. None without."""
+    places = [root, *([root.parent] if root.name.casefold() in PART_OF else [])]
+    return next((place / name for place in places if (place / name).is_file()), None)
+
+
 def part_folders(root: Path) -> dict[str, Path]:
     """Return the folder of each part that is there, in the order of `PARTS`; train is always.
 

@@ -22,7 +22,7 @@ from ...runtime.paths import takes_paths
 from ...runtime.progress import Progress, quiet
 from .dataset import EVERY_LABEL, LABELS, Dataset
 from .duplicates import group_duplicates
-from .labels import MAX_LIST_BYTES, image_key
+from .labels import image_key, read_lines
 from .parts import PARTS as PARTS
 from .sample import Sample
 
@@ -170,7 +170,7 @@ def split_from_lists(
     part_of: dict[str, str] = {}
     found = _Finder(dataset)
     for part, path in zip(PARTS, lists, strict=False):
-        for line in _lines(path):
+        for line in read_lines(path):
             name = found(line, path)
             if name in part_of:
                 raise InputError(
@@ -278,18 +278,6 @@ class _Finder:
             f"{path} lists {line!r}, which {meant}; write its name in the data set, such as "
             f"{min(self._names)!r}",
         )
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        if path.stat().st_size > MAX_LIST_BYTES:
-            raise ValueError(f"over {MAX_LIST_BYTES} bytes")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(
-            "E-SPLIT-LIST", f"cannot read {path} ({error}); give UTF-8 text with an image a line"
-        ) from error
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def _torn_groups(entries: Iterable[SplitEntry]) -> int:
@@ -450,7 +438,7 @@ def _split_from_json(content: object) -> Split:
     layout = "layouts" if of_sets else "layout"
     names = ["schema", "seed", "fractions", layout, "tool_version", "entries"]
     listed = isinstance(content, dict) and of_sets and "torn_groups" in content
-    own = listed and "parts_from" in content
+    own = isinstance(content, dict) and listed and "parts_from" in content
     told = [*(["torn_groups"] if listed else []), *(["parts_from"] if own else [])]
     fields = _fields(content, *names, *told)
     if own and fields["parts_from"] != OWN:

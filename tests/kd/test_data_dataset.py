@@ -101,6 +101,42 @@ def make_unlisted(root: Path) -> None:
         save(root / "masks" / "0" / f"{stem}.png", marked=stem == "a")
 
 
+NUMBERS = {"benign": 1, "malignant": 2, "normal": 0}
+CLASSES = "class,label\n1,benign\n2,malignant\n"
+
+
+def save_numbers(path: Path, *numbers: int, palette: bool = False) -> None:
+    """Write a mask of 8x6 px of class numbers, one pixel each in its first row."""
+    pixels = np.zeros((6, 8), np.uint8)
+    pixels[0, : len(numbers)] = numbers
+    image = Image.fromarray(pixels)
+    if palette:  # of PASCAL VOC: its colours differ from grey, and say nothing
+        image = Image.frombytes("P", image.size, pixels.tobytes())
+        image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [9] * 756 + [224, 224, 192])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def make_indexed(root: Path) -> None:
+    for label, number in NUMBERS.items():
+        save(root / "images" / f"{label}.png")
+        save_numbers(root / "masks" / f"{label}.png", number)
+    (root / "classes.csv").write_text(CLASSES)
+
+
+def make_voc(root: Path) -> None:
+    for label, number in NUMBERS.items():
+        save(root / "JPEGImages" / f"{label}.bmp")
+        save_numbers(root / "SegmentationClass" / f"{label}.png", number, palette=True)
+    save(root / "JPEGImages" / "of boxes alone.bmp")
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("benign\nnormal\n")
+    (lists / "val.txt").write_text("malignant\n")
+    (lists / "trainval.txt").write_text("benign\nnormal\nmalignant\n")
+    (root / "classes.csv").write_text(CLASSES)
+
+
 def make_parts(root: Path) -> None:
     for part, label in zip(("train", "val", "test"), LABELS, strict=True):
         save(root / part / label / f"{label} (1).png")
@@ -115,6 +151,8 @@ MAKERS = {
     "plain": make_plain,
     "bus-uclm": make_bus_uclm,
     "unlisted": make_unlisted,
+    "indexed": make_indexed,
+    "voc": make_voc,
     "parts": make_parts,
 }
 
@@ -227,6 +265,9 @@ def test_a_layout_without_images_is_refused(layout, tmp_path):
         ("breast", "case001_tumor.png"),
         ("bus-uclm", "masks/FUHI_000.png"),  # which alone tells that it is normal
         ("unlisted", "masks/0/b.png"),
+        ("indexed", "masks/normal.png"),
+        ("voc", "SegmentationClass/normal.png"),
+        ("parts", "train/benign/benign (1)_mask.png"),
     ],
 )
 def test_a_lesion_without_mask_is_refused(layout, mask, tmp_path):
