@@ -18,12 +18,15 @@ import numpy.typing as npt
 from ...runtime.errors import InputError
 from ...runtime.folder import image_files, masked_stem, natural_key, stem_of
 from .classes import CLASSES_TABLE, numbers_by_table, with_numbered_classes
+from .coco import is_coco, list_coco
+from .labelme import is_labelme, list_labelme
 from .labels import LABELS, UNCLASSED, LabelList, image_key, read_found_list, read_named_list
 from .masks import inspect_mask, read_colours
 from .pairing import GRAVEST_FIRST, folders, image_stem_of, in_folders, pair, with_labels_of_masks
 from .parts import beside, part_folders
 from .sample import Listing, Sample
 from .voc import is_voc, list_voc
+from .yolo import is_yolo, list_yolo
 
 _PLAIN_TABLE = "labels.csv"
 _BUS_BRA_TABLE = "bus_data.csv"
@@ -333,6 +336,22 @@ LAYOUTS: Mapping[str, DataSetLayout] = MappingProxyType(
             "ImageSets/Segmentation/*.txt that name images and parts",
             is_voc,
             list_voc,
+        ),
+        "labelme": DataSetLayout(
+            "LabelMe: 'x.json' for each image, in the folder itself or in images/, annotations/, "
+            "json/ or labels/",
+            is_labelme,
+            list_labelme,
+        ),
+        "coco": DataSetLayout(
+            "COCO: annotations/*.json, or *.json beside the images, with outlines or run lengths",
+            is_coco,
+            list_coco,
+        ),
+        "yolo": DataSetLayout(
+            "YOLO: images/ and labels/*.txt with a polygon a line, and data.yaml with names",
+            is_yolo,
+            list_yolo,
         ),
         _PARTS: DataSetLayout(
             "train/ and val/ or test/, each in one of the other layouts: they are the split",

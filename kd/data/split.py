@@ -6,10 +6,11 @@ out as it would alone, unless it shares look-alikes with another, which then sta
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
 
@@ -291,6 +292,7 @@ def _look_and_hash(dataset: Dataset, progress: Progress) -> tuple[SplitEntry, ..
     """Return an entry for each sample, its part still open."""
     groups = group_duplicates(dataset.samples, progress=progress)
     several = len(dataset.members) > 1
+    sha256_of = functools.cache(sha256_of_file)  # a file may be the mask of many images
     samples = list(zip(dataset.samples, groups, strict=True))
     return tuple(
         SplitEntry(
@@ -298,8 +300,8 @@ def _look_and_hash(dataset: Dataset, progress: Progress) -> tuple[SplitEntry, ..
             sample.label,
             group,
             "",
-            sha256_of_file(sample.image),
-            tuple(sha256_of_file(mask) for mask in sample.masks),
+            sha256_of(sample.image),
+            tuple(sha256_of(mask) for mask in sample.masks),
             sample.source if several else "",
         )
         for sample, group in progress(samples, "hashing files")
@@ -538,7 +540,12 @@ def samples_of(split: Split, dataset: Dataset, part: str) -> tuple[Sample, ...]:
     _require_sets(split, dataset)
     by_name = {sample.name: sample for sample in dataset.samples}
     entries = [entry for entry in split.entries if entry.part == part]
-    changes = [change for entry in entries if (change := _change(entry, by_name.get(entry.name)))]
+    sha256_of = functools.cache(sha256_of_file)
+    changes = [
+        change
+        for entry in entries
+        if (change := _change(entry, by_name.get(entry.name), sha256_of))
+    ]
     if changes:
         raise InputError(
             "E-SPLIT-MISMATCH",
@@ -562,7 +569,7 @@ def _require_sets(split: Split, dataset: Dataset) -> None:
         )
 
 
-def _change(entry: SplitEntry, sample: Sample | None) -> str:
+def _change(entry: SplitEntry, sample: Sample | None, sha256_of: Callable[[Path], str]) -> str:
     """Return what differs between an entry and its sample, or nothing."""
     if sample is None:
         return f"{entry.name} is missing"
@@ -573,7 +580,7 @@ def _change(entry: SplitEntry, sample: Sample | None) -> str:
     files = (sample.image, *sample.masks)
     for path, expected in zip(files, (entry.image_sha256, *entry.mask_sha256), strict=True):
         try:
-            if sha256_of_file(path) != expected:
+            if sha256_of(path) != expected:
                 return f"{path} has changed"
         except OSError:
             return f"{path} cannot be read"

@@ -1,5 +1,6 @@
 """Data set layouts, class lists, masks, and every refusal by its code."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -137,6 +138,52 @@ def make_voc(root: Path) -> None:
     (root / "classes.csv").write_text(CLASSES)
 
 
+CORNER = [[0, 0], [1, 0], [1, 1], [0, 1]]  # a polygon around the first pixel
+
+
+def make_labelme(root: Path) -> None:
+    for label in LABELS:
+        save(root / f"{label}.png")
+        shapes = [{"label": label, "points": CORNER, "shape_type": "polygon"}]
+        content = {
+            "shapes": [] if label == "normal" else shapes,
+            "imagePath": f"{label}.png",
+            "imageHeight": 6,
+            "imageWidth": 8,
+        }
+        (root / f"{label}.json").write_text(json.dumps(content))
+
+
+def make_coco(root: Path) -> None:
+    for label in LABELS:
+        save(root / "images" / f"{label}.png")
+    sizes = {"height": 6, "width": 8}
+    content = {
+        "images": [{"id": i, "file_name": f"{n}.png", **sizes} for i, n in enumerate(LABELS)],
+        "categories": [{"id": 7 + i, "name": name} for i, name in enumerate(LABELS[:2])],
+        "annotations": [
+            {
+                "id": i,
+                "image_id": i,
+                "category_id": 7 + i,
+                "segmentation": [[0, 0, 1, 0, 1, 1, 0, 1]],
+            }
+            for i in range(2)
+        ],
+    }
+    (root / "annotations").mkdir()
+    (root / "annotations" / "instances_default.json").write_text(json.dumps(content))
+
+
+def make_yolo(root: Path) -> None:
+    (root / "labels").mkdir(parents=True)
+    for number, label in enumerate(LABELS):
+        save(root / "images" / f"{label}.png")
+        line = "" if label == "normal" else f"{number} 0 0 0.125 0 0.125 0.16 0 0.16\n"
+        (root / "labels" / f"{label}.txt").write_text(line)
+    (root / "data.yaml").write_text("nc: 2\nnames: ['benign', 'malignant']\n")
+
+
 def make_parts(root: Path) -> None:
     for part, label in zip(("train", "val", "test"), LABELS, strict=True):
         save(root / part / label / f"{label} (1).png")
@@ -153,6 +200,9 @@ MAKERS = {
     "unlisted": make_unlisted,
     "indexed": make_indexed,
     "voc": make_voc,
+    "labelme": make_labelme,
+    "coco": make_coco,
+    "yolo": make_yolo,
     "parts": make_parts,
 }
 
@@ -251,8 +301,13 @@ def test_a_layout_without_images_is_refused(layout, tmp_path):
     for path in tmp_path.rglob("*.*"):
         if path.suffix in (".png", ".bmp"):
             path.unlink()
-    known_by_images = layout == "breast"  # it has no folders
-    assert code_of(tmp_path) == ("E-DATA-LAYOUT" if known_by_images else "E-DATA-EMPTY")
+    code = {
+        "breast": "E-DATA-LAYOUT",  # it has no folders
+        **dict.fromkeys(
+            ("labelme", "coco"), "E-DATA-LABEL"
+        ),  # which name images that are not there
+    }
+    assert code_of(tmp_path) == code.get(layout, "E-DATA-EMPTY")
 
 
 @pytest.mark.parametrize(
@@ -267,6 +322,8 @@ def test_a_layout_without_images_is_refused(layout, tmp_path):
         ("unlisted", "masks/0/b.png"),
         ("indexed", "masks/normal.png"),
         ("voc", "SegmentationClass/normal.png"),
+        ("labelme", "normal.json"),
+        ("yolo", "labels/normal.txt"),
         ("parts", "train/benign/benign (1)_mask.png"),
     ],
 )
