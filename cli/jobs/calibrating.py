@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 from ...kd import zoo
 from ...runtime.errors import InputError, Refused
-from ...runtime.image import read_image
 from ...runtime.progress import Progress, quiet
 from . import phantoms
-from .parts import Folders, Parts, parts_of_split, samples_for
+from .parts import Folders, Parts, parts_of_split, reader_of, samples_for
 from .sources import CheckpointSource, Exportable
 
 if TYPE_CHECKING:
@@ -200,7 +199,7 @@ def _calibration_for(
     frames = read_calibration_frames(
         [each.image for each in samples],
         request.images,
-        read_image,
+        reader_of(samples),
         origin=chosen.origin,
         labels=[each.label for each in samples],
     )

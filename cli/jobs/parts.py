@@ -13,6 +13,9 @@ from ...runtime.files import sha256_of_file
 from ...runtime.progress import Progress, quiet
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from ...benchmarks.measure.latency import Frame
     from ...export.parity import CheckFrame
     from ...kd.data.dataset import Dataset, Sample
@@ -116,6 +119,16 @@ def train_frames(source: ModelSource, data: Folders, count: int) -> tuple[Frame,
     """Return frames of the train part of a run, uint8 [H, W] each, spread over its images."""
     samples = samples_for(source, data, "train")
     return tuple(each.read_image() for each in samples[:: max(1, len(samples) // count)][:count])
+
+
+def reader_of(samples: Sequence[Sample]) -> Callable[[Path], npt.NDArray[np.uint8]]:
+    """Return what reads an image of these samples, by its path, as its data set does."""
+    by_image = {each.image: each for each in samples}
+    return partial(_read_image, by_image)
+
+
+def _read_image(by_image: Mapping[Path, Sample], path: Path) -> npt.NDArray[np.uint8]:
+    return by_image[path].read_image()
 
 
 def check_frames(data: Folders) -> tuple[CheckFrame, ...]:

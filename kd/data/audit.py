@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from ...runtime.errors import InputError
 from ...runtime.files import sha256_of_file
-from ...runtime.image import read_image
 from ...runtime.paths import takes_paths
 from ...runtime.progress import Progress, quiet
 from .classes import ClassMask
@@ -122,7 +121,7 @@ def audit_datasets(folders: Sequence[Path], *, progress: Progress = quiet) -> Au
         named = partial(_name, root, f"{name}/" if len(sets) > 1 else "")
         for listed in progress(listing.samples, "checking files"):
             sample = replace(listed, name=named(listed.image), source=name)
-            image = _read(sample.image, read_image, named, found)
+            image = _read(sample.image, sample.image_reader, named, found)
             if image is None:
                 continue
             readable.append(sample)

@@ -22,6 +22,7 @@ from .coco import is_coco, list_coco
 from .labelme import is_labelme, list_labelme
 from .labels import LABELS, UNCLASSED, LabelList, image_key, read_found_list, read_named_list
 from .masks import inspect_mask, read_colours
+from .nnunet import is_nnunet, list_nnunet
 from .pairing import GRAVEST_FIRST, folders, image_stem_of, in_folders, pair, with_labels_of_masks
 from .parts import beside, part_folders
 from .sample import Listing, Sample
@@ -336,6 +337,12 @@ LAYOUTS: Mapping[str, DataSetLayout] = MappingProxyType(
             "ImageSets/Segmentation/*.txt that name images and parts",
             is_voc,
             list_voc,
+        ),
+        "nnunet": DataSetLayout(
+            "nnU-Net in 2-D: imagesTr/NAME_0000.png, labelsTr/NAME.png of class numbers (or "
+            ".nii.gz), and dataset.json",
+            is_nnunet,
+            list_nnunet,
         ),
         "labelme": DataSetLayout(
             "LabelMe: 'x.json' for each image, in the folder itself or in images/, annotations/, "

@@ -13,6 +13,7 @@ from ...runtime.errors import InputError
 from ...runtime.image import read_image
 from .masks import read_mask
 
+ImageReader = Callable[[Path], "npt.NDArray[np.uint8]"]
 MaskReader = Callable[[Path], "npt.NDArray[np.bool_]"]
 
 
@@ -29,6 +30,7 @@ class Sample:
     source: str = ""  # name of its data set
     part: str = ""  # one of parts.PARTS, where the data set itself tells
     mask_reader: MaskReader = read_mask  # of one mask file
+    image_reader: ImageReader = read_image  # of the image, grey [H, W]
 
     @property
     def group(self) -> str:
@@ -37,7 +39,7 @@ class Sample:
 
     def read_image(self) -> npt.NDArray[np.uint8]:
         """Return the grey image, uint8 [H, W]. Raises InputError as `runtime.image.read_image`."""
-        return read_image(self.image)
+        return self.image_reader(self.image)
 
     def read_mask(self) -> npt.NDArray[np.bool_]:
         """Return the union of the masks, bool [H, W]; all False where there is none.

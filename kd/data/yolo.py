@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ...runtime.errors import InputError
 from ...runtime.folder import image_files, stem_of
-from ...runtime.image import read_image
 from .annotations import annotation_errors, annotation_fault, read_annotation
 from .labels import UNCLASSED
 from .outlines import Outlined, Shape, polygon, with_outlines
@@ -65,7 +64,7 @@ def list_yolo(root: Path) -> Listing:
 
 def _outlined(sample: Sample, path: Path, names: dict[int, str]) -> Outlined:
     try:
-        height, width = read_image(sample.image).shape  # the numbers are shares of its sides
+        height, width = sample.read_image().shape  # the numbers are shares of its sides
         with annotation_errors(path):
             lines = [line.split() for line in read_annotation(path).splitlines()]
             shapes = tuple(_shape_of(line, names, height, width) for line in lines if line)

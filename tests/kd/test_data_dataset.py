@@ -141,6 +141,15 @@ def make_voc(root: Path) -> None:
 CORNER = [[0, 0], [1, 0], [1, 1], [0, 1]]  # a polygon around the first pixel
 
 
+def make_nnunet(root: Path) -> None:
+    for label, number in NUMBERS.items():
+        save(root / "imagesTr" / f"{label}_0000.png")
+        save_numbers(root / "labelsTr" / f"{label}.png", number)
+    labels = {"background": 0, "benign": 1, "malignant": 2}
+    content = {"channel_names": {"0": "US"}, "labels": labels, "file_ending": ".png"}
+    (root / "dataset.json").write_text(json.dumps(content))
+
+
 def make_labelme(root: Path) -> None:
     for label in LABELS:
         save(root / f"{label}.png")
@@ -200,6 +209,7 @@ MAKERS = {
     "unlisted": make_unlisted,
     "indexed": make_indexed,
     "voc": make_voc,
+    "nnunet": make_nnunet,
     "labelme": make_labelme,
     "coco": make_coco,
     "yolo": make_yolo,
@@ -322,6 +332,7 @@ def test_a_layout_without_images_is_refused(layout, tmp_path):
         ("unlisted", "masks/0/b.png"),
         ("indexed", "masks/normal.png"),
         ("voc", "SegmentationClass/normal.png"),
+        ("nnunet", "labelsTr/normal.png"),
         ("labelme", "normal.json"),
         ("yolo", "labels/normal.txt"),
         ("parts", "train/benign/benign (1)_mask.png"),
