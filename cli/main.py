@@ -10,7 +10,7 @@ import re
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -41,9 +41,14 @@ from .console import (
     spacing_option,
     taken_quiet_option,
     threads_option,
+    whole_frame_option,
+    window_option,
 )
 from .device import device
 from .stream import stream
+
+if TYPE_CHECKING:
+    from ..runtime.window import Window
 
 _LIST_OPTION = "--split-list"
 _LIST_FILES = 3  # at most: train, val and test
@@ -578,6 +583,8 @@ def inspect(
 @largest_option
 @holes_option
 @spacing_option
+@window_option
+@whole_frame_option
 @key_option
 @engine_option
 @threads_option
@@ -590,19 +597,27 @@ def predict(
     largest_only: bool,
     fill_holes: bool,
     spacing_mm: tuple[float, float] | None,
+    window: Window | None,
+    whole_frame: bool,
     key: Path | None,
     engine: str | None,
     threads: int | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Segment IMAGES (files or folders) with BUNDLE: masks, overlays, lesions measured as JSON."""
+    """Segment IMAGES (files or folders) with BUNDLE: masks, overlays, lesions measured as JSON.
+
+    Of a DICOM still the network sees the tissue region that the file tells, as in a stream.
+    """
+    from ..runtime.folder import is_dicom
     from ..runtime.lesion import Spacing
     from ..runtime.predict import find_images, predict_files
     from ..runtime.session import open_session
 
     spacing = Spacing(*spacing_mm) if spacing_mm else None
     found = find_images(images)
+    if whole_frame and not any(map(is_dicom, found.images)):
+        raise click.UsageError("--whole-frame is for DICOM; other images are whole, leave it out")
     session = open_session(
         bundle,
         engine=engine,
@@ -613,8 +628,15 @@ def predict(
     )
     if found.note and not quiet:
         click.echo(found.note, err=True)
-    progress = progress_of(quiet)
-    records = predict_files(session, found.images, out, spacing=spacing, progress=progress)
+    records = predict_files(
+        session,
+        found.images,
+        out,
+        spacing=spacing,
+        window=window,
+        whole_frame=whole_frame,
+        progress=progress_of(quiet),
+    )
     if as_json:
         click.echo(json.dumps(records, indent=1))
     else:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from .contract import InputContract
 from .errors import InputError
+from .folder import is_dicom
 from .image_file import MAX_IMAGE_PIXELS as MAX_IMAGE_PIXELS
 from .image_file import (
     frame_count,
@@ -24,27 +25,40 @@ from .image_file import (
 )
 from .lesion import small_components
 from .paths import takes_paths
+from .window import Window, window_unused
 
 MAX_FRAME_SIDE = 16384  # px; the C runtime has the same limit
 
 
 @takes_paths
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, *, window: Optional[Window] = None) -> np.ndarray:
     """Read an image file as grey, uint8 [H, W] (colour by ITU-R BT.601 luma).
 
-    It is turned as its orientation tag says, so that it is the picture that a viewer shows.
+    It is turned as its orientation tag says, so that it is the picture that a viewer shows. A DICOM
+    still is read whole, see `stream.dicom.read_still`.
 
-    Raises InputError: E-IMAGE-READ (missing, truncated, no image), E-IMAGE-SIZE (over
-    `MAX_IMAGE_PIXELS`), E-IMAGE-MODE (more than 8 bits a channel), E-IMAGE-FRAMES (several
-    frames or pages).
+    Args:
+        path: of the file.
+        window: what is shown of more than 8 bits; None: as a DICOM file itself says.
+
+    Raises:
+        InputError: E-IMAGE-READ (missing, truncated, no image), E-IMAGE-SIZE (over
+            `MAX_IMAGE_PIXELS`), E-IMAGE-MODE (more than 8 bits a channel and no window),
+            E-IMAGE-FRAMES (several frames or pages), E-WINDOW (a window for 8 bits), and those of
+            `read_still`.
+        EngineError: E-EXTRA-MISSING for DICOM without pydicom.
     """
+    if is_dicom(path):
+        from .stream.dicom import read_still
+
+        return read_still(path, window=window, whole_frame=True).grey
     with open_image(path) as image, without_warnings():
         require_one_frame(image, path)
-        return _grey_of(image, path)
+        return _grey_of(image, path, window)
 
 
 @takes_paths
-def read_frames(path: Path) -> Iterator[np.ndarray]:
+def read_frames(path: Path, *, window: Optional[Window] = None) -> Iterator[np.ndarray]:
     """Yield every frame of an image file (TIFF stack, GIF, APNG) as `read_image` reads one.
 
     Raises InputError as `read_image`; E-IMAGE-FRAMES for a stack of ImageJ whose pages cannot be
@@ -59,16 +73,20 @@ def read_frames(path: Path) -> Iterator[np.ndarray]:
             with without_warnings():  # not while another is at work on the frame
                 image.seek(number)
                 require_size(image, path)
-                grey = _grey_of(image, path)
+                grey = _grey_of(image, path, window)
             yield grey
 
 
-def _grey_of(image: Image.Image, path: Path) -> np.ndarray:
+def _grey_of(image: Image.Image, path: Path, window: Optional[Window]) -> np.ndarray:
     if is_deep(image):
+        if window is not None and image.mode.startswith(("I", "F")):
+            return window.grey_from(np.asarray(upright(image)))
         raise InputError(
             "E-IMAGE-MODE",
             f"{path} has more than 8 bits a channel (mode {image.mode}); window it to 8 bits first",
         )
+    if window is not None:
+        raise window_unused(path)
     return np.asarray(upright(image).convert("L"))
 
 

@@ -11,12 +11,15 @@ from PIL import Image
 
 from .errors import InputError
 from .files import atomic_folder
-from .folder import IMAGE_SUFFIXES, image_files, masked_stem, stem_of
+from .folder import IMAGE_SUFFIXES, image_files, is_dicom, masked_stem, stem_of
 from .image import read_image
 from .lesion import Spacing, draw_overlay, lesions_of
 from .paths import takes_paths
 from .progress import Progress, quiet
 from .session import Session
+from .stream.pipeline import through_crop
+from .stream.source import Still
+from .window import Window
 
 
 class Found(NamedTuple):
@@ -97,31 +100,57 @@ def predict_files(
     out: Path,
     *,
     spacing: Optional[Spacing] = None,
+    window: Optional[Window] = None,
+    whole_frame: bool = False,
     progress: Progress = quiet,
 ) -> Tuple[Dict[str, Any], ...]:
     """Segment image files and write the folder `out`, whole or not at all.
 
     For ``x.png`` it holds ``x_mask.png`` (0 and 255, the image's own size) and ``x_overlay.png``;
-    ``predictions.json`` has a record for each image, see `record_of`.
+    ``predictions.json`` has a record for each image, see `record_of`. Of a DICOM still the network
+    sees the tissue region, as in a stream, and the file tells the spacing.
+
+    Args:
+        session: segments.
+        images: files, no two of one name.
+        out: new folder.
+        spacing: of every image; None: what a DICOM still tells.
+        window: what is shown of more than 8 bits; None: what a DICOM still says.
+        whole_frame: ignore the region of a DICOM still, and its spacing.
+        progress: wraps the images.
 
     Returns:
         The records.
 
     Raises:
-        InputError: E-IMAGE-READ and its kin, E-FRAME, E-OUT-EXISTS.
+        InputError: E-IMAGE-READ and its kin, E-DICOM-* and its kin, E-WINDOW, E-FRAME,
+            E-OUT-EXISTS.
         OutputError: E-OUT-WRITE.
     """
     records = []
     with atomic_folder(out) as folder:
         for path in progress(images, "predicting"):
-            grey = read_image(path)
-            mask = session.predict(grey)
+            still = _read(path, window, whole_frame)
+            grey, told = still.grey, spacing or still.spacing
+            predict = session.predict
+            if still.crop and not session.layout:  # which has a crop of its own
+                predict = through_crop(predict, still.crop)
+            mask = predict(grey)
             Image.fromarray(mask * np.uint8(255)).save(folder / f"{path.stem}_mask.png")
             Image.fromarray(draw_overlay(grey, mask)).save(folder / f"{path.stem}_overlay.png")
-            records.append(record_of(path.name, mask, spacing))
+            records.append(record_of(path.name, mask, told))
         text = json.dumps(records, indent=1) + "\n"  # ASCII: a file name may be any bytes
         (folder / "predictions.json").write_text(text, encoding="utf-8")
     return tuple(records)
+
+
+def _read(path: Path, window: Optional[Window], whole_frame: bool) -> Still:
+    """Read an image whose file may tell a crop and a spacing. Raises as `read_image`."""
+    if is_dicom(path):
+        from .stream.dicom import read_still
+
+        return read_still(path, window=window, whole_frame=whole_frame)
+    return Still(read_image(path, window=window))
 
 
 def record_of(image: str, mask: np.ndarray, spacing: Optional[Spacing] = None) -> Dict[str, Any]:

@@ -12,20 +12,25 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ...runtime.errors import InputError
 from ...runtime.files import sha256_of_file
 from ...runtime.folder import IMAGE_SUFFIXES, image_files
+from ...runtime.image import read_image
 from ...runtime.paths import takes_paths
+from ...runtime.window import Window, window_from_text
 from .labels import EVERY_LABEL as EVERY_LABEL
 from .labels import LABELS as LABELS
 from .labels import UNCLASSED as UNCLASSED
+from .labels import read_lines
 from .layouts import LAYOUTS as LAYOUTS
 from .layouts import by_name, layout_of, require_layout
 from .sample import Listing
 from .sample import Sample as Sample
 
+_WINDOW_FILE = "window.txt"
 _LOGGER = logging.getLogger(__name__)  # where nobody set it up, a line on stderr
 _NAMED = re.compile(r"([\w.-]+)=(.+)")  # a set's name and its folder
 
@@ -205,8 +210,9 @@ def list_files(root: Path) -> tuple[str, Listing]:
     """Return the name of a folder's layout and what it finds, defects of single files included.
 
     Raises:
-        InputError: E-DATA-FOLDER, E-DATA-LAYOUT, E-DATA-EMPTY, and E-DATA-LABEL or E-DATA-PATIENT
-            where the list as a whole cannot be used.
+        InputError: E-DATA-FOLDER, E-DATA-LAYOUT, E-DATA-EMPTY, E-WINDOW, and E-DATA-LABEL,
+            E-DATA-PATIENT, E-DATA-CLASSES, E-DATA-VOID, E-DATA-ANNOTATION or E-SPLIT-LIST where a
+            list or an annotation as a whole cannot be used.
         EngineError: E-EXTRA-MISSING, for an XLSX class list without openpyxl.
     """
     if not root.is_dir():
@@ -223,4 +229,26 @@ def list_files(root: Path) -> tuple[str, Listing]:
             "E-DATA-EMPTY",
             f"{root} has no images ({', '.join(IMAGE_SUFFIXES)}) in its {name} folders; add some",
         )
-    return name, replace(listing, samples=by_name(listing.samples))
+    samples = by_name(listing.samples)
+    window = _window_of(root)
+    if window is not None:
+        reader = partial(read_image, window=window)
+        samples = tuple(
+            replace(each, image_reader=reader) if each.image_reader is read_image else each
+            for each in samples
+        )
+    return name, replace(listing, samples=samples)
+
+
+def _window_of(root: Path) -> Window | None:
+    """Return what `window.txt` says is shown of images of more than 8 bits: CENTRE,WIDTH.
+
+    None without that file. Raises InputError: E-WINDOW.
+    """
+    path = root / _WINDOW_FILE
+    if not path.is_file():
+        return None
+    lines = read_lines(path)
+    if len(lines) != 1:
+        raise InputError("E-WINDOW", f"{path} has {len(lines)} lines; give one, CENTRE,WIDTH")
+    return window_from_text(lines[0])

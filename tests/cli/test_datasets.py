@@ -8,13 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from edgeseg.cli.main import cli
 from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.kd.data.phantom import write_phantoms
 from edgeseg.kd.data.split import read_split
+from edgeseg.tests.support.dicom_files import write_pixels
 
 INPUT = 2  # exit code, as in runtime/errors.py
 FAST = ("--size", 32, "--student", "edge-32", "--student-epochs", 1, "--batch", 4)
@@ -88,6 +91,25 @@ def test_audit_and_folds_take_several_sets(sets, tmp_path):
     folds = [read_split(tmp_path / "folds" / f"fold-{number}.json") for number in (1, 2)]
     tested = [entry.name for fold in folds for entry in fold.entries if entry.part == "test"]
     assert len(set(tested)) == len(tested) == 24
+
+
+def test_stills_of_dicom_are_scored_as_their_pictures_are(sets, run, tmp_path):
+    for label in ("benign", "malignant", "normal"):
+        for path in sorted((sets[0] / label).glob("*.png")):
+            out = tmp_path / "one" / label / path.name
+            out.parent.mkdir(parents=True, exist_ok=True)
+            if "_mask" in path.stem:
+                shutil.copy(path, out)
+                continue
+            grey = np.asarray(Image.open(path))
+            write_pixels(out.with_suffix(".dcm"), grey.tobytes(), grey.shape)
+    asked = ("--part", "all", "--json", "-q")
+    pictures, stills = (
+        json.loads(ok("evaluate", run, folder, *asked).stdout)
+        for folder in (sets[0], tmp_path / "one")
+    )
+    assert stills == pictures
+    assert "leak" in stills
 
 
 def write_list(path: Path, *names: str) -> Path:
