@@ -132,10 +132,10 @@ def predict_files(
         for path in progress(images, "predicting"):
             still = _read(path, window, whole_frame)
             grey, told = still.grey, spacing or still.spacing
-            predict = session.predict
             if still.crop and not session.layout:  # which has a crop of its own
-                predict = through_crop(predict, still.crop)
-            mask = predict(grey)
+                mask = through_crop(session.predict, still.crop)(grey)
+            else:
+                mask = session.predict(grey)
             Image.fromarray(mask * np.uint8(255)).save(folder / f"{path.stem}_mask.png")
             Image.fromarray(draw_overlay(grey, mask)).save(folder / f"{path.stem}_overlay.png")
             records.append(record_of(path.name, mask, told))

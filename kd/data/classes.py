@@ -41,6 +41,7 @@ class ClassMask:
 
     read_index: Callable[[Path], Index]
     meanings: tuple[tuple[int, str], ...]  # of each number of a class, one of MEANINGS
+    alone: str = ""  # the class that is the lesion because there is no other, see `alone_in`
 
     def __call__(self, path: Path) -> npt.NDArray[np.bool_]:
         """Return the lesion, bool [H, W].
@@ -141,7 +142,7 @@ def with_numbered_classes(
     name_of = {number: names.get(number, str(number)) for number in used}
     meanings = meanings_of(root, name_of.values())
     pairs = tuple((number, meanings[name_of[number]]) for number in sorted(used))
-    reader = ClassMask(read, pairs)
+    reader = ClassMask(read, pairs, alone_in(root, meanings))
     samples = []
     for sample in listing.samples:
         found = {dict(pairs)[n] for mask in sample.masks for n in numbers.get(mask, ())}
@@ -176,13 +177,32 @@ def meanings_of(root: Path, used: Collection[str]) -> dict[str, str]:
     named = {name: name.casefold() for name in used if name.casefold() in MEANINGS}
     others = sorted(set(used) - set(named))
     if len(others) > 1 or (others and set(named.values()) - {BACKGROUND}):
-        raise InputError(
-            "E-DATA-CLASSES",
-            f"{root} marks the classes {', '.join(map(repr, sorted(used)[:8]))}, and nothing says "
-            f"which are lesions; add {CLASSES_TABLE} with a line 'class,label' and one for each: "
-            f"its label is {', '.join(MEANINGS[:-1])} or {MEANINGS[-1]}",
-        )
+        raise _unexplained(root, used)
     return {**named, **dict.fromkeys(others, UNCLASSED)}
+
+
+def alone_in(root: Path, meanings: Mapping[str, str]) -> str:
+    """Return the class that `meanings_of` took for the lesion as there is no other, or nothing."""
+    if beside(root, CLASSES_TABLE) is not None:
+        return ""
+    return next((n for n, told in meanings.items() if told == UNCLASSED != n.casefold()), "")
+
+
+def require_one_alone(root: Path, samples: Collection[Sample]) -> None:
+    """Refuse parts of one data set in which different classes are alone: E-DATA-CLASSES."""
+    readers = [each.mask_reader for each in samples]
+    alone = {each.alone for each in readers if isinstance(each, ClassMask) and each.alone}
+    if len(alone) > 1:
+        raise _unexplained(root, alone)
+
+
+def _unexplained(root: Path, used: Collection[str]) -> InputError:
+    return InputError(
+        "E-DATA-CLASSES",
+        f"{root} marks the classes {', '.join(map(repr, sorted(used)[:8]))}, and nothing says "
+        f"which are lesions; add {CLASSES_TABLE} with a line 'class,label' and one for each: "
+        f"its label is {', '.join(MEANINGS[:-1])} or {MEANINGS[-1]}",
+    )
 
 
 def _is_void(name: str) -> bool:

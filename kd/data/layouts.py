@@ -17,7 +17,12 @@ import numpy.typing as npt
 
 from ...runtime.errors import InputError
 from ...runtime.folder import image_files, masked_stem, natural_key, stem_of
-from .classes import CLASSES_TABLE, numbers_by_table, with_numbered_classes
+from .classes import (
+    CLASSES_TABLE,
+    numbers_by_table,
+    require_one_alone,
+    with_numbered_classes,
+)
 from .coco import is_coco, list_coco
 from .labelme import is_labelme, list_labelme
 from .labels import LABELS, UNCLASSED, LabelList, image_key, read_found_list, read_named_list
@@ -281,6 +286,7 @@ def _list_parts(root: Path) -> Listing:
             found.label_faults + inner.label_faults,
             found.mask_faults + inner.mask_faults,
         )
+    require_one_alone(root, found.samples)
     return found
 
 

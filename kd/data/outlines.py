@@ -16,7 +16,15 @@ import numpy.typing as npt
 
 from ...runtime.errors import InputError
 from .annotations import whole
-from .classes import BACKGROUND, ClassMask, Index, label_of, meanings_of, unreadable
+from .classes import (
+    BACKGROUND,
+    ClassMask,
+    Index,
+    alone_in,
+    label_of,
+    meanings_of,
+    unreadable,
+)
 from .pairing import GRAVEST_FIRST
 from .sample import Listing, Sample
 
@@ -150,6 +158,7 @@ def with_outlines(
     """
     used = sorted({name for each in found for name, _ in each.shapes})
     meanings = meanings_of(root, used)
+    alone = alone_in(root, meanings)
     rank = (BACKGROUND, *reversed(GRAVEST_FIRST))
     numbers = {name: number for number, name in enumerate(used, start=1)}
     pairs = tuple((numbers[name], meanings[name]) for name in used)
@@ -165,7 +174,7 @@ def with_outlines(
         sample = each.sample
         if sample.masks:
             label = label_of({meanings[name] for name, _ in each.shapes})
-            reader = ClassMask(partial(_draw, drawn, each.size), pairs)
+            reader = ClassMask(partial(_draw, drawn, each.size), pairs, alone)
             sample = replace(sample, label=label, mask_reader=reader)
         samples.append(sample)
     return Listing(tuple(samples), tuple(orphans), tuple(label_faults), tuple(faults))

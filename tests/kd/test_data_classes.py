@@ -92,6 +92,14 @@ def test_one_class_alone_is_the_lesion(tmp_path):
     }
 
 
+def test_parts_in_which_different_classes_are_alone_are_refused(tmp_path):
+    make_voc(tmp_path / "train", {"a": numbers(1)})
+    make_voc(tmp_path / "val", {"b": numbers(2)})
+    assert code_of(tmp_path) == "E-DATA-CLASSES"
+    (tmp_path / "classes.csv").write_text("class,label\n1,lesion\n2,background\n")
+    assert [label for label, _ in marked(tmp_path).values()] == ["lesion", "normal"]
+
+
 def test_several_classes_that_nothing_explains_are_refused(tmp_path):
     assert code_of(make_voc(tmp_path, {"a": numbers(1), "b": numbers(2)})) == "E-DATA-CLASSES"
 
