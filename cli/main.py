@@ -609,14 +609,14 @@ def predict(
 
     Of a DICOM still the network sees the tissue region that the file tells, as in a stream.
     """
-    from ..runtime.folder import is_dicom
+    from ..runtime.folder import seems_dicom
     from ..runtime.lesion import Spacing
     from ..runtime.predict import find_images, predict_files
     from ..runtime.session import open_session
 
     spacing = Spacing(*spacing_mm) if spacing_mm else None
     found = find_images(images)
-    if whole_frame and not any(map(is_dicom, found.images)):
+    if whole_frame and not any(map(seems_dicom, found.images)):
         raise click.UsageError("--whole-frame is for DICOM; other images are whole, leave it out")
     session = open_session(
         bundle,

@@ -26,22 +26,28 @@ def image_files(folder: Path) -> List[Path]:
     found = [
         path
         for path in folder.iterdir()
-        if path.name[0] != "." and (_has_suffix(path) or (not path.suffix and is_dicom(path)))
+        if path.name[0] != "." and (_has_suffix(path) or (not path.suffix and seems_dicom(path)))
     ]
     return sorted(found, key=lambda path: natural_key(path.name))
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file has a suffix of DICOM, or its magic word; its own index of a disk is none."""
-    if path.suffix.lower() in DICOM_SUFFIXES:
-        return path.is_file()
-    try:
-        if not path.is_file() or path.name.upper() == _INDEX:
-            return False
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:  # said by who reads it
+    """Whether a file has a suffix of DICOM, or its magic word. Raises OSError.
+
+    DICOM's own index of a disk has it too, and is none.
+    """
+    if not path.is_file() or path.name.upper() == _INDEX:
         return False
+    with path.open("rb") as file:
+        return path.suffix.lower() in DICOM_SUFFIXES or file.read(132)[128:] == b"DICM"
+
+
+def seems_dicom(path: Path) -> bool:
+    """Whether a file is DICOM; not one that cannot be opened, which is said where it is read."""
+    try:
+        return is_dicom(path)
+    except OSError:
+        return path.suffix.lower() in DICOM_SUFFIXES
 
 
 def _has_suffix(path: Path) -> bool:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from .contract import InputContract
 from .errors import InputError
-from .folder import is_dicom
+from .folder import seems_dicom
 from .image_file import MAX_IMAGE_PIXELS as MAX_IMAGE_PIXELS
 from .image_file import (
     frame_count,
@@ -48,7 +48,7 @@ def read_image(path: Path, *, window: Optional[Window] = None) -> np.ndarray:
             `read_still`.
         EngineError: E-EXTRA-MISSING for DICOM without pydicom.
     """
-    if is_dicom(path):
+    if seems_dicom(path):
         from .stream.dicom import read_still
 
         return read_still(path, window=window, whole_frame=True).grey

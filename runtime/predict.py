@@ -11,7 +11,7 @@ from PIL import Image
 
 from .errors import InputError
 from .files import atomic_folder
-from .folder import IMAGE_SUFFIXES, image_files, is_dicom, masked_stem, stem_of
+from .folder import IMAGE_SUFFIXES, image_files, masked_stem, seems_dicom, stem_of
 from .image import read_image
 from .lesion import Spacing, draw_overlay, lesions_of
 from .paths import takes_paths
@@ -146,7 +146,7 @@ def predict_files(
 
 def _read(path: Path, window: Optional[Window], whole_frame: bool) -> Still:
     """Read an image whose file may tell a crop and a spacing. Raises as `read_image`."""
-    if is_dicom(path):
+    if seems_dicom(path):
         from .stream.dicom import read_still
 
         return read_still(path, window=window, whole_frame=whole_frame)
