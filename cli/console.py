@@ -16,6 +16,7 @@ from ..runtime.errors import EdgesegError, OutputError
 
 if TYPE_CHECKING:
     from ..runtime.progress import Progress
+    from ..runtime.window import Window
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -179,6 +180,24 @@ spacing_option = click.option(
     type=(float, float),
     metavar="ROW COLUMN",
     help="Distance from a row and from a column of pixels to the next: measures in mm too.",
+)
+
+
+def _window(_: click.Context, parameter: click.Parameter, text: str | None) -> Window | None:
+    """Read CENTRE,WIDTH. Raises InputError: E-WINDOW."""
+    from ..runtime.window import window_from_text
+
+    return None if text is None else window_from_text(text)
+
+
+window_option = click.option(
+    "--window",
+    metavar="CENTRE,WIDTH",
+    callback=_window,
+    help="What is shown of frames of more than 8 bits; default: what a DICOM file says.",
+)
+whole_frame_option = click.option(
+    "--whole-frame", is_flag=True, help="Ignore the tissue region of a DICOM file and its spacing."
 )
 part_option = click.option(
     "--part",

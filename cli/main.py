@@ -10,7 +10,7 @@ import re
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -41,9 +41,14 @@ from .console import (
     spacing_option,
     taken_quiet_option,
     threads_option,
+    whole_frame_option,
+    window_option,
 )
 from .device import device
 from .stream import stream
+
+if TYPE_CHECKING:
+    from ..runtime.window import Window
 
 _LIST_OPTION = "--split-list"
 _LIST_FILES = 3  # at most: train, val and test
@@ -136,6 +141,9 @@ def data_split(
 ) -> None:
     """Split DATA into train, val and test so that no patient and no near-duplicates are separated.
 
+    DATA that comes in train/, val/ and test/ is split as it comes, and what that tears is counted;
+    --seed, --fractions or --folds split it anew.
+
     With --folds N, OUT/fold-1.json to OUT/fold-N.json; every image is in one test part.
     """
     from ..kd.data.dataset import read_datasets
@@ -144,6 +152,7 @@ def data_split(
         make_folds,
         make_split,
         split_from_lists,
+        split_of_parts,
         write_split,
     )
     from ..runtime.files import atomic_folder, require_new, require_writable
@@ -172,12 +181,16 @@ def data_split(
             click.echo(f"fold {number}\n{describe_split(fold)}")
         return
     require_writable(out)
-    split = make_split(
-        read_datasets(dataset),
-        seed=seed,
-        fractions=fractions or (0.7, 0.1, 0.2),
-        progress=progress_of(quiet),
-    )
+    read = read_datasets(dataset)
+    if read.has_parts and not set(given(context, context.params)) & {"fractions", "seed"}:
+        split = split_of_parts(read, progress=progress_of(quiet))
+    else:
+        split = make_split(
+            read,
+            seed=seed,
+            fractions=fractions or (0.7, 0.1, 0.2),
+            progress=progress_of(quiet),
+        )
     write_split(split, out)
     click.echo(describe_split(split))
 
@@ -199,7 +212,12 @@ def _train_options(command: F, without: tuple[str, ...] = ()) -> F:
 @cli.command()
 @data_argument
 @out_option("Folder of the run.")
-@click.option("--split", "split_file", type=path_type(), help="Split to use; default: a new one.")
+@click.option(
+    "--split",
+    "split_file",
+    type=path_type(),
+    help="Split to use; default: the parts that DATA comes in, or a new one.",
+)
 @click.option("--recipe", help=f"Settings to start from: {', '.join(RECIPES)}.")
 @click.option("--teachers", type=path_type(), help="A run whose teachers are taken.")
 @click.option(
@@ -566,6 +584,8 @@ def inspect(
 @largest_option
 @holes_option
 @spacing_option
+@window_option
+@whole_frame_option
 @key_option
 @engine_option
 @threads_option
@@ -578,19 +598,27 @@ def predict(
     largest_only: bool,
     fill_holes: bool,
     spacing_mm: tuple[float, float] | None,
+    window: Window | None,
+    whole_frame: bool,
     key: Path | None,
     engine: str | None,
     threads: int | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Segment IMAGES (files or folders) with BUNDLE: masks, overlays, lesions measured as JSON."""
+    """Segment IMAGES (files or folders) with BUNDLE: masks, overlays, lesions measured as JSON.
+
+    Of a DICOM still the network sees the tissue region that the file tells, as in a stream.
+    """
+    from ..runtime.folder import seems_dicom
     from ..runtime.lesion import Spacing
     from ..runtime.predict import find_images, predict_files
     from ..runtime.session import open_session
 
     spacing = Spacing(*spacing_mm) if spacing_mm else None
     found = find_images(images)
+    if whole_frame and not any(map(seems_dicom, found.images)):
+        raise click.UsageError("--whole-frame is for DICOM; other images are whole, leave it out")
     session = open_session(
         bundle,
         engine=engine,
@@ -601,8 +629,15 @@ def predict(
     )
     if found.note and not quiet:
         click.echo(found.note, err=True)
-    progress = progress_of(quiet)
-    records = predict_files(session, found.images, out, spacing=spacing, progress=progress)
+    records = predict_files(
+        session,
+        found.images,
+        out,
+        spacing=spacing,
+        window=window,
+        whole_frame=whole_frame,
+        progress=progress_of(quiet),
+    )
     if as_json:
         click.echo(json.dumps(records, indent=1))
     else:

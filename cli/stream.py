@@ -6,7 +6,7 @@ import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,7 +24,12 @@ from .console import (
     spacing_option,
     taken_quiet_option,
     threads_option,
+    whole_frame_option,
+    window_option,
 )
+
+if TYPE_CHECKING:
+    from ..runtime.window import Window
 
 _PORT = 8765
 
@@ -50,9 +55,8 @@ _PORT = 8765
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="End after this time.")
 @click.option("--loop", is_flag=True, help="Start the source again at its end.")
 @click.option("--keep-going", is_flag=True, help="Count a frame that fails instead of ending.")
-@click.option(
-    "--whole-frame", is_flag=True, help="Ignore the tissue region of a DICOM file and its spacing."
-)
+@whole_frame_option
+@window_option
 @out_option("New folder for records, overlays and summary.", required=False)
 @click.option(
     "--overlay",
@@ -87,6 +91,7 @@ def stream(
     loop: bool,
     keep_going: bool,
     whole_frame: bool,
+    window: Window | None,
     out: Path | None,
     overlay: str | None,
     masks: bool,
@@ -114,7 +119,7 @@ def stream(
         raise InputError("E-STREAM-CALL", "--host is of --serve; add it")
     if out:
         require_new(out)
-    frames = open_source(source, whole_frame=whole_frame)
+    frames = open_source(source, whole_frame=whole_frame, window=window)
     if whole_frame and frames.kind != "dicom":
         raise InputError(
             "E-STREAM-CALL",

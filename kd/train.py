@@ -34,7 +34,7 @@ from .cache import LogitCache
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .config import STUDENT_FILE, TrainConfig
 from .data.dataset import LABELS, UNCLASSED, Dataset
-from .data.split import Split, make_split, read_split, samples_of, split_to_json, write_split
+from .data.split import Split, default_split, read_split, samples_of, split_to_json, write_split
 from .distill import Distillation, find_distillation
 from .distributed import join_group, leave_group
 from .encoders import Lite
@@ -96,7 +96,7 @@ def train(
             parts are read.
         out: folder of the run, new unless `resume`.
         config: settings.
-        split: None makes a leak-safe one with the settings' seed.
+        split: None takes the data's own, or makes a leak-safe one with the settings' seed.
         resume: continue the run in `out`.
         teachers: a run whose teachers are taken instead of training new ones; one that it lacks
             is trained from its general network. Its student's start from phantoms is taken too
@@ -116,10 +116,11 @@ def train(
             size, a cache cannot hold features), E-CACHE-SIZE, E-TEACHER-MISSING (`teachers` has
             none of those asked for and no general network), E-TEACHER-CONTRACT (of another input
             contract or network), E-TEACHER-SPLIT (trained with another split), E-ENCODER-READ,
-            E-ENCODER-SHAPE (of another network).
+            E-ENCODER-SHAPE (of another network), E-SPLIT-PARTS.
         EngineError: E-EXTRA-MISSING, ImageNet weights are asked for and not installed.
         Refused: E-TRAIN-LOSS, E-TRAIN-MEMORY (see `fit`), E-CACHE-OTHER (see `LogitCache`),
-            E-RUN-STAGE (a finished stage in `out` is of another run), E-ENCODER-HASH.
+            E-RUN-STAGE (a finished stage in `out` is of another run), E-ENCODER-HASH,
+            E-SPLIT-TORN (see `default_split`).
         OutputError: E-OUT-WRITE.
     """
     run_device = _device(device)
@@ -563,7 +564,7 @@ def _split_of_run(
                 "E-RUN-EXISTS",
                 f"{out} holds a run ({left[0].name}); continue it with --resume or choose another",
             )
-        return split or make_split(dataset, seed=config.seed)
+        return split or default_split(dataset, seed=config.seed)
     if read_config(out) != config:
         raise InputError(
             "E-RUN-CONFIG", f"{out} was started with other settings; resume without changing any"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from pathlib import Path
-from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 from PIL import Image
 
 from .contract import InputContract
 from .errors import InputError
+from .folder import seems_dicom
 from .image_file import MAX_IMAGE_PIXELS as MAX_IMAGE_PIXELS
 from .image_file import (
     frame_count,
@@ -25,36 +26,47 @@ from .image_file import (
 )
 from .lesion import small_components
 from .paths import takes_paths
+from .window import Window, window_unused
 
 MAX_FRAME_SIDE = 16384  # px; the C runtime has the same limit
 
 
 @takes_paths
-def read_image(path: Path, *, colour: bool = False) -> np.ndarray:
+def read_image(path: Path, *, colour: bool = False, window: Optional[Window] = None) -> np.ndarray:
     """Read an image file as grey, uint8 [H, W] (colour by ITU-R BT.601 luma), or as RGB.
 
-    It is turned as its orientation tag says, so that it is the picture that a viewer shows.
+    It is turned as its orientation tag says, so that it is the picture that a viewer shows. DICOM
+    is read whole, see `stream.dicom.read_still`.
 
     Args:
         path: of the file.
-        colour: return RGB, uint8 [H, W, 3], whatever the file has.
+        colour: return RGB, uint8 [H, W, 3], whatever the file has; of more than 8 bits grey.
+        window: what is shown of more than 8 bits; None: as a DICOM file itself says.
 
-    Raises InputError: E-IMAGE-READ (missing, truncated, no image), E-IMAGE-SIZE (over
-    `MAX_IMAGE_PIXELS`), E-IMAGE-MODE (more than 8 bits a channel), E-IMAGE-FRAMES (several
-    frames or pages).
+    Raises:
+        InputError: E-IMAGE-READ (missing, truncated, no image), E-IMAGE-SIZE (over
+            `MAX_IMAGE_PIXELS`), E-IMAGE-MODE (more than 8 bits a channel and no window; DICOM where
+            colour is asked for), E-IMAGE-FRAMES (several frames or pages), E-WINDOW (a window for
+            8 bits), and those of `read_still`.
+        EngineError: E-EXTRA-MISSING for DICOM without pydicom.
     """
+    if seems_dicom(path):
+        from .stream.dicom import read_still
+
+        if colour:
+            raise InputError(
+                "E-IMAGE-MODE",
+                f"{path} is DICOM, which is read as grey, and colour is asked for; save the frame "
+                "as PNG, or export the network with channels grey3",
+            )
+        return read_still(path, window=window, whole_frame=True).frame
     with open_image(path) as image, without_warnings():
         require_one_frame(image, path)
-        return _pixels_of(image, path, "RGB" if colour else "L")
-
-
-def read_for(contract: InputContract) -> Callable[[Path], np.ndarray]:
-    """Return how image files become the frames of a contract: grey, or RGB where it takes them."""
-    return functools.partial(read_image, colour=contract.takes_colour)
+        return _pixels_of(image, path, "RGB" if colour else "L", window)
 
 
 @takes_paths
-def read_frames(path: Path) -> Iterator[np.ndarray]:
+def read_frames(path: Path, *, window: Optional[Window] = None) -> Iterator[np.ndarray]:
     """Yield every frame of an image file (TIFF stack, GIF, APNG) as `read_image` reads one.
 
     Raises InputError as `read_image`; E-IMAGE-FRAMES for a stack of ImageJ whose pages cannot be
@@ -69,16 +81,20 @@ def read_frames(path: Path) -> Iterator[np.ndarray]:
             with without_warnings():  # not while another is at work on the frame
                 image.seek(number)
                 require_size(image, path)
-                grey = _pixels_of(image, path, "L")
+                grey = _pixels_of(image, path, "L", window)
             yield grey
 
 
-def _pixels_of(image: Image.Image, path: Path, mode: str) -> np.ndarray:
+def _pixels_of(image: Image.Image, path: Path, mode: str, window: Optional[Window]) -> np.ndarray:
     if is_deep(image):
+        if window is not None and image.mode.startswith(("I", "F")):
+            return window.grey_from(np.asarray(upright(image)))
         raise InputError(
             "E-IMAGE-MODE",
             f"{path} has more than 8 bits a channel (mode {image.mode}); window it to 8 bits first",
         )
+    if window is not None:
+        raise window_unused(path)
     return np.asarray(upright(image).convert(mode))
 
 

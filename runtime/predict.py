@@ -11,13 +11,16 @@ from PIL import Image
 
 from .errors import InputError
 from .files import atomic_folder
-from .folder import IMAGE_SUFFIXES, image_files, masked_stem, stem_of
-from .image import read_for
+from .folder import IMAGE_SUFFIXES, image_files, masked_stem, seems_dicom, stem_of
+from .image import read_image
 from .lesion import Spacing, draw_overlay, lesions_of
 from .paths import takes_paths
 from .pgm import golden_from_labels
 from .progress import Progress, quiet
 from .session import Session
+from .stream.pipeline import through_crop
+from .stream.source import Still
+from .window import Window
 
 
 class Found(NamedTuple):
@@ -98,34 +101,59 @@ def predict_files(
     out: Path,
     *,
     spacing: Optional[Spacing] = None,
+    window: Optional[Window] = None,
+    whole_frame: bool = False,
     progress: Progress = quiet,
 ) -> Tuple[Dict[str, Any], ...]:
     """Segment image files and write the folder `out`, whole or not at all.
 
     For ``x.png`` it holds ``x_mask.png`` (the image's own size; 0 and 255, of several classes
     their numbers) and ``x_overlay.png``; ``predictions.json`` has a record for each image, see
-    `record_of`.
+    `record_of`. Of a DICOM still the network sees the tissue region, as in a stream, and the file
+    tells the spacing.
+
+    Args:
+        session: segments.
+        images: files, no two of one name.
+        out: new folder.
+        spacing: of every image; None: what a DICOM still tells.
+        window: what is shown of more than 8 bits; None: what a DICOM still says.
+        whole_frame: ignore the region of a DICOM still, and its spacing.
+        progress: wraps the images.
 
     Returns:
         The records.
 
     Raises:
-        InputError: E-IMAGE-READ and its kin, E-FRAME, E-OUT-EXISTS.
+        InputError: E-IMAGE-READ and its kin, E-DICOM-* and its kin, E-WINDOW, E-FRAME,
+            E-OUT-EXISTS.
         OutputError: E-OUT-WRITE.
     """
     records = []
-    read = read_for(session.contract)
     with atomic_folder(out) as folder:
         for path in progress(images, "predicting"):
-            frame = read(path)
-            mask = session.predict(frame)
+            still = _read(path, session.contract.takes_colour, window, whole_frame)
+            frame, told = still.frame, spacing or still.spacing
+            if still.crop and not session.layout:  # which has a crop of its own
+                mask = through_crop(session.predict, still.crop)(frame)
+            else:
+                mask = session.predict(frame)
             stored = golden_from_labels(mask, session.contract)
             Image.fromarray(stored).save(folder / f"{path.stem}_mask.png")
             Image.fromarray(draw_overlay(frame, mask)).save(folder / f"{path.stem}_overlay.png")
-            records.append(record_of(path.name, mask, spacing, session.contract.classes))
+            records.append(record_of(path.name, mask, told, session.contract.classes))
         text = json.dumps(records, indent=1) + "\n"  # ASCII: a file name may be any bytes
         (folder / "predictions.json").write_text(text, encoding="utf-8")
     return tuple(records)
+
+
+def _read(path: Path, colour: bool, window: Optional[Window], whole_frame: bool) -> Still:
+    """Read an image whose file may tell a crop and a spacing. Raises as `read_image`."""
+    if seems_dicom(path) and not colour:
+        from .stream.dicom import read_still
+
+        return read_still(path, window=window, whole_frame=whole_frame)
+    return Still(read_image(path, colour=colour, window=window))
 
 
 def record_of(

@@ -29,6 +29,7 @@ PACKAGES = {
     "edgeseg.runtime.signature": {"model_signing", "cryptography"},
     "edgeseg.runtime.certificates": {"cryptography", "OpenSSL"},
     "edgeseg.runtime": {"numpy", "PIL"},
+    "edgeseg.kd.data.nifti": {"numpy", "nibabel"},
     "edgeseg.kd": {"numpy", "PIL", "torch", "safetensors", "openpyxl"},
     "edgeseg.benchmarks.measure.complexity": {"numpy", "onnx", "google"},
     "edgeseg.benchmarks.baselines": {"torch"},  # networks, and nothing else may reach them
@@ -94,6 +95,7 @@ ONLY_INSIDE_FUNCTIONS = {
     "edgeseg.cli.jobs.api": {"tqdm", "pandas"},
     "edgeseg.cli.jobs.rivals": {"onnx", "onnxruntime", "openvino"},
     "edgeseg.export": {"tensorrt_rtx"},
+    "edgeseg.kd.data": {"nibabel"},
     "edgeseg.runtime.stream": {"pydicom", "cv2"},
     "edgeseg.runtime.signature": {"model_signing", "cryptography"},
     "edgeseg.runtime.certificates": {"cryptography", "OpenSSL"},

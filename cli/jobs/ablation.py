@@ -18,7 +18,7 @@ from ...benchmarks.measure.accuracy import ImageScore, score_images
 from ...kd.checkpoint import load_checkpoint
 from ...kd.config import STUDENT_FILE, TrainConfig
 from ...kd.data.dataset import Dataset
-from ...kd.data.split import make_split, read_split, samples_of
+from ...kd.data.split import default_split, read_split, samples_of
 from ...kd.distill import DISTILLATIONS
 from ...kd.engine import TorchEngine
 from ...kd.train import is_run, require_settings, train
@@ -84,9 +84,10 @@ def reproduce(
     The intervals are over groups of near-duplicates: how much a pair of students would differ if
     it were trained once more shows in the column of the seeds alone.
 
-    A seed has its own leak-safe split, weights and order of images; its rows share split and
-    teachers. Students are scored on the test part, in PyTorch FP32, in each image's own geometry.
-    Called again with the same `out` it continues: finished students are not trained anew.
+    A seed has its own leak-safe split (data that come in parts keep theirs), weights and order of
+    images; its rows share split and teachers. Students are scored on the test part, in PyTorch
+    FP32, in each image's own geometry. Called again with the same `out` it continues: finished
+    students are not trained anew.
 
     Args:
         dataset: the images.
@@ -115,7 +116,7 @@ def reproduce(
     scores: dict[str, list[tuple[ImageScore, ...]]] = {name: [] for name in wanted}
     for seed in range(config.seed, config.seed + seeds):
         folder = out / f"seed-{seed}"
-        split = make_split(dataset, seed=seed)
+        split = default_split(dataset, seed=seed)
         for name, settings in wanted.items():
             run = folder / name.replace(", ", "-").replace(" ", "-")
             resume = is_run(run)

@@ -192,7 +192,7 @@ def train(
         out: folder of the run.
         recipe: settings to start from, a key of `kd.config.RECIPES`; None: the defaults, or those
             of the run that is resumed.
-        split: a split file; None makes a leak-safe split.
+        split: a split file; None takes the parts that the data come in, or makes a leak-safe split.
         resume: continue the run in `out`.
         teachers: see `kd.train.train`, as the next three.
         teacher_checkpoints: see there.

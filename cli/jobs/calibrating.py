@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 from ...kd import zoo
 from ...runtime.contract import InputContract
 from ...runtime.errors import InputError, Refused
-from ...runtime.image import read_for
 from ...runtime.progress import Progress, quiet
 from . import phantoms
-from .parts import Folders, Parts, check_frame, parts_of_split, samples_for
+from .parts import Folders, Parts, check_frame, parts_of_split, reader_of, samples_for
 from .sources import CheckpointSource, Exportable, OnnxSource
 
 if TYPE_CHECKING:
@@ -212,7 +211,7 @@ def _calibration_for(
     frames = read_calibration_frames(
         [each.image for each in samples],
         request.images,
-        read_for(contract),
+        reader_of(samples, contract),
         origin=chosen.origin,
         labels=[each.label for each in samples],
     )

@@ -13,6 +13,9 @@ from ...runtime.files import sha256_of_file
 from ...runtime.progress import Progress, quiet
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from ...benchmarks.measure.latency import Frame
     from ...export.parity import CheckFrame
     from ...kd.data.dataset import Dataset, Sample
@@ -119,6 +122,18 @@ def train_frames(source: ModelSource, data: Folders, count: int) -> tuple[Frame,
     return tuple(each.read_image() for each in samples[:: max(1, len(samples) // count)][:count])
 
 
+def reader_of(
+    samples: Sequence[Sample], contract: InputContract
+) -> Callable[[Path], npt.NDArray[np.uint8]]:
+    """Return what reads an image of these samples, by its path, as its data set does."""
+    by_image = {each.image: each for each in samples}
+    return partial(_read_image, by_image, contract.takes_colour)
+
+
+def _read_image(by_image: Mapping[Path, Sample], colour: bool, path: Path) -> npt.NDArray[np.uint8]:
+    return by_image[path].read_image(colour=colour)
+
+
 def check_frames(data: Folders) -> tuple[CheckFrame, ...]:
     """Return frames with a lesion, spread over data sets, with their truth; none without data."""
     from ...export.parity import CheckFrame
@@ -165,13 +180,17 @@ def parts_of_run(source: ModelSource, data: Folders) -> Parts:
 
 
 def parts_anew(data: Folders, progress: Progress) -> Parts:
-    """Return the parts of a new leak-safe split with seed 0."""
+    """Return the parts that data come in, or those of a new leak-safe split with seed 0."""
     from ...kd.data.dataset import read_datasets
-    from ...kd.data.split import make_split
+    from ...kd.data.split import default_split
 
     dataset = read_datasets(data)
+    split = default_split(dataset, progress=progress)
+    if dataset.has_parts:
+        origin: dict[str, Any] = {"source": "own split of --calib", "part": "train"}
+        return parts_of_split(split, dataset, origin, "val part that the --calib data come with")
     return parts_of_split(
-        make_split(dataset, seed=0, progress=progress),
+        split,
         dataset,
         {"source": "new split of --calib", "split_seed": 0, "part": "train"},
         "val part of a new split of the --calib data, seed 0",

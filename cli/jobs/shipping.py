@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from ...runtime.bundle import open_bundle
 from ...runtime.errors import InputError
 from ...runtime.files import sha256_of_file
-from ...runtime.image import read_image
 from ...runtime.paths import takes_paths
 from ...runtime.progress import Progress
 from ...runtime.session import session_of
 from . import phantoms
-from .parts import Folders
+from .parts import Folders, reader_of
 from .sources import CheckpointSource
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def calibrate_shipped(
     frames = read_calibration_frames(
         [each.image for each in samples],
         images,
-        read_image,
+        reader_of(samples, trained.contract),
         labels=[each.label for each in samples],
     )
     master = trained.to_onnx()

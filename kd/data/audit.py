@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from ...runtime.errors import InputError
 from ...runtime.files import sha256_of_file
-from ...runtime.image import read_image
 from ...runtime.paths import takes_paths
 from ...runtime.progress import Progress, quiet
+from .classes import ClassMask
 from .dataset import EVERY_LABEL, LABELS, list_files, named_folders
 from .duplicates import groups_from_pairs, near_duplicates, pairs_of, patient_pairs
 from .masks import Mask, inspect_mask, read_mask
@@ -59,6 +59,7 @@ class Audit:
     orphan_masks: tuple[str, ...]
     label_faults: tuple[str, ...]
     identical: tuple[tuple[str, ...], ...]  # sets of images with the same bytes
+    torn_groups: tuple[tuple[str, ...], ...]  # a patient's, or look-alikes, in two of its own parts
 
     @property
     def duplicate_share(self) -> float:
@@ -93,7 +94,9 @@ _PROBLEMS = {  # field: its line in the report
     "orphan_masks": "masks without an image",
     "label_faults": "faults of the class list",
     "identical": "sets of identical images",
+    "torn_groups": "patients or near-duplicates that are in more than one of its parts",
 }
+_OF_SEVERAL = ("identical", "torn_groups")  # known once every file was read
 
 
 @takes_paths
@@ -111,14 +114,14 @@ def audit_datasets(folders: Sequence[Path], *, progress: Progress = quiet) -> Au
         EngineError: E-EXTRA-MISSING, for an XLSX class list without openpyxl.
     """
     sets = [(name, root, *list_files(root)) for name, root in named_folders(folders)]
-    found: dict[str, list[str]] = {kind: [] for kind in _PROBLEMS}
+    found: dict[str, list[str]] = {kind: [] for kind in _PROBLEMS if kind not in _OF_SEVERAL}
     readable: list[Sample] = []
     by_digest: dict[str, list[str]] = {}
     for name, root, _, listing in sets:
         named = partial(_name, root, f"{name}/" if len(sets) > 1 else "")
         for listed in progress(listing.samples, "checking files"):
             sample = replace(listed, name=named(listed.image), source=name)
-            image = _read(sample.image, read_image, named, found)
+            image = _read(sample.image, sample.image_reader, named, found)
             if image is None:
                 continue
             readable.append(sample)
@@ -153,8 +156,21 @@ def audit_datasets(folders: Sequence[Path], *, progress: Progress = quiet) -> Au
         cross_patient=alike(
             lambda one, other: one.source != other.source or one.patient != other.patient
         ),
-        **{kind: tuple(entries) for kind, entries in found.items() if kind != "identical"},
+        **{kind: tuple(entries) for kind, entries in found.items()},
         identical=tuple(tuple(names) for names in by_digest.values() if len(names) > 1),
+        torn_groups=_torn(readable, whole),
+    )
+
+
+def _torn(samples: Sequence[Sample], groups: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+    """Return the names of each group that is in more than one of the parts that data come in."""
+    members: dict[int, list[Sample]] = {}
+    for sample, group in zip(samples, groups, strict=True):
+        members.setdefault(group, []).append(sample)
+    return tuple(
+        tuple(sample.name for sample in each)
+        for each in members.values()
+        if len({sample.part for sample in each}) > 1
     )
 
 
@@ -179,6 +195,8 @@ def _read(
 
 def _inspect(sample: Sample, path: Path) -> Mask:
     """Read a mask as its data set does; one with a reader of its own says what colours mean."""
+    if isinstance(sample.mask_reader, ClassMask):
+        return Mask(sample.mask_reader(path))
     mask = inspect_mask(path)
     if sample.mask_reader is read_mask:
         return mask

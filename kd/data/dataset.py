@@ -6,24 +6,32 @@ read by `Sample.read_image` and `read_mask`.
 
 from __future__ import annotations
 
+import functools
+import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ...runtime.errors import InputError
 from ...runtime.files import sha256_of_file
-from ...runtime.folder import IMAGE_SUFFIXES
+from ...runtime.folder import IMAGE_SUFFIXES, image_files
+from ...runtime.image import read_image
 from ...runtime.paths import takes_paths
+from ...runtime.window import Window, window_from_text
 from .labels import EVERY_LABEL as EVERY_LABEL
 from .labels import LABELS as LABELS
 from .labels import UNCLASSED as UNCLASSED
+from .labels import read_lines
 from .layouts import LAYOUTS as LAYOUTS
-from .layouts import by_name
+from .layouts import by_name, layout_of, require_layout
 from .sample import Listing
 from .sample import Sample as Sample
 
+_WINDOW_FILE = "window.txt"
+_LOGGER = logging.getLogger(__name__)  # where nobody set it up, a line on stderr
 _NAMED = re.compile(r"([\w.-]+)=(.+)")  # a set's name and its folder
 
 
@@ -51,6 +59,12 @@ class Dataset:
     def where(self) -> str:
         """The folders, for a message."""
         return " and ".join(str(member.root) for member in self.members)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the data come divided: some are for training and some are not."""
+        parts = {sample.part for sample in self.samples if sample.part}
+        return len(parts) > 1
 
 
 @takes_paths
@@ -87,8 +101,9 @@ def read_dataset(root: Path) -> Dataset:
     Raises:
         InputError: E-DATA-FOLDER (no such folder), E-DATA-LAYOUT (none fits), E-DATA-EMPTY (no
             images), E-DATA-LABEL (unknown or missing label), E-DATA-PATIENT (a list of patients
-            with gaps), E-DATA-NO-MASK (lesion without mask); E-DATA-COLOUR and E-IMAGE-* for a mask
-            that is to tell the class.
+            with gaps), E-DATA-NO-MASK (lesion without mask), E-DATA-CLASSES and E-DATA-VOID
+            (classes that nothing explains); E-DATA-COLOUR, E-MASK-* and E-IMAGE-* for a mask that
+            is to tell the class.
         EngineError: E-EXTRA-MISSING, for an XLSX class list without openpyxl.
     """
     return _read(*_name_and_root(root))
@@ -96,7 +111,10 @@ def read_dataset(root: Path) -> Dataset:
 
 @takes_paths
 def named_folders(folders: Sequence[Path]) -> tuple[tuple[str, Path], ...]:
-    """Return name and root of each folder, in the order given. Raises InputError: E-DATA-NAME."""
+    """Return name and root of each folder, in the order given; see `_root_of`.
+
+    Raises InputError: E-DATA-NAME.
+    """
     named = tuple(map(_name_and_root, folders))
     name, count = Counter(name for name, _ in named).most_common(1)[0]
     if count > 1:
@@ -111,8 +129,38 @@ def named_folders(folders: Sequence[Path]) -> tuple[tuple[str, Path], ...]:
 def _name_and_root(folder: Path) -> tuple[str, Path]:
     given = _NAMED.fullmatch(str(folder))
     if given:
-        return given[1].casefold(), Path(given[2])
-    return folder.resolve().name.casefold(), folder
+        return given[1].casefold(), _root_of(Path(given[2]))
+    return folder.resolve().name.casefold(), _root_of(folder)
+
+
+def _root_of(folder: Path) -> Path:
+    """Return a folder, or the data set that lies alone in it, as archives unpack; that is said."""
+    root: Path | None = folder
+    try:
+        while root is not None and layout_of(root) is None:
+            root = _alone_in(root)
+    except OSError:  # said where it is listed
+        return folder
+    if root is None:
+        return folder
+    if root != folder:
+        _say_once(f"took {root}, the one folder in {folder}")
+    return root
+
+
+def _alone_in(folder: Path) -> Path | None:
+    """Return the only folder in a folder without images; notes and what is hidden do not count."""
+    inside = [
+        path
+        for path in folder.iterdir()
+        if path.is_dir() and path.name[0] != "." and path.name != "__MACOSX"
+    ]
+    return inside[0] if len(inside) == 1 and not image_files(folder) else None
+
+
+@functools.cache  # a command may read its data several times
+def _say_once(text: str) -> None:
+    _LOGGER.warning(text)
 
 
 def _read(name: str, root: Path) -> Dataset:
@@ -162,19 +210,15 @@ def list_files(root: Path) -> tuple[str, Listing]:
     """Return the name of a folder's layout and what it finds, defects of single files included.
 
     Raises:
-        InputError: E-DATA-FOLDER, E-DATA-LAYOUT, E-DATA-EMPTY, and E-DATA-LABEL or E-DATA-PATIENT
-            where the list as a whole cannot be used.
+        InputError: E-DATA-FOLDER, E-DATA-LAYOUT, E-DATA-EMPTY, E-WINDOW, and E-DATA-LABEL,
+            E-DATA-PATIENT, E-DATA-CLASSES, E-DATA-VOID, E-DATA-ANNOTATION or E-SPLIT-LIST where a
+            list or an annotation as a whole cannot be used.
         EngineError: E-EXTRA-MISSING, for an XLSX class list without openpyxl.
     """
     if not root.is_dir():
         raise InputError("E-DATA-FOLDER", f"no folder {root}; give the data set's root folder")
     try:
-        name = next((name for name, layout in LAYOUTS.items() if layout.fits(root)), None)
-        if name is None:
-            known = "; ".join(f"{name}: {layout.description}" for name, layout in LAYOUTS.items())
-            raise InputError(
-                "E-DATA-LAYOUT", f"{root} has no known layout; arrange it as one of these - {known}"
-            )
+        name = require_layout(root)
         listing = LAYOUTS[name].list_files(root)
     except OSError as error:
         raise InputError(
@@ -185,4 +229,26 @@ def list_files(root: Path) -> tuple[str, Listing]:
             "E-DATA-EMPTY",
             f"{root} has no images ({', '.join(IMAGE_SUFFIXES)}) in its {name} folders; add some",
         )
-    return name, replace(listing, samples=by_name(listing.samples))
+    samples = by_name(listing.samples)
+    window = _window_of(root)
+    if window is not None:
+        reader = partial(read_image, window=window)
+        samples = tuple(
+            replace(each, image_reader=reader) if each.image_reader is read_image else each
+            for each in samples
+        )
+    return name, replace(listing, samples=samples)
+
+
+def _window_of(root: Path) -> Window | None:
+    """Return what `window.txt` says is shown of images of more than 8 bits: CENTRE,WIDTH.
+
+    None without that file. Raises InputError: E-WINDOW.
+    """
+    path = root / _WINDOW_FILE
+    if not path.is_file():
+        return None
+    lines = read_lines(path)
+    if len(lines) != 1:
+        raise InputError("E-WINDOW", f"{path} has {len(lines)} lines; give one, CENTRE,WIDTH")
+    return window_from_text(lines[0])

@@ -72,7 +72,7 @@ def read_named_list(
         InputError: E-DATA-LABEL, where the table cannot be read or lacks a column; E-DATA-PATIENT,
             where the patients' column is missing or has a gap.
     """
-    rows = _rows(path)
+    rows = read_rows(path)
     header = [cell.casefold() for cell in rows[0]] if rows else []
     image_name, label_name, patient_name = (each.casefold() for each in (image, label, patient))
     if not {image_name, label_name} <= set(header):
@@ -121,7 +121,7 @@ def read_found_list(path: Path, keys: set[str]) -> LabelList:
         InputError: E-DATA-LABEL, where the table cannot be read or has no such columns.
         EngineError: E-EXTRA-MISSING, for XLSX without openpyxl.
     """
-    rows = _rows(path)
+    rows = read_rows(path)
     label_column = _fullest_column(rows, lambda cell: cell.casefold() in LABELS)
     image_column = _fullest_column(rows, lambda cell: image_key(cell) in keys)
     if label_column is None or image_column is None:
@@ -170,8 +170,11 @@ def _labels(
     return LabelList(labels, tuple(faults))
 
 
-def _rows(path: Path) -> Rows:
-    """Return the table's cells as stripped text."""
+def read_rows(path: Path) -> Rows:
+    """Return the cells of a CSV or XLSX as stripped text.
+
+    Raises InputError: E-DATA-LABEL. EngineError: E-EXTRA-MISSING, for XLSX without openpyxl.
+    """
     try:
         size = path.stat().st_size
         if size > MAX_LIST_BYTES:
@@ -187,6 +190,22 @@ def _rows(path: Path) -> Rows:
     if len(rows) > MAX_ROWS:
         raise InputError("E-DATA-LABEL", f"{path} has more than {MAX_ROWS} rows; shorten it")
     return rows
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a list that say something: not empty, and not behind a #.
+
+    Raises InputError: E-SPLIT-LIST.
+    """
+    try:
+        if path.stat().st_size > MAX_LIST_BYTES:
+            raise ValueError(f"over {MAX_LIST_BYTES} bytes")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            "E-SPLIT-LIST", f"cannot read {path} ({error}); give UTF-8 text with an image a line"
+        ) from error
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def _text(cell: object) -> str:

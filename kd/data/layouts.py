@@ -17,9 +17,22 @@ import numpy.typing as npt
 
 from ...runtime.errors import InputError
 from ...runtime.folder import image_files, masked_stem, natural_key, stem_of
+from .classes import (
+    CLASSES_TABLE,
+    numbers_by_table,
+    require_one_alone,
+    with_numbered_classes,
+)
+from .coco import is_coco, list_coco
+from .labelme import is_labelme, list_labelme
 from .labels import LABELS, UNCLASSED, LabelList, image_key, read_found_list, read_named_list
 from .masks import inspect_mask, read_colours
-from .sample import Listing, MaskReader, Sample
+from .nnunet import is_nnunet, list_nnunet
+from .pairing import GRAVEST_FIRST, folders, image_stem_of, in_folders, pair, with_labels_of_masks
+from .parts import beside, part_folders
+from .sample import Listing, Sample
+from .voc import is_voc, list_voc
+from .yolo import is_yolo, list_yolo
 
 _PLAIN_TABLE = "labels.csv"
 _BUS_BRA_TABLE = "bus_data.csv"
@@ -30,7 +43,7 @@ _UCLM_PATIENT_CHARS = 4  # of an image's name
 _UCLM_COLOURS: Mapping[tuple[int, ...], str] = MappingProxyType(
     {(0, 0, 0): "normal", (0, 255, 0): "benign", (255, 0, 0): "malignant"}
 )
-_GRAVEST_FIRST = ("malignant", "benign", UNCLASSED, "normal")
+_PARTS = "parts"  # the layout that has others in it
 
 
 @dataclass(frozen=True)
@@ -47,55 +60,14 @@ def by_name(samples: Iterable[Sample]) -> tuple[Sample, ...]:
     return tuple(sorted(samples, key=lambda sample: natural_key(sample.name)))
 
 
-def _folders(root: Path, *names: str) -> list[Path]:
-    """Return the folders in `root` that have one of the names, in any case."""
-    wanted = {name.casefold() for name in names}
-    return sorted(p for p in root.iterdir() if p.name.casefold() in wanted and p.is_dir())
-
-
-def _image_stem(mask: Path) -> str:
-    """Return the stem of the image that a mask is of: "x" for "x", "x_mask" and "x_mask_1"."""
-    return masked_stem(mask) or stem_of(mask)
-
-
-def _pair(
-    root: Path,
-    images: Iterable[Path],
-    masks: Iterable[Path],
-    labels: Mapping[Path, str],
-    patients: Mapping[Path, str] = MappingProxyType({}),
-    image_stem: Callable[[Path], str] = _image_stem,
-) -> Listing:
-    """Join images, masks, labels and patients; an image without a label is left out."""
-    by_stem: dict[str, list[Path]] = {}
-    for mask in masks:
-        by_stem.setdefault(image_stem(mask), []).append(mask)
-    samples, stems = [], set()
-    for image in images:
-        stems.add(stem_of(image))
-        if image in labels:
-            name = image.relative_to(root).as_posix()
-            samples.append(
-                Sample(
-                    name,
-                    labels[image],
-                    image,
-                    tuple(by_stem.get(stem_of(image), ())),
-                    patient=patients.get(image),
-                )
-            )
-    orphans = [mask for stem, found in by_stem.items() if stem not in stems for mask in found]
-    return Listing(tuple(samples), tuple(orphans))
-
-
 def _list_busi(root: Path) -> Listing:
     samples: list[Sample] = []
     orphans: list[Path] = []
-    for folder in _folders(root, *LABELS):
+    for folder in folders(root, *LABELS):
         files = image_files(folder)
         masks = [path for path in files if masked_stem(path)]
         images = [path for path in files if not masked_stem(path)]
-        listing = _pair(root, images, masks, dict.fromkeys(images, folder.name.casefold()))
+        listing = pair(root, images, masks, dict.fromkeys(images, folder.name.casefold()))
         samples += listing.samples
         orphans += listing.orphan_masks
     return Listing(tuple(samples), tuple(orphans))
@@ -107,7 +79,7 @@ def _list_with_labels(
     masks: Sequence[Path],
     table: Path,
     read_list: Callable[[Path, set[str]], LabelList],
-    image_stem: Callable[[Path], str] = _image_stem,
+    image_stem: Callable[[Path], str] = image_stem_of,
 ) -> Listing:
     if not images:
         return Listing((), tuple(masks))
@@ -120,12 +92,8 @@ def _list_with_labels(
         for path in images
         if path not in labels
     ]
-    listing = _pair(root, images, masks, labels, patients, image_stem)
+    listing = pair(root, images, masks, labels, patients, image_stem)
     return replace(listing, label_faults=(*given.faults, *unlabelled))
-
-
-def _in_folders(root: Path, *names: str) -> list[Path]:
-    return [path for folder in _folders(root, *names) for path in image_files(folder)]
 
 
 def _tables(root: Path) -> list[Path]:
@@ -147,20 +115,32 @@ def _only_table(root: Path) -> Path:
 
 
 def _list_dataset_b(root: Path) -> Listing:
-    images, masks = _in_folders(root, "original"), _in_folders(root, "GT")
+    images, masks = in_folders(root, "original"), in_folders(root, "GT")
     return _list_with_labels(root, images, masks, _only_table(root), read_found_list)
 
 
 def _list_plain(root: Path) -> Listing:
-    images, masks = _in_folders(root, "images"), _in_folders(root, "masks")
-    return _list_with_labels(root, images, masks, root / _PLAIN_TABLE, read_named_list)
+    images, masks = in_folders(root, "images"), in_folders(root, "masks")
+    listing = _list_with_labels(root, images, masks, root / _PLAIN_TABLE, read_named_list)
+    reader = numbers_by_table(root)
+    if reader is None:
+        return listing
+    return replace(
+        listing, samples=tuple(replace(each, mask_reader=reader) for each in listing.samples)
+    )
+
+
+def _list_indexed(root: Path) -> Listing:
+    images, masks = in_folders(root, "images"), in_folders(root, "masks")
+    listing = pair(root, images, masks, dict.fromkeys(images, UNCLASSED))
+    return with_numbered_classes(root, listing)
 
 
 def _list_bus_bra(root: Path) -> Listing:
     read_list = partial(
         read_named_list, image="ID", label="Pathology", patient="Case", needs_patient=True
     )
-    images, masks = _in_folders(root, "Images"), _in_folders(root, "Masks")
+    images, masks = in_folders(root, "Images"), in_folders(root, "Masks")
     table = root / _BUS_BRA_TABLE
     return _list_with_labels(root, images, masks, table, read_list, _bus_bra_stem)
 
@@ -198,16 +178,16 @@ def _breast_stem(mask: Path) -> str:
 
 
 def _list_bus_uclm(root: Path) -> Listing:
-    images, masks = _in_folders(root, "images"), _in_folders(root, "masks")
+    images, masks = in_folders(root, "images"), in_folders(root, "masks")
     patients = {path: path.name[:_UCLM_PATIENT_CHARS] for path in images}
-    listing = _pair(root, images, masks, dict.fromkeys(images, UNCLASSED), patients)
-    return _with_labels_of_masks(listing, _uclm_mask, _uclm_label)
+    listing = pair(root, images, masks, dict.fromkeys(images, UNCLASSED), patients)
+    return with_labels_of_masks(listing, _uclm_mask, _uclm_label)
 
 
 def _uclm_label(path: Path) -> str:
     """Return the class that a mask's colours give; of two the worse."""
     classes = {_UCLM_COLOURS[colour] for colour in _uclm_colours(path)}
-    return next(label for label in _GRAVEST_FIRST if label in classes)
+    return next(label for label in GRAVEST_FIRST if label in classes)
 
 
 def _uclm_colours(path: Path) -> set[tuple[int, ...]]:
@@ -230,8 +210,8 @@ def _uclm_mask(path: Path) -> npt.NDArray[np.bool_]:
 
 def _list_unlisted(root: Path) -> Listing:
     """List images whose class nobody tells: a marked mask is a lesion of unknown class."""
-    images, masks = _in_folders(root, "images"), _in_folders(root, "masks")
-    for folder in _folders(root, "masks"):
+    images, masks = in_folders(root, "images"), in_folders(root, "masks")
+    for folder in folders(root, "masks"):
         classes = [path for path in sorted(folder.iterdir()) if path.is_dir()]
         if [path.name for path in classes] not in ([], ["0"]):
             raise InputError(
@@ -240,8 +220,8 @@ def _list_unlisted(root: Path) -> Listing:
                 "kind are read, from it and from 0/ in it, so remove the others",
             )
         masks += [path for each in classes for path in image_files(each)]
-    listing = _pair(root, images, masks, dict.fromkeys(images, UNCLASSED))
-    return _with_labels_of_masks(listing, _grey_mask, _unlisted_label)
+    listing = pair(root, images, masks, dict.fromkeys(images, UNCLASSED))
+    return with_labels_of_masks(listing, _grey_mask, _unlisted_label)
 
 
 def _unlisted_label(path: Path) -> str:
@@ -255,26 +235,59 @@ def _grey_mask(path: Path) -> npt.NDArray[np.bool_]:
         raise InputError(
             "E-DATA-COLOUR",
             f"mask {path} has colours, and nothing in the data set says what they stand for; "
-            "make it black and white, or add labels.csv",
+            f"make it black and white, or say in {CLASSES_TABLE} what its numbers are",
+        )
+    if mask.numbered:
+        raise InputError(
+            "E-DATA-CLASSES",
+            f"mask {path} has several numbers, which may be classes or count lesions; say what "
+            f"each is in {CLASSES_TABLE}",
         )
     return mask.lesion
 
 
-def _with_labels_of_masks(
-    listing: Listing, mask_reader: MaskReader, label_of: Callable[[Path], str]
-) -> Listing:
-    """Give each sample the label of its masks; one without a mask keeps its own."""
-    samples, faults = [], []
-    for sample in listing.samples:
-        labels = set()
-        for mask in sample.masks:
-            try:
-                labels.add(label_of(mask))
-            except InputError as error:
-                faults.append(error)
-        label = next((each for each in _GRAVEST_FIRST if each in labels), sample.label)
-        samples.append(replace(sample, label=label, mask_reader=mask_reader))
-    return replace(listing, samples=tuple(samples), mask_faults=tuple(faults))
+def layout_of(root: Path, *, in_parts: bool = True) -> str | None:
+    """Return the key of the first layout that fits, or None. Raises OSError.
+
+    `in_parts`: whether it may be one that has others in it.
+    """
+    return next(
+        (
+            name
+            for name, each in LAYOUTS.items()
+            if (in_parts or name != _PARTS) and each.fits(root)
+        ),
+        None,
+    )
+
+
+def require_layout(root: Path, *, in_parts: bool = True) -> str:
+    """Return the key of the first layout that fits; raises InputError (E-DATA-LAYOUT), OSError."""
+    name = layout_of(root, in_parts=in_parts)
+    if name is None:
+        known = "; ".join(f"{name}: {layout.description}" for name, layout in LAYOUTS.items())
+        raise InputError(
+            "E-DATA-LAYOUT", f"{root} has no known layout; arrange it as one of these - {known}"
+        )
+    return name
+
+
+def _list_parts(root: Path) -> Listing:
+    """List train/, val/ and test/, each in a layout of its own; a sample knows its part."""
+    found = Listing((), ())
+    for part, folder in part_folders(root).items():
+        inner = LAYOUTS[require_layout(folder, in_parts=False)].list_files(folder)
+        samples = (
+            replace(each, name=f"{folder.name}/{each.name}", part=part) for each in inner.samples
+        )
+        found = Listing(
+            (*found.samples, *samples),
+            found.orphan_masks + inner.orphan_masks,
+            found.label_faults + inner.label_faults,
+            found.mask_faults + inner.mask_faults,
+        )
+    require_one_alone(root, found.samples)
+    return found
 
 
 # To add a layout: a detector and a reader above and a line here; tests/kd/test_data_dataset.py
@@ -283,12 +296,12 @@ LAYOUTS: Mapping[str, DataSetLayout] = MappingProxyType(
     {
         "busi": DataSetLayout(
             "benign/, malignant/ and normal/ with 'x.png' beside 'x_mask.png', 'x_mask_1.png' ...",
-            lambda root: bool(_folders(root, *LABELS)),
+            lambda root: bool(folders(root, *LABELS)),
             _list_busi,
         ),
         "dataset-b": DataSetLayout(
             "original/ and GT/ with equal file names and a class list, *.csv or *.xlsx",
-            lambda root: bool(_folders(root, "original") and _folders(root, "GT")),
+            lambda root: bool(folders(root, "original") and folders(root, "GT")),
             _list_dataset_b,
         ),
         "breast": DataSetLayout(
@@ -313,11 +326,50 @@ LAYOUTS: Mapping[str, DataSetLayout] = MappingProxyType(
             lambda root: _has_masks(root, _UCLM_TABLE),
             _list_bus_uclm,
         ),
+        "indexed": DataSetLayout(
+            "images/ and masks/ with equal file names, masks of class numbers (grey or palette), "
+            f"and {CLASSES_TABLE} with columns class,label",
+            lambda root: _has_masks(root) and beside(root, CLASSES_TABLE) is not None,
+            _list_indexed,
+        ),
         "unlisted": DataSetLayout(
             "images/ and masks/ (or masks/0/) with equal file names and no list: an image whose "
             "mask marks something is a lesion of unknown class",
             lambda root: _has_masks(root),
             _list_unlisted,
+        ),
+        "voc": DataSetLayout(
+            "JPEGImages/ and SegmentationClass/ with equal file names, masks of class numbers, and "
+            "ImageSets/Segmentation/*.txt that name images and parts",
+            is_voc,
+            list_voc,
+        ),
+        "nnunet": DataSetLayout(
+            "nnU-Net in 2-D: imagesTr/NAME_0000.png, labelsTr/NAME.png of class numbers (or "
+            ".nii.gz), and dataset.json",
+            is_nnunet,
+            list_nnunet,
+        ),
+        "labelme": DataSetLayout(
+            "LabelMe: 'x.json' for each image, in the folder itself or in images/, annotations/, "
+            "json/ or labels/",
+            is_labelme,
+            list_labelme,
+        ),
+        "coco": DataSetLayout(
+            "COCO: annotations/*.json, or *.json beside the images, with outlines or run lengths",
+            is_coco,
+            list_coco,
+        ),
+        "yolo": DataSetLayout(
+            "YOLO: images/ and labels/*.txt with a polygon a line, and data.yaml with names",
+            is_yolo,
+            list_yolo,
+        ),
+        _PARTS: DataSetLayout(
+            "train/ and val/ or test/, each in one of the other layouts: they are the split",
+            lambda root: len(part_folders(root)) > 1,
+            _list_parts,
         ),
     }
 )
@@ -325,7 +377,7 @@ LAYOUTS: Mapping[str, DataSetLayout] = MappingProxyType(
 
 def _has_masks(root: Path, *tables: str) -> bool:
     return bool(
-        _folders(root, "images")
-        and _folders(root, "masks")
+        folders(root, "images")
+        and folders(root, "masks")
         and all((root / table).is_file() for table in tables)
     )

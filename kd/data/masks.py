@@ -17,9 +17,10 @@ from ...runtime.errors import InputError
 from ...runtime.image_file import is_deep, open_image, require_one_frame, upright, without_warnings
 
 MAX_LEVELS = 32  # of a mask of classes or instances; soft edges have more
-_LOSSY = ("JPEG", "MPO", "JPEG2000")  # formats that change values
+LOSSY = ("JPEG", "MPO", "JPEG2000")  # formats that change values
 # Of 255: up to the one is noise of background, from the other on noise of lesion.
 _LOW, _HIGH = 31, 224
+_VOID = 255  # of class numbers: pixels that nobody decided on
 _WIDE_EDGE_PX = 5  # what lies between for so many pixels both ways is no edge
 _UNDECIDED = (224, 224, 192)  # the colour of PASCAL VOC for pixels that nobody decided on
 
@@ -32,6 +33,7 @@ class Mask:
     coloured: bool = False
     odd_values: str = ""  # which, where they are neither 0 and 1 nor 0 and full scale
     has_alpha: bool = False  # that is not opaque everywhere
+    numbered: bool = False  # several low values but 0 and 255: classes, or numbers of lesions
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def inspect_mask(path: Path) -> Mask:
     """
     with open_image(path) as image, without_warnings():
         require_one_frame(image, path)
-        lossy = image.format in _LOSSY
+        lossy = image.format in LOSSY
         pixels = _pixels_of(image, path)
     lesion = _lesion_of(pixels, lossy, path)
     if _seems_inverted(lesion):
@@ -89,7 +91,10 @@ def inspect_mask(path: Path) -> Mask:
             f"mask {path} marks {lesion.mean():.0%} of the image and most of its border, so it "
             "seems inverted; store lesions bright on black",
         )
-    return Mask(lesion, pixels.coloured, _odd_values(pixels), pixels.has_alpha)
+    values = np.unique(pixels.levels)
+    low = (values <= MAX_LEVELS) | (values == _VOID)
+    numbered = not pixels.coloured and values.size > 2 and bool(low.all())
+    return Mask(lesion, pixels.coloured, _odd_values(pixels), pixels.has_alpha, numbered)
 
 
 def _refused(path: Path, what: str, mend: str = "store it as 0 and 255") -> InputError:

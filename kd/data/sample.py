@@ -13,6 +13,7 @@ from ...runtime.errors import InputError
 from ...runtime.image import read_image
 from .masks import read_mask
 
+ImageReader = Callable[[Path], "npt.NDArray[np.uint8]"]
 MaskReader = Callable[[Path], "npt.NDArray[np.bool_]"]
 
 
@@ -27,7 +28,9 @@ class Sample:
     look: int | None = None  # number of its group, where groups were sought
     patient: str | None = None  # of this data set; None where it does not tell
     source: str = ""  # name of its data set
+    part: str = ""  # one of parts.PARTS, where the data set itself tells
     mask_reader: MaskReader = read_mask  # of one mask file
+    image_reader: ImageReader = read_image  # of the image, grey [H, W]
 
     @property
     def group(self) -> str:
@@ -35,11 +38,13 @@ class Sample:
         return self.name if self.look is None else f"group {self.look}"
 
     def read_image(self, *, colour: bool = False) -> npt.NDArray[np.uint8]:
-        """Return the grey image, uint8 [H, W], or RGB [H, W, 3].
+        """Return the grey image, uint8 [H, W], or RGB [H, W, 3] where its file may have colours.
 
         Raises InputError as `runtime.image.read_image`.
         """
-        return read_image(self.image, colour=colour)
+        if colour and self.image_reader is read_image:
+            return read_image(self.image, colour=True)
+        return self.image_reader(self.image)
 
     def read_mask(self) -> npt.NDArray[np.bool_]:
         """Return the union of the masks, bool [H, W]; all False where there is none.

@@ -6,29 +6,33 @@ out as it would alone, unless it shares look-alikes with another, which then sta
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
 
 import numpy as np
 
 from ... import __version__
-from ...runtime.errors import InputError
+from ...runtime.errors import InputError, Refused
 from ...runtime.files import sha256_of_file, write_bytes
 from ...runtime.paths import takes_paths
 from ...runtime.progress import Progress, quiet
 from .dataset import EVERY_LABEL, LABELS, Dataset
 from .duplicates import group_duplicates
-from .labels import MAX_LIST_BYTES, image_key
+from .labels import image_key, read_lines
+from .parts import PARTS as PARTS
 from .sample import Sample
 
-PARTS = ("train", "val", "test")
 SCHEMA = "edgeseg.split/1"  # of one data set
-SCHEMA_OF_SETS = "edgeseg.split/2"  # of several, or from lists of images
+SCHEMA_OF_SETS = "edgeseg.split/2"  # of several, from lists of images, or the data's own
+OWN = "data set"  # `Split.parts_from` of data that came divided
 MAX_SPLIT_BYTES = 64 << 20  # compared with the file size before anything is read; 100 000 images
+_LISTS = "lists"
+_WHO = {_LISTS: "was made from lists", OWN: "is the data set's own"}
 _ENTRY = ("name", "label", "group", "part", "image_sha256", "mask_sha256")  # fields in the file
 _Class = tuple[str, str]  # a data set's name and a label
 _SCARCE_ORDER = ("train", "test", "val")  # who is served first where a class has few groups
@@ -56,9 +60,10 @@ class Split:
     layouts: Mapping[str, str]  # by name of the data set; the name is empty where there is one only
     tool_version: str
     entries: tuple[SplitEntry, ...]
-    # Of a split from lists of images: groups that are in more than one part. None: of one that was
-    # made by group, and has none.
+    # Of a split from lists of images or of the data's own: groups that are in more than one part.
+    # None: of one that was made by group, and has none.
     torn_groups: int | None = None
+    parts_from: str = ""  # who divided: "lists", `OWN`; empty where it was made by group
 
     @property
     def leak(self) -> str:
@@ -66,8 +71,8 @@ class Split:
         if self.torn_groups is None:
             return ""
         return (
-            f"the split was made from lists and tears {self.torn_groups} groups of near-duplicates "
-            "or patients: its test part "
+            f"the split {_WHO[self.parts_from]} and tears {self.torn_groups} groups of "
+            "near-duplicates or patients: its test part "
             + ("has seen relatives in training" if self.torn_groups else "happens to be clean")
         )
 
@@ -166,7 +171,7 @@ def split_from_lists(
     part_of: dict[str, str] = {}
     found = _Finder(dataset)
     for part, path in zip(PARTS, lists, strict=False):
-        for line in _lines(path):
+        for line in read_lines(path):
             name = found(line, path)
             if name in part_of:
                 raise InputError(
@@ -177,6 +182,68 @@ def split_from_lists(
             part_of[name] = part
     if "train" not in part_of.values():
         raise InputError("E-SPLIT-LIST", f"{lists[0]} lists no image to train on; add some")
+    return _split_as_told(dataset, part_of, _LISTS, progress)
+
+
+def split_of_parts(dataset: Dataset, *, progress: Progress = quiet) -> Split:
+    """Divide data as they came: a folder or a list of each part. It may tear groups, and says so.
+
+    Raises InputError: E-SPLIT-PARTS (an image that is in no part, nothing to train on), or
+    E-IMAGE-* for an unreadable image.
+    """
+    part_of = {sample.name: sample.part for sample in dataset.samples}
+    without = [name for name, part in part_of.items() if not part]
+    if without or "train" not in part_of.values():
+        what = f"{without[0]} ({len(without)} such) in none" if without else "nothing in train"
+        raise InputError(
+            "E-SPLIT-PARTS",
+            f"{dataset.where} comes in parts, but with {what}; name a split with --split, which "
+            "`edgeseg data split --seed 0` makes anew",
+        )
+    return _split_as_told(dataset, part_of, OWN, progress)
+
+
+def default_split(dataset: Dataset, *, seed: int = 0, progress: Progress = quiet) -> Split:
+    """Return the split of data for which none is named: their own, or one by group.
+
+    Args:
+        dataset: what to divide.
+        seed: see `make_split`; it says nothing about data that come divided.
+        progress: wraps the loops over images.
+
+    Raises:
+        InputError: as `split_of_parts` and `make_split`.
+        Refused: E-SPLIT-TORN where the data's own parts share a patient or near-duplicates.
+    """
+    if not dataset.has_parts:
+        return make_split(dataset, seed=seed, progress=progress)
+    split = split_of_parts(dataset, progress=progress)
+    if split.torn_groups:
+        one, other = _torn_pair(split.entries)
+        raise Refused(
+            "E-SPLIT-TORN",
+            f"the parts of {dataset.where} share {split.torn_groups} patients or groups of "
+            f"near-duplicates, such as {one} and {other}; `edgeseg data split --seed 0` makes a "
+            "split without that, and without --seed it writes this one down: name either with "
+            "--split",
+        )
+    return split
+
+
+def _torn_pair(entries: Sequence[SplitEntry]) -> tuple[str, str]:
+    """Return two images of a group that is in more than one part."""
+    first: dict[int, SplitEntry] = {}
+    return next(
+        (known.name, entry.name)
+        for entry in entries
+        if (known := first.setdefault(entry.group, entry)).part != entry.part
+    )
+
+
+def _split_as_told(
+    dataset: Dataset, part_of: Mapping[str, str], parts_from: str, progress: Progress
+) -> Split:
+    """Divide data by a part for each name; what has none is left out."""
     listed = replace(dataset, samples=tuple(s for s in dataset.samples if s.name in part_of))
     source_of = {sample.name: sample.source for sample in listed.samples}
     entries = tuple(
@@ -187,7 +254,8 @@ def split_from_lists(
     shares = [counts[part] / len(entries) for part in PARTS]
     layouts = {each.name: each.layout for each in dataset.members}
     fractions = (shares[0], shares[1], shares[2])
-    return Split(0, fractions, layouts, __version__, entries, _torn_groups(entries))
+    torn = _torn_groups(entries)
+    return Split(0, fractions, layouts, __version__, entries, torn, parts_from)
 
 
 class _Finder:
@@ -213,18 +281,6 @@ class _Finder:
         )
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        if path.stat().st_size > MAX_LIST_BYTES:
-            raise ValueError(f"over {MAX_LIST_BYTES} bytes")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(
-            "E-SPLIT-LIST", f"cannot read {path} ({error}); give UTF-8 text with an image a line"
-        ) from error
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-
-
 def _torn_groups(entries: Iterable[SplitEntry]) -> int:
     parts: dict[int, set[str]] = {}
     for entry in entries:
@@ -236,6 +292,7 @@ def _look_and_hash(dataset: Dataset, progress: Progress) -> tuple[SplitEntry, ..
     """Return an entry for each sample, its part still open."""
     groups = group_duplicates(dataset.samples, progress=progress)
     several = len(dataset.members) > 1
+    sha256_of = functools.cache(sha256_of_file)  # a file may be the mask of many images
     samples = list(zip(dataset.samples, groups, strict=True))
     return tuple(
         SplitEntry(
@@ -243,8 +300,8 @@ def _look_and_hash(dataset: Dataset, progress: Progress) -> tuple[SplitEntry, ..
             sample.label,
             group,
             "",
-            sha256_of_file(sample.image),
-            tuple(sha256_of_file(mask) for mask in sample.masks),
+            sha256_of(sample.image),
+            tuple(sha256_of(mask) for mask in sample.masks),
             sample.source if several else "",
         )
         for sample, group in progress(samples, "hashing files")
@@ -341,6 +398,7 @@ def split_to_json(split: Split) -> str:
         **of_sets,
         "tool_version": split.tool_version,
         **({} if split.torn_groups is None else {"torn_groups": split.torn_groups}),
+        **({"parts_from": OWN} if split.parts_from == OWN else {}),
         "entries": entries,
     }
     return json.dumps(fields, indent=1) + "\n"
@@ -382,7 +440,11 @@ def _split_from_json(content: object) -> Split:
     layout = "layouts" if of_sets else "layout"
     names = ["schema", "seed", "fractions", layout, "tool_version", "entries"]
     listed = isinstance(content, dict) and of_sets and "torn_groups" in content
-    fields = _fields(content, *names, *(["torn_groups"] if listed else []))
+    own = isinstance(content, dict) and listed and "parts_from" in content
+    told = [*(["torn_groups"] if listed else []), *(["parts_from"] if own else [])]
+    fields = _fields(content, *names, *told)
+    if own and fields["parts_from"] != OWN:
+        raise ValueError(f"parts from {fields['parts_from']!r}, not {OWN!r}")
     fractions = fields["fractions"]
     if not (isinstance(fractions, list) and len(fractions) == 3):
         raise ValueError("fractions are not three numbers")
@@ -406,6 +468,7 @@ def _split_from_json(content: object) -> Split:
         _text(fields["tool_version"]),
         entries,
         torn if listed else None,
+        (OWN if own else _LISTS) if listed else "",
     )
 
 
@@ -477,7 +540,12 @@ def samples_of(split: Split, dataset: Dataset, part: str) -> tuple[Sample, ...]:
     _require_sets(split, dataset)
     by_name = {sample.name: sample for sample in dataset.samples}
     entries = [entry for entry in split.entries if entry.part == part]
-    changes = [change for entry in entries if (change := _change(entry, by_name.get(entry.name)))]
+    sha256_of = functools.cache(sha256_of_file)
+    changes = [
+        change
+        for entry in entries
+        if (change := _change(entry, by_name.get(entry.name), sha256_of))
+    ]
     if changes:
         raise InputError(
             "E-SPLIT-MISMATCH",
@@ -501,7 +569,7 @@ def _require_sets(split: Split, dataset: Dataset) -> None:
         )
 
 
-def _change(entry: SplitEntry, sample: Sample | None) -> str:
+def _change(entry: SplitEntry, sample: Sample | None, sha256_of: Callable[[Path], str]) -> str:
     """Return what differs between an entry and its sample, or nothing."""
     if sample is None:
         return f"{entry.name} is missing"
@@ -512,7 +580,7 @@ def _change(entry: SplitEntry, sample: Sample | None) -> str:
     files = (sample.image, *sample.masks)
     for path, expected in zip(files, (entry.image_sha256, *entry.mask_sha256), strict=True):
         try:
-            if sha256_of_file(path) != expected:
+            if sha256_of(path) != expected:
                 return f"{path} has changed"
         except OSError:
             return f"{path} cannot be read"

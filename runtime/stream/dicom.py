@@ -1,4 +1,4 @@
-"""DICOM files as a source: header, ultrasound regions and clock.
+"""DICOM files as a source and as stills: header, ultrasound regions, window and clock.
 
 pydicom reads the header alone, from a bounded piece of the file. What the header claims is checked
 before anything of its size is allocated, and `dicom_pixels` takes the frames one by one. Tags and
@@ -11,23 +11,26 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, Optional, Sequence, Tuple
+from typing import Any, Iterator, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from ..errors import EdgesegError, EngineError, InputError
+from ..folder import is_dicom
 from ..image import MAX_IMAGE_PIXELS
 from ..lesion import Spacing
+from ..predict import images_in
+from ..window import Window, window_unused
 from .dicom_pixels import SYNTAXES, PixelFormat, read_frames
-from .source import Item, Source, usable_hz
+from .source import Item, Source, Still, usable_hz
 
 MAX_HEADER_BYTES = 16 << 20  # what comes before the pixels; private elements of vendors included
 MAX_REGIONS = 256
-_SUFFIXES = (".dcm", ".dicom")
 # A whole file under zlib, which pydicom would inflate at once, however large it gets.
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 # The first two bytes of a file without preamble: group 2 or 8, the latter big-endian too.
 _FIRST_GROUPS = (b"\2\0", b"\x08\0", b"\0\x08")
+_GREY = ("MONOCHROME1", "MONOCHROME2")
 _TISSUE, _TWO_D, _CM = 1, 1, 3  # Region Data Type, Region Spatial Format, Physical Units
 _TAGS = (
     "Rows",
@@ -39,6 +42,12 @@ _TAGS = (
     "BitsAllocated",
     "BitsStored",
     "PixelRepresentation",
+    "HighBit",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+    "RescaleSlope",
+    "RescaleIntercept",
     "FrameTime",
     "FrameTimeVector",
     "CineRate",
@@ -73,28 +82,104 @@ class Header:
     regions: Tuple[Region, ...]
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a path has a suffix of DICOM, or its magic word."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return path.suffix.lower() in _SUFFIXES or file.read(132)[128:] == b"DICM"
+def read_still(path: Path, *, window: Optional[Window] = None, whole_frame: bool = False) -> Still:
+    """Read a single-frame DICOM image; see `open_dicom` for arguments and errors.
+
+    Raises InputError: E-IMAGE-FRAMES for several frames, E-DICOM-FRAME for one that is damaged.
+    """
+    source = open_dicom(path, window=window, whole_frame=whole_frame)
+    if source.frames != 1:
+        raise _not_one(path, source.frames)
+    for item in source.read():
+        if isinstance(item, InputError):
+            raise item
+        return Still(item, source.crop, source.spacing)
+    raise AssertionError("a source of one frame yields one")
 
 
-def open_dicom(path: Path, *, whole_frame: bool = False) -> Source:
+def _not_one(path: Path, frames: Optional[int]) -> InputError:
+    return InputError(
+        "E-IMAGE-FRAMES",
+        f"{path} holds {frames} frames where one is meant; save each as a file of its own, or send "
+        "them all with `edgeseg stream`",
+    )
+
+
+def is_dicom_source(path: Path) -> bool:
+    """Whether a path is a DICOM file, or a folder with one among its images."""
+    return is_dicom(path) or (path.is_dir() and any(map(is_dicom, images_in(path).images)))
+
+
+def open_dicom_source(
+    path: Path, *, whole_frame: bool = False, window: Optional[Window] = None
+) -> Source:
+    """Open a DICOM file, see `open_dicom`, or a folder of stills in the order of their names.
+
+    A still that cannot be used is an error in its place.
+
+    Raises:
+        InputError: as `open_dicom` for a file; of a folder E-STREAM-SOURCE (other images in it),
+            E-DICOM-REGION (stills that tell different regions or spacings).
+        EngineError: as `open_dicom`.
+    """
+    if not path.is_dir():
+        return open_dicom(path, whole_frame=whole_frame, window=window)
+    found = images_in(path)
+    other = next((file for file in found.images if not is_dicom(file)), None)
+    if other is not None:
+        raise InputError(
+            "E-STREAM-SOURCE",
+            f"{path} has DICOM files and other images, such as {other.name}; give a folder of one "
+            "kind",
+        )
+    stills = [_still_or_error(file, whole_frame, window) for file in found.images]
+    usable = [still for still in stills if isinstance(still, Source)]
+    told = {(still.crop, still.spacing) for still in usable}
+    if len(told) > 1:
+        raise InputError(
+            "E-DICOM-REGION",
+            f"the files in {path} tell {len(told)} different tissue regions or spacings; stream "
+            "those of one alone, or take the frames whole with --whole-frame",
+        )
+    crop, spacing = told.pop() if told else (None, None)
+    rates = {still.hz for still in usable}
+    hz = rates.pop() if len(rates) == 1 else None
+
+    def read() -> Iterator[Item]:
+        for still in stills:
+            if isinstance(still, Source):
+                yield from still.read()
+            else:
+                yield still
+
+    return Source(path, "dicom", hz, len(stills), crop, spacing, read, found.note)
+
+
+def _still_or_error(
+    path: Path, whole_frame: bool, window: Optional[Window]
+) -> Union[Source, InputError]:
+    try:
+        source = open_dicom(path, whole_frame=whole_frame, window=window)
+    except InputError as error:
+        return error
+    return source if source.frames == 1 else _not_one(path, source.frames)
+
+
+def open_dicom(path: Path, *, whole_frame: bool = False, window: Optional[Window] = None) -> Source:
     """Open a DICOM image, single-frame or multi-frame.
 
     The largest two-dimensional tissue region is what the network sees, and gives the spacing. A
     file without such a region is used whole, and its spacing is unknown; so is any file with
-    `whole_frame`.
+    `whole_frame`. 16 bits become grey by `window`, or by the file's own first one.
 
     Raises:
         InputError: E-DICOM-READ (no DICOM image, or a damaged header), E-DICOM-SYNTAX (a transfer
-            syntax that is not read), E-DICOM-PIXELS (a format of pixels that is not read),
-            E-DICOM-SIZE, E-DICOM-REGION (a region that is not within the frame).
+            syntax that is not read), E-DICOM-PIXELS (a format of pixels that is not read, 16 bits
+            without any window), E-DICOM-SIZE, E-DICOM-REGION (a region that is not within the
+            frame), E-WINDOW (a window for 8 bits).
         EngineError: E-EXTRA-MISSING without pydicom, or without a decoder for its compression.
     """
-    header = read_header(path, whole_frame=whole_frame)
+    header = read_header(path, whole_frame=whole_frame, window=window)
     pixels = header.pixels
     region = tissue_region(header.regions)
     crop = spacing = None
@@ -119,7 +204,9 @@ def tissue_region(regions: Sequence[Region]) -> Optional[Region]:
     return max(tissue, key=area, default=None)
 
 
-def read_header(path: Path, *, whole_frame: bool = False) -> Header:
+def read_header(
+    path: Path, *, whole_frame: bool = False, window: Optional[Window] = None
+) -> Header:
     """Read what comes before the pixels; errors as `open_dicom`.
 
     The regions are not looked at with `whole_frame`.
@@ -151,7 +238,7 @@ def read_header(path: Path, *, whole_frame: bool = False) -> Header:
             data = pydicom.dcmread(
                 stream, stop_before_pixels=True, specific_tags=list(_TAGS), force=True
             )
-            header = _header_of(data, path, start + stream.tell(), whole_frame)
+            header = _header_of(data, path, start + stream.tell(), whole_frame, window)
         header.pixels.require_length(path)
         return header
     except EdgesegError:
@@ -194,7 +281,9 @@ _UNTOLD = {
 }
 
 
-def _header_of(data: Any, path: Path, offset: int, whole_frame: bool) -> Header:
+def _header_of(
+    data: Any, path: Path, offset: int, whole_frame: bool, window: Optional[Window]
+) -> Header:
     syntax = _syntax_of(data)
     if syntax not in SYNTAXES:
         raise InputError(
@@ -220,14 +309,17 @@ def _header_of(data: Any, path: Path, offset: int, whole_frame: bool) -> Header:
             f"{path} claims {columns}x{rows} pixels, over the cap of {MAX_IMAGE_PIXELS}",
         )
     stored = int(data.get("BitsStored") or data.BitsAllocated)
-    allocated = int(data.BitsAllocated)
-    if allocated != 8 or stored != 8 or int(data.get("PixelRepresentation") or 0):
+    allocated, signed = int(data.BitsAllocated), bool(int(data.get("PixelRepresentation") or 0))
+    photometric = str(data.PhotometricInterpretation)
+    deep = allocated == 16 and 1 <= stored <= 16 and photometric in _GREY
+    if not deep and (allocated != 8 or stored != 8 or signed):
         raise InputError(
             "E-DICOM-PIXELS",
-            f"{path} stores {stored} bits in {allocated}; 8 unsigned bits are read, "
-            "window it to 8 bits first",
+            f"{path} stores {stored} {'' if signed else 'un'}signed bits in {allocated} as "
+            f"{photometric[:32]!r}; 8 unsigned bits and grey of 16 are read, convert it",
         )
-    photometric = str(data.PhotometricInterpretation)
+    if window is not None and not deep:
+        raise window_unused(path)
     pixels = PixelFormat(
         syntax=syntax,
         offset=offset,
@@ -238,11 +330,57 @@ def _header_of(data: Any, path: Path, offset: int, whole_frame: bool) -> Header:
         planar=int(data.get("PlanarConfiguration") or 0) == 1,
         photometric=photometric,
         palette=_palette_of(data, path) if photometric == "PALETTE COLOR" else None,
+        levels=_levels_of(data, path, stored, signed, window) if deep else None,
+        stored_bits=stored,
+        signed=signed,
     )
     pixels.require_readable(path)
     items = list(data.get("SequenceOfUltrasoundRegions") or ())[:MAX_REGIONS]
     found = () if whole_frame else (_region_of(item, path) for item in items)
     return Header(pixels, _hz_of(data), tuple(region for region in found if region))
+
+
+def _levels_of(
+    data: Any, path: Path, stored: int, signed: bool, window: Optional[Window]
+) -> np.ndarray:
+    """Return the grey of every word of 16 bits, uint8 [65536]: rescaled, windowed, inverted.
+
+    Raises InputError (E-DICOM-PIXELS) without a window, and for one or a rescaling that is none.
+    """
+    if int(data.get("HighBit", stored - 1)) != stored - 1:
+        raise InputError(
+            "E-DICOM-PIXELS", f"{path} keeps its bits at the upper end of a word; convert it"
+        )
+    slope, intercept = float(data.get("RescaleSlope", 1)), float(data.get("RescaleIntercept", 0))
+    values = np.arange(65536) & ((1 << stored) - 1)
+    if signed:
+        values -= (values >> (stored - 1)) << stored
+    grey = (window or _own_window(data, path)).grey_from(values * slope + intercept)
+    inverted: np.ndarray = 255 - grey
+    return inverted if data.PhotometricInterpretation == "MONOCHROME1" else grey
+
+
+def _own_window(data: Any, path: Path) -> Window:
+    """Return the first window that a file tells. Raises InputError (E-DICOM-PIXELS) without one."""
+    function = str(data.get("VOILUTFunction") or _LINEAR)
+    told = [data.get(keyword) for keyword in ("WindowCenter", "WindowWidth")]
+    values = [list(value) if np.iterable(value) else [value] for value in told]
+    try:
+        if function not in (_LINEAR, _LINEAR_EXACT):
+            raise ValueError(f"a window of the function {function[:32]!r}, which is not read")
+        if [] in values or [None] in values:
+            raise ValueError("no window")
+        centre, width = (float(each[0]) for each in values)
+        return Window(centre, width, exact=function == _LINEAR_EXACT)
+    except (ValueError, InputError) as error:
+        raise InputError(
+            "E-DICOM-PIXELS",
+            f"{path} stores more than 8 bits and tells {error}; say what to show with --window "
+            "CENTRE,WIDTH",
+        ) from error
+
+
+_LINEAR, _LINEAR_EXACT = "LINEAR", "LINEAR_EXACT"
 
 
 def _region_of(item: Any, path: Path) -> Optional[Region]:

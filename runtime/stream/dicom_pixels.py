@@ -48,6 +48,10 @@ class PixelFormat:
     planar: bool  # colour by plane
     photometric: str
     palette: Optional[np.ndarray]  # uint8 [256, 3], of PALETTE COLOR
+    # Of 16 bits a sample, uint8 [65536]: the grey of each word as it is stored. None: 8 bits.
+    levels: Optional[np.ndarray] = None
+    stored_bits: int = 8
+    signed: bool = False
 
     def require_readable(self, path: Path) -> None:
         """Raise InputError (E-DICOM-PIXELS), or EngineError (E-EXTRA-MISSING) for a decoder."""
@@ -73,6 +77,8 @@ class PixelFormat:
         if self.palette is not None and self.syntax == _BIG_ENDIAN:
             return "has a palette in big-endian words, which is not read"
         decoder = SYNTAXES[self.syntax]
+        if self.levels is not None and decoder in (_decode_jpeg, _decode_jpeg_2000):
+            return "stores 16 bits as JPEG, of which 8 are read"
         if self.photometric in _OF_JPEG_2000 and decoder is not _decode_jpeg_2000:
             return f"has pixels as {self.photometric}, which only JPEG 2000 makes"
         if self.subsampled and self.planar and decoder is _decode_native:
@@ -85,9 +91,14 @@ class PixelFormat:
         return self.photometric == "YBR_FULL_422"
 
     @property
+    def planes(self) -> int:
+        """Bytes of a pixel, which RLE stores one after another."""
+        return self.samples if self.levels is None else 2 * self.samples
+
+    @property
     def frame_bytes(self) -> int:
         """Bytes of a frame without compression."""
-        return self.rows * self.columns * (2 if self.subsampled else self.samples)
+        return self.rows * self.columns * (2 if self.subsampled else self.planes)
 
     def require_length(self, path: Path) -> None:
         """Raise InputError (E-DICOM-PIXELS) where length and photometric contradict each other.
@@ -193,6 +204,8 @@ def _encoded_frames(file: BinaryIO, pixels: PixelFormat) -> Iterator[bytes]:
         raise _DamagedError("pixel data and transfer syntax disagree about compression")
     if compressed:
         return _encapsulated(file, pixels)
+    if pixels.levels is not None and order[0] == ">" and order[1] != b"OW":
+        raise _DamagedError("its words are not told as words")
     swap = order == (">", b"OW")
     return _native(file, pixels, length, swap)
 
@@ -278,7 +291,7 @@ def _encapsulated(file: BinaryIO, pixels: PixelFormat) -> Iterator[bytes]:
 def _is_another(parts: Sequence[bytes], fragment: bytes, pixels: PixelFormat) -> bool:
     """Whether a fragment starts a second frame of a file that tells one: the first is complete."""
     if SYNTAXES[pixels.syntax] is _decode_rle:
-        return fragment.startswith(struct.pack("<2I", pixels.samples, _RLE_HEADER_BYTES))
+        return fragment.startswith(struct.pack("<2I", pixels.planes, _RLE_HEADER_BYTES))
     ended = bool(parts) and parts[-1].rstrip(b"\0").endswith(_END_OF_IMAGE)
     return ended and fragment.startswith(_CODESTREAM_STARTS)
 
@@ -329,7 +342,10 @@ def _fragments(file: BinaryIO) -> Iterator[Tuple[int, bytes]]:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """Samples of a frame, uint8 [rows, columns] or [rows, columns, 3], and their colour space."""
+    """Samples of a frame and their colour space.
+
+    uint8 [rows, columns] or [rows, columns, 3], or words of 16 bits [rows, columns].
+    """
 
     samples: np.ndarray
     photometric: str
@@ -346,6 +362,8 @@ def _decode_native(encoded: bytes, pixels: PixelFormat) -> _Decoded:
         samples = np.empty((rows, columns, 3), np.uint8)
         samples[:, :, 0] = pairs[:, :, :2].reshape(rows, columns)
         samples[:, :, 1:] = pairs[:, :, 2:].repeat(2, axis=1)
+    elif pixels.levels is not None:
+        samples = data.view("<u2").reshape(rows, columns)
     elif pixels.samples == 1:
         samples = data.reshape(rows, columns)
     elif pixels.planar:
@@ -360,14 +378,16 @@ def _decode_rle(encoded: bytes, pixels: PixelFormat) -> _Decoded:
     if len(encoded) < _RLE_HEADER_BYTES:
         raise _DamagedError("its RLE header is cut")
     count, *offsets = struct.unpack("<16I", encoded[:_RLE_HEADER_BYTES])
-    if count != pixels.samples:
-        raise _DamagedError(f"it has {count} RLE segments for {pixels.samples} samples")
+    if count != pixels.planes:
+        raise _DamagedError(f"it has {count} RLE segments for {pixels.planes} bytes a pixel")
     bounds = [*offsets[:count], len(encoded)]
     size = (pixels.columns, pixels.rows)
     planes = [
         np.asarray(Image.frombytes("L", size, encoded[bounds[k] : bounds[k + 1]], "packbits", "L"))
         for k in range(count)
     ]
+    if pixels.levels is not None:  # the high byte comes first
+        return _Decoded(planes[0].astype(np.uint16) << 8 | planes[1], pixels.photometric)
     samples = planes[0] if count == 1 else np.stack(planes, axis=2)
     # Planes have no colour that is shared.
     photometric = "YBR_FULL" if pixels.subsampled else pixels.photometric
@@ -498,9 +518,9 @@ def _decode_by_library(encoded: bytes, pixels: PixelFormat) -> _Decoded:
         columns=pixels.columns,
         number_of_frames=1,
         samples_per_pixel=pixels.samples,
-        bits_allocated=8,
-        bits_stored=8,
-        pixel_representation=0,
+        bits_allocated=8 if pixels.levels is None else 16,
+        bits_stored=pixels.stored_bits,
+        pixel_representation=int(pixels.signed),
         photometric_interpretation=pixels.photometric,
         planar_configuration=int(pixels.planar) if pixels.samples > 1 else None,
         pixel_keyword="PixelData",
@@ -524,6 +544,9 @@ def _monochrome(pixels: PixelFormat) -> str:
 
 def _grey_of(decoded: _Decoded, pixels: PixelFormat) -> np.ndarray:
     samples = decoded.samples
+    if pixels.levels is not None:
+        levels: np.ndarray = pixels.levels[samples.view(np.uint16)]
+        return levels
     if decoded.photometric == "MONOCHROME2":
         return samples
     if decoded.photometric == "MONOCHROME1":

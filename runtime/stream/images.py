@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Iterable, Iterator
+from typing import Iterable, Iterator, Optional
 
 from ..errors import InputError
 from ..folder import IMAGE_SUFFIXES
 from ..image import read_frames, read_image
 from ..image_file import frame_numbers, open_image, without_warnings
 from ..predict import images_in
+from ..window import Window
 from .source import Item, Source
 
 _MOVING_SUFFIXES = (".gif", ".apng")  # several frames as a rule, and no image of a folder
@@ -20,7 +21,9 @@ def is_images(path: Path) -> bool:
     return path.is_dir() or path.suffix.lower() in (*IMAGE_SUFFIXES, *_MOVING_SUFFIXES)
 
 
-def open_images(path: Path, *, whole_frame: bool = False) -> Source:
+def open_images(
+    path: Path, *, whole_frame: bool = False, window: Optional[Window] = None
+) -> Source:
     """Open a folder of images, see `images_in`, or a single file with all its frames.
 
     Their frames are always whole. In a folder every file is one frame, and one of several is an
@@ -32,9 +35,16 @@ def open_images(path: Path, *, whole_frame: bool = False) -> Source:
     if path.is_dir():
         count = len(found.images)
         return Source(
-            path, "images", None, count, None, None, lambda: _files(found.images), found.note
+            path,
+            "images",
+            None,
+            count,
+            None,
+            None,
+            lambda: _files(found.images, window),
+            found.note,
         )
-    return Source(path, "images", None, _count_of(path), None, None, lambda: _frames(path))
+    return Source(path, "images", None, _count_of(path), None, None, lambda: _frames(path, window))
 
 
 def _count_of(path: Path) -> int:
@@ -45,18 +55,18 @@ def _count_of(path: Path) -> int:
         return 1
 
 
-def _files(paths: Iterable[Path]) -> Iterator[Item]:
+def _files(paths: Iterable[Path], window: Optional[Window]) -> Iterator[Item]:
     for path in paths:
         try:
-            yield read_image(path)
+            yield read_image(path, window=window)
         except InputError as error:
             yield error
 
 
-def _frames(path: Path) -> Iterator[Item]:
+def _frames(path: Path, window: Optional[Window]) -> Iterator[Item]:
     number = 0
     try:
-        for frame in read_frames(path):
+        for frame in read_frames(path, window=window):
             yield frame
             number += 1
     except InputError as error:  # what comes after it cannot be told from what is damaged

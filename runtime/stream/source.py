@@ -43,6 +43,15 @@ class Source:
         }
 
 
+@dataclass(frozen=True)
+class Still:
+    """One frame, and what its file says of its geometry."""
+
+    frame: np.ndarray  # uint8 [H, W], of an image in colour [H, W, 3]; the whole frame
+    crop: Optional[Tuple[int, int, int, int]] = None  # as `Source.crop`
+    spacing: Optional[Spacing] = None
+
+
 def usable_hz(hz: float) -> Optional[float]:
     """Return a frame rate that a file told, or None where no clock can keep it."""
     return hz if MIN_HZ <= hz <= MAX_HZ else None  # false for NaN

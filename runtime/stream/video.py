@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterator, Optional
 
 import numpy as np
 
 from ..errors import EngineError, InputError, OutputError
 from ..image import MAX_IMAGE_PIXELS, grey_from_frame
+from ..window import Window, window_unused
 from .source import Item, Source, usable_hz
 
 _SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
@@ -33,13 +34,16 @@ def video_is_installed() -> bool:
     return importlib.util.find_spec("cv2") is not None
 
 
-def open_video(path: Path, *, whole_frame: bool = False) -> Source:
+def open_video(path: Path, *, whole_frame: bool = False, window: Optional[Window] = None) -> Source:
     """Open a video file; its frames are always whole.
 
     Raises:
-        InputError: E-VIDEO-READ (no video, or none that can be decoded), E-IMAGE-SIZE.
+        InputError: E-VIDEO-READ (no video, or none that can be decoded), E-IMAGE-SIZE, E-WINDOW (a
+            window for 8 bits).
         EngineError: E-EXTRA-MISSING without OpenCV.
     """
+    if window is not None:
+        raise window_unused(path)
     cv2 = _library()
     with _capture(cv2, path) as video:
         width, height = (

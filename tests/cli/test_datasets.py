@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from edgeseg.cli.main import cli
 from edgeseg.kd.checkpoint import load_checkpoint
 from edgeseg.kd.data.phantom import write_phantoms
 from edgeseg.kd.data.split import read_split
+from edgeseg.tests.support.dicom_files import write_pixels
 
 INPUT = 2  # exit code, as in runtime/errors.py
 FAST = ("--size", 32, "--student", "edge-32", "--student-epochs", 1, "--batch", 4)
@@ -88,6 +93,25 @@ def test_audit_and_folds_take_several_sets(sets, tmp_path):
     assert len(set(tested)) == len(tested) == 24
 
 
+def test_stills_of_dicom_are_scored_as_their_pictures_are(sets, run, tmp_path):
+    for label in ("benign", "malignant", "normal"):
+        for path in sorted((sets[0] / label).glob("*.png")):
+            out = tmp_path / "one" / label / path.name
+            out.parent.mkdir(parents=True, exist_ok=True)
+            if "_mask" in path.stem:
+                shutil.copy(path, out)
+                continue
+            grey = np.asarray(Image.open(path))
+            write_pixels(out.with_suffix(".dcm"), grey.tobytes(), grey.shape)
+    asked = ("--part", "all", "--json", "-q")
+    pictures, stills = (
+        json.loads(ok("evaluate", run, folder, *asked).stdout)
+        for folder in (sets[0], tmp_path / "one")
+    )
+    assert stills == pictures
+    assert "leak" in stills
+
+
 def write_list(path: Path, *names: str) -> Path:
     path.write_text("".join(f"{name}\n" for name in names))
     return path
@@ -118,3 +142,48 @@ def test_lists_that_cannot_be_followed_are_refused_and_leave_nothing(sets, tmp_p
     refused("E-USAGE", "data", "split", sets[0], *lists, "--seed", 1, "--out", out)
     refused("E-USAGE", "data", "split", sets[0], "--split-list", train, "--out", out)
     assert not out.exists()
+
+
+@pytest.fixture
+def divided(sets, tmp_path):
+    """Return phantoms in train/ and test/, one folder too deep."""
+    root = tmp_path / "clinic" / "unpacked"
+    for part, source in zip(("train", "test"), sets, strict=True):
+        shutil.copytree(source, root / part)
+    return tmp_path / "clinic"
+
+
+def test_data_in_parts_is_trained_as_it_comes_and_that_is_recorded(divided, tmp_path):
+    out = tmp_path / "run"
+    given = (divided, "--out", out, "--teaching", "none", *FAST, "-q")
+    ok("train", *given)
+    split = read_split(out / "split.json")
+    assert (split.parts_from, split.torn_groups) == ("data set", 0)
+    assert {entry.name.partition("/")[0]: entry.part for entry in split.entries} == {
+        "train": "train",
+        "test": "test",
+    }
+    assert "is the data set's own" in ok("evaluate", out, divided, "-q").stdout
+
+
+def test_what_was_taken_of_a_folder_is_one_line_on_stderr(divided):
+    command = (sys.executable, "-m", "edgeseg", "data", "audit", str(divided), "-q")
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=divided)
+    assert done.stderr == f"took {divided / 'unpacked'}, the one folder in {divided}\n"
+    assert f"{divided / 'unpacked'} (parts layout)" in done.stdout
+
+
+def test_data_in_parts_that_share_look_alikes_need_a_split_that_is_named(divided, sets, tmp_path):
+    image = sets[0] / "benign" / "benign (1).png"
+    for path in (image, image.with_stem("benign (1)_mask")):
+        shutil.copy(path, divided / "unpacked" / "test" / "benign" / f"copy{path.stem[10:]}.png")
+    out, split = tmp_path / "run", tmp_path / "split.json"
+    given = (divided, "--out", out, "--teaching", "none", *FAST, "-q")
+    result = call("train", *given)
+    assert result.exit_code == 3
+    assert "E-SPLIT-TORN" in result.stderr
+    assert not out.exists()
+    assert "tears 1 groups" in ok("data", "split", divided, "--out", split, "-q").stdout
+    assert "tears 1 groups" in ok("train", *given, "--split", split).stderr
+    ok("data", "split", divided, "--out", split, "--seed", 0, "-q")
+    assert read_split(split).torn_groups is None

@@ -1,5 +1,6 @@
 """Data set layouts, class lists, masks, and every refusal by its code."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -101,6 +102,103 @@ def make_unlisted(root: Path) -> None:
         save(root / "masks" / "0" / f"{stem}.png", marked=stem == "a")
 
 
+NUMBERS = {"benign": 1, "malignant": 2, "normal": 0}
+CLASSES = "class,label\n1,benign\n2,malignant\n"
+
+
+def save_numbers(path: Path, *numbers: int, palette: bool = False) -> None:
+    """Write a mask of 8x6 px of class numbers, one pixel each in its first row."""
+    pixels = np.zeros((6, 8), np.uint8)
+    pixels[0, : len(numbers)] = numbers
+    image = Image.fromarray(pixels)
+    if palette:  # of PASCAL VOC: its colours differ from grey, and say nothing
+        image = Image.frombytes("P", image.size, pixels.tobytes())
+        image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [9] * 756 + [224, 224, 192])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def make_indexed(root: Path) -> None:
+    for label, number in NUMBERS.items():
+        save(root / "images" / f"{label}.png")
+        save_numbers(root / "masks" / f"{label}.png", number)
+    (root / "classes.csv").write_text(CLASSES)
+
+
+def make_voc(root: Path) -> None:
+    for label, number in NUMBERS.items():
+        save(root / "JPEGImages" / f"{label}.bmp")
+        save_numbers(root / "SegmentationClass" / f"{label}.png", number, palette=True)
+    save(root / "JPEGImages" / "of boxes alone.bmp")
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("benign\nnormal\n")
+    (lists / "val.txt").write_text("malignant\n")
+    (lists / "trainval.txt").write_text("benign\nnormal\nmalignant\n")
+    (root / "classes.csv").write_text(CLASSES)
+
+
+CORNER = [[0, 0], [1, 0], [1, 1], [0, 1]]  # a polygon around the first pixel
+
+
+def make_nnunet(root: Path) -> None:
+    for label, number in NUMBERS.items():
+        save(root / "imagesTr" / f"{label}_0000.png")
+        save_numbers(root / "labelsTr" / f"{label}.png", number)
+    labels = {"background": 0, "benign": 1, "malignant": 2}
+    content = {"channel_names": {"0": "US"}, "labels": labels, "file_ending": ".png"}
+    (root / "dataset.json").write_text(json.dumps(content))
+
+
+def make_labelme(root: Path) -> None:
+    for label in LABELS:
+        save(root / f"{label}.png")
+        shapes = [{"label": label, "points": CORNER, "shape_type": "polygon"}]
+        content = {
+            "shapes": [] if label == "normal" else shapes,
+            "imagePath": f"{label}.png",
+            "imageHeight": 6,
+            "imageWidth": 8,
+        }
+        (root / f"{label}.json").write_text(json.dumps(content))
+
+
+def make_coco(root: Path) -> None:
+    for label in LABELS:
+        save(root / "images" / f"{label}.png")
+    sizes = {"height": 6, "width": 8}
+    content = {
+        "images": [{"id": i, "file_name": f"{n}.png", **sizes} for i, n in enumerate(LABELS)],
+        "categories": [{"id": 7 + i, "name": name} for i, name in enumerate(LABELS[:2])],
+        "annotations": [
+            {
+                "id": i,
+                "image_id": i,
+                "category_id": 7 + i,
+                "segmentation": [[0, 0, 1, 0, 1, 1, 0, 1]],
+            }
+            for i in range(2)
+        ],
+    }
+    (root / "annotations").mkdir()
+    (root / "annotations" / "instances_default.json").write_text(json.dumps(content))
+
+
+def make_yolo(root: Path) -> None:
+    (root / "labels").mkdir(parents=True)
+    for number, label in enumerate(LABELS):
+        save(root / "images" / f"{label}.png")
+        line = "" if label == "normal" else f"{number} 0 0 0.125 0 0.125 0.16 0 0.16\n"
+        (root / "labels" / f"{label}.txt").write_text(line)
+    (root / "data.yaml").write_text("nc: 2\nnames: ['benign', 'malignant']\n")
+
+
+def make_parts(root: Path) -> None:
+    for part, label in zip(("train", "val", "test"), LABELS, strict=True):
+        save(root / part / label / f"{label} (1).png")
+        save(root / part / label / f"{label} (1)_mask.png", marked=label != "normal")
+
+
 MAKERS = {
     "busi": make_busi,
     "dataset-b": make_dataset_b,
@@ -109,6 +207,13 @@ MAKERS = {
     "plain": make_plain,
     "bus-uclm": make_bus_uclm,
     "unlisted": make_unlisted,
+    "indexed": make_indexed,
+    "voc": make_voc,
+    "nnunet": make_nnunet,
+    "labelme": make_labelme,
+    "coco": make_coco,
+    "yolo": make_yolo,
+    "parts": make_parts,
 }
 
 
@@ -206,8 +311,13 @@ def test_a_layout_without_images_is_refused(layout, tmp_path):
     for path in tmp_path.rglob("*.*"):
         if path.suffix in (".png", ".bmp"):
             path.unlink()
-    known_by_images = layout == "breast"  # it has no folders
-    assert code_of(tmp_path) == ("E-DATA-LAYOUT" if known_by_images else "E-DATA-EMPTY")
+    code = {
+        "breast": "E-DATA-LAYOUT",  # it has no folders
+        **dict.fromkeys(
+            ("labelme", "coco"), "E-DATA-LABEL"
+        ),  # which name images that are not there
+    }
+    assert code_of(tmp_path) == code.get(layout, "E-DATA-EMPTY")
 
 
 @pytest.mark.parametrize(
@@ -220,6 +330,12 @@ def test_a_layout_without_images_is_refused(layout, tmp_path):
         ("breast", "case001_tumor.png"),
         ("bus-uclm", "masks/FUHI_000.png"),  # which alone tells that it is normal
         ("unlisted", "masks/0/b.png"),
+        ("indexed", "masks/normal.png"),
+        ("voc", "SegmentationClass/normal.png"),
+        ("nnunet", "labelsTr/normal.png"),
+        ("labelme", "normal.json"),
+        ("yolo", "labels/normal.txt"),
+        ("parts", "train/benign/benign (1)_mask.png"),
     ],
 )
 def test_a_lesion_without_mask_is_refused(layout, mask, tmp_path):
