@@ -131,7 +131,7 @@ _OPENVINO_TYPES: Mapping[str, str] = MappingProxyType(
 
 
 def achieved_in_openvino(
-    xml: bytes, weights: bytes, threads: int, *, macs: int
+    xml: bytes, weights: bytes, threads: int, *, macs: int, arithmetic: str = "f32"
 ) -> ExecutedPrecisions:
     """Compile an IR as `OpenVinoEngine` does and read what it executes.
 
@@ -142,14 +142,16 @@ def achieved_in_openvino(
         weights: content of its ``.bin``.
         threads: number of threads, >= 1.
         macs: of one call, as `count_complexity` counts the ONNX that the IR was made from.
+        arithmetic: as `OpenVinoEngine` takes it.
 
     Raises:
-        EngineError: E-ENGINE-LOAD, E-AUDIT (a convolution is not executed under its name, runs in
+        EngineError: E-ENGINE-LOAD, E-ENGINE-DEVICE, E-CPU-FEATURE, E-AUDIT (a convolution is not executed under its name, runs in
             an unknown type, or the MACs do not add up to `macs`).
     """
     from ..runtime.engines.ov import OpenVinoEngine, shared_core
 
-    engine = OpenVinoEngine({"model.xml": xml, "model.bin": weights}, threads)
+    files = {"model.xml": xml, "model.bin": weights}
+    engine = OpenVinoEngine(files, threads, arithmetic=arithmetic)
     executed: dict[str, str] = {}
     # The engine's own network, so that what is audited is what predicts.
     for layer in engine._request.get_compiled_model().get_runtime_model().get_ops():
@@ -165,7 +167,7 @@ def achieved_in_openvino(
         for op in shared_core().read_model(BytesIO(xml), BytesIO(weights)).get_ops()
         if op.get_type_name() in _IR_POSITIONS
     ]
-    achieved = _achieved("openvino", costs, executed, _OPENVINO_TYPES)
+    achieved = _achieved(engine.name, costs, executed, _OPENVINO_TYPES)
     if sum(achieved.macs.values()) != macs:
         raise EngineError(
             "E-AUDIT",

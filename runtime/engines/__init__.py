@@ -50,6 +50,12 @@ def _open_openvino(files: ModelFiles, threads: int) -> Engine:
     return OpenVinoEngine(files, threads)
 
 
+def _open_openvino_bf16(files: ModelFiles, threads: int) -> Engine:
+    from .ov import OpenVinoEngine
+
+    return OpenVinoEngine(files, threads, arithmetic="bf16")
+
+
 def _open_openvino_gpu(files: ModelFiles, threads: int) -> Engine:
     from .ov import OpenVinoEngine
 
@@ -99,6 +105,7 @@ class _EngineEntry(NamedTuple):
 
 
 _OPENVINO = ("openvino", "pip install 'edgeseg[openvino]'", (".xml", ".bin"), "openvino", True)
+_OPENVINO_BF16 = (*_OPENVINO[:-1], False)  # its files are made where the CPU has bf16
 _ONNXRUNTIME = ("onnxruntime", "pip install onnxruntime", (".onnx",), "onnxruntime", True)
 _TENSORRT = (
     "tensorrt",
@@ -115,6 +122,10 @@ _ONNXRUNTIME_GPU = ("onnxruntime", "pip install onnxruntime-gpu", (".onnx",), "o
 ENGINES: Dict[str, _EngineEntry] = {
     "openvino": _EngineEntry(*_OPENVINO, _open_openvino, on_cpu=True, on_nvidia=False),
     "onnxruntime": _EngineEntry(*_ONNXRUNTIME, _open_onnxruntime, on_cpu=True),
+    # An engine and not an option of one: a runtime that does not know it refuses the bundle.
+    "openvino-bf16": _EngineEntry(
+        *_OPENVINO_BF16, _open_openvino_bf16, on_cpu=True, on_nvidia=False
+    ),
     "openvino-gpu": _EngineEntry(*_OPENVINO, _open_openvino_gpu, "openvino", on_nvidia=False),
     "onnxruntime-cuda": _EngineEntry(*_ONNXRUNTIME_GPU, _open_onnxruntime_cuda, "onnxruntime"),
     "onnxruntime-tensorrt": _EngineEntry(
@@ -170,7 +181,8 @@ def open_engine(name: str, files: ModelFiles, threads: int) -> Engine:
 
     Raises:
         EngineError: E-EXTRA-MISSING (library not installed), E-ENGINE-LOAD (model refused),
-            E-ENGINE-DEVICE (the device is not there, or part of the model would run elsewhere).
+            E-ENGINE-DEVICE (the device is not there, or part of the model would run elsewhere),
+            E-CPU-FEATURE (the CPU does not have what the engine needs).
     """
     require_installed(name)
     return ENGINES[name].opener(files, threads)
