@@ -130,7 +130,8 @@ static int open_session(es_session *s, const char *bundle, const es_options *opt
                                                                               : options->engine;
     status = es_bundle_open(bundle, options->key, engine, &s->bundle, message);
     if (status != ES_OK) return status;
-    status = set_size(s, options, message);
+    status = es_cpu_require(&s->bundle.manifest, message);
+    if (status == ES_OK) status = set_size(s, options, message);
     if (status == ES_OK) status = read_golden(s, &golden, message);
     if (status != ES_OK) return status;
     status = allocate_buffers(s, &golden);
