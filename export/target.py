@@ -17,7 +17,6 @@ from ..runtime.errors import InputError
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")  # the widest first
 OPSET = 17  # of ONNX: the highest that TensorRT 8.5 (JetPack 5) parses
 ALIAS = "jetson"  # for the row's own default module and JetPack
-_NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType({"bf16": ("bf16",)})
 _FILE = Path(__file__).with_name("targets.json")
 _SCHEMA = "edgeseg.targets/1"
 _SOFTWARE = ("l4t", "python", "cuda", "tensorrt")
@@ -64,7 +63,10 @@ class Target:
 
     def needs(self, precision: str) -> tuple[str, ...]:
         """Return what a bundle of a precision needs of the CPU, keys of `runtime.cpu.FEATURES`."""
-        return (*self.cpu, *_NEEDS.get(precision, ()))
+        from ..runtime.engines import ENGINES
+
+        own = (each for engine in self.engines.get(precision, ()) for each in ENGINES[engine].cpu)
+        return tuple(dict.fromkeys((*self.cpu, *own)))
 
     @property
     def tensorrt_version(self) -> tuple[int, int, int]:

@@ -24,10 +24,11 @@ def why_not(target: Target, precision: str, frame: FrameSize | None) -> str:
         return f"its engines have no arithmetic in it; choose of {', '.join(target.engines)}"
     if frame and not any(map(_takes_onnx, target.engines[precision])):
         return "no engine of it takes an ONNX here, which --frame writes"
-    if precision == "bf16" and (not target.runs_here or missing_features(("bf16",))):
+    # Elsewhere a form is proved in float arithmetic, which says nothing of this one.
+    if precision == "bf16" and (not target.runs_here or missing_features(target.needs("bf16"))):
         return (
-            "this machine's CPU cannot prove it, as it has neither AVX512_BF16 nor AMX_BF16, or is "
-            "none of the target's; export it on one that has"
+            "it cannot be proved on this machine, whose CPU has neither AVX512_BF16 nor AMX_BF16 or "
+            "is none of the target's; export it on one that has it"
         )
     return ""
 

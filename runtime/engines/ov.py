@@ -10,7 +10,6 @@ from typing import Dict, Mapping, Optional
 import numpy as np
 import openvino as ov
 
-from ..cpu import require_features
 from ..errors import EngineError
 from . import ModelFiles, affinity, file_with_suffix
 
@@ -52,7 +51,7 @@ class OpenVinoEngine:
 
     What is not quantised runs in float32: on CPUs with bf16, and on GPUs, the plugin would
     otherwise choose a shorter type by itself, and the masks would depend on the machine. In
-    bfloat16 it runs only where that was asked for, and a CPU without it is refused.
+    bfloat16 it runs only where that was asked for.
     """
 
     def __init__(
@@ -64,15 +63,14 @@ class OpenVinoEngine:
             files: the IR.
             threads: of the CPU, >= 1; a GPU has none.
             device: "CPU" or "GPU".
-            arithmetic: "f32", or of a CPU "bf16".
+            arithmetic: "f32", or of a CPU that has it "bf16".
 
-        Raises EngineError: E-ENGINE-LOAD, E-ENGINE-DEVICE, E-CPU-FEATURE.
+        Raises EngineError: E-ENGINE-LOAD, E-ENGINE-DEVICE.
         """
         on_cpu = device == "CPU"
         self.name = "openvino" if on_cpu else "openvino-gpu"
         if arithmetic == "bf16":
             self.name = "openvino-bf16"
-            require_features(("bf16",), self.name)
         core = shared_core()
         if not any(found.startswith(device) for found in core.available_devices):
             raise EngineError(

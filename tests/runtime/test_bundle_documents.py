@@ -80,6 +80,12 @@ def test_manifest_with_a_layout_follows_the_schema(folder, layout):
     jsonschema.validate({**manifest_of(folder), "layout": layout}, SCHEMA)
 
 
+def test_manifest_that_needs_something_of_the_cpu_follows_the_schema(folder):
+    needy = {**manifest_of(folder), "precision": "bf16", "cpu": ["bf16"]}
+    jsonschema.validate(needy, SCHEMA)
+    assert Manifest.from_json(json.dumps(needy)).cpu == ("bf16",)
+
+
 def test_newer_minor_with_a_new_field_follows_the_schema(folder):
     newer = {**manifest_of(folder), "schema": "edgeseg.bundle/2.1", "later": 1}
     jsonschema.validate(newer, SCHEMA)
@@ -106,6 +112,8 @@ def test_data_sheet_names_the_schema_of_the_bundle_not_of_the_reader(tmp_path):
         {"vectors": {"frames": [], "masks": {}, "max_flipped": {"a": 2}}},
         {"layout": {"width": 5}},
         {"precision": "int4"},
+        {"cpu": "vnni"},
+        {"cpu": [1]},
     ],
 )
 def test_what_the_schema_must_refuse_is_refused(folder, change):

@@ -14,7 +14,7 @@ from edgeseg.runtime.errors import EngineError, InputError, Refused
 from edgeseg.runtime.metrics import count_pixels, dice_score
 from edgeseg.runtime.session import open_session, session_of
 
-CPU_ENGINES = [name for name, entry in ENGINES.items() if entry.on_cpu]
+CPU_ENGINES = [name for name, entry in ENGINES.items() if entry.on_cpu and not entry.cpu]
 
 
 @pytest.fixture(scope="module")
