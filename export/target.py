@@ -158,8 +158,14 @@ def _host_from_row(row: Mapping[str, Any]) -> Target:
     capability = values.pop("compute_capability", None)
     capabilities = values.pop("compute_capabilities", [capability] if capability else [])
     engines = {name: tuple(kinds) for name, kinds in values.pop("engines", {}).items()}
-    lists = {name: tuple(values.pop(name, ())) for name in ("machines", "cpu")}
-    return Target(**values, compute_capabilities=tuple(capabilities), engines=engines, **lists)
+    machines, cpu = (tuple(values.pop(name, ())) for name in ("machines", "cpu"))
+    return Target(
+        **values,
+        compute_capabilities=tuple(capabilities),
+        engines=engines,
+        machines=machines,
+        cpu=cpu,
+    )
 
 
 def _jetson_from_rows(module: Mapping[str, Any], jetpack: Mapping[str, Any]) -> Target:
