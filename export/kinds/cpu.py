@@ -75,10 +75,13 @@ class _Files:
 def _for_openvino(conversion: Conversion, precision: str, model: bytes, threads: int) -> _Files:
     from ...benchmarks.measure.complexity import count_complexity
     from ..audit import achieved_in_openvino
+    from ..final_resize import resize_as_products
     from ..forms import openvino_files, shaped_model
 
     half = precision == "fp16"
     arithmetic = "bf16" if precision == "bf16" else "f32"
+    if precision in ("bf16", "int8"):
+        model = resize_as_products(model)
     fixed = openvino_files(conversion, model, half=half)
     files = fixed
     if conversion.plan.max_batch > 1:
@@ -123,16 +126,17 @@ def make(conversion: Conversion, precision: str, keep_float: tuple[str, ...]) ->
 
     target = conversion.plan.target
     threads = available_threads()
-    model = conversion.master
-    if precision == "int8":
-        model = qdq_from_onnx(
-            model,
-            amax_of(conversion),
-            unsigned=True,
-            weight_bits=target.weight_bits,
-            keep_float=keep_float,
-        )
     for engine in target.engines[precision]:
+        model = conversion.master
+        if precision == "int8":
+            model = qdq_from_onnx(
+                model,
+                amax_of(conversion),
+                unsigned=True,
+                weight_bits=target.weight_bits,
+                keep_float=keep_float,
+                lean=engine == "openvino",
+            )
         made = WRITERS[engine](conversion, precision, model, threads)
         run: Run
         achieved: tuple[ExecutedPrecisions, ...] = ()
