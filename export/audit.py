@@ -145,8 +145,8 @@ def achieved_in_openvino(
         arithmetic: as `OpenVinoEngine` takes it.
 
     Raises:
-        EngineError: E-ENGINE-LOAD, E-ENGINE-DEVICE, E-AUDIT (a convolution is not executed under its name, runs in
-            an unknown type, or the MACs do not add up to `macs`).
+        EngineError: E-ENGINE-LOAD, E-ENGINE-DEVICE, E-AUDIT (a convolution is not executed under
+            its name, runs in an unknown type, or the MACs do not add up to `macs`).
     """
     from ..runtime.engines.ov import OpenVinoEngine, shared_core
 

@@ -79,7 +79,7 @@ class Target:
 
 @functools.cache
 def targets() -> Mapping[str, Target]:
-    """Return every target by name; a Jetson's is ``module@jetpack``, a host's maybe ``host@cpu``."""
+    """Return every target by name: a host, ``host@variant`` of its CPUs, or ``module@jetpack``."""
     content = json.loads(_FILE.read_text(encoding="utf-8"))
     if content["schema"] != _SCHEMA:
         raise ValueError(f"{_FILE} has schema {content['schema']}, expected {_SCHEMA}")

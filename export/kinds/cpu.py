@@ -27,8 +27,8 @@ def why_not(target: Target, precision: str, frame: FrameSize | None) -> str:
     # Elsewhere a form is proved in float arithmetic, which says nothing of this one.
     if precision == "bf16" and (not target.runs_here or missing_features(target.needs("bf16"))):
         return (
-            "it cannot be proved on this machine, whose CPU has neither AVX512_BF16 nor AMX_BF16 or "
-            "is none of the target's; export it on one that has it"
+            "it cannot be proved on this machine, whose CPU has neither AVX512_BF16 nor AMX_BF16, "
+            "or is none of the target's; export it on one that has it"
         )
     return ""
 

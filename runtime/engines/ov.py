@@ -99,8 +99,8 @@ class OpenVinoEngine:
         ):
             raise EngineError(
                 "E-ENGINE-DEVICE",
-                f"OpenVINO was asked for bf16 and runs the convolutions as {types or 'nothing'} (is "
-                "ONEDNN_MAX_CPU_ISA set?); unset it, or run another precision",
+                f"OpenVINO was asked for bf16 and runs the convolutions as {types or 'nothing'}; "
+                "unset ONEDNN_MAX_CPU_ISA if it is set, or run another precision",
             )
         self._compiled = compiled
         self._request = compiled.create_infer_request()
