@@ -37,7 +37,7 @@ from edgeseg.export.pipeline import (
     load_trained,
     read_calibration_frames,
 )
-from edgeseg.export.plan import make_plan
+from edgeseg.export.plan import WITHOUT_RANGES, make_plan
 from edgeseg.export.target import PRECISIONS, find_target, targets
 from edgeseg.export.to_openvino import openvino_from_onnx
 from edgeseg.kd.checkpoint import load_checkpoint
@@ -68,9 +68,10 @@ EVERY = [
 ]
 OF_CPU = [(name, precision) for name, precision in EVERY if name in CPUS]
 OF_KIT = [(name, precision) for name, precision in EVERY if name in KITS]
-WITH_ONNX = [each for each in EVERY if each[0] != "rtx" and each != ("x86-cpu", "fp16")]
+WITHOUT_ONNX = {("x86-cpu", "fp16"), ("x86-cpu", "bf16")}
+WITH_ONNX = [each for each in EVERY if each[0] != "rtx" and each not in WITHOUT_ONNX]
 INT8_ONNX = [(name, precision) for name, precision in WITH_ONNX if precision == "int8"]
-CALIBRATED = [(name, precision) for name, precision in EVERY if precision != "fp32"]
+CALIBRATED = [each for each in EVERY if each[1] not in WITHOUT_RANGES]
 TYPES = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16}
 
 
