@@ -75,7 +75,7 @@ class Candidate:
 
     name: str  # unique in a run; the reports print it
     kind: str  # name of the engine
-    precision: str  # "fp32", "fp16" or "int8"
+    precision: str  # "fp32", "fp16", "bf16" or "int8"
     session: Session
     artifact_sha256: str  # of the bundle or checkpoint that the session was opened from
     file_bytes: int  # of the model files alone

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..export.target import PRECISIONS
+from ..export.kinds.kind import TYPED_ONNX
 from ..runtime.errors import EdgesegError, InputError
 from .console import (
     engine_option,
@@ -121,7 +121,7 @@ def doctor(names: tuple[str, ...], as_json: bool, registry: Path | None) -> None
 @device.command()
 @click.argument("name")
 @click.argument("kit", type=path_type(exists=True, file_okay=False))
-@click.option("--precision", type=click.Choice(PRECISIONS), help="Default: the kit's.")
+@click.option("--precision", type=click.Choice(tuple(TYPED_ONNX)), help="Default: the kit's.")
 @click.option("--frame", is_flag=True, help="Build the kit's frame graph instead of the network.")
 @out_option("New folder for engine and log.")
 @retries_option

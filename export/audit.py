@@ -148,7 +148,7 @@ _OPENVINO_TYPES: Mapping[str, str] = MappingProxyType(
 
 
 def achieved_in_openvino(
-    xml: bytes, weights: bytes, threads: int, *, macs: int
+    xml: bytes, weights: bytes, threads: int, *, macs: int, arithmetic: str = "f32"
 ) -> ExecutedPrecisions:
     """Compile an IR as `OpenVinoEngine` does and read what it executes.
 
@@ -159,14 +159,16 @@ def achieved_in_openvino(
         weights: content of its ``.bin``.
         threads: number of threads, >= 1.
         macs: of one call, as `count_complexity` counts the ONNX that the IR was made from.
+        arithmetic: as `OpenVinoEngine` takes it.
 
     Raises:
-        EngineError: E-ENGINE-LOAD, E-AUDIT (a product is not executed under its name, runs in
-            an unknown type, or the MACs do not add up to `macs`).
+        EngineError: E-ENGINE-LOAD, E-ENGINE-DEVICE, E-AUDIT (a product is not executed
+            under its name, runs in an unknown type, or the MACs do not add up to `macs`).
     """
     from ..runtime.engines.ov import OpenVinoEngine, shared_core
 
-    engine = OpenVinoEngine({"model.xml": xml, "model.bin": weights}, threads)
+    files = {"model.xml": xml, "model.bin": weights}
+    engine = OpenVinoEngine(files, threads, arithmetic=arithmetic)
     executed: dict[str, str] = {}
     matrices: dict[str, str] = {}
     # The engine's own network, so that what is audited is what predicts.
@@ -191,7 +193,7 @@ def achieved_in_openvino(
             costs.append((name, _ir_matrix_macs(op)))
             if name in matrices:
                 executed[name] = matrices[name]
-    achieved = _achieved("openvino", costs, executed, _OPENVINO_TYPES)
+    achieved = _achieved(engine.name, costs, executed, _OPENVINO_TYPES)
     if sum(achieved.macs.values()) != macs:
         raise EngineError(
             "E-AUDIT",

@@ -47,6 +47,7 @@ def datasheet_of(bundle: Bundle) -> dict[str, Any]:
             "name": manifest.name,
             "target": manifest.target,
             "precision": manifest.precision,
+            "cpu": list(manifest.cpu),
             "contract": manifest.contract.to_dict(),
             "layout": dict(manifest.layout),
             "batch": dict(manifest.batch),
@@ -86,6 +87,7 @@ def render_datasheet(sheet: Mapping[str, Any]) -> str:
     contract, evidence = InputContract.from_dict(sheet["contract"]), sheet["evidence"]
     lines = [
         *_section("bundle for", [f"{sheet['target']}: {sheet['name']}, {sheet['precision']}"]),
+        *_section("", [f"a CPU with {' and '.join(sheet['cpu'])}"] if sheet["cpu"] else []),
         *_section("", [sheet["bundle"], f"{sheet['bytes']} bytes, {sheet['schema']}"]),
         *_section("signature", [", by ".join(filter(None, (sheet["signature"], sheet["signer"])))]),
         *_section(

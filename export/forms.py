@@ -104,8 +104,16 @@ def typed_onnx(conversion: Conversion, file: str, keep_float: Collection[str] = 
     return qdq_from_onnx(base, amax_of(conversion), keep_float=keep_float)
 
 
-def quantised_onnx(conversion: Conversion, keep_float: Collection[str] = ()) -> bytes:
-    """Return the INT8 of a CPU: the network's own pairs, or ours from the ranges."""
+def quantised_onnx(
+    conversion: Conversion, keep_float: Collection[str] = (), *, lean: bool = False
+) -> bytes:
+    """Return the INT8 of a CPU: the network's own pairs, or ours from the ranges.
+
+    Args:
+        conversion: of the network.
+        keep_float: convolutions that stay as they are.
+        lean: of our pairs those go without which the engine is faster, see `qdq_from_onnx`.
+    """
     if conversion.quantised is not None:
         return conversion.quantised
     target = conversion.plan.target
@@ -115,6 +123,7 @@ def quantised_onnx(conversion: Conversion, keep_float: Collection[str] = ()) -> 
         unsigned=True,
         weight_bits=target.weight_bits,
         keep_float=keep_float,
+        lean=lean,
     )
 
 

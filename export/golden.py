@@ -31,7 +31,9 @@ _MOST_PIXELS = 1 << 22  # of a frame graph's golden frames together: a kit has t
 # shipped students FP32 differed in no pixel between OpenVINO, ONNX Runtime and exact arithmetic,
 # INT8 in up to 3.7 % (of a lesion of 1 000 px): kernels round differently. Not yet measured on a
 # Jetson.
-MAX_FLIPPED: Mapping[str, float] = MappingProxyType({"fp32": 0.01, "fp16": 0.02, "int8": 0.1})
+MAX_FLIPPED: Mapping[str, float] = MappingProxyType(
+    {"fp32": 0.01, "fp16": 0.02, "bf16": 0.02, "int8": 0.1}
+)
 
 # How far below its threshold every logit of a frame with an empty answer must be. There a single
 # pixel fails the replay, so no rounding of another device may lift one over it: on the speckle

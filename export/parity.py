@@ -22,7 +22,9 @@ from ..runtime.progress import Progress, quiet
 from ..runtime.proof import ClassDrop, Hop
 
 # Largest share of pixels whose answer may differ from the trained network's.
-MAX_FLIPPED: Mapping[str, float] = MappingProxyType({"fp32": 1e-4, "fp16": 2e-3, "int8": 3e-2})
+MAX_FLIPPED: Mapping[str, float] = MappingProxyType(
+    {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-3, "int8": 3e-2}
+)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ from .parity import (
     require_boundary,
     require_parity,
 )
-from .plan import AUTO, Plan, plan_for
+from .plan import AUTO, WITHOUT_RANGES, Plan, plan_for
 from .qdq import Rounding
 from .ranges import measure_ranges, require_method
 from .reading import require_normal_input, require_own_answer
@@ -389,7 +389,7 @@ def export_bundle(
         )
         golden = golden_frames(frames.vectors, trained.contract, empty, dropped)
         vectors = write_vectors(folder, golden, shipped[chosen].forms, trained.contract)
-        if calibration is not None and any(name != "fp32" for name in shipped):
+        if calibration is not None and set(shipped) - WITHOUT_RANGES:
             (folder / CALIBRATION_FILE).write_text(calibration.to_json(), encoding="utf-8")
         kept_float = shipped["int8"].forms[0].kept_float if "int8" in shipped else ()
         qat = shipped["int8"].qat if "int8" in shipped else None
@@ -427,6 +427,7 @@ def export_bundle(
             "frame_graphs": frame_facts(whole),
             "vectors": vectors,
             "layout": layout.to_dict() if layout else {},
+            "cpu": plan.target.needs(chosen),
             "complexity": _complexity_facts(master, shipped, chosen),
             "provenance": provenance.to_dict(),
             "evidence": proof.to_dict(),
@@ -673,7 +674,7 @@ def _calibration_facts(
     method: str,
     plan: Plan,
 ) -> dict[str, Any] | None:
-    if calibration is None or set(shipped) == {"fp32"}:
+    if calibration is None or not set(shipped) - WITHOUT_RANGES:
         return None
     return {
         **calibration.origin,

@@ -10,7 +10,7 @@ from typing import Any
 from ..runtime.errors import InputError, Refused
 from .kinds import kind_of
 from .kinds.kind import EngineBuild
-from .target import PRECISIONS, Target
+from .target import Target
 
 AUTO = "auto"
 MAX_BATCH = 64  # frames; every export runs that many at once to prove them, which takes memory
@@ -18,7 +18,11 @@ _FRAME_RANGE = (16, 8192)  # px a side
 
 # Least share of the multiply-accumulates that must run in the precision that was asked for.
 # Convolutions with one output channel stay in float by design and count too.
-MIN_SHARE: Mapping[str, float] = MappingProxyType({"fp32": 0.99, "fp16": 0.99, "int8": 0.9})
+MIN_SHARE: Mapping[str, float] = MappingProxyType(
+    {"fp32": 0.99, "fp16": 0.99, "bf16": 0.99, "int8": 0.9}
+)
+
+WITHOUT_RANGES = frozenset({"fp32", "bf16"})  # BF16 holds what FP32 holds
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ class Plan:
         """
         if self.quantised:
             return False
-        without = {"fp32", "fp16"} if kind_of(self.target).stores_half_only else {"fp32"}
-        return bool(set(self.precisions) - without)
+        stored = {"fp16"} if kind_of(self.target).stores_half_only else set()
+        return bool(set(self.precisions) - WITHOUT_RANGES - stored)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
@@ -94,21 +98,24 @@ def make_plan(
     """
     kind = kind_of(target)
     _require_shapes(target, dla_core, cache, max_batch, frame)
-    reasons = {name: _why_not(target, name, dla_core, frame) for name in PRECISIONS}
-    if asked != AUTO and (reason := reasons[asked]):
+    reasons = {name: _why_not(target, name, dla_core, frame) for name in kind.precisions}
+    unknown = f"choose of {', '.join(kind.precisions)}"
+    if asked != AUTO and (reason := reasons.get(asked, unknown)):
         raise Refused("E-TARGET-PRECISION", f"{target.name} takes no {asked}: {reason}")
     if cache and asked not in (AUTO, "int8"):
         raise Refused("E-TARGET-CACHE", f"{asked} has no ranges; leave --calibration-cache out")
     kind.refuse(target, dla_core, cache)
     if retrains:
         _require_retrainable(target, asked, reasons["int8"], cache=cache, dla=dla_core is not None)
-    taken = tuple(name for name in PRECISIONS if asked in (AUTO, name) and not reasons[name])
+    taken = tuple(name for name, why in reasons.items() if asked in (AUTO, name) and not why)
     default = None if target.runs_here else _default_of(taken)
     return Plan(
         target=target,
         asked=asked,
         precisions=taken,
-        refused=MappingProxyType({name: why for name, why in reasons.items() if why}),
+        refused=MappingProxyType(
+            {name: why for name, why in reasons.items() if why and asked == AUTO}
+        ),
         default=default,
         builds=MappingProxyType(dict(kind.builds(target, taken, dla_core, cache))),
         notes=tuple(_notes(target, taken, asked, dla_core, frame)),

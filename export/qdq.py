@@ -65,6 +65,7 @@ def qdq_from_onnx(
     unsigned: bool = False,
     weight_bits: int = 8,
     keep_float: Collection[str] = (),
+    lean: bool = False,
 ) -> bytes:
     """Return the graph with Q/DQ pairs around its convolutions.
 
@@ -82,6 +83,8 @@ def qdq_from_onnx(
             ones; ONNX Runtime takes a ReLU into its convolution only if the zero point cuts it.
         weight_bits: 8, or 7 for kernels that sum two products in 16 bits (x86 without VNNI).
         keep_float: names of convolutions that are left alone.
+        lean: leave out the pairs that OpenVINO is slower with, see `_lean`. ONNX Runtime runs a
+            Concat in INT8 only with its pair, and TensorRT places them by itself.
     """
     loaded = onnx.load_model_from_string(model)
     if _is_half(loaded.graph):
@@ -99,7 +102,8 @@ def qdq_from_onnx(
     ]
     kept = list(graph.initializer)
     pairs: dict[str, list[onnx.NodeProto]] = {}
-    for name, grid in _grids(graph, chosen, amax, dtype, unsigned=unsigned).items():
+    grids = _grids(graph, chosen, amax, dtype, unsigned=unsigned)
+    for name, grid in (_lean(graph, chosen, grids) if lean else grids).items():
         zero = np.uint8(-grid.least) if unsigned else np.int8(0)
         kept.append(numpy_helper.from_array(np.asarray(grid.step, dtype), f"{name}.scale"))
         kept.append(numpy_helper.from_array(np.asarray(zero), f"{name}.zero"))
@@ -209,6 +213,30 @@ def _repeats(node: onnx.NodeProto, grid: Grid, grids: Mapping[str, Grid]) -> boo
     modes = [each.s for each in node.attribute if each.name == "mode"]
     selects = keeps_scale(node) and (node.op_type != "Resize" or modes in ([], [b"nearest"]))
     return selects and all(grids.get(name) == grid for name in data_inputs(node))
+
+
+def _lean(
+    graph: onnx.GraphProto, chosen: Iterable[onnx.NodeProto], grids: Mapping[str, Grid]
+) -> dict[str, Grid]:
+    """Return the grids without those behind which nothing needs a pair.
+
+    That is a Concat whose inputs are on its grid, where nothing is rounded any more, but OpenVINO
+    quantises its inputs once more and keeps them in float until then; and what no quantised
+    convolution and nothing that keeps the scale reads, such as both sides of an Add.
+    """
+    quantised = {node.name for node in chosen}
+    readers, producers = consumers_of(graph), producers_of(graph)
+
+    def is_needed(name: str, grid: Grid) -> bool:
+        node = producers.get(name)
+        if node is not None and node.op_type == "Concat" and _repeats(node, grid, grids):
+            return False
+        return any(
+            each.name in quantised or (keeps_scale(each) and each.output[0] in grids)
+            for each in readers[name]
+        )
+
+    return {name: grid for name, grid in grids.items() if is_needed(name, grid)}
 
 
 def _tensors_to_quantise(

@@ -11,9 +11,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ..runtime.cpu import missing_features
 from ..runtime.errors import InputError
 
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")  # the widest first
 OPSET = 17  # of ONNX: the highest that TensorRT 8.5 (JetPack 5) parses
 ALIAS = "jetson"  # for the row's own default module and JetPack
 _FILE = Path(__file__).with_name("targets.json")
@@ -37,6 +38,7 @@ class Target:
     # ONNX from elsewhere keeps its own up to this one, above it becomes `OPSET`.
     opset: int = OPSET
     machines: tuple[str, ...] = ()  # architectures of a CPU, as `platform.machine` names them
+    cpu: tuple[str, ...] = ()  # what every CPU of it has, keys of `runtime.cpu.FEATURES`
     compute_capabilities: tuple[str, ...] = ()  # of the GPU; empty: whatever the host has
     int8: bool = True  # whether the GPU has INT8 arithmetic
     tensorrt: str | None = None
@@ -50,9 +52,21 @@ class Target:
     int8_tops: float | None = None  # dense peak of the GPU, without DLA
 
     @property
+    def is_jetson(self) -> bool:
+        """Whether it is of a row of modules and one of JetPacks."""
+        return self.l4t is not None
+
+    @property
     def runs_here(self) -> bool:
         """Whether what is measured on this machine holds for the target."""
-        return platform.machine() in self.machines
+        return platform.machine() in self.machines and not missing_features(self.cpu)
+
+    def needs(self, precision: str) -> tuple[str, ...]:
+        """Return what a bundle of a precision needs of the CPU, keys of `runtime.cpu.FEATURES`."""
+        from ..runtime.engines import ENGINES
+
+        own = (each for engine in self.engines.get(precision, ()) for each in ENGINES[engine].cpu)
+        return tuple(dict.fromkeys((*self.cpu, *own)))
 
     @property
     def tensorrt_version(self) -> tuple[int, int, int]:
@@ -65,11 +79,11 @@ class Target:
 
 @functools.cache
 def targets() -> Mapping[str, Target]:
-    """Return every target by name; a Jetson's is ``module@jetpack``."""
+    """Return every target by name: a host, ``host@variant`` of its CPUs, or ``module@jetpack``."""
     content = json.loads(_FILE.read_text(encoding="utf-8"))
     if content["schema"] != _SCHEMA:
         raise ValueError(f"{_FILE} has schema {content['schema']}, expected {_SCHEMA}")
-    found = [_host_from_row(row) for row in content["hosts"]]
+    found = [_host_from_row(each) for row in content["hosts"] for each in _variants_of(row)]
     found += [
         _jetson_from_rows(module, jetpack)
         for module in content["modules"]
@@ -111,10 +125,9 @@ def find_target(name: str) -> Target:
 def render_targets() -> str:
     """Return the table of targets: hosts, then a line for each Jetson module with its JetPacks."""
     known = targets()
-    rows = [(name, target.summary) for name, target in known.items() if "@" not in name]
+    rows = [(name, each.summary) for name, each in known.items() if not each.is_jetson]
     rows.append((ALIAS, f"the same as {default_jetson()}"))
-    modules = dict.fromkeys(name.partition("@")[0] for name in known if "@" in name)
-    for module in modules:
+    for module in jetson_modules():
         own = {name: known[name] for name in known if name.partition("@")[0] == module}
         first = next(iter(own.values()))
         jetpacks = ", ".join(
@@ -127,14 +140,31 @@ def render_targets() -> str:
     return "\n".join(f"{name:22} {text}" for name, text in rows)
 
 
+def jetson_modules() -> Mapping[str, Target]:
+    """Return each Jetson module by name, with the last of its JetPacks."""
+    known = targets().items()
+    return {name.partition("@")[0]: each for name, each in known if each.is_jetson}
+
+
+def _variants_of(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return a host and, named ``host@variant``, those of its CPUs that have more."""
+    host = {key: value for key, value in row.items() if key != "variants"}
+    more = row.get("variants", [])
+    return [host, *({**host, **each, "name": f"{row['name']}@{each['name']}"} for each in more)]
+
+
 def _host_from_row(row: Mapping[str, Any]) -> Target:
     values = dict(row)
     capability = values.pop("compute_capability", None)
     capabilities = values.pop("compute_capabilities", [capability] if capability else [])
     engines = {name: tuple(kinds) for name, kinds in values.pop("engines", {}).items()}
-    machines = tuple(values.pop("machines", ()))
+    machines, cpu = (tuple(values.pop(name, ())) for name in ("machines", "cpu"))
     return Target(
-        **values, compute_capabilities=tuple(capabilities), engines=engines, machines=machines
+        **values,
+        compute_capabilities=tuple(capabilities),
+        engines=engines,
+        machines=machines,
+        cpu=cpu,
     )
 
 

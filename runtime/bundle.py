@@ -106,6 +106,7 @@ _KINDS = {
     **dict.fromkeys(("name", "target", "precision", "schema"), str),
     "contract": InputContract,
     "vectors": GoldenVectors,
+    "cpu": tuple,
 }
 
 
@@ -115,7 +116,7 @@ class Manifest:
 
     name: str  # of the network, such as "attunet-16"
     target: str  # key in the exporter's table of targets
-    precision: str  # "fp32", "fp16" or "int8"
+    precision: str  # "fp32", "fp16", "bf16" or "int8"
     contract: InputContract
     models: Mapping[str, Tuple[str, ...]]  # engine -> its files, preferred engine first
     files: Mapping[str, str]  # path in the bundle -> SHA-256, all but manifest, sums, signature
@@ -129,12 +130,16 @@ class Manifest:
     vectors: GoldenVectors = field(default_factory=GoldenVectors)
     # Where the image is in a maker's frames; empty: the whole frame is the image.
     layout: Mapping[str, Any] = field(default_factory=dict)
+    # What the CPU must have, see `cpu.FEATURES`; left out where it needs nothing.
+    cpu: Tuple[str, ...] = ()
     schema: str = SCHEMA  # that it was written in
 
     def to_json(self) -> str:
         """Return the manifest as canonical JSON text: same content, same bytes."""
         content = {"schema": self.schema, **asdict(self)}  # the schema first
         content["contract"] = self.contract.to_dict()
+        if not self.cpu:
+            del content["cpu"]
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
@@ -164,6 +169,8 @@ class Manifest:
                 content["vectors"] = GoldenVectors.from_dict(content["vectors"])
             if "batch" in content:
                 _require_batch(content["batch"])
+            if "cpu" in content:
+                content["cpu"] = _names(content["cpu"], "cpu")
             if content.get("layout"):
                 Layout.from_dict(content["layout"])
             manifest = cls(**content)

@@ -52,9 +52,7 @@ class Hop:
     hd95_rise_px: float  # mean over frames where both have it: this one's minus the trained one's
     hd95_rise_low_px: float
     hd95_rise_high_px: float
-    classes: Tuple[
-        ClassDrop, ...
-    ] = ()  # of several classes; then Dice and HD95 are means over them
+    classes: Tuple[ClassDrop, ...] = ()  # of several, over which Dice and HD95 are means then
 
     def to_dict(self) -> Dict[str, Any]:
         """Return the fields with None for what is undefined; `classes` where there are several."""
@@ -90,8 +88,11 @@ class PrecisionTiming:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> PrecisionTiming:
-        """Read the result of `to_dict`."""
-        return _row(cls, content)
+        """Read the result of `to_dict`, in which every number is one."""
+        found = _row(cls, content)
+        if None in _with_none(asdict(found)).values():
+            raise ValueError("a verdict has a number that is null")
+        return found
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 from . import lesion
 from .bundle import Bundle, open_bundle
 from .contract import InputContract, require_one_class
+from .cpu import require_features
 from .engine_files import engine_files
 from .engines import (
     ENGINES,
@@ -298,7 +299,8 @@ def open_session(
         InputError: E-BUNDLE-MISSING, E-ENGINE-NOT-IN-BUNDLE, E-LAYOUT, E-KEY-READ.
         Refused: the bundle's integrity checks, see `open_bundle`; E-ENGINE-PLAN of a kit's plan,
             and E-SIGNATURE-PLAN where a key is given.
-        EngineError: E-EXTRA-MISSING, E-ENGINE-LOAD, E-ENGINE-DEVICE, E-ENGINE-NOT-BUILT.
+        EngineError: E-EXTRA-MISSING, E-ENGINE-LOAD, E-ENGINE-DEVICE, E-ENGINE-NOT-BUILT,
+            E-CPU-FEATURE (the bundle needs what this CPU does not have).
     """
     return session_of(
         open_bundle(bundle, key=key),
@@ -322,6 +324,7 @@ def session_of(
     if name in bundle.manifest.models and name not in ENGINES:
         raise _only_on_device(bundle)
     manifest = bundle.manifest
+    require_features(manifest.cpu, str(bundle.path))
     layout = Layout.from_dict(manifest.layout) if manifest.layout else None
     if files_of(name) in manifest.models:
         require_installed(name)  # before the files: a kit's are not there where nothing built them

@@ -14,7 +14,9 @@ from .latency import Frame
 # Largest share of a frame's pixels that may differ from the answer to it alone, as an export with
 # --dynamic allows it: other kernels for a batch sum in another order, and INT8 then rounds some
 # values to the neighbour.
-MAX_FLIPPED: Mapping[str, float] = MappingProxyType({"fp32": 1e-4, "fp16": 2e-3, "int8": 3e-2})
+MAX_FLIPPED: Mapping[str, float] = MappingProxyType(
+    {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-3, "int8": 3e-2}
+)
 
 
 class BatchSession:

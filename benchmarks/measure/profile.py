@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from math import ceil
 from pathlib import Path
@@ -202,15 +203,15 @@ def _owner(kernel: Kernel, owners: Mapping[str, str], with_products: Collection[
 
 
 def _profile_openvino(
-    files: Mapping[str, bytes], image: Image, threads: int, runs: int
+    files: Mapping[str, bytes], image: Image, threads: int, runs: int, arithmetic: str = "f32"
 ) -> LayerProfile:
-    blocks = [_openvino_block(files, image, threads) for _ in range(ceil(runs / BLOCK))]
+    blocks = [_openvino_block(files, image, threads, arithmetic) for _ in range(ceil(runs / BLOCK))]
     samples_ms, kernels = zip(*blocks, strict=True)
     return LayerProfile(BLOCK, samples_ms, kernels)
 
 
 def _openvino_block(
-    files: Mapping[str, bytes], image: Image, threads: int
+    files: Mapping[str, bytes], image: Image, threads: int, arithmetic: str
 ) -> tuple[float, tuple[Kernel, ...]]:
     """Return the mean time in ms and the kernels of `BLOCK` calls of a network compiled anew.
 
@@ -224,7 +225,9 @@ def _openvino_block(
     network = core.read_model(
         BytesIO(file_with_suffix(files, ".xml")), BytesIO(file_with_suffix(files, ".bin"))
     )
-    compiled = core.compile_model(network, "CPU", {**settings(threads), "PERF_COUNT": "YES"})
+    compiled = core.compile_model(
+        network, "CPU", {**settings(threads, arithmetic), "PERF_COUNT": "YES"}
+    )
     request = compiled.create_infer_request()
     names = {
         node.get_friendly_name(): str(node.get_rt_info()["originalLayersNames"].value).split(",")
@@ -306,5 +309,11 @@ def _onnxruntime_kernel(event: Mapping[str, Any]) -> Kernel:
 
 # To add an engine: a function above and a line here.
 PROFILERS: Mapping[str, Callable[[Mapping[str, bytes], Image, int, int], LayerProfile]] = (
-    MappingProxyType({"openvino": _profile_openvino, "onnxruntime": _profile_onnxruntime})
+    MappingProxyType(
+        {
+            "openvino": _profile_openvino,
+            "openvino-bf16": partial(_profile_openvino, arithmetic="bf16"),
+            "onnxruntime": _profile_onnxruntime,
+        }
+    )
 )

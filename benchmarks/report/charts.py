@@ -112,6 +112,8 @@ def marker(row: Row, x: float, y: float) -> str:
         return f'<path {look} d="M{x:.1f} {y - 7:.1f}l7 7-7 7-7-7z"/>'
     if row.precision == "fp16":
         return f'<rect {look} x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"/>'
+    if row.precision == "bf16":
+        return f'<path {look} d="M{x:.1f} {y - 7:.1f}l7 12h-14z"/>'
     return f'<circle {look} cx="{x:.1f}" cy="{y:.1f}" r="5.5"/>'
 
 

@@ -267,7 +267,7 @@ METRICS: tuple[Metric, ...] = (
         type=str,
     ),
     _fact("kind", lambda row: row.kind, "name of the engine", str),
-    _fact("precision", lambda row: row.precision, "fp32, fp16 or int8", str),
+    _fact("precision", lambda row: row.precision, "fp32, fp16, bf16 or int8", str),
     _fact(
         "artifact_sha256",
         lambda row: row.artifact_sha256,

@@ -152,8 +152,8 @@ def _plots(record: BenchmarkRecord) -> Figures:
                 "Accuracy against latency",
                 accuracy_against_latency(rows) or "<p>No image with a lesion was scored.</p>",
                 "Up and left is better. Dashed: the Pareto front; nothing measured is both faster "
-                "and more accurate. Circle FP32, square FP16, diamond INT8. Networks that are not "
-                "trained are left out.",
+                "and more accurate. Circle FP32, square FP16, triangle BF16, diamond INT8. "
+                "Networks that are not trained are left out.",
             ),
             *froc_figures(rows),
             Figure(

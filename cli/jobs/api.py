@@ -253,7 +253,7 @@ def plan(
 
     Args:
         target: a name of `edgeseg targets`.
-        precision: "fp32", "fp16", "int8", or "auto" for all that the target takes.
+        precision: "fp32", "fp16", "bf16", "int8", or "auto" for all that the target takes.
         dla: build for this DLA core of a Jetson.
         calibration_cache: INT8 from a TensorRT cache instead of Q/DQ.
         qat: epochs of quantisation-aware training of an INT8 that fails its gate.

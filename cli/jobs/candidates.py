@@ -70,10 +70,9 @@ def first_checkpoint(sources: Sequence[ModelSource]) -> CheckpointSource:
 def jetson_devices() -> tuple[DevicePeaks, ...]:
     """Return the peaks of every Jetson module, whichever its JetPack."""
     from ...benchmarks.measure.prediction import DevicePeaks
-    from ...export.target import targets
+    from ...export.target import jetson_modules
 
-    modules = {name.partition("@")[0]: target for name, target in targets().items() if "@" in name}
     return tuple(
         DevicePeaks(module, target.bandwidth_gb_s, target.fp16_tflops, target.int8_tops)
-        for module, target in modules.items()
+        for module, target in jetson_modules().items()
     )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from ..target import Target
+from ...runtime.cpu import missing_features
+from ..target import PRECISIONS, Target
 from .kind import (
     FrameSize,
     Kind,
@@ -30,6 +31,12 @@ def why_not(target: Target, precision: str, frame: FrameSize | None) -> str:
         return f"its engines have no arithmetic in it; choose of {', '.join(target.engines)}"
     if frame and not any(map(_takes_onnx, target.engines[precision])):
         return "no engine of it takes an ONNX here, which --frame writes"
+    # Elsewhere a form is proved in float arithmetic, which says nothing of this one.
+    if precision == "bf16" and (not target.runs_here or missing_features(target.needs("bf16"))):
+        return (
+            "it cannot be proved on this machine, whose CPU has neither AVX512_BF16 nor AMX_BF16, "
+            "or is none of the target's; export it on one that has it"
+        )
     return ""
 
 
@@ -52,6 +59,8 @@ def notes(
         own.append("fp16 halves the weights' file; a CPU without FP16 kernels computes in fp32")
     if target.weight_bits == 7 and "int8" in precisions:
         own.append("INT8 weights have 7 bits: on CPUs without VNNI sums of two products saturate")
+    if needed := sorted({each for name in precisions for each in target.needs(name)}):
+        own.append(f"CPUs without {' or '.join(needed)} refuse a bundle that needs it")
     return [*own, *common]
 
 
@@ -73,9 +82,13 @@ class _Files:
 def _for_openvino(conversion: Conversion, precision: str, model: bytes, threads: int) -> _Files:
     from ...benchmarks.measure.complexity import count_complexity
     from ..audit import achieved_in_openvino
+    from ..final_resize import resize_as_products
     from ..forms import openvino_files, shaped_model
 
     half = precision == "fp16"
+    arithmetic = "bf16" if precision == "bf16" else "f32"
+    if precision in ("bf16", "int8"):
+        model = resize_as_products(model)
     fixed = openvino_files(conversion, model, half=half)
     files = fixed
     if conversion.plan.max_batch > 1:
@@ -85,7 +98,7 @@ def _for_openvino(conversion: Conversion, precision: str, model: bytes, threads:
     return _Files(
         files,
         len(files["model.bin"]),
-        lambda: achieved_in_openvino(xml, weights, threads, macs=macs),
+        lambda: achieved_in_openvino(xml, weights, threads, macs=macs, arithmetic=arithmetic),
     )
 
 
@@ -103,7 +116,11 @@ def _for_onnxruntime(conversion: Conversion, precision: str, model: bytes, threa
 
 # By engine. To add one that a CPU target names: a function above and a line here.
 WRITERS: Mapping[str, Callable[[Conversion, str, bytes, int], _Files]] = MappingProxyType(
-    {"openvino": _for_openvino, "onnxruntime": _for_onnxruntime}
+    {
+        "openvino": _for_openvino,
+        "openvino-bf16": _for_openvino,
+        "onnxruntime": _for_onnxruntime,
+    }
 )
 
 
@@ -115,10 +132,10 @@ def make(conversion: Conversion, precision: str, keep_float: tuple[str, ...]) ->
 
     target = conversion.plan.target
     threads = available_threads()
-    model = conversion.master
-    if precision == "int8":
-        model = quantised_onnx(conversion, keep_float)
     for engine in target.engines[precision]:
+        model = conversion.master
+        if precision == "int8":
+            model = quantised_onnx(conversion, keep_float, lean=engine == "openvino")
         made = WRITERS[engine](conversion, precision, model, threads)
         run: Run
         achieved: tuple[ExecutedPrecisions, ...] = ()
@@ -148,6 +165,7 @@ CPU = Kind(
     ship=ship_nothing_more,
     notes=notes,
     builds=build_nothing,
+    precisions=PRECISIONS,
     ships_every_precision=False,
     stores_half_only=True,
     has_unsigned_activations=True,

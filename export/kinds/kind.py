@@ -61,6 +61,7 @@ class Kind:
     ]
     # (target, precisions, DLA core, cache): how a device builds its engines, by precision
     builds: Callable[[Target, Sequence[str], int | None, bool], Mapping[str, EngineBuild]]
+    precisions: tuple[str, ...]  # of its forms, the widest first
     ships_every_precision: bool  # else the one that was chosen
     stores_half_only: bool  # FP16 is a way to store weights, no arithmetic
     has_unsigned_activations: bool  # INT8 activations are in 0..255

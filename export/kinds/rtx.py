@@ -70,6 +70,7 @@ RTX = Kind(
     ship=ship_nothing_more,
     notes=notes,
     builds=build_nothing,
+    precisions=tuple(TYPED_ONNX),
     ships_every_precision=True,
     stores_half_only=False,
     has_unsigned_activations=False,

@@ -162,6 +162,7 @@ TENSORRT = Kind(
     ship=ship,
     notes=notes,
     builds=builds,
+    precisions=tuple(TYPED_ONNX),
     ships_every_precision=True,
     stores_half_only=False,
     has_unsigned_activations=False,

@@ -13,6 +13,7 @@ from typing import Callable, Dict, Mapping, NamedTuple, Optional, Protocol, Tupl
 
 import numpy as np
 
+from ..cpu import require_features
 from ..errors import EngineError
 
 
@@ -48,6 +49,12 @@ def _open_openvino(files: ModelFiles, threads: int) -> Engine:
     from .ov import OpenVinoEngine
 
     return OpenVinoEngine(files, threads)
+
+
+def _open_openvino_bf16(files: ModelFiles, threads: int) -> Engine:
+    from .ov import OpenVinoEngine
+
+    return OpenVinoEngine(files, threads, arithmetic="bf16")
 
 
 def _open_openvino_gpu(files: ModelFiles, threads: int) -> Engine:
@@ -94,8 +101,9 @@ class _EngineEntry(NamedTuple):
     from_onnx: bool  # an ONNX makes its files on any machine, so it can be measured on any network
     opener: Callable[[ModelFiles, int], Engine]
     files_of: str = ""  # engine whose files it runs in a bundle, where not its own
-    on_cpu: bool = False  # runs on any machine
+    on_cpu: bool = False  # runs on any machine, or any that has what is in `cpu`
     on_nvidia: bool = True  # its GPUs are NVIDIA's
+    cpu: Tuple[str, ...] = ()  # what the CPU must have, keys of `cpu.FEATURES`
 
 
 _OPENVINO = ("openvino", "pip install 'edgeseg[openvino]'", (".xml", ".bin"), "openvino", True)
@@ -115,6 +123,10 @@ _ONNXRUNTIME_GPU = ("onnxruntime", "pip install onnxruntime-gpu", (".onnx",), "o
 ENGINES: Dict[str, _EngineEntry] = {
     "openvino": _EngineEntry(*_OPENVINO, _open_openvino, on_cpu=True, on_nvidia=False),
     "onnxruntime": _EngineEntry(*_ONNXRUNTIME, _open_onnxruntime, on_cpu=True),
+    # An engine and not an option of one: a runtime that does not know it refuses the bundle.
+    "openvino-bf16": _EngineEntry(
+        *_OPENVINO, _open_openvino_bf16, on_cpu=True, on_nvidia=False, cpu=("bf16",)
+    ),
     "openvino-gpu": _EngineEntry(*_OPENVINO, _open_openvino_gpu, "openvino", on_nvidia=False),
     "onnxruntime-cuda": _EngineEntry(*_ONNXRUNTIME_GPU, _open_onnxruntime_cuda, "onnxruntime"),
     "onnxruntime-tensorrt": _EngineEntry(
@@ -170,9 +182,11 @@ def open_engine(name: str, files: ModelFiles, threads: int) -> Engine:
 
     Raises:
         EngineError: E-EXTRA-MISSING (library not installed), E-ENGINE-LOAD (model refused),
-            E-ENGINE-DEVICE (the device is not there, or part of the model would run elsewhere).
+            E-ENGINE-DEVICE (the device is not there, or part of the model would run elsewhere),
+            E-CPU-FEATURE (the CPU does not have what the engine needs).
     """
     require_installed(name)
+    require_features(ENGINES[name].cpu, f"engine {name!r}")
     return ENGINES[name].opener(files, threads)
 
 

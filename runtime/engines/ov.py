@@ -32,15 +32,16 @@ def shared_core() -> ov.Core:
         return _core
 
 
-def settings(threads: Optional[int]) -> Dict[str, str]:
+def settings(threads: Optional[int], arithmetic: str = "f32") -> Dict[str, str]:
     """Return what `OpenVinoEngine` compiles with, for whoever profiles the same network.
 
     threads: of a CPU; None for a device that has none.
+    arithmetic: of what is not quantised, "f32" or "bf16".
     """
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": arithmetic,
         **({} if threads is None else {"INFERENCE_NUM_THREADS": str(threads)}),
     }
 
@@ -49,21 +50,27 @@ class OpenVinoEngine:
     """Runs an OpenVINO IR in float32 and one stream, on the CPU or on the first GPU alone.
 
     What is not quantised runs in float32: on CPUs with bf16, and on GPUs, the plugin would
-    otherwise choose a shorter type by itself, and the masks would depend on the machine.
+    otherwise choose a shorter type by itself, and the masks would depend on the machine. In
+    bfloat16 it runs only where that was asked for.
     """
 
-    def __init__(self, files: ModelFiles, threads: int, device: str = "CPU") -> None:
+    def __init__(
+        self, files: ModelFiles, threads: int, device: str = "CPU", arithmetic: str = "f32"
+    ) -> None:
         """Compile the model.
 
         Args:
             files: the IR.
             threads: of the CPU, >= 1; a GPU has none.
             device: "CPU" or "GPU".
+            arithmetic: "f32", or of a CPU that has it "bf16".
 
         Raises EngineError: E-ENGINE-LOAD, E-ENGINE-DEVICE.
         """
         on_cpu = device == "CPU"
         self.name = "openvino" if on_cpu else "openvino-gpu"
+        if arithmetic == "bf16":
+            self.name = "openvino-bf16"
         core = shared_core()
         if not any(found.startswith(device) for found in core.available_devices):
             raise EngineError(
@@ -71,7 +78,7 @@ class OpenVinoEngine:
                 f"OpenVINO {ov.__version__} finds {', '.join(core.available_devices)} and no "
                 f"{device}; install the driver of the {device} (of Intel's: intel-opencl-icd)",
             )
-        options = settings(threads if on_cpu else None)
+        options = settings(threads if on_cpu else None, arithmetic)
         try:
             model = core.read_model(
                 BytesIO(file_with_suffix(files, ".xml")), BytesIO(file_with_suffix(files, ".bin"))
@@ -86,6 +93,14 @@ class OpenVinoEngine:
                 "E-ENGINE-DEVICE",
                 f"OpenVINO runs the model on {', '.join(used) or 'nothing'} and not on the "
                 f"{device} alone; run it in openvino",
+            )
+        if arithmetic == "bf16" and "bf16" not in (
+            types := _convolution_types(compiled.get_runtime_model())
+        ):
+            raise EngineError(
+                "E-ENGINE-DEVICE",
+                f"OpenVINO was asked for bf16 and runs the convolutions as {types or 'nothing'}; "
+                "unset ONEDNN_MAX_CPU_ISA if it is set, or run another precision",
             )
         self._compiled = compiled
         self._request = compiled.create_infer_request()

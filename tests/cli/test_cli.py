@@ -484,7 +484,8 @@ def test_targets_as_json_are_the_table():
     assert content["arm-cpu"]["engines"]["int8"] == ["onnxruntime"]
     words = set(ok("targets").stdout.split())
     for name in (*targets(), "jetson"):
-        module, _, jetpack = name.partition("@")
+        is_module = name in targets() and targets()[name].is_jetson
+        module, _, jetpack = name.partition("@") if is_module else (name, "", "")
         assert words >= ({f"{module}@…", f"@{jetpack}"} if jetpack else {name})
 
 

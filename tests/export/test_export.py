@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from edgeseg.export import kit, qdq
+from edgeseg.export import forms, kit
 from edgeseg.export.calibration import read_calibration
 from edgeseg.export.golden import MAX_FLIPPED as KIT_MAX_FLIPPED
 from edgeseg.export.kit.kit_files import read_kit
@@ -37,7 +37,7 @@ from edgeseg.export.pipeline import (
     load_trained,
     read_calibration_frames,
 )
-from edgeseg.export.plan import make_plan
+from edgeseg.export.plan import WITHOUT_RANGES, make_plan
 from edgeseg.export.target import PRECISIONS, find_target, targets
 from edgeseg.export.to_openvino import openvino_from_onnx
 from edgeseg.kd.checkpoint import load_checkpoint
@@ -68,9 +68,10 @@ EVERY = [
 ]
 OF_CPU = [(name, precision) for name, precision in EVERY if name in CPUS]
 OF_KIT = [(name, precision) for name, precision in EVERY if name in KITS]
-WITH_ONNX = [each for each in EVERY if each[0] != "rtx" and each != ("x86-cpu", "fp16")]
+WITHOUT_ONNX = {("x86-cpu", "fp16"), ("x86-cpu", "bf16")}
+WITH_ONNX = [each for each in EVERY if each[0] != "rtx" and each not in WITHOUT_ONNX]
 INT8_ONNX = [(name, precision) for name, precision in WITH_ONNX if precision == "int8"]
-CALIBRATED = [(name, precision) for name, precision in EVERY if precision != "fp32"]
+CALIBRATED = [each for each in EVERY if each[1] not in WITHOUT_RANGES]
 TYPES = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16}
 
 
@@ -148,7 +149,7 @@ def test_bundle_tells_parameters_and_operations_of_the_checkpoint(
     assert complexity["parameters"] == count_parameters(loaded.network) - norms
     assert complexity["macs"] == count_macs(loaded.network, loaded.contract)
     assert tuple(complexity["weights_bytes"]) == engines_of(target, precision)
-    bytes_each = {"fp32": 4, "fp16": 2, "int8": 1}[precision]
+    bytes_each = {"fp32": 4, "bf16": 4, "fp16": 2, "int8": 1}[precision]
     for size in complexity["weights_bytes"].values():
         assert size == pytest.approx(bytes_each * complexity["parameters"], rel=0.2)
 
@@ -437,7 +438,7 @@ def test_kit_is_read_by_the_code_that_travels_with_it(bundle_of, target, precisi
     assert (read.target, read.default) == (found.name, precision)
     assert found.tensorrt.startswith(f"{read.tensorrt}.")
     assert (read.compute_capability,) == found.compute_capabilities
-    assert read.logit_threshold == bundle.manifest.contract.logit_threshold
+    assert read.logit_thresholds == bundle.manifest.contract.logit_thresholds
     plan = make_plan(found, precision)
     (build,) = read.builds.values()
     assert build.input == ("image", (1, 1, 64, 64), "float32")
@@ -672,7 +673,7 @@ def test_number_that_is_no_number_on_any_frame_fails_parity():
 
 
 def test_int8_in_name_only_is_refused_and_leaves_no_folder(export_to, tmp_path, monkeypatch):
-    monkeypatch.setattr(qdq, "qdq_from_onnx", lambda model, amax, **how: model)
+    monkeypatch.setattr(forms, "qdq_from_onnx", lambda model, amax, **how: model)
     with pytest.raises(Refused, match=r"openvino runs 0\.0% in it") as caught:
         export_to("x86-cpu", "int8", tmp_path / "out")
     assert caught.value.code == "E-PRECISION-FALLBACK"

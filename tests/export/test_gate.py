@@ -316,7 +316,7 @@ def test_limits_that_nothing_can_pass_leave_no_folder(export_toy, tmp_path, prec
 def test_auto_leaves_int8_out_where_it_fails_and_says_why(export_toy):
     exported = export_toy("image", "relu_a", "skip_out", "sum", precision=AUTO)
     assert exported.precision == "fp32"
-    assert exported.refused.keys() == {"fp16", "int8"}
+    assert exported.refused.keys() == {"fp16", "bf16", "int8"}
     assert exported.refused["int8"].startswith("E-PARITY: onnxruntime int8 changes")
     assert exported.refused["fp16"].startswith("E-TARGET-PRECISION")
     assert open_bundle(exported.path).manifest.evidence["refused"] == dict(exported.refused)
@@ -402,6 +402,22 @@ def test_faster_median_alone_is_not_enough_where_its_interval_reaches_the_limit(
 def test_fastest_of_those_that_earn_it_ships(timings):
     assert shipped(timings(fp32=[10.0] * 40, fp16=[7.0] * 40, int8=[5.0] * 40)) == "int8"
     assert shipped(timings(fp32=[10.0] * 40, fp16=[5.0] * 40, int8=[7.0] * 40)) == "fp16"
+
+
+def test_int8_must_beat_the_quickest_wider_precision_and_not_fp32_alone(timings):
+    fp32 = [10.0] * 40
+    assert shipped(timings(fp32=fp32, bf16=[5.0] * 40, int8=[4.0] * 40)) == "int8"
+    assert shipped(timings(fp32=fp32, bf16=[5.0] * 40, int8=[4.8] * 40)) == "bf16"
+    # BF16 has not earned its place, but INT8 has to beat it nonetheless.
+    assert shipped(timings(fp32=fp32, bf16=[9.6] * 40, int8=[9.3] * 40)) == "fp32"
+
+
+def test_int8_that_is_quicker_than_fp32_only_is_told_beside_the_quickest(timings):
+    verdicts = timings(fp32=[10.0] * 40, bf16=[5.0] * 40, int8=[4.8] * 40)
+    lines = render_verdicts(verdicts, {}).splitlines()
+    assert "2.00× as fast as FP32 (2.00 to 2.00)" in lines[1]
+    assert lines[1].endswith(": shipped")
+    assert lines[2].endswith(": not shipped, 0.96 of BF16's time")
 
 
 def test_fp32_alone_ships(timings):

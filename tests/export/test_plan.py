@@ -22,10 +22,16 @@ from edgeseg.export.target import (
     render_targets,
     targets,
 )
+from edgeseg.runtime import cpu
 from edgeseg.runtime.errors import InputError, Refused
 
 TABLE = json.loads(target_module._FILE.read_text(encoding="utf-8"))
-ROWS = [(kind, row) for kind in ("hosts", "jetpacks", "modules") for row in TABLE[kind]]
+VARIANTS = [
+    ("variants", {**each, "name": f"{host['name']}@{each['name']}"})
+    for host in TABLE["hosts"]
+    for each in host.get("variants", [])
+]
+ROWS = [(kind, row) for kind in ("hosts", "jetpacks", "modules") for row in TABLE[kind]] + VARIANTS
 NAMES = tuple(targets())
 KITS = [name for name in NAMES if targets()[name].kind == "tensorrt" and name != "nano@jp4.6"]
 WEAK_FP32 = EngineBuild("fp32.onnx", typed=False)
@@ -37,6 +43,20 @@ TYPED_FP16 = EngineBuild("fp16.onnx", typed=True)
 TYPED_QDQ = EngineBuild("qdq-fp16.onnx", typed=True)
 WEAK = {"fp32": WEAK_FP32, "fp16": WEAK_FP16, "int8": WEAK_QDQ}
 TYPED = {"fp32": TYPED_FP32, "fp16": TYPED_FP16, "int8": TYPED_QDQ}
+OLD_CPU, NEW_CPU = "avx2", "avx2 avx512_vnni avx512_bf16 amx_tile amx_int8 amx_bf16"
+
+
+@pytest.fixture
+def cpu_with(monkeypatch, tmp_path):
+    """Let this machine be an x86 one whose CPU has these flags only."""
+
+    def pretend(flags):
+        file = tmp_path / "cpuinfo"
+        file.write_text(f"flags : {flags}\n")
+        monkeypatch.setattr(cpu, "CPUINFO", file)
+        monkeypatch.setattr(target_module.platform, "machine", lambda: "x86_64")
+
+    return pretend
 
 
 def refusal(name, asked=AUTO, **options):
@@ -61,7 +81,10 @@ def test_module_and_jetpack_make_a_target_exactly_where_they_share_a_chip():
         for jetpack in TABLE["jetpacks"]
         if set(module["socs"]) & set(jetpack["socs"])
     }
-    assert {name for name in NAMES if "@" in name} == expected
+    assert {name for name in NAMES if find_target(name).is_jetson} == expected
+    assert {name for name in NAMES if "@" in name} - expected == {
+        row["name"] for _, row in VARIANTS
+    }
     for known in ("orin-nano-8@jp6.2", "agx-orin-64@jp7.2.2", "thor@jp7.0", "xavier-nx@jp5.1"):
         assert known in NAMES
     for impossible in ("xavier-nx@jp6.2", "orin-nano-8@jp7.2.2", "thor@jp6.2", "nano@jp5.1"):
@@ -156,10 +179,11 @@ def test_module_has_its_dla_only_under_a_jetpack_that_drives_it(name, cores):
 def test_table_of_targets_names_all_of_them():
     text = render_targets()
     for name in (*NAMES, ALIAS):
-        module, _, jetpack = name.partition("@")
-        starts = (f"{module} ", f"{module}@")
+        target = find_target(name)
+        module, _, jetpack = name.partition("@") if target.is_jetson else (name, "", "")
+        starts = (f"{module} ", f"{module}@…")
         (line,) = [line for line in text.splitlines() if line.startswith(starts)]
-        assert not jetpack or f"@{jetpack} (TensorRT {find_target(name).tensorrt})" in line
+        assert not jetpack or f"@{jetpack} (TensorRT {target.tensorrt})" in line
 
 
 @pytest.mark.parametrize(
@@ -198,7 +222,7 @@ def test_module_without_its_jetpack_is_told_its_own_jetpacks_only():
 def test_gpu_network_is_weakly_typed_with_flags_under_tensorrt_8_and_typed_from_10_on(name, builds):
     plan = make_plan(find_target(name))
     assert dict(plan.builds) == builds
-    assert (plan.precisions, plan.default, dict(plan.refused)) == (PRECISIONS, "fp16", {})
+    assert (plan.precisions, plan.default, dict(plan.refused)) == (tuple(TYPED), "fp16", {})
 
 
 @pytest.mark.parametrize("name", KITS)
@@ -235,7 +259,7 @@ def test_cache_makes_int8_implicit_and_leaves_the_other_precisions_as_they_are(n
     assert dict(plan.builds) == {**others, "int8": WEAK_CACHE}
 
 
-@pytest.mark.parametrize("asked", PRECISIONS)
+@pytest.mark.parametrize("asked", TYPED)
 def test_one_precision_that_is_asked_for_is_planned_as_among_all(asked):
     target = find_target("jetson")
     plan = make_plan(target, asked)
@@ -247,8 +271,9 @@ def test_one_precision_that_is_asked_for_is_planned_as_among_all(asked):
 def test_auto_leaves_out_what_a_target_lacks_and_says_why():
     plan = make_plan(find_target("arm-cpu"))
     assert plan.precisions == ("fp32", "int8")
-    assert plan.refused.keys() == {"fp16"}
+    assert plan.refused.keys() == {"fp16", "bf16"}
     assert "fp32, int8" in plan.refused["fp16"]
+    assert "fp32, int8" in plan.refused["bf16"]
     assert "fp16" in render_plan(plan)
 
 
@@ -303,6 +328,9 @@ def test_negative_dla_core_is_refused():
         ("nano@jp4.6", "fp16", {}, "E-TARGET-TENSORRT", "8.2.1"),
         ("nano@jp4.6", AUTO, {}, "E-TARGET-TENSORRT", "8.2.1"),
         ("arm-cpu", "fp16", {}, "E-TARGET-PRECISION", "fp32, int8"),
+        ("arm-cpu", "bf16", {}, "E-TARGET-PRECISION", "fp32, int8"),
+        ("orin-nano-8@jp6.2", "bf16", {}, "E-TARGET-PRECISION", "fp32, fp16, int8"),
+        ("rtx", "bf16", {}, "E-TARGET-PRECISION", "fp32, fp16, int8"),
         ("orin-nano-8@jp6.2", "fp16", {"dla_core": 0}, "E-TARGET-DLA", "no DLA"),
         ("orin-nx-8@jp6.2", "fp16", {"dla_core": 1}, "E-TARGET-DLA", "1 DLA cores"),
         ("orin-nx-16@jp6.2", "int8", {"dla_core": 2}, "E-TARGET-DLA", "2 DLA cores"),
@@ -394,9 +422,73 @@ def test_plan_that_needs_no_table_row_can_be_made_of_a_target_in_memory():
     ("machine", "here"),
     [("x86_64", ["x86-cpu"]), ("AMD64", ["x86-cpu"]), ("aarch64", ["arm-cpu"]), ("riscv64", [])],
 )
-def test_cpu_target_runs_here_where_the_machine_is_of_its_architecture(machine, here, monkeypatch):
+def test_cpu_target_runs_here_where_the_machine_is_of_its_architecture(
+    machine, here, monkeypatch, cpu_with
+):
+    cpu_with(OLD_CPU)
     monkeypatch.setattr(target_module.platform, "machine", lambda: machine)
     assert [name for name, target in targets().items() if target.runs_here] == here
+
+
+@pytest.mark.parametrize(
+    ("flags", "here"),
+    [
+        (OLD_CPU, ["x86-cpu"]),
+        ("avx_vnni", ["x86-cpu", "x86-cpu@vnni"]),
+        (NEW_CPU, ["x86-cpu", "x86-cpu@vnni", "x86-cpu@amx"]),
+    ],
+)
+def test_variant_of_a_host_runs_here_where_the_cpu_has_what_it_names(cpu_with, flags, here):
+    cpu_with(flags)
+    assert [name for name, target in targets().items() if target.runs_here] == here
+
+
+def test_variant_has_what_its_host_has_and_weights_of_8_bits():
+    host = find_target("x86-cpu")
+    assert (host.weight_bits, host.cpu) == (7, ())
+    for name in ("vnni", "amx"):
+        variant = find_target(f"x86-cpu@{name}")
+        assert (variant.weight_bits, variant.cpu) == (8, (name,))
+        assert (variant.kind, variant.engines, variant.machines) == (
+            *(host.kind, host.engines, host.machines),
+        )
+
+
+def test_bundle_needs_of_the_cpu_what_its_target_and_its_engines_need():
+    assert find_target("x86-cpu").needs("int8") == ()
+    assert find_target("x86-cpu").needs("bf16") == ("bf16",)
+    assert find_target("x86-cpu@vnni").needs("int8") == ("vnni",)
+    assert find_target("x86-cpu@vnni").needs("bf16") == ("vnni", "bf16")
+    assert find_target("jetson").needs("int8") == ()
+    for target in targets().values():
+        assert set(target.cpu) <= set(cpu.FEATURES)
+
+
+@pytest.mark.parametrize("name", ["x86-cpu", "x86-cpu@vnni", "x86-cpu@amx"])
+def test_bf16_is_planned_where_this_cpu_can_prove_it_and_refused_elsewhere(cpu_with, name):
+    cpu_with(NEW_CPU)
+    plan = make_plan(find_target(name), "bf16")
+    assert (plan.precisions, plan.needs_ranges, plan.default) == (("bf16",), False, None)
+    assert any("CPUs without" in note and "bf16" in note for note in plan.notes)
+    assert make_plan(find_target(name)).precisions == PRECISIONS
+    cpu_with(OLD_CPU)
+    refused = refusal(name, "bf16")
+    assert refused.code == "E-TARGET-PRECISION"
+    assert "cannot be proved on this machine" in str(refused)
+    left = make_plan(find_target(name))
+    assert left.precisions == ("fp32", "fp16", "int8")
+    assert left.refused.keys() == {"bf16"}
+
+
+def test_bf16_of_another_architecture_than_this_machine_is_refused(cpu_with, monkeypatch):
+    cpu_with(NEW_CPU)
+    monkeypatch.setattr(target_module.platform, "machine", lambda: "aarch64")
+    assert refusal("x86-cpu", "bf16").code == "E-TARGET-PRECISION"
+
+
+def test_what_auto_leaves_out_is_no_matter_where_a_precision_was_asked_for(cpu_with):
+    cpu_with(OLD_CPU)
+    assert dict(make_plan(find_target("x86-cpu"), "int8").refused) == {}
 
 
 @pytest.mark.parametrize(

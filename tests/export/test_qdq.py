@@ -252,6 +252,53 @@ def test_nodes_stay_in_an_order_that_can_run_and_each_keeps_its_name(unet_model,
     assert [each.name for each in found.graph.output] == [each.name for each in before.output]
 
 
+# --- without what OpenVINO is slower with ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+def test_lean_form_has_no_pair_behind_a_concat_and_before_what_stays_in_float(unet_model, unsigned):
+    amax = ranges_of(unet_model)
+    full = Quantised(qdq_from_onnx(unet_model, amax, unsigned=unsigned))
+    lean = Quantised(qdq_from_onnx(unet_model, amax, unsigned=unsigned, lean=True))
+    assert full.activations.keys() - lean.activations.keys() == {CONCAT, "relu_c"}
+    assert lean.activations.items() <= full.activations.items()
+    assert "relu_c" in lean.nodes["head"].input
+    assert all(lean.is_quantised(name) for name in "abc")
+    names = {each.name for each in lean.graph.initializer}
+    assert not any(name.startswith((CONCAT, "relu_c")) for name in names)
+
+
+def test_concat_rounds_nothing_again_so_that_leaving_its_pair_out_changes_no_answer(unet_model):
+    amax = {**ranges_of(unet_model), "relu_c": 1e9}  # whose pair would round all to 0
+    full = qdq_from_onnx(unet_model, amax, unsigned=True, keep_float=["a"])
+    lean = qdq_from_onnx(unet_model, amax, unsigned=True, keep_float=["a"], lean=True)
+    graph = Quantised(full).graph
+    nodes = [node for node in graph.node if node.name == "head"]
+    nodes[0].input[0] = "relu_c"  # so that the pair behind the Concat is all that differs
+    without = Quantised(full)
+    without.graph.CopyFrom(graph)
+    changed = exact_run(without.model.SerializeToString(), 1)
+    for frame in images():
+        np.testing.assert_allclose(changed(frame), exact_run(lean, 1)(frame), atol=1e-5)
+
+
+def test_lean_form_leaves_both_sides_of_a_sum_in_float_and_quantises_what_follows():
+    node = helper.make_node
+    nodes = [
+        conv("a", "image", "left"),
+        conv("b", "image", "right"),
+        node("Add", ["left", "right"], ["sum"], "add"),
+        conv("c", "sum", "both"),
+        conv("head", "both", "logits"),
+    ]
+    tensors = [*weights_of("a", 4, 1, 1), *weights_of("b", 4, 1, 2), *weights_of("c", 4, 4, 3)]
+    model = make_model(nodes, [*tensors, *weights_of("head", 1, 4, 4)], channels=[1])
+    amax = ranges_of(model)
+    full = Quantised(qdq_from_onnx(model, amax))
+    assert full.activations.keys() == {"image", "left", "right", "sum", "both"}
+    assert Quantised(qdq_from_onnx(model, amax, lean=True)).activations.keys() == {"image", "sum"}
+
+
 def test_same_input_gives_the_same_bytes(unet_model):
     amax = ranges_of(unet_model)
     again = dict(reversed(amax.items()))

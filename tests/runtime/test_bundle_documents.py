@@ -49,7 +49,8 @@ def test_schema_is_a_schema_and_names_every_field_of_the_manifest():
     contract = {field.name for field in dataclasses.fields(InputContract)}
     for schema, fields in ((SCHEMA, contract - SECOND), (SCHEMA_3, contract)):
         jsonschema.Draft202012Validator.check_schema(schema)
-        assert set(schema["properties"]) == set(schema["required"]) == known
+        assert set(schema["properties"]) == known
+        assert set(schema["required"]) == known - {"cpu"}  # left out where nothing is needed
         assert set(schema["properties"]["contract"]["properties"]) == fields
 
 
@@ -108,6 +109,12 @@ def test_manifest_with_a_layout_follows_the_schema(folder, layout):
     jsonschema.validate({**manifest_of(folder), "layout": layout}, SCHEMA)
 
 
+def test_manifest_that_needs_something_of_the_cpu_follows_the_schema(folder):
+    needy = {**manifest_of(folder), "precision": "bf16", "cpu": ["bf16"]}
+    jsonschema.validate(needy, SCHEMA)
+    assert Manifest.from_json(json.dumps(needy)).cpu == ("bf16",)
+
+
 def test_newer_minor_with_a_new_field_follows_the_schema(folder):
     newer = {**manifest_of(folder), "schema": "edgeseg.bundle/2.1", "later": 1}
     jsonschema.validate(newer, SCHEMA)
@@ -134,6 +141,8 @@ def test_data_sheet_names_the_schema_of_the_bundle_not_of_the_reader(tmp_path):
         {"vectors": {"frames": [], "masks": {}, "max_flipped": {"a": 2}}},
         {"layout": {"width": 5}},
         {"precision": "int4"},
+        {"cpu": "vnni"},
+        {"cpu": [1]},
     ],
 )
 def test_what_the_schema_must_refuse_is_refused(folder, change):

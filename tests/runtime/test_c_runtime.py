@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import platform
 import random
 import re
 import shlex
@@ -34,6 +35,7 @@ from edgeseg.runtime.bundle import (
     seal_bundle,
 )
 from edgeseg.runtime.contract import InputContract
+from edgeseg.runtime.cpu import FEATURES, missing_features
 from edgeseg.runtime.errors import EdgesegError, InputError
 from edgeseg.runtime.image import (
     grey_from_frame,
@@ -72,6 +74,7 @@ ERRORS = {  # code of Python -> exit code of the example: the positive value of 
     "E-ENGINE-LOAD": 22,
     "E-ENGINE-RUN": 24,
     "E-ENGINE-RESULT": 25,
+    "E-CPU-FEATURE": 26,
     "E-SELFTEST": 30,
     "E-SIGNATURE-MISSING": 40,
     "E-SIGNATURE": 41,
@@ -1049,6 +1052,86 @@ def test_newer_minor_with_unknown_fields_is_read(open_c, tmp_path):
     folder = stub_bundle(tmp_path / "b")
     reseal(folder, lambda content: content.update(schema="edgeseg.bundle/2.9", more={"a": [1]}))
     assert open_c(folder, "stub").selftest().bit_equal == 2
+
+
+def test_what_a_cpu_has_is_read_from_its_registers(library):
+    vnni, bf16, amx = (library.es_cpu_need(name) for name in (b"vnni", b"bf16", b"amx"))
+    assert sorted({vnni, bf16, amx, library.es_cpu_need(b"avx99")}) == [0, 1, 2, 4]
+    library.es_cpu_read.argtypes = (*[ctypes.c_uint32] * 3, ctypes.c_uint64)
+    avx, avx512, tiles = 0x6, 0xE6, 0x600E6  # XCR0
+    avx512_vnni, tile, amx_int8, amx_bf16 = 1 << 11, 1 << 24, 1 << 25, 1 << 22
+    avx_vnni, avx512_bf16 = 1 << 4, 1 << 5
+    assert library.es_cpu_read(0, 0, 0, tiles) == 0
+    assert library.es_cpu_read(avx512_vnni, 0, 0, avx512) == vnni
+    assert library.es_cpu_read(avx512_vnni, 0, 0, avx) == 0  # the system does not save ZMM
+    assert library.es_cpu_read(0, 0, avx_vnni, avx) == vnni
+    assert library.es_cpu_read(0, 0, avx_vnni, 0) == 0
+    assert library.es_cpu_read(0, 0, avx512_bf16, avx512) == bf16
+    assert library.es_cpu_read(0, tile | amx_bf16, 0, tiles) == bf16
+    assert library.es_cpu_read(0, tile | amx_bf16 | amx_int8, 0, tiles) == bf16 | amx
+    assert library.es_cpu_read(0, tile | amx_bf16 | amx_int8, 0, avx512) == 0
+    assert library.es_cpu_read(0, amx_bf16 | amx_int8, 0, tiles) == 0
+
+
+@pytest.mark.parametrize("needed", FEATURES)
+def test_bundle_that_needs_what_the_cpu_lacks_is_refused_by_name(library, open_c, tmp_path, needed):
+    folder = stub_bundle(tmp_path / "b")
+    reseal(folder, lambda content: content.update(cpu=[needed]))
+    if missing_features([needed]):  # as Python finds it on this CPU
+        with pytest.raises(Failed, match=f"E-CPU-FEATURE: the bundle needs {needed} "):
+            open_c(folder, "stub")
+    else:
+        assert open_c(folder, "stub").selftest().bit_equal == 2
+    bit = library.es_cpu_need(needed.encode())
+    message = ctypes.create_string_buffer(256)
+    assert library.es_cpu_lacks(bit, 7 & ~bit, message) == -ERRORS["E-CPU-FEATURE"]
+    assert message.value.startswith(f"the bundle needs {needed} ({sorted_flags(needed)}".encode())
+    assert library.es_cpu_lacks(bit, bit, message) == library.es_cpu_lacks(0, 0, message) == 0
+
+
+def sorted_flags(needed: str) -> str:
+    return "+".join(sorted(FEATURES[needed][0]))
+
+
+def test_older_cpu_under_an_emulator_refuses_what_it_lacks(tmp_path):
+    qemu = shutil.which("qemu-x86_64-static") or shutil.which("qemu-x86_64")
+    if qemu is None or platform.machine() != "x86_64":
+        pytest.skip("no qemu-x86_64 on an x86 CPU; .ci/packages installs it, as root")
+    folder = stub_bundle(tmp_path / "b")
+    pure = build(tmp_path / "pure", "-DEDGESEG_TESTS=ON")
+    program = tmp_path / "open"
+    source = tmp_path / "open.c"
+    source.write_text(
+        '#include <stdio.h>\n#include "edgeseg.h"\n'
+        "int main(int count, char **words) { char text[ES_MESSAGE_BYTES]; es_session *s = NULL;"
+        " (void)count; int status = es_open(words[1], NULL, &s, text);"
+        ' printf("%s: %s\\n", es_code(status), text); es_close(s); return 0; }\n'
+    )
+    linked = (f"-I{SOURCE / 'include'}", f"-L{pure}", "-ledgeseg-testing", f"-Wl,-rpath,{pure}")
+    done = run("gcc", source, "-o", program, *linked)
+    assert done.returncode == 0, done.stderr.decode()
+    opened = run(qemu, "-cpu", "Haswell", program, folder)
+    assert opened.stdout.startswith(b"OK: ")
+    for needed in FEATURES:
+        reseal(folder, lambda content, needed=needed: content.update(cpu=[needed]))
+        told = run(qemu, "-cpu", "Haswell", program, folder).stdout
+        assert told.startswith(f"E-CPU-FEATURE: the bundle needs {needed} ".encode())
+
+
+@pytest.mark.parametrize("names", [["avx99"], ["vnni", "avx99"]])
+def test_bundle_that_needs_something_unknown_of_the_cpu_is_refused(open_c, tmp_path, names):
+    folder = stub_bundle(tmp_path / "b")
+    reseal(folder, lambda content: content.update(cpu=names))
+    with pytest.raises(Failed, match="E-CPU-FEATURE: the bundle needs 'avx99' of the CPU"):
+        open_c(folder, "stub")
+
+
+@pytest.mark.parametrize("field", ["vnni", [1], ["x" * 40], {"vnni": 1}])
+def test_malformed_need_of_the_cpu_is_refused(open_c, tmp_path, field):
+    folder = stub_bundle(tmp_path / "b")
+    reseal(folder, lambda content: content.update(cpu=field))
+    with pytest.raises(Failed, match=r"E-MANIFEST-FIELD: .*\(cpu\)"):
+        open_c(folder, "stub")
 
 
 @pytest.mark.parametrize("name", ["a b", ".hidden", "vectors/-x", "a" * 201])

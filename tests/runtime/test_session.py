@@ -9,12 +9,13 @@ import pytest
 
 from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.runtime.bundle import open_bundle
-from edgeseg.runtime.engines import ENGINES, open_engine
+from edgeseg.runtime.cpu import missing_features
+from edgeseg.runtime.engines import ENGINES, open_engine, ov
 from edgeseg.runtime.errors import EngineError, InputError, Refused
 from edgeseg.runtime.metrics import count_pixels, dice_score
 from edgeseg.runtime.session import open_session, session_of
 
-CPU_ENGINES = [name for name, entry in ENGINES.items() if entry.on_cpu]
+CPU_ENGINES = [name for name, entry in ENGINES.items() if entry.on_cpu and not entry.cpu]
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +162,30 @@ def test_openvino_runs_every_convolution_in_the_precision_of_the_bundle(
 ):
     facts = open_session(bundle_of("x86-cpu", precision), engine="openvino", threads=1).engine.facts
     assert facts["convolutions"] == convolutions
+
+
+def test_bundle_in_bf16_runs_in_bf16_and_in_no_other_engine(bundle_of, lesions):
+    if missing_features(["bf16"]):
+        pytest.skip("this CPU has no bf16; run the tests on one with AVX512_BF16 or AMX_BF16")
+    bundle = bundle_of("x86-cpu", "bf16")
+    session = open_session(bundle, threads=1)
+    assert session.engine.name == "openvino-bf16"
+    assert session.engine.facts["convolutions"] == "bf16 35"
+    dice = [dice_score(count_pixels(session.predict(image), truth)) for image, truth in lesions]
+    assert np.mean(dice) > 0.5
+    told = session.selftest()
+    assert told.passed
+    assert told.max_flipped == 0.02
+    for other in ("openvino", "onnxruntime", "openvino-gpu"):
+        with pytest.raises(InputError, match="it has openvino-bf16") as caught:
+            open_session(bundle, engine=other)
+        assert caught.value.code == "E-ENGINE-NOT-IN-BUNDLE"
+
+
+def test_engine_that_answers_in_another_type_than_bf16_is_refused(bundle_of, monkeypatch):
+    if missing_features(["bf16"]):
+        pytest.skip("this CPU has no bf16; run the tests on one with AVX512_BF16 or AMX_BF16")
+    monkeypatch.setattr(ov, "_convolution_types", lambda model: "f32 35")
+    with pytest.raises(EngineError, match="asked for bf16 and runs the convolutions as f32") as no:
+        open_session(bundle_of("x86-cpu", "bf16"), threads=1)
+    assert no.value.code == "E-ENGINE-DEVICE"

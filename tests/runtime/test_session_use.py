@@ -25,7 +25,7 @@ from edgeseg.runtime.session import SelfTest, Session, open_session
 
 pytestmark = pytest.mark.numbers
 
-CPU_ENGINES = [name for name, entry in ENGINES.items() if entry.on_cpu]
+CPU_ENGINES = [name for name, entry in ENGINES.items() if entry.on_cpu and not entry.cpu]
 CONTRACT = InputContract(height=16, width=16, mean=0.48, std=0.2)  # half of a noisy frame is lesion
 # Examples of the fuzz test; FUZZ_FRAMES=100000 for a long run.
 FUZZ_FRAMES = int(os.environ.get("FUZZ_FRAMES", "300"))

@@ -64,6 +64,7 @@ enum es_status {
     ES_ERR_ENGINE_VERSION = -23, /* an engine library of another version than needed */
     ES_ERR_ENGINE_RUN = -24,     /* the engine failed while it ran */
     ES_ERR_ENGINE_RESULT = -25,  /* the engine answered a number that is not finite */
+    ES_ERR_CPU_FEATURE = -26,    /* the CPU does not have what the bundle needs */
     ES_ERR_SELFTEST = -30,       /* golden vectors: another answer than at export, or none there */
     ES_ERR_SIGNATURE_MISSING = -40, /* a key was given, the bundle has no signature */
     ES_ERR_SIGNATURE = -41,      /* by another key, of another bundle, or damaged */
@@ -73,8 +74,8 @@ enum es_status {
 
 /* Zero or NULL means the default. */
 typedef struct es_options {
-    const char *engine; /* "openvino", "onnxruntime" or "tensorrt"; NULL: the bundle's first that
-                           is compiled in */
+    const char *engine; /* "openvino", "openvino-bf16", "onnxruntime" or "tensorrt"; NULL: the
+                           bundle's first that is compiled in */
     const char *key;    /* PEM file of a public key: the bundle must be signed with its private key.
                            NULL: no signature is asked for, and none is looked at */
     int threads;        /* of the engine on the CPU; 0: every core this process may use */

@@ -6,6 +6,7 @@
 static const es_engine_kind *const engines[] = {
 #ifdef ES_WITH_OPENVINO
     &es_engine_openvino,
+    &es_engine_openvino_bf16,
 #endif
 #ifdef ES_WITH_ONNXRUNTIME
     &es_engine_onnxruntime,

@@ -62,7 +62,7 @@ static int core_of_process(ov_core_t **core, char *message) {
 }
 
 static int compile(es_engine *engine, const es_engine_job *job, const es_blob *graph,
-                   const es_blob *weights, char *message) {
+                   const es_blob *weights, const char *arithmetic, char *message) {
     const int64_t count = (int64_t)weights->count;
     const int64_t sides[4] = {1, job->channels, job->height, job->width};
     const int64_t answer[4] = {1, job->classes, job->height, job->width};
@@ -77,7 +77,8 @@ static int compile(es_engine *engine, const es_engine_job *job, const es_blob *g
                                               graph->count, engine->weights, &engine->model));
     TRY(ov_core_compile_model(core, engine->model, "CPU", 8, &engine->compiled,
                               "PERFORMANCE_HINT", "LATENCY", "NUM_STREAMS", "1",
-                              "INFERENCE_PRECISION_HINT", "f32", "INFERENCE_NUM_THREADS", threads));
+                              "INFERENCE_PRECISION_HINT", arithmetic, "INFERENCE_NUM_THREADS",
+                              threads));
     TRY(ov_compiled_model_create_infer_request(engine->compiled, &engine->request));
     status = wrap(F32, 4, sides, job->image, &engine->image, message);
     if (status != ES_OK) return status;
@@ -109,7 +110,8 @@ static void read_version(es_engine *engine) {
     ov_version_free(&found);
 }
 
-static int open_engine(const es_engine_job *job, es_engine **opened, char *message) {
+static int open_as(const char *arithmetic, const es_engine_job *job, es_engine **opened,
+                   char *message) {
     const es_blob *graph = es_file_with_suffix(job, ".xml", message);
     const es_blob *weights = graph != NULL ? es_file_with_suffix(job, ".bin", message) : NULL;
     if (weights == NULL) return ES_ERR_ENGINE_LOAD;
@@ -118,7 +120,7 @@ static int open_engine(const es_engine_job *job, es_engine **opened, char *messa
     if (engine == NULL) return es_fail(message, ES_ERR_MEMORY, "no memory for the engine");
     memset(engine, 0, sizeof *engine);
     read_version(engine);
-    int status = compile(engine, job, graph, weights, message);
+    int status = compile(engine, job, graph, weights, arithmetic, message);
     if (status == ES_OK) status = run(engine, message); /* what it allocates late, it allocates now */
     if (status == ES_OK) *opened = engine;
     else close_engine(engine);
@@ -127,5 +129,17 @@ static int open_engine(const es_engine_job *job, es_engine **opened, char *messa
 
 static const char *version(const es_engine *engine) { return engine->version; }
 
-const es_engine_kind es_engine_openvino = {"openvino", open_engine, run, close_engine, version,
-                                           false};
+static int open_f32(const es_engine_job *job, es_engine **opened, char *message) {
+    return open_as("f32", job, opened, message);
+}
+
+/* Of a bundle that says so in `cpu`; asked again, as the engine would compute in another type. */
+static int open_bf16(const es_engine_job *job, es_engine **opened, char *message) {
+    static const es_manifest needed = {.needs = ES_CPU_BF16};
+    int status = es_cpu_require(&needed, message);
+    return status != ES_OK ? status : open_as("bf16", job, opened, message);
+}
+
+const es_engine_kind es_engine_openvino = {"openvino", open_f32, run, close_engine, version, false};
+const es_engine_kind es_engine_openvino_bf16 = {"openvino-bf16", open_bf16, run, close_engine,
+                                                version, false};

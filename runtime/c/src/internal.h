@@ -138,11 +138,27 @@ typedef struct es_manifest {
     char engine[32]; /* chosen; "" where none was to be */
     es_names models, frames, masks; /* of the chosen engine */
     double max_flipped;
+    unsigned needs;        /* of the CPU: ES_CPU_*, added up */
+    char unknown_need[32]; /* the first that is none of them; "" if all are known */
 } es_manifest;
 
 /* Reads the manifest. engine: a name, NULL for the first one that is compiled in, or "" for none
  * (es_verify). Any well-formed minor of our major is read. */
 int es_manifest_read(const es_json *json, const char *engine, es_manifest *manifest, char *message);
+
+/* --- what the CPU has (cpu.c) ------------------------------------------------------------------- */
+
+enum { ES_CPU_VNNI = 1, ES_CPU_BF16 = 2, ES_CPU_AMX = 4 };
+
+/* The bit of a name in the manifest's `cpu`; 0 for one that is not known. */
+unsigned es_cpu_need(const char *name);
+/* What a CPU has, of the registers that CPUID leaves (leaf 7: ecx and edx of sub-leaf 0, eax of
+ * sub-leaf 1) and of XCR0, the registers that the system saves. */
+unsigned es_cpu_read(uint32_t ecx7, uint32_t edx7, uint32_t eax71, uint64_t xcr0);
+/* ES_ERR_CPU_FEATURE with a message where something that is needed is not there. */
+int es_cpu_lacks(unsigned needs, unsigned has, char *message);
+/* The same of a bundle and this CPU. */
+int es_cpu_require(const es_manifest *manifest, char *message);
 
 /* --- where the bytes lie (store.c, folder.c, archive.c) ---------------------------------------- */
 
@@ -355,7 +371,8 @@ typedef struct es_engine_kind {
 
 /* NULL if it is not compiled in. */
 const es_engine_kind *es_engine_find(const char *name);
-extern const es_engine_kind es_engine_openvino, es_engine_onnxruntime, es_engine_tensorrt, es_engine_stub;
+extern const es_engine_kind es_engine_openvino, es_engine_openvino_bf16, es_engine_onnxruntime,
+    es_engine_tensorrt, es_engine_stub;
 
 /* The one file that ends in suffix, or NULL and a message. */
 const es_blob *es_file_with_suffix(const es_engine_job *job, const char *suffix, char *message);

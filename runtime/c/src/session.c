@@ -140,7 +140,8 @@ static int open_session(es_session *s, const char *bundle, const es_options *opt
         return es_fail(message, ES_ERR_ARGUMENT,
                        "largest_only and fill_holes are for networks of one class; this one has %d",
                        s->bundle.manifest.contract.classes);
-    status = set_size(s, options, message);
+    status = es_cpu_require(&s->bundle.manifest, message);
+    if (status == ES_OK) status = set_size(s, options, message);
     if (status == ES_OK) status = read_golden(s, &golden, message);
     if (status != ES_OK) return status;
     status = allocate_buffers(s, &golden);

@@ -31,6 +31,7 @@ static const struct {
     {ES_ERR_ENGINE_VERSION, "E-ENGINE-VERSION", "the engine library is of another version"},
     {ES_ERR_ENGINE_RUN, "E-ENGINE-RUN", "the engine failed while it ran"},
     {ES_ERR_ENGINE_RESULT, "E-ENGINE-RESULT", "the engine answered a number that is not finite"},
+    {ES_ERR_CPU_FEATURE, "E-CPU-FEATURE", "the CPU does not have what the bundle needs"},
     {ES_ERR_SELFTEST, "E-SELFTEST", "the golden vectors were not answered as at export"},
     {ES_ERR_SIGNATURE_MISSING, "E-SIGNATURE-MISSING", "the bundle has no signature"},
     {ES_ERR_SIGNATURE, "E-SIGNATURE", "the signature does not hold for this key and bundle"},
