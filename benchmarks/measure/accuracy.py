@@ -82,6 +82,10 @@ class Case(Protocol):
         """Return the truth, bool [H, W]."""
         ...
 
+    def read_labels(self, classes: Sequence[str]) -> npt.NDArray[np.uint8]:
+        """Return the truth of several classes, uint8 [H, W]: 0, or the class from 1 on."""
+        ...
+
 
 @dataclass(frozen=True)
 class ImageScore:
@@ -171,24 +175,10 @@ class PairedDifference:
 def truth_of(case: Case, contract: InputContract) -> npt.NDArray[Any]:
     """Return the truth of an image, bool [H, W]; for several classes their numbers, uint8 [H, W].
 
-    An image has one class in the data sets that are read here, so what its mask marks is of the
-    class that is called as the image is.
-
-    Raises InputError: E-CLASSES for an image of a class that is none of the network's, and what
-    reading the case raises.
+    Raises InputError: E-CLASSES for a class that is none of the network's, and what reading the
+    case raises.
     """
-    mask = case.read_mask()
-    if len(contract.classes) == 1:
-        return mask
-    if case.label != "normal" and case.label not in contract.classes:
-        raise InputError(
-            "E-CLASSES",
-            f"{case.name} is {case.label}, which is none of the network's classes "
-            f"({', '.join(contract.classes)}); name data whose classes it knows",
-        )
-    label = 0 if case.label == "normal" else 1 + contract.classes.index(case.label)
-    labels: npt.NDArray[np.uint8] = np.where(mask, np.uint8(label), np.uint8(0))
-    return labels
+    return case.read_mask() if len(contract.classes) == 1 else case.read_labels(contract.classes)
 
 
 def score_images(

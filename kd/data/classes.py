@@ -6,7 +6,7 @@ or by their names; one class alone is the lesion, and several that nobody explai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ class ClassMask:
 
     read_index: Callable[[Path], Index]
     meanings: tuple[tuple[int, str], ...]  # of each number of a class, one of MEANINGS
+    names: tuple[tuple[int, str], ...] = ()  # of each number, as the data set calls its class
     alone: str = ""  # the class that is the lesion because there is no other, see `alone_in`
 
     def __call__(self, path: Path) -> npt.NDArray[np.bool_]:
@@ -56,6 +57,34 @@ class ClassMask:
                 raise _without_meaning(str(number), f"mask {path}")
         lesion = [number for number, meaning in self.meanings if meaning != BACKGROUND]
         return np.isin(index, lesion)
+
+    def labels(self, path: Path, classes: Sequence[str]) -> npt.NDArray[np.uint8]:
+        """Return the labels of a network's classes, uint8 [H, W]: their place from 1 on, 0 else.
+
+        A class is the network's by its name, else by what it means; one that is neither and means
+        background is background.
+
+        Raises InputError: E-CLASSES for a class that is none of the network's, and those of
+        `__call__`.
+        """
+        self(path)  # what has no meaning is refused
+        index = self.read_index(path)
+        labels = np.zeros(index.shape, np.uint8)
+        wanted = {name.casefold(): label for label, name in enumerate(classes, 1)}
+        names, meanings = dict(self.names), dict(self.meanings)
+        for number in map(int, np.unique(index)):
+            if not number:
+                continue
+            name, meaning = names.get(number, str(number)), meanings[number]
+            label = wanted.get(name.casefold(), wanted.get(meaning))
+            if label is None and meaning != BACKGROUND:
+                raise InputError(
+                    "E-CLASSES",
+                    f"mask {path} has the class {name!r} ({meaning}), which is none of the "
+                    f"network's ({', '.join(classes)}); name data whose classes it knows",
+                )
+            labels[index == number] = label or 0
+        return labels
 
 
 def read_index(path: Path, colours: Mapping[Colour, int] = MappingProxyType({})) -> Index:
@@ -142,7 +171,7 @@ def with_numbered_classes(
     name_of = {number: names.get(number, str(number)) for number in used}
     meanings = meanings_of(root, name_of.values())
     pairs = tuple((number, meanings[name_of[number]]) for number in sorted(used))
-    reader = ClassMask(read, pairs, alone_in(root, meanings))
+    reader = ClassMask(read, pairs, tuple(sorted(name_of.items())), alone_in(root, meanings))
     samples = []
     for sample in listing.samples:
         found = {dict(pairs)[n] for mask in sample.masks for n in numbers.get(mask, ())}

@@ -162,6 +162,7 @@ def with_outlines(
     rank = (BACKGROUND, *reversed(GRAVEST_FIRST))
     numbers = {name: number for number, name in enumerate(used, start=1)}
     pairs = tuple((numbers[name], meanings[name]) for name in used)
+    names = tuple((number, name) for name, number in numbers.items())
     samples, faults = [], []
     for each in found:
         if each.fault is not None:
@@ -174,7 +175,7 @@ def with_outlines(
         sample = each.sample
         if sample.masks:
             label = label_of({meanings[name] for name, _ in each.shapes})
-            reader = ClassMask(partial(_draw, drawn, each.size), pairs, alone)
+            reader = ClassMask(partial(_draw, drawn, each.size), pairs, names, alone)
             sample = replace(sample, label=label, mask_reader=reader)
         samples.append(sample)
     return Listing(tuple(samples), tuple(orphans), tuple(label_faults), tuple(faults))

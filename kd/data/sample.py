@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +73,32 @@ class Sample:
                 f"{'something' if union.any() else 'nothing'}; mend the mask or the label",
             )
         return union
+
+    def read_labels(self, classes: Sequence[str]) -> npt.NDArray[np.uint8]:
+        """Return the truth of a network of several classes, uint8 [H, W]: 0, or its class from 1.
+
+        Masks that tell classes are read by them. Elsewhere what the mask marks is of the class
+        that is called as the image's label is.
+
+        Raises InputError: E-CLASSES for a class that is none of the network's, and as `read_mask`.
+        """
+        from .classes import ClassMask  # which makes samples
+
+        mask = self.read_mask()
+        labels = np.zeros(mask.shape, np.uint8)
+        if isinstance(self.mask_reader, ClassMask):
+            for path in self.masks:
+                found = self.mask_reader.labels(path, classes)
+                labels = np.where(labels == 0, found, labels)
+        elif self.label in classes:
+            labels[mask] = 1 + list(classes).index(self.label)
+        elif self.label != "normal":
+            raise InputError(
+                "E-CLASSES",
+                f"{self.name} is {self.label}, which is none of the network's classes "
+                f"({', '.join(classes)}); name data whose classes it knows",
+            )
+        return labels
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,34 @@ def test_each_number_is_what_the_table_says(tmp_path):
     }
 
 
+def labels(root: Path, *classes: str) -> dict[str, list[int]]:
+    """Return the labels of a network's classes in the first row of every image."""
+    samples = read_dataset(root).samples
+    return {s.image.stem: s.read_labels(classes)[0, :4].tolist() for s in samples}
+
+
+def test_truth_of_several_classes_is_by_name_else_by_meaning(tmp_path):
+    table = "1,benign\n2,malignant\n3,background\n"
+    root = make(tmp_path, {"a": numbers(1, 3, 2), "b": numbers(2), "c": numbers(3)}, table)
+    of_meaning = {"a": [2, 0, 1, 0], "b": [1, 0, 0, 0], "c": [0, 0, 0, 0]}
+    assert labels(root, "malignant", "benign") == of_meaning
+    by_name = {"a": [2, 3, 1, 0], "b": [1, 0, 0, 0], "c": [3, 0, 0, 0]}
+    assert labels(root, "malignant", "1", "3") == by_name
+    with pytest.raises(InputError, match=r"'2' \(malignant\)") as caught:
+        labels(root, "1", "cyst")
+    assert caught.value.code == "E-CLASSES"
+
+
+def test_truth_of_several_classes_without_numbers_is_that_of_the_image(tmp_path):
+    write(tmp_path / "benign" / "a.png", np.zeros(SHAPE))
+    write(tmp_path / "benign" / "a_mask.png", numbers(255, 255))
+    write(tmp_path / "normal" / "b.png", np.zeros(SHAPE))
+    assert labels(tmp_path, "cyst", "benign") == {"a": [2, 2, 0, 0], "b": [0, 0, 0, 0]}
+    with pytest.raises(InputError, match="is benign") as caught:
+        labels(tmp_path, "cyst", "malignant")
+    assert caught.value.code == "E-CLASSES"
+
+
 @pytest.mark.parametrize("palette", [[0, 0, 0, 0, 0, 0], [255, 255, 255, 0, 0, 0]])
 def test_a_palette_is_read_by_number_whatever_it_shows(palette, tmp_path):
     root = make(tmp_path, {"a": numbers(1)}, "1,lesion\n")
