@@ -149,7 +149,7 @@ def test_bundle_tells_parameters_and_operations_of_the_checkpoint(
     assert complexity["parameters"] == count_parameters(loaded.network) - norms
     assert complexity["macs"] == count_macs(loaded.network, loaded.contract)
     assert tuple(complexity["weights_bytes"]) == engines_of(target, precision)
-    bytes_each = {"fp32": 4, "fp16": 2, "int8": 1}[precision]
+    bytes_each = {"fp32": 4, "fp16": 2, "bf16": 4, "int8": 1}[precision]
     for size in complexity["weights_bytes"].values():
         assert size == pytest.approx(bytes_each * complexity["parameters"], rel=0.2)
 
