@@ -167,11 +167,15 @@ def features_of(text: str) -> tuple[str, ...]:
     return paths
 
 
-def with_later(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as a run recorded them, those that came after it at their defaults."""
-    return {each.name: each.default for each in fields(TrainConfig) if each.name in LATER} | dict(
-        settings
-    )
+def with_later(recorded: object) -> object:
+    """Return settings as a run recorded them, those that came after it at their defaults.
+
+    What is no table of settings stays as it is, and equals none.
+    """
+    if not isinstance(recorded, dict):
+        return recorded
+    later = {each.name: each.default for each in fields(TrainConfig) if each.name in LATER}
+    return {**later, **recorded}
 
 
 _BUSI: Mapping[str, Any] = {"size": 128, "teacher": "edge-32"}

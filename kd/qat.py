@@ -147,7 +147,7 @@ def read_run(checkpoint: Path) -> TrainedRun:
             "rounds in the networks of edgeseg alone; leave --qat out",
         )
     config = read_config(run)
-    if with_later(student.provenance.get("config", {})) != asdict(config):
+    if with_later(student.provenance.get("config")) != asdict(config):
         raise InputError(
             "E-QAT-SOURCE",
             f"{checkpoint} was trained with other settings than {run} holds; put the original "

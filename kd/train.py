@@ -248,7 +248,7 @@ class _Run:
         loaded = load_checkpoint(target, asked_for=_asked_for(around.config))
         # A run of an older version does not name its data sets, nor the settings that came later.
         known = {"data": provenance["data"], **loaded.provenance}
-        known["config"] = with_later(known.get("config", {}))
+        known["config"] = with_later(known.get("config"))
         if (loaded.model, known) != (stage.model, provenance):
             raise Refused(
                 "E-RUN-STAGE", f"{target} is not of this run: its settings or its split differ"
