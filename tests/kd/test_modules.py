@@ -36,8 +36,8 @@ FEATURES = {"student_features": "bottom,join", "teacher_features": "bottom.4,joi
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """16 phantoms."""
-    return write_phantoms(tmp_path_factory.mktemp("modules") / "data", count=16)
+    """12 phantoms."""
+    return write_phantoms(tmp_path_factory.mktemp("modules") / "data", count=12)
 
 
 @pytest.fixture
@@ -82,7 +82,8 @@ def test_a_student_by_function_is_taught_by_one_by_function(
 def test_a_teacher_by_function_teaches_a_student_of_the_table_and_is_taken_by_another_run(
     dataset, tmp_path
 ):
-    config = replace(SHORT, student="attunet-8", distillation="at", teacher_features="bottom")
+    changes = {"student": "attunet-8", "distillation": "at", "teacher_features": "bottom"}
+    config = replace(SHORT, student_epochs=1, **changes)
     train(dataset, tmp_path / "first", config, device="cpu")
     # Named on the command line of the second run, so that nothing else need allow it.
     train(dataset, tmp_path / "second", config, teachers=tmp_path / "first", device="cpu")
@@ -118,9 +119,9 @@ def test_a_killed_run_of_a_network_that_draws_ends_with_the_weights_of_one_left_
 
 
 def test_settings_of_a_run_from_before_features_could_be_named_are_its_settings(dataset, tmp_path):
-    config = replace(SHORT, student="attunet-8", teaching="none", student_epochs=1)
+    config = replace(SHORT, teaching="none", student_epochs=1)
     student = train(dataset, tmp_path / "run", config, device="cpu")
-    loaded = load_checkpoint(student)
+    loaded = load_checkpoint(student, asked_for=(config.student,))
     provenance = dict(loaded.provenance)
     later = {"phantom_share", "student_features", "teacher_features"}
     provenance["config"] = {
