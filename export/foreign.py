@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -42,7 +42,10 @@ from .quantised import (
 )
 from .target import OPSET
 from .to_onnx import CONTRACT_KEY
-from .torch_module import write_module_as_onnx
+from .torch_module import write_module_as_onnx, write_network_as_onnx
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _JOINED_SHAPE = "_new_shape"  # how ONNX Runtime ends the name of the shape of joined Reshapes
 # Rewrites of Q/DQ pairs, which are to stay where their author has put them.
@@ -255,6 +258,31 @@ def read_module(
     if output is not None:
         own["output"] = output
     return replace(network, provenance={**network.provenance, **own})
+
+
+def onnx_from_module(network: nn.Module, name: str, contract: InputContract) -> bytes:
+    """Return a network from elsewhere that was trained here as ONNX, see `read_onnx`.
+
+    Args:
+        network: answers with logits, as the training took its answer.
+        name: of the function that makes it.
+        contract: of its training.
+
+    Raises InputError: E-MODULE-ONNX, those of `read_onnx`, E-ONNX-SHAPE also for a probability.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, f"{name.rpartition(':')[2]}.onnx")
+        carried = Path(folder, "contract.json")
+        carried.write_text(json.dumps(contract.to_dict()), "utf-8")
+        write_network_as_onnx(network, name, contract, file)
+        made = read_onnx(file, carried)
+    if cut := made.provenance.get("cut_off"):
+        raise InputError(
+            "E-ONNX-SHAPE",
+            f"{name} ends in {cut}, which the training took for a logit; leave it out and train "
+            "again",
+        )
+    return made.model
 
 
 def _cleaned(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:

@@ -113,13 +113,14 @@ class TrainedNetwork:
     contract: InputContract
     sha256: str
     provenance: Mapping[str, Any]
+    model: bytes | None = None  # its ONNX, where it is a network from elsewhere
     quantised: ClassVar[None] = None
 
     def to_onnx(self) -> bytes:
         """See `ExportableNetwork`."""
         from .to_onnx import onnx_from_network
 
-        return onnx_from_network(self.network, self.contract)
+        return self.model or onnx_from_network(self.network, self.contract)
 
     def run(self, image: np.ndarray) -> np.ndarray:
         """See `ExportableNetwork`; in PyTorch."""
@@ -261,13 +262,22 @@ def read_calibration_frames(
 
 @takes_paths
 def load_trained(checkpoint: Path) -> TrainedNetwork:
-    """Read a checkpoint; see `edgeseg.kd.checkpoint.load_checkpoint` for the errors."""
-    from ..kd.checkpoint import load_checkpoint  # the one use of kd here: checkpoint to module
+    """Read a checkpoint; one of a network from elsewhere becomes ONNX at once.
+
+    Raises InputError: those of `edgeseg.kd.checkpoint.load_checkpoint` and `onnx_from_module`.
+    """
+    from ..kd.checkpoint import load_checkpoint  # what kd is for here: checkpoint to module
+    from ..kd.modules import names_function
 
     loaded = load_checkpoint(checkpoint)
-    return TrainedNetwork(
+    trained = TrainedNetwork(
         loaded.model, loaded.network, loaded.contract, loaded.sha256, loaded.provenance
     )
+    if not names_function(loaded.model):
+        return trained
+    from .foreign import onnx_from_module
+
+    return replace(trained, model=onnx_from_module(loaded.network, loaded.model, loaded.contract))
 
 
 @takes_paths

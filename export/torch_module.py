@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import re
-import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..kd.modules import first_line, module_made_by, names_function
 from ..runtime.contract import InputContract
 from ..runtime.engines import available_threads
 from ..runtime.errors import InputError
@@ -22,14 +20,13 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _NESTED = ("state_dict", "model_state_dict", "model")  # where trainers keep the weights in a file
 _MAX_APART = 1e-3  # of the largest answer, between torch and its ONNX
 
 
 def is_module_name(path: Path) -> bool:
     """Say whether a source is ``package.module:function`` and no file of that name."""
-    return _NAME.fullmatch(str(path)) is not None and not path.exists()
+    return names_function(str(path)) and not path.exists()
 
 
 def write_module_as_onnx(
@@ -42,8 +39,7 @@ def write_module_as_onnx(
     """Make a network and write it as ONNX, whose answers are compared with torch's.
 
     Args:
-        name: ``package.module:function``, found from the working directory too. The function takes
-            no argument and returns an `nn.Module` from float32 [N, 1, H, W] to logits or
+        name: see `module_made_by`; a network from float32 [N, 1, H, W] to logits or
             probabilities; outputs of a dict have its names, of a sequence ``output_0``, ….
         weights: a state dict as .safetensors or torch's own file, read without pickle's code, also
             under one of `_NESTED`; None where the function loads them.
@@ -53,11 +49,21 @@ def write_module_as_onnx(
 
     Raises InputError: E-MODULE-IMPORT, E-MODULE-WEIGHTS, E-MODULE-ONNX.
     """
-    import torch
-
-    network = _made_by(name)
+    network = module_made_by(name)
     if weights is not None:
         _load(network, weights, name)
+    write_network_as_onnx(network, name, contract, out, output)
+
+
+def write_network_as_onnx(
+    network: nn.Module, name: str, contract: InputContract, out: Path, output: str | None = None
+) -> None:
+    """Write a network as ONNX, whose answers are compared with torch's.
+
+    See `write_module_as_onnx`, also for E-MODULE-ONNX; `name` is for messages.
+    """
+    import torch
+
     network = network.eval()
     # What is traced may hold values of its frame, so the answers to another are compared.
     random = np.random.default_rng(0).normal(
@@ -88,7 +94,7 @@ def write_module_as_onnx(
         raise InputError(
             "E-MODULE-ONNX",
             f"torch cannot write {name} as ONNX for a frame of {contract.height} x "
-            f"{contract.width}: {_first_line(error)}; export it yourself and name the file",
+            f"{contract.width}: {first_line(error)}; export it yourself and name the file",
         ) from error
     expected = next(iter(answers.values())).float().numpy()
     apart = float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
@@ -98,29 +104,6 @@ def write_module_as_onnx(
             f"the ONNX that torch writes of {name} answers otherwise (by {apart:.4g}), as what it "
             "does depends on the frame; export it yourself and name the file",
         )
-
-
-def _made_by(name: str) -> nn.Module:
-    from torch import nn
-
-    package, _, function = name.partition(":")
-    before = list(sys.path)
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        made = getattr(importlib.import_module(package), function)()
-    except Exception as error:  # whatever somebody's code raises
-        raise InputError(
-            "E-MODULE-IMPORT",
-            f"cannot make a network by {name}: {type(error).__name__}: {_first_line(error)}; name "
-            "a function without arguments in a module that can be imported from here",
-        ) from error
-    finally:
-        sys.path[:] = before
-    if not isinstance(made, nn.Module):
-        raise InputError(
-            "E-MODULE-IMPORT", f"{name} returns {type(made).__name__}; expected a torch nn.Module"
-        )
-    return made
 
 
 def _load(network: nn.Module, file: Path, name: str) -> None:
@@ -135,7 +118,7 @@ def _load(network: nn.Module, file: Path, name: str) -> None:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle's, zip's and safetensors' share no narrower base
         raise InputError(
-            "E-MODULE-WEIGHTS", f"cannot read weights from {file}: {_first_line(error)}"
+            "E-MODULE-WEIGHTS", f"cannot read weights from {file}: {first_line(error)}"
         ) from error
     for key in _NESTED:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -186,7 +169,3 @@ def _named(answer: Any) -> dict[str, torch.Tensor]:
     if isinstance(answer, (list, tuple)):
         return {f"output_{index}": each for index, each in enumerate(answer)}
     return {"logits": answer}
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..runtime.errors import InputError
 from ..runtime.files import sha256_of_file, write_bytes
 from ..runtime.paths import takes_paths
 from .models import Network, build_model, require_size
+from .modules import require_allowed
 
 OPERATING_POINT = "operating_point"  # in the provenance of what `edgeseg tune` wrote
 _SCHEMA = "edgeseg.checkpoint/1"
@@ -27,7 +28,7 @@ _SCHEMA = "edgeseg.checkpoint/1"
 class Checkpoint:
     """A trained network with what is needed to use and to trace it."""
 
-    model: str  # key in MODELS
+    model: str  # of `build_model`
     contract: InputContract
     network: Network  # in eval mode, float32, on the CPU
     provenance: Mapping[str, Any]
@@ -76,11 +77,17 @@ def save_checkpoint(
 
 
 @takes_paths
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, *, asked_for: Collection[str] = ()) -> Checkpoint:
     """Read a checkpoint written by `save_checkpoint`.
+
+    Args:
+        path: the file.
+        asked_for: networks that the user named, not a file; one of them that is a function may be
+            made. Of others only those of `modules.ALLOWED`.
 
     Raises:
         InputError: E-CKPT-READ (no safetensors), E-CKPT-SCHEMA (not ours, or malformed),
+            E-MODEL-MODULE (its network is made by code that nobody allowed), E-MODULE-IMPORT,
             E-CKPT-ARCH (its tensors are not those of the architecture it names), E-MODEL-NAME,
             E-CONTRACT (the architecture takes no images of its contract's size).
     """
@@ -97,6 +104,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise InputError(
             "E-CKPT-SCHEMA", f"{path} has malformed metadata ({error}); train it again"
         ) from error
+    if model not in asked_for:
+        require_allowed(model, path)
     network = build_model(model)
     require_size(network, model, contract)
     expected = {name: value.shape for name, value in network.state_dict().items()}

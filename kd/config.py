@@ -12,7 +12,8 @@ from typing import Any
 from ..runtime.errors import InputError
 
 STUDENT_FILE = "student.safetensors"
-LATER = frozenset({"phantom_share"})  # settings that came after 0.1; their defaults change nothing
+# Settings that came after 0.1; their defaults change nothing.
+LATER = frozenset({"phantom_share", "student_features", "teacher_features"})
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -24,8 +25,14 @@ class TrainConfig:
     """Settings of teachers and student; the batch recipe is ours, the paper publishes none."""
 
     size: int = _setting(256, "network input, px a side, a multiple of 16")
-    student: str = _setting("attunet-16", "student network")
-    teacher: str = _setting("attunet-32", "network of the teachers")
+    student: str = _setting(
+        "attunet-16", "student network; or package.module:function, its code runs"
+    )
+    teacher: str = _setting("attunet-32", "network of the teachers; or package.module:function")
+    student_features: str = _setting(
+        "", "of a student by function: CENTRE or CENTRE,DECODER, its modules as encoder.layer3"
+    )
+    teacher_features: str = _setting("", "of teachers by function: as --student-features")
     encoder: str = _setting(
         "imagenet", "start of encoders that ImageNet weights fit: imagenet, or random"
     )
@@ -98,6 +105,8 @@ class TrainConfig:
                 "must not be below 0 and must leave a share for images",
             )
         set_weights_of(self.set_weights)
+        features_of(self.student_features)
+        features_of(self.teacher_features)
         if self.encoder not in ("imagenet", "random"):
             raise InputError(
                 "E-CONFIG", f"encoder is {self.encoder!r} and should be imagenet or random"
@@ -143,6 +152,30 @@ def set_weights_of(text: str) -> dict[str, float]:
             )
         weights[name] = weight
     return weights
+
+
+def features_of(text: str) -> tuple[str, ...]:
+    """Return the paths of the modules in text as "encoder.layer3" or "encoder.layer4,decoder".
+
+    Raises InputError (E-CONFIG) for more than two, and for one that is empty.
+    """
+    paths = tuple(text.split(",")) if text else ()
+    if len(paths) > 2 or not all(paths):
+        raise InputError(
+            "E-CONFIG", f"features are {text!r}; name the module of the centre, or CENTRE,DECODER"
+        )
+    return paths
+
+
+def with_later(recorded: object) -> object:
+    """Return settings as a run recorded them, those that came after it at their defaults.
+
+    What is no table of settings stays as it is, and equals none.
+    """
+    if not isinstance(recorded, dict):
+        return recorded
+    later = {each.name: each.default for each in fields(TrainConfig) if each.name in LATER}
+    return {**later, **recorded}
 
 
 _BUSI: Mapping[str, Any] = {"size": 128, "teacher": "edge-32"}

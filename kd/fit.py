@@ -45,7 +45,7 @@ class Stage:
     """What is trained, on what, how long and how fast."""
 
     name: str
-    model: str  # key in MODELS
+    model: str  # of `build_model`
     data: FrameSet
     val: FrameSet
     epochs: int
@@ -74,12 +74,12 @@ class Surroundings:
 class _Pupil(nn.Module):
     """A network that answers with its trace, the centre's features adapted to the teacher's."""
 
-    def __init__(self, network: Network, centre_channels: int, adapted_channels: int) -> None:
+    def __init__(self, network: Network, adapted_channels: int, side: int) -> None:
         super().__init__()
         self.network = network
         self.adapter: nn.Module = nn.Identity()
         if adapted_channels:
-            self.adapter = nn.Conv2d(centre_channels, adapted_channels, 1)
+            self.adapter = nn.Conv2d(centre_channels(network, side), adapted_channels, 1)
 
     def forward(self, images: torch.Tensor) -> Trace:
         trace = self.network.trace(images)
@@ -99,7 +99,7 @@ def fit(stage: Stage, around: Surroundings) -> Network:
         network.load_state_dict(stage.start)
     averaged.eval()
     averaged.load_state_dict(network.state_dict())
-    pupil = _Pupil(network, centre_channels(stage.model), stage.adapted_channels).to(device)
+    pupil = _Pupil(network, stage.adapted_channels, config.size).to(device)
     # Fused: one pass over the memory. A step of edge-32 takes 5 % less time on a CPU.
     optimizer = torch.optim.AdamW(pupil.parameters(), weight_decay=config.weight_decay, fused=True)
     state = around.out / f"{stage.name}.state"
@@ -114,6 +114,8 @@ def fit(stage: Stage, around: Surroundings) -> Network:
     for move in shown if group.leads else moves:
         epoch, step = divmod(move, steps)
         if step == 0:
+            # Of networks that draw, such as by dropout: an epoch's draws hang on its number alone.
+            torch.manual_seed(seed_of(config.seed, f"{stage.name} epoch {epoch}"))
             sums = {}
             pupil.train()
             rows, numbers = next(epochs)

@@ -7,18 +7,22 @@ operations but no layer table; the widths here are our reconstruction that meets
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..runtime.contract import InputContract
 from ..runtime.errors import InputError
 from .encoders import LITE0, LITE2, Lite, LiteEncoder, widths_of
+from .modules import first_line, module_made_by, names_function
 
 
 class Trace(NamedTuple):
@@ -290,6 +294,81 @@ class LiteAttentionUNet(Network):
         return Trace(logits, centre, x)
 
 
+class ModuleNetwork(Network):
+    """A network from elsewhere: a module from [N, 1, H, W] to logits of that shape.
+
+    Its answer is the logits, or holds nothing beside them; any other is refused, on every call.
+    What sizes it takes is not known: `require_trainable` tries one.
+
+    Args:
+        name: of the function that made it, for messages.
+        module: what that function made.
+        features: paths of the modules in it whose outputs [N, C, h, w] a trace has as centre and
+            decoder; a single one is both, without any both are empty. Of a module that is called
+            several times the last output counts.
+    """
+
+    def __init__(self, name: str, module: nn.Module, features: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.name = name
+        self.module = module
+        self.features = tuple(features)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the logits. Raises InputError (E-MODULE-NETWORK) for another answer."""
+        answer = self.module(image)
+        held = [answer]
+        if isinstance(answer, Mapping):
+            held = list(answer.values())
+        elif isinstance(answer, (list, tuple)):
+            held = list(answer)
+        if len(held) != 1:
+            names = f" ({', '.join(map(str, answer))})" if isinstance(answer, Mapping) else ""
+            raise InputError(
+                "E-MODULE-NETWORK",
+                f"{self.name} answers with {len(held)} outputs{names}; let the function return a "
+                "module that answers with the logits alone",
+            )
+        logits: torch.Tensor = held[0]
+        if not isinstance(logits, torch.Tensor) or logits.shape != image.shape:
+            raise InputError(
+                "E-MODULE-NETWORK",
+                f"{self.name} answers images {list(image.shape)} with {_shape_of(logits)}; logits "
+                "of the images' shape are needed",
+            )
+        return logits
+
+    def trace(self, image: torch.Tensor) -> Trace:
+        """Return logits and features; raises as `forward`, also for features of other rank."""
+        seen: dict[str, Any] = {}
+        with contextlib.ExitStack() as hooks:
+            for path in self.features:
+                module = self.module.get_submodule(path)
+                hooks.enter_context(module.register_forward_hook(partial(_keep, seen, path)))
+            logits = self(image)
+        for path in self.features:
+            output = seen.get(path)
+            if not isinstance(output, torch.Tensor) or output.dim() != 4:
+                raise InputError(
+                    "E-MODULE-NETWORK",
+                    f"{self.name}: {path} gives {_shape_of(output)}, and features are maps "
+                    "[N, C, h, w]; name another module",
+                )
+        nothing = image.new_zeros(len(image), 0, 1, 1)
+        found = [seen[path] for path in self.features] or [nothing]
+        return Trace(logits, found[0], found[-1])
+
+
+def _keep(seen: dict[str, Any], path: str, module: nn.Module, given: Any, output: Any) -> None:
+    seen[path] = output
+
+
+def _shape_of(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return str(list(value.shape))
+    return "nothing" if value is None else type(value).__name__
+
+
 # To add a model: a class above and a line here; tests/kd/test_models.py walks this table.
 MODELS: Mapping[str, Callable[[], Network]] = MappingProxyType(
     {
@@ -309,11 +388,102 @@ MODELS: Mapping[str, Callable[[], Network]] = MappingProxyType(
 )
 
 
-def build_model(name: str) -> Network:
-    """Return a freshly initialised network. Raises InputError (E-MODEL-NAME) for a new name."""
+def build_model(name: str, features: Sequence[str] = ()) -> Network:
+    """Return a freshly initialised network; that of ``package.module:function`` runs its code.
+
+    Args:
+        name: a key of MODELS, or a function as `module_made_by` takes it. A name that a file brings
+            must have passed `require_allowed`.
+        features: see `with_features`.
+
+    Raises InputError: E-MODEL-NAME (neither of them), E-MODULE-IMPORT, those of `with_features`.
+    """
+    if names_function(name):
+        return with_features(ModuleNetwork(name, module_made_by(name)), features)
     if name not in MODELS:
-        raise InputError("E-MODEL-NAME", f"no model named {name!r}; choose of {', '.join(MODELS)}")
-    return MODELS[name]()
+        raise InputError(
+            "E-MODEL-NAME",
+            f"no model named {name!r}; choose of {', '.join(MODELS)}, or name a function as "
+            "package.module:function",
+        )
+    return with_features(MODELS[name](), features)
+
+
+def with_features(network: Network, features: Sequence[str]) -> Network:
+    """Let a network from elsewhere trace the outputs of its modules; see `ModuleNetwork`.
+
+    Raises InputError: E-CONFIG (a network of the table has features of its own), E-MODULE-NETWORK
+    (it has no such module).
+    """
+    if not features:
+        return network
+    if not isinstance(network, ModuleNetwork):
+        raise InputError(
+            "E-CONFIG",
+            f"features are named of networks by package.module:function only, and "
+            f"{' and '.join(features)} of one that has its own; leave them out",
+        )
+    known = dict(network.module.named_modules())
+    for path in features:
+        if path not in known:
+            inside = [name for name in known if name and "." not in name]
+            raise InputError(
+                "E-MODULE-NETWORK",
+                f"{network.name} has no module {path!r}; name one inside {', '.join(inside)}",
+            )
+    network.features = tuple(features)
+    return network
+
+
+def require_trainable(name: str, features: Sequence[str], side: int) -> None:
+    """Refuse a network from elsewhere that could not be trained, by a pass of two black images.
+
+    Args:
+        name: ``package.module:function``.
+        features: see `with_features`.
+        side: of the images, px.
+
+    Raises InputError: E-MODULE-NETWORK (it takes no such images, its answer is not the logits, its
+    weights are not its own or have no size yet), those of `build_model`.
+    """
+    network, other = build_model(name, features), build_model(name)
+    if any(is_lazy(each) for each in network.parameters()):
+        raise InputError(
+            "E-MODULE-NETWORK",
+            f"{name} has lazy layers, whose sizes a first image decides; state their sizes",
+        )
+    places, theirs = (
+        [each.untyped_storage().data_ptr() for each in made.state_dict().values() if each.numel()]
+        for made in (network, other)
+    )
+    if len(set(places)) < len(places) or set(theirs) & set(places):
+        raise InputError(
+            "E-MODULE-NETWORK",
+            f"{name} makes a network whose weights have two places, in it or in the next that it "
+            "makes; let each weight be in one module, and each call make new ones",
+        )
+    for mode in (True, False):
+        try:
+            logits = network.train(mode).trace(torch.zeros(2, 1, side, side)).logits
+        except InputError:
+            raise
+        except Exception as error:  # of somebody's network
+            raise InputError(
+                "E-MODULE-NETWORK",
+                f"{name} takes no images of {side} px: {type(error).__name__}: "
+                f"{first_line(error)}; choose another --size, or mend the network",
+            ) from error
+    last = type(logits.grad_fn).__name__
+    if last.startswith(("Sigmoid", "Softmax")):
+        raise InputError(
+            "E-MODULE-NETWORK",
+            f"{name} ends in {last.removesuffix('Backward0')}, so its answer is a probability and "
+            "no logit; leave it out",
+        )
+    if not logits.requires_grad:
+        raise InputError(
+            "E-MODULE-NETWORK", f"the answer of {name} hangs on no weight that could be learnt"
+        )
 
 
 def require_size(network: Network, model: str, contract: InputContract) -> None:
@@ -331,10 +501,19 @@ def require_size(network: Network, model: str, contract: InputContract) -> None:
         )
 
 
-def centre_channels(name: str) -> int:
-    """Return the channels of a network's centre features. Raises InputError (E-MODEL-NAME)."""
-    with torch.device("meta"), torch.inference_mode():  # shapes only
-        return build_model(name).eval().trace(torch.zeros(1, 1, 64, 64)).centre.shape[1]
+@torch.no_grad()
+def centre_channels(network: Network, side: int) -> int:
+    """Return the channels of a network's centre features, which a black image tells.
+
+    Args:
+        network: on its device; its mode stays.
+        side: of images that it takes, px.
+    """
+    mode = network.training
+    image = next(network.parameters()).new_zeros(1, 1, side, side)
+    channels = network.eval().trace(image).centre.shape[1]
+    network.train(mode)
+    return channels
 
 
 def count_parameters(model: nn.Module) -> int:

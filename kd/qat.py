@@ -24,7 +24,7 @@ from ..runtime.errors import InputError, Refused
 from ..runtime.paths import takes_paths
 from ..runtime.progress import Progress, quiet
 from .checkpoint import OPERATING_POINT, Checkpoint, load_checkpoint, save_checkpoint
-from .config import STUDENT_FILE, TrainConfig
+from .config import STUDENT_FILE, TrainConfig, with_later
 from .data.dataset import Sample
 from .distill import Distillation, find_distillation
 from .distributed import Group
@@ -32,6 +32,7 @@ from .fit import Stage, Surroundings, fit, placed
 from .frames import FrameSet
 from .log import RunLog
 from .models import Network, Trace, build_model
+from .modules import names_function
 from .sampling import load_part, sampling_of
 from .teaching import Teachers, find_teaching
 from .train import (
@@ -126,8 +127,8 @@ def read_run(checkpoint: Path) -> TrainedRun:
     """Read the student of a run, its settings, and its teachers if they are all there.
 
     Raises:
-        InputError: E-QAT-SOURCE (not the student of a run), those of `load_checkpoint` and
-            `read_config`.
+        InputError: E-QAT-SOURCE (not the student of a run, or of a network from elsewhere), those
+            of `load_checkpoint` and `read_config`.
         Refused: E-QAT-TEACHER (a teacher in the folder is not one that taught the student).
     """
     run = checkpoint.parent
@@ -139,8 +140,14 @@ def read_run(checkpoint: Path) -> TrainedRun:
             f"{checkpoint} is not the student in the folder of its run; name the run, or leave "
             "--qat out",
         )
+    if names_function(student.model):
+        raise InputError(
+            "E-QAT-SOURCE",
+            f"{checkpoint} is of a network that {student.model} makes, and --qat knows where INT8 "
+            "rounds in the networks of edgeseg alone; leave --qat out",
+        )
     config = read_config(run)
-    if student.provenance.get("config") != asdict(config):
+    if with_later(student.provenance.get("config")) != asdict(config):
         raise InputError(
             "E-QAT-SOURCE",
             f"{checkpoint} was trained with other settings than {run} holds; put the original "

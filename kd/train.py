@@ -32,7 +32,7 @@ from ..runtime.progress import Progress, quiet
 from .augment import VERSION
 from .cache import LogitCache
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from .config import STUDENT_FILE, TrainConfig
+from .config import STUDENT_FILE, TrainConfig, features_of, with_later
 from .data.dataset import LABELS, UNCLASSED, Dataset
 from .data.split import Split, default_split, read_split, samples_of, split_to_json, write_split
 from .distill import Distillation, find_distillation
@@ -42,7 +42,15 @@ from .fit import Loss, Stage, Surroundings, compute_dtype, fit, placed
 from .frames import Batch, FrameSet, draw_phantoms
 from .log import RunLog
 from .losses import supervised_loss
-from .models import Network, Trace, build_model, centre_channels
+from .models import (
+    Network,
+    Trace,
+    build_model,
+    centre_channels,
+    require_trainable,
+    with_features,
+)
+from .modules import names_function
 from .pretrained import EncoderWeights, kept_weights, read_encoder_weights
 from .sampling import load_part, require_drawable, sampling_of
 from .seeds import seed_of
@@ -95,7 +103,7 @@ def train(
         dataset: the images of one data set or several; once split, only those of the train and val
             parts are read.
         out: folder of the run, new unless `resume`.
-        config: settings.
+        config: settings. A network that they name by a function is made, which runs its code.
         split: None takes the data's own, or makes a leak-safe one with the settings' seed.
         resume: continue the run in `out`.
         teachers: a run whose teachers are taken instead of training new ones; one that it lacks
@@ -113,7 +121,9 @@ def train(
             the teaching goes by), E-SPLIT-SETS (`split` is of other data sets), E-RUN-EXISTS,
             E-RUN-MISSING, E-RUN-CONFIG (resumed with other settings or another split), E-DEVICE,
             E-MODEL-NAME, E-DISTILL-NAME, E-TEACHING-NAME, E-CONFIG (a network does not take the
-            size, a cache cannot hold features), E-CACHE-SIZE, E-TEACHER-MISSING (`teachers` has
+            size, a cache cannot hold features), E-MODULE-IMPORT, E-MODULE-NETWORK, E-MODEL-MODULE
+            (a teacher that is taken is made by code that nobody allowed), E-CACHE-SIZE,
+            E-TEACHER-MISSING (`teachers` has
             none of those asked for and no general network), E-TEACHER-CONTRACT (of another input
             contract or network), E-TEACHER-SPLIT (trained with another split), E-ENCODER-READ,
             E-ENCODER-SHAPE (of another network), E-SPLIT-PARTS.
@@ -236,9 +246,10 @@ class _Run:
 
         around.group.by_leader(keep)
         # Read back even if just written: a resumed run must see the same memory layout.
-        loaded = load_checkpoint(target)
-        # A run of an older version does not name its data sets.
+        loaded = load_checkpoint(target, asked_for=_asked_for(around.config))
+        # A run of an older version does not name its data sets, nor the settings that came later.
         known = {"data": provenance["data"], **loaded.provenance}
+        known["config"] = with_later(known.get("config"))
         if (loaded.model, known) != (stage.model, provenance):
             raise Refused(
                 "E-RUN-STAGE", f"{target} is not of this run: its settings or its split differ"
@@ -256,11 +267,16 @@ def _train_teachers(run: _Run) -> dict[str, Checkpoint]:
     Several for one place in the teaching, as "every-1" and "every-2" for "every", are an ensemble.
     """
     config, frames = run.around.config, run.frames
-    if several := _several_in(run.around.out):
+    asked_for = _asked_for(config)
+    if several := _several_in(run.around.out, asked_for):
         return several
     names = find_teaching(config.teaching).teachers
     found = {name: run.around.out / f"{_TAKEN}{_file_of(name)}" for name in (*names, _GENERAL)}
-    taken = {name: load_checkpoint(file) for name, file in found.items() if file.is_file()}
+    taken = {
+        name: load_checkpoint(file, asked_for=asked_for)
+        for name, file in found.items()
+        if file.is_file()
+    }
 
     def teacher(
         name: str, classes: tuple[str, ...], epochs: int, start: Weights | None, rate: float
@@ -304,7 +320,7 @@ def _first_weights(run: _Run, who: str, model: str) -> Weights | None:
     name = f"phantom-{who}"
     taken = around.out / f"{_TAKEN}{name}.safetensors"
     if taken.is_file():
-        return load_checkpoint(taken).network.state_dict()
+        return load_checkpoint(taken, asked_for=_asked_for(config)).network.state_dict()
     none = run.frames["train"].at(np.arange(0))
     # Drawn only if the stage is not done yet.
     frames = none if (around.out / f"{name}.safetensors").is_file() else run.phantoms
@@ -343,12 +359,23 @@ def _train_student(run: _Run, teachers: Mapping[str, Checkpoint]) -> None:
             config.learning_rate,
             student_loss(Teachers(teaching, networks, caches), terms, config),
             _first_weights(run, "student", config.student),
-            adapted_channels=centre_channels(config.teacher) if adapted else 0,
+            adapted_channels=_centre_of(networks, config.size) if adapted else 0,
             views=config.views,
             sampling=sampling_of(config),
+            build=functools.partial(build_model, features=features_of(config.student_features)),
         ),
         {name: teacher.sha256 for name, teacher in teachers.items()},
     )
+
+
+def _asked_for(config: TrainConfig) -> tuple[str, str]:
+    """Return the networks that the settings name, which `train` was asked for."""
+    return config.student, config.teacher
+
+
+def _centre_of(teachers: Mapping[str, Network], side: int) -> int:
+    """Return the channels of the teachers' centre features; they are of one architecture."""
+    return centre_channels(next(iter(teachers.values())), side)
 
 
 def student_loss(
@@ -387,6 +414,8 @@ def teaching_networks(
         if len(members) > 1 or config.teacher_mirror:
             each = [member.network for member in members]
             network = Ensemble(each, mirror=config.teacher_mirror).eval()
+        else:
+            network = with_features(network, features_of(config.teacher_features))
         networks[name] = placed(network, device)
     return networks
 
@@ -399,12 +428,15 @@ def _by_place(teachers: Mapping[str, Checkpoint]) -> dict[str, list[Checkpoint]]
     return places
 
 
-def _several_in(run: Path) -> dict[str, Checkpoint]:
+def _several_in(run: Path, asked_for: Collection[str] = ()) -> dict[str, Checkpoint]:
     """Return the checkpoints that were taken as one teacher, in their order."""
     pattern = f"{_TAKEN}teacher-{_EVERY}-*.safetensors"
     numbers = sorted(int(file.stem.rpartition("-")[2]) for file in run.glob(pattern))
     names = [f"{_EVERY}-{number}" for number in numbers]
-    return {name: load_checkpoint(run / f"{_TAKEN}{_file_of(name)}") for name in names}
+    return {
+        name: load_checkpoint(run / f"{_TAKEN}{_file_of(name)}", asked_for=asked_for)
+        for name in names
+    }
 
 
 def _cache_key(members: Sequence[Checkpoint], taught: FrameSet, run: _Run) -> dict[str, Any]:
@@ -451,7 +483,8 @@ def _teachers_to_take(
     if files:
         _require_no_features(config, "a mean of --teacher-checkpoint")
     for file in files:
-        _require_taught_alike(load_checkpoint(file), file, contract, split_sha256)
+        loaded = load_checkpoint(file, asked_for=_asked_for(config))
+        _require_taught_alike(loaded, file, contract, split_sha256)
     return {_file_of(f"{_EVERY}-{number}"): file for number, file in enumerate(files, 1)}
 
 
@@ -471,7 +504,7 @@ def _teachers_in(
             f"{config.teaching!r} needs; train them without --teachers",
         )
     for file in found:
-        loaded = load_checkpoint(file)
+        loaded = load_checkpoint(file, asked_for=_asked_for(config))
         if loaded.model != config.teacher:
             raise InputError(
                 "E-TEACHER-CONTRACT",
@@ -481,7 +514,7 @@ def _teachers_in(
         _require_taught_alike(loaded, file, contract, split_sha256)
     phantom = source / "phantom-student.safetensors"
     if config.phantom_epochs and phantom.is_file() and not _lite_of(config.student):
-        theirs = load_checkpoint(phantom).provenance["config"]
+        theirs = load_checkpoint(phantom, asked_for=_asked_for(config)).provenance["config"]
         if all(theirs.get(name) == getattr(config, name) for name in _OF_PHANTOMS):
             found.append(phantom)
     return tuple(found)
@@ -542,6 +575,8 @@ def _encoder_file_of(model: str) -> str:
 
 
 def _lite_of(model: str) -> Lite | None:
+    if names_function(model):
+        return None
     with torch.device("meta"):  # no weights
         return build_model(model).LITE
 
@@ -591,7 +626,10 @@ def read_config(run: Path) -> TrainConfig:
 
 @takes_paths
 def load_teachers(run: Path, config: TrainConfig) -> dict[str, Checkpoint]:
-    """Return those of the run's teachers that are in its folder, trained there or taken."""
+    """Return those of the run's teachers that are in its folder, trained there or taken.
+
+    The settings are the run's own, so that networks which a function makes must be allowed.
+    """
     if several := _several_in(run):
         return several
     names = find_teaching(config.teaching).teachers
@@ -648,7 +686,8 @@ def _require_classes(split: Split, config: TrainConfig) -> None:
 def require_settings(config: TrainConfig) -> None:
     """Refuse an unknown name, or what cannot work together, before the first epoch.
 
-    Raises InputError: E-TEACHING-NAME, E-DISTILL-NAME, E-MODEL-NAME, E-CONFIG.
+    Raises InputError: E-TEACHING-NAME, E-DISTILL-NAME, E-MODEL-NAME, E-CONFIG, E-MODULE-IMPORT,
+    E-MODULE-NETWORK.
     """
     find_teaching(config.teaching)
     distillations_of(config)
@@ -656,9 +695,18 @@ def require_settings(config: TrainConfig) -> None:
         _require_no_features(config, "--views, which keeps logits only,")
     if config.teacher_mirror:
         _require_no_features(config, "--teacher-mirror")
-    for model in (config.student, config.teacher):
+    for who, model, named in (
+        ("student", config.student, config.student_features),
+        ("teacher", config.teacher, config.teacher_features),
+    ):
+        features = features_of(named)
+        if names_function(model):
+            if not features and find_teaching(config.teaching).teachers:
+                _require_no_features(config, f"{model} without --{who}-features")
+            require_trainable(model, features, config.size)
+            continue
         with torch.device("meta"):  # no weights
-            step = build_model(model).MULTIPLE
+            step = build_model(model, features).MULTIPLE
         if config.size % step:
             raise InputError(
                 "E-CONFIG",
@@ -671,8 +719,8 @@ def _require_no_features(config: TrainConfig, what: str) -> None:
     if reading:
         raise InputError(
             "E-CONFIG",
-            f"{' and '.join(reading)} reads the teachers' features and {what} has none; leave one "
-            "of them out",
+            f"{' and '.join(reading)} reads features of student and teachers, and {what} has "
+            "none; leave one of them out",
         )
 
 

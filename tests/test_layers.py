@@ -80,6 +80,7 @@ LAYERS = {
         "edgeseg.benchmarks.measure.complexity",
         "edgeseg.benchmarks.measure.latency",
         "edgeseg.kd.checkpoint",
+        "edgeseg.kd.modules",
     ),
     "edgeseg.cli.jobs": ("edgeseg.cli.jobs", *BELOW),
     "edgeseg.cli.console": ("edgeseg.runtime",),
@@ -206,7 +207,7 @@ def test_imports_point_one_way(module):
     assert faults_of(module, source, is_package=file.name == "__init__.py") == []
 
 
-def test_exporter_uses_training_in_one_place_only():
+def test_exporter_takes_of_training_only_what_makes_a_network_of_a_checkpoint_or_a_name():
     places = [
         (module, each.name, each.function)
         for module, file in MODULES.items()
@@ -214,8 +215,12 @@ def test_exporter_uses_training_in_one_place_only():
         for each in imports_of(module, file.read_text(encoding="utf-8"))
         if below(each.name, "edgeseg.kd")
     ]
+    by_name = [f"edgeseg.kd.modules.{each}" for each in ("first_line", "module_made_by")]
     assert places == [
-        ("edgeseg.export.pipeline", "edgeseg.kd.checkpoint.load_checkpoint", "load_trained")
+        ("edgeseg.export.pipeline", "edgeseg.kd.checkpoint.load_checkpoint", "load_trained"),
+        ("edgeseg.export.pipeline", "edgeseg.kd.modules.names_function", "load_trained"),
+        *(("edgeseg.export.torch_module", each, "") for each in by_name),
+        ("edgeseg.export.torch_module", "edgeseg.kd.modules.names_function", ""),
     ]
 
 

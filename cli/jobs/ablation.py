@@ -132,15 +132,15 @@ def reproduce(
                 device=device,
                 progress=progress,
             )
-            scores[name].append(_score(run, dataset, progress))
+            scores[name].append(_score(run, settings.student, dataset, progress))
             results = _summarise({row: done for row, done in scores.items() if done})
             write_bytes(out / "ablation.json", _to_json(results, config))
             write_bytes(out / "ablation.md", to_markdown(results))
     return results
 
 
-def _score(run: Path, dataset: Dataset, progress: Progress) -> tuple[ImageScore, ...]:
-    loaded = load_checkpoint(run / STUDENT_FILE)
+def _score(run: Path, student: str, dataset: Dataset, progress: Progress) -> tuple[ImageScore, ...]:
+    loaded = load_checkpoint(run / STUDENT_FILE, asked_for=(student,))
     session = Session.over(TorchEngine(loaded, available_threads()), loaded.contract)
     cases = samples_of(read_split(run / SPLIT_FILE), dataset, "test")
     scores = score_images(session.predict, cases, progress=progress)

@@ -205,11 +205,14 @@ def train(
     Returns:
         The student's checkpoint.
 
-    Raises: InputError (E-CONFIG for an unknown setting), those of `kd.train.train`.
+    Raises: InputError (E-CONFIG for an unknown setting, E-MODEL-MODULE for a network of the run
+        that is resumed, which a function makes that is neither named here nor allowed), those of
+        `kd.train.train`.
     """
     from ...kd.config import TrainConfig, find_recipe
     from ...kd.data.dataset import read_datasets
     from ...kd.data.split import read_split
+    from ...kd.modules import require_allowed
     from ...kd.train import read_config
     from ...kd.train import train as run_training
 
@@ -219,6 +222,9 @@ def train(
             "E-CONFIG", f"no setting is called {unknown[0]!r}; choose of {', '.join(known)}"
         )
     base = find_recipe(recipe) if recipe else read_config(out) if resume else TrainConfig()
+    for name in ("student", "teacher"):
+        if name not in settings:  # else the caller named it, and no file
+            require_allowed(getattr(base, name), out)
     chosen = read_split(split) if split else None
     if chosen and chosen.leak:
         note(chosen.leak)
