@@ -44,11 +44,11 @@ from .store import (
 )
 
 # Major versions of the manifest's schema and the newest minor of each that this version knows;
-# another minor is read. What needs contract 2 is written in 3, so that no reader that knows only
-# contract 1 takes it; all else stays in 2.
+# another minor is read. What needs contract 2, or something of the CPU, is written in 3, so that no
+# reader that knows neither takes it; all else stays in 2.
 MINORS: Mapping[int, int] = MappingProxyType({2: 0, 3: 0})
 SCHEMA = "edgeseg.bundle/2.0"
-SCHEMA_OF_CONTRACT: Mapping[int, str] = MappingProxyType({1: SCHEMA, 2: "edgeseg.bundle/3.0"})
+SCHEMA_3 = "edgeseg.bundle/3.0"
 SPLIT_FILE = "split.json"  # of the training, beside a checkpoint and in its bundles
 MAX_MANIFEST_BYTES = 1 << 20  # compared with the file size before anything is read
 MAX_SUMS_BYTES = 1 << 20
@@ -161,6 +161,8 @@ class Manifest:
             content["contract"] = InputContract.from_dict(content["contract"])
             if major == 2 and content["contract"].version > 1:
                 raise ValueError("its contract needs edgeseg.bundle/3")
+            if major == 2 and "cpu" in content:
+                raise ValueError("what it needs of the CPU needs edgeseg.bundle/3")
             content["models"] = {
                 engine: _names(names, f"models.{engine}")
                 for engine, names in content["models"].items()
@@ -191,8 +193,7 @@ def _version_of(schema: Any) -> Tuple[int, int]:
         newer = found and int(found[1]) > max(MINORS)
         raise Refused(
             "E-MANIFEST-NEWER",
-            f"bundle schema is {schema!r}, this tool reads "
-            f"{' and '.join(map(repr, SCHEMA_OF_CONTRACT.values()))}; "
+            f"bundle schema is {schema!r}, this tool reads {SCHEMA!r} and {SCHEMA_3!r}; "
             f"{'update edgeseg' if newer else 'export the bundle again'}",
         )
     return int(found[1]), int(found[2])
@@ -332,10 +333,11 @@ def seal_bundle(folder: Path, manifest_fields: Mapping[str, Any]) -> Manifest:
 
     Args:
         folder: holds the model files; usually the temporary folder of `atomic_folder`.
-        manifest_fields: every field of `Manifest` but `files`; without `schema` it is the one that
-            the contract needs.
+        manifest_fields: every field of `Manifest` but `files`; without `schema` it is the oldest
+            that says all of them.
     """
-    schema = SCHEMA_OF_CONTRACT[manifest_fields["contract"].version]
+    third = manifest_fields["contract"].version > 1 or manifest_fields.get("cpu")
+    schema = SCHEMA_3 if third else SCHEMA
     manifest = Manifest(files=hashes_of(folder), **{"schema": schema, **manifest_fields})
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     (folder / SUMS).write_text(_sums_text(Folder(folder)), encoding="utf-8")

@@ -184,6 +184,9 @@ SEVERAL = InputContract(
 )
 
 
+NEEDS = {"schema": "edgeseg.bundle/3.0"}  # of what needs something of the CPU
+
+
 def stub_logits(frame: np.ndarray, contract: InputContract) -> np.ndarray:
     """What tests/stub_engine.c answers: the image, doubled; of several classes a channel each."""
     image = input_from_frame(frame, contract)[0] * np.float32(2)
@@ -848,6 +851,7 @@ def damage(name: str) -> Callable[[Path], None]:
         ),
         "large sums": lambda folder: (folder / "SHA256SUMS").write_bytes(b" " * (1 << 21)),
         "newer schema": field(schema="edgeseg.bundle/4.0"),
+        "a need of the CPU in schema 2": field(cpu=["vnni"]),
         "contract 2 in schema 2": field(contract={**CONTRACT.to_dict(), "channels": "rgb"}),
         "older schema": field(schema="edgeseg.bundle/1"),
         "no schema": field(schema="edgeseg.bundle/2.x"),
@@ -890,6 +894,7 @@ def damage(name: str) -> Callable[[Path], None]:
         ("large manifest", "E-MANIFEST-SIZE"),
         ("large sums", "E-MANIFEST-SIZE"),
         ("newer schema", "E-MANIFEST-NEWER: bundle schema is edgeseg.bundle/4.0, .*/2.x to 3"),
+        ("a need of the CPU in schema 2", r"E-MANIFEST-FIELD: .*\(cpu\)"),
         ("contract 2 in schema 2", r"E-MANIFEST-FIELD: .*\(contract\)"),
         ("older schema", "E-MANIFEST-NEWER"),
         ("no schema", "E-MANIFEST-NEWER"),
@@ -1076,7 +1081,7 @@ def test_what_a_cpu_has_is_read_from_its_registers(library):
 @pytest.mark.parametrize("needed", FEATURES)
 def test_bundle_that_needs_what_the_cpu_lacks_is_refused_by_name(library, open_c, tmp_path, needed):
     folder = stub_bundle(tmp_path / "b")
-    reseal(folder, lambda content: content.update(cpu=[needed]))
+    reseal(folder, lambda content: content.update(NEEDS, cpu=[needed]))
     if missing_features([needed]):  # as Python finds it on this CPU
         with pytest.raises(Failed, match=f"E-CPU-FEATURE: the bundle needs {needed} "):
             open_c(folder, "stub")
@@ -1113,7 +1118,7 @@ def test_older_cpu_under_an_emulator_refuses_what_it_lacks(tmp_path):
     opened = run(qemu, "-cpu", "Haswell", program, folder)
     assert opened.stdout.startswith(b"OK: ")
     for needed in FEATURES:
-        reseal(folder, lambda content, needed=needed: content.update(cpu=[needed]))
+        reseal(folder, lambda content, needed=needed: content.update(NEEDS, cpu=[needed]))
         told = run(qemu, "-cpu", "Haswell", program, folder).stdout
         assert told.startswith(f"E-CPU-FEATURE: the bundle needs {needed} ".encode())
 
@@ -1121,7 +1126,7 @@ def test_older_cpu_under_an_emulator_refuses_what_it_lacks(tmp_path):
 @pytest.mark.parametrize("names", [["avx99"], ["vnni", "avx99"]])
 def test_bundle_that_needs_something_unknown_of_the_cpu_is_refused(open_c, tmp_path, names):
     folder = stub_bundle(tmp_path / "b")
-    reseal(folder, lambda content: content.update(cpu=names))
+    reseal(folder, lambda content: content.update(NEEDS, cpu=names))
     with pytest.raises(Failed, match="E-CPU-FEATURE: the bundle needs 'avx99' of the CPU"):
         open_c(folder, "stub")
 
@@ -1129,7 +1134,7 @@ def test_bundle_that_needs_something_unknown_of_the_cpu_is_refused(open_c, tmp_p
 @pytest.mark.parametrize("field", ["vnni", [1], ["x" * 40], {"vnni": 1}])
 def test_malformed_need_of_the_cpu_is_refused(open_c, tmp_path, field):
     folder = stub_bundle(tmp_path / "b")
-    reseal(folder, lambda content: content.update(cpu=field))
+    reseal(folder, lambda content: content.update(NEEDS, cpu=field))
     with pytest.raises(Failed, match=r"E-MANIFEST-FIELD: .*\(cpu\)"):
         open_c(folder, "stub")
 

@@ -14,7 +14,7 @@ from edgeseg.runtime import cpu
 from edgeseg.runtime.bundle import Manifest, open_bundle
 from edgeseg.runtime.cpu import FEATURES, cpu_flags, missing_features, require_features
 from edgeseg.runtime.engines import ENGINES, open_engine
-from edgeseg.runtime.errors import EngineError
+from edgeseg.runtime.errors import EngineError, Refused
 from edgeseg.runtime.session import open_session
 from edgeseg.tests.support.working_bundle import write_working_bundle
 
@@ -113,6 +113,9 @@ def test_manifest_of_a_bundle_that_needs_nothing_is_as_before_there_was_the_fiel
     needy = open_bundle(write_working_bundle(tmp_path / "needy", cpu=("vnni",))).manifest
     assert "cpu" not in json.loads(plain.to_json())
     assert json.loads(needy.to_json())["cpu"] == ["vnni"]
+    assert (plain.schema, needy.schema) == ("edgeseg.bundle/2.0", "edgeseg.bundle/3.0")
+    with pytest.raises(Refused, match=r"E-MANIFEST-FIELD.*bundle/3"):
+        Manifest.from_json(needy.to_json().replace("bundle/3.0", "bundle/2.0"))
     assert Manifest.from_json(needy.to_json()) == needy
 
 

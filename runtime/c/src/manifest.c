@@ -239,10 +239,11 @@ static bool read_names(const es_json *json, uint32_t array, int max, es_names *n
     return true;
 }
 
-/* Reads what the CPU must have; a bundle may need nothing. */
-static bool read_needs(const es_json *json, es_manifest *manifest) {
+/* Reads what the CPU must have; a bundle may need nothing, and one of schema 2 does not. */
+static bool read_needs(const es_json *json, int major, es_manifest *manifest) {
     uint32_t array = es_json_get(json, 0, "cpu");
     if (array == ES_JSON_NONE) return true;
+    if (major == ES_SCHEMA_OLDEST) return false;
     if (json->nodes[array].kind != ES_JSON_ARRAY) return false;
     uint32_t each = array + 1;
     for (uint32_t i = 0; i < json->nodes[array].children; i++, each = json->nodes[each].next) {
@@ -318,7 +319,7 @@ int es_manifest_read(const es_json *json, const char *engine, es_manifest *manif
         return malformed(message, "name, target or precision");
     if (!read_contract(json, major, &manifest->contract)) return malformed(message, "contract");
     if (!read_layout(json, &manifest->layout)) return malformed(message, "layout");
-    if (!read_needs(json, manifest)) return malformed(message, "cpu");
+    if (!read_needs(json, major, manifest)) return malformed(message, "cpu");
     status = choose_engine(json, engine, manifest, message);
     if (status != ES_OK) return status;
     return read_vectors(json, manifest) ? ES_OK : malformed(message, "vectors");
