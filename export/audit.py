@@ -148,7 +148,13 @@ _OPENVINO_TYPES: Mapping[str, str] = MappingProxyType(
 
 
 def achieved_in_openvino(
-    xml: bytes, weights: bytes, threads: int, *, macs: int, arithmetic: str = "f32"
+    xml: bytes,
+    weights: bytes,
+    threads: int,
+    *,
+    macs: int,
+    arithmetic: str = "f32",
+    beside: Collection[str] = (),
 ) -> ExecutedPrecisions:
     """Compile an IR as `OpenVinoEngine` does and read what it executes.
 
@@ -160,6 +166,7 @@ def achieved_in_openvino(
         threads: number of threads, >= 1.
         macs: of one call, as `count_complexity` counts the ONNX that the IR was made from.
         arithmetic: as `OpenVinoEngine` takes it.
+        beside: what products write that are none of the network's, see `resize_as_products`.
 
     Raises:
         EngineError: E-ENGINE-LOAD, E-ENGINE-DEVICE, E-AUDIT (a product is not executed
@@ -190,6 +197,8 @@ def achieved_in_openvino(
             costs.append((name, _ir_macs(op)))
         elif kind in ("MatMul", _IR_ATTENTION):
             name = name.removesuffix(_WITHOUT_BIAS)
+            if op.output(0).get_names() & set(beside):
+                continue
             costs.append((name, _ir_matrix_macs(op)))
             if name in matrices:
                 executed[name] = matrices[name]

@@ -7,6 +7,8 @@ answer the same in a fraction of it.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -14,7 +16,14 @@ from onnx import helper, numpy_helper
 _MODES = (b"half_pixel", b"pytorch_half_pixel")  # the same where a side has more than 1 px
 
 
-def resize_as_products(model: bytes) -> bytes:
+class Resized(NamedTuple):
+    """A graph, and the products that were put into it."""
+
+    model: bytes
+    products: tuple[str, ...] = ()  # names of what they write
+
+
+def resize_as_products(model: bytes) -> Resized:
     """Return the graph with the Resize that writes its output as two MatMul, if it has one.
 
     Left alone, so that the bytes stay: a Resize of several channels, that shrinks, is not linear,
@@ -30,10 +39,10 @@ def resize_as_products(model: bytes) -> bytes:
     shapes = {value.name: _shape_of(value) for value in (*graph.value_info, logits)}
     before, after = shapes.get(node.input[0]), shapes[logits.name]
     if before is None or not _is_plain(node, before, after):
-        return model
+        return Resized(model)
     factors = [new / old for old, new in zip(before[2:], after[2:], strict=True)]
     if not np.allclose(_scales_of(graph, node), [1, 1, *factors], rtol=1e-6):
-        return model
+        return Resized(model)
     names = f"{node.name}.rows", f"{node.name}.columns"
     rows, columns = (_weights(*sides) for sides in zip(before[2:], after[2:], strict=True))
     graph.initializer.append(numpy_helper.from_array(rows, names[0]))
@@ -48,7 +57,8 @@ def resize_as_products(model: bytes) -> bytes:
     del graph.node[:]
     graph.node.extend(nodes)
     onnx.checker.check_model(loaded, full_check=True)
-    return bytes(loaded.SerializeToString(deterministic=True))
+    content = bytes(loaded.SerializeToString(deterministic=True))
+    return Resized(content, (wide, logits.name))
 
 
 def _shape_of(value: onnx.ValueInfoProto) -> tuple[int, ...]:

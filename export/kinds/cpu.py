@@ -87,8 +87,9 @@ def _for_openvino(conversion: Conversion, precision: str, model: bytes, threads:
 
     half = precision == "fp16"
     arithmetic = "bf16" if precision == "bf16" else "f32"
+    products: tuple[str, ...] = ()
     if precision in ("bf16", "int8"):
-        model = resize_as_products(model)
+        model, products = resize_as_products(model)
     fixed = openvino_files(conversion, model, half=half)
     files = fixed
     if conversion.plan.max_batch > 1:
@@ -98,7 +99,9 @@ def _for_openvino(conversion: Conversion, precision: str, model: bytes, threads:
     return _Files(
         files,
         len(files["model.bin"]),
-        lambda: achieved_in_openvino(xml, weights, threads, macs=macs, arithmetic=arithmetic),
+        lambda: achieved_in_openvino(
+            xml, weights, threads, macs=macs, arithmetic=arithmetic, beside=products
+        ),
     )
 
 

@@ -111,7 +111,7 @@ def test_no_command_makes_it_unless_its_module_is_allowed(own_run, phantoms, mon
     ("function", "code", "says"),
     [
         ("late_probability", "E-ONNX-SHAPE", "late_probability ends in Sigmoid"),
-        ("normed_columns", "E-ONNX-OPERATOR", "ReduceL2"),
+        ("summed_by_index", "E-ONNX-OPERATOR", "Einsum"),
     ],
 )
 def test_what_no_target_takes_is_refused_by_its_name(function, code, says, tmp_path):

@@ -46,15 +46,15 @@ def operators(model):
 )
 def test_products_answer_as_the_resize_does(old, new, mode, constant):
     model = resized(old, new, coordinate_transformation_mode=mode, constant=constant)
-    made = resize_as_products(model)
+    made = resize_as_products(model).model
     assert [each for each in operators(made) if each != "Constant"] == ["Add", "MatMul", "MatMul"]
     image = np.random.default_rng(0).normal(size=(1, 1, *old)).astype(np.float32)
     np.testing.assert_allclose(answer(made, image), answer(model, image), atol=2e-6)
-    assert resize_as_products(model) == made
+    assert resize_as_products(model).model == made
 
 
 def test_products_take_a_batch_where_the_axis_is_made_dynamic():
-    made = with_dynamic_batch(resize_as_products(resized((4, 4), (16, 16))), 3)
+    made = with_dynamic_batch(resize_as_products(resized((4, 4), (16, 16))).model, 3)
     images = np.random.default_rng(0).normal(size=(3, 1, 4, 4)).astype(np.float32)
     together = answer(made, images)
     for index in range(3):
@@ -77,7 +77,7 @@ def test_products_take_a_batch_where_the_axis_is_made_dynamic():
     ids=["channels", "smaller", "nearest", "cubic", "corners", "asymmetric", "sizes", "scale", "1"],
 )
 def test_other_resize_is_left_alone_to_the_byte(model):
-    assert resize_as_products(model) is model
+    assert resize_as_products(model).model is model
 
 
 def test_graph_that_ends_otherwise_is_left_alone():
@@ -90,4 +90,4 @@ def test_graph_that_ends_otherwise_is_left_alone():
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     content = model.SerializeToString()
-    assert resize_as_products(content) is content
+    assert resize_as_products(content).model is content

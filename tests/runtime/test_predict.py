@@ -15,6 +15,7 @@ from PIL import Image
 
 from edgeseg.cli.main import cli
 from edgeseg.runtime import session as session_module
+from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError
 from edgeseg.runtime.predict import find_images, predict_files
 
@@ -23,6 +24,8 @@ class Blank:
     """A session that finds nothing."""
 
     engine = SimpleNamespace(name="none")
+    contract = InputContract()
+    layout = None
 
     def predict(self, frame):
         return np.zeros(frame.shape[:2], np.uint8)

@@ -92,8 +92,8 @@ def late_probability():
     return Ending(lambda logits: torch.sigmoid(logits)[:, :1])
 
 
-def normed_columns():
-    return Ending(lambda logits: functional.normalize(logits, dim=3))
+def summed_by_index():
+    return Ending(lambda logits: torch.einsum("nchw,ndhw->nchw", logits, logits))
 
 
 def broken_call():
