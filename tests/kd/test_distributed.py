@@ -20,7 +20,7 @@ from edgeseg.kd.data.phantom import write_phantoms
 from edgeseg.kd.distributed import Group
 from edgeseg.runtime.errors import InputError, Refused
 
-pytestmark = [pytest.mark.long, pytest.mark.numbers]
+pytestmark = pytest.mark.long
 
 # One epoch each; all terms, an adapter included.
 CONFIG = TrainConfig(
@@ -148,6 +148,7 @@ def test_two_processes_end_with_the_weights_of_one_within_float_noise(in_float64
     assert (one - two).norm() < 1e-10 * one.norm()
 
 
+@pytest.mark.numbers  # in float64, above, no kernel changes what comes out
 def test_two_processes_find_the_gradients_of_one_in_float32_too(phantoms, tmp_path):
     runs = train_as_one_and_as_two(IN_FLOAT32 + TRAIN + KEEP, phantoms, tmp_path)
     one, two = (torch.load(f"{run}.gradients") for run in runs)
@@ -161,6 +162,7 @@ def test_two_processes_find_the_gradients_of_one_in_float32_too(phantoms, tmp_pa
     assert max(map(min, apart.values())) < 5e-4, apart
 
 
+@pytest.mark.numbers
 def test_what_processes_exchange_is_float32_where_the_network_computes_in_bfloat16(monkeypatch):
     exchanged = []
     real = kd_distributed._sum
