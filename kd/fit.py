@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..runtime.contract import InputContract
+from ..runtime.cpu import CAPPED_BELOW_BF16, ISA_CAP
 from ..runtime.errors import Refused
 from ..runtime.image import kept_logits
 from ..runtime.metrics import count_pixels, dice_score
@@ -31,10 +32,6 @@ _EMA_DECAY = 0.995  # of the averaged weights that are kept, a step
 _WARM_UP = 0.05  # share of the steps in which the learning rate rises
 _EXPLODED = 1e3  # a loss; a healthy start is below 10
 _MAX_GRADIENT_NORM = 5.0
-# Values of ONEDNN_MAX_CPU_ISA that leave torch's oneDNN no instructions for bfloat16
-_CAPPED_BELOW_BFLOAT16 = frozenset(
-    ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
-)
 
 Loss = Callable[[Trace, Batch], Mapping[str, torch.Tensor]]
 """(trace of the batch, the batch) -> named terms, [N] each; the mean of their sum is minimised."""
@@ -149,7 +146,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     else:
         read = getattr(torch.cpu, "get_capabilities", None)
         native = read is not None and bool(read().get("avx512_bf16"))
-        capped = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _CAPPED_BELOW_BFLOAT16
+        capped = os.environ.get(ISA_CAP, "").upper() in CAPPED_BELOW_BF16
         native = native and not capped
     return torch.bfloat16 if native else torch.float32
 

@@ -6,6 +6,7 @@ system), nothing is known to be there and a bundle that needs something is refus
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import MappingProxyType
 from typing import FrozenSet, Iterable, Mapping, Tuple
@@ -24,6 +25,18 @@ FEATURES: Mapping[str, Tuple[FrozenSet[str], ...]] = MappingProxyType(
     }
 )
 
+# Values of oneDNN's ONEDNN_MAX_CPU_ISA that keep its kernels, and so OpenVINO's, from a feature.
+ISA_CAP = "ONEDNN_MAX_CPU_ISA"
+_BELOW_VNNI = frozenset({"SSE41", "AVX", "AVX2", "AVX512_CORE"})
+CAPPED_BELOW_BF16 = _BELOW_VNNI | {"AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE_VNNI"}
+_CAPPED: Mapping[str, FrozenSet[str]] = MappingProxyType(
+    {
+        "vnni": _BELOW_VNNI,
+        "bf16": CAPPED_BELOW_BF16,
+        "amx": CAPPED_BELOW_BF16 | {"AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512"},
+    }
+)
+
 
 def cpu_flags() -> FrozenSet[str]:
     """Return the flags of the first CPU; none where the system does not tell them."""
@@ -39,12 +52,16 @@ def cpu_flags() -> FrozenSet[str]:
 
 
 def missing_features(needed: Iterable[str]) -> Tuple[str, ...]:
-    """Return which of `needed` this CPU does not have, in their order; also what is not known."""
-    flags = cpu_flags()
+    """Return which of `needed` this CPU does not have, in their order; also what is not known.
+
+    What `ISA_CAP` keeps from the kernels of this process it does not have either.
+    """
+    flags, cap = cpu_flags(), os.environ.get(ISA_CAP, "").upper()
     return tuple(
         name
         for name in needed
-        if not any(each <= flags for each in FEATURES.get(name, ()))  # an unknown name has no set
+        if cap in _CAPPED.get(name, ())
+        or not any(each <= flags for each in FEATURES.get(name, ()))  # an unknown name has no set
     )
 
 
@@ -70,6 +87,8 @@ def require_features(needed: Iterable[str], what: str) -> None:
         for name in missing
     )
     told = "this CPU does not have" if cpu_flags() else "this system does not tell of the CPU"
+    if os.environ.get(ISA_CAP):
+        told += f" or {ISA_CAP}={os.environ[ISA_CAP]} keeps from it"
     raise EngineError(
         "E-CPU-FEATURE",
         f"{what} needs what {told}: {wanted}; export for x86-cpu in another precision",

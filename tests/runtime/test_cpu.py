@@ -30,6 +30,8 @@ FRAME = np.zeros((32, 32), np.uint8)
 def cpu_with(monkeypatch, tmp_path):
     """Let the CPU have these flags only."""
 
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+
     def pretend(flags):
         file = tmp_path / "cpuinfo"
         file.write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: none\n\nflags : other\n")
@@ -54,6 +56,26 @@ def cpu_with(monkeypatch, tmp_path):
 def test_cpu_has_what_its_flags_say(cpu_with, flags, has):
     cpu_with(flags)
     assert set(FEATURES) - set(missing_features(FEATURES)) == has
+
+
+@pytest.mark.parametrize(
+    ("cap", "has"),
+    [
+        ("", {"vnni", "bf16", "amx"}),
+        ("AVX2", set()),
+        ("avx2_vnni", {"vnni"}),
+        ("AVX512_CORE_VNNI", {"vnni"}),
+        ("AVX512_CORE_BF16", {"vnni", "bf16"}),
+        ("AVX512_CORE_AMX", {"vnni", "bf16", "amx"}),
+    ],
+)
+def test_what_kernels_are_kept_from_the_cpu_does_not_have(cpu_with, monkeypatch, cap, has):
+    cpu_with(SAPPHIRE_RAPIDS)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
+    assert set(FEATURES) - set(missing_features(FEATURES)) == has
+    if "amx" not in has:
+        with pytest.raises(EngineError, match=f"or ONEDNN_MAX_CPU_ISA={cap} keeps from it"):
+            require_features(["amx"], "the bundle")
 
 
 def test_flags_are_those_of_the_first_cpu(cpu_with):
