@@ -7,7 +7,7 @@ DEMO := demo
 ORT_C = $(VENV)/onnxruntime-c
 # A file's tests stay together: they share what is costly to make. A worker that crashed is not
 # replaced: pytest-xdist 3.8 waits for ever when it is (its issues 784 and 1378).
-PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+PYTEST = $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: install demo test test-oldest lint docs clean
 

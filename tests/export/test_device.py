@@ -27,6 +27,8 @@ from edgeseg.runtime.predict import predict_files
 from edgeseg.runtime.session import open_session
 from edgeseg.tests.support import device_standin as standin
 
+pytestmark = pytest.mark.long
+
 needs_sshd = pytest.mark.skipif(
     standin.SSHD is None or shutil.which("ssh") is None,
     reason="no sshd or ssh; .ci/packages installs openssh-server and openssh-client, as root",

@@ -45,6 +45,8 @@ from edgeseg.tests.support.updates_standin import (
     write_steps,
 )
 
+pytestmark = pytest.mark.long
+
 COMPATIBLE = "orin-nano-8-l4t-36.4.3"
 
 

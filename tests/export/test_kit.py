@@ -29,6 +29,8 @@ from edgeseg.export.plan import make_plan
 from edgeseg.export.target import find_target
 from edgeseg.tests.support import tensorrt_standin as standin
 
+pytestmark = pytest.mark.long
+
 KIT = Path(__file__).parents[2] / "export" / "kit"
 MODULES = [Path(name).stem for name in FILES]
 SHAPE = (1, 1, 4, 6)

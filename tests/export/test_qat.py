@@ -52,9 +52,7 @@ from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import InputError, Refused
 from edgeseg.runtime.proof import PrecisionTiming
 
-pytestmark = pytest.mark.numbers
-
-pytestmark = pytest.mark.numbers
+pytestmark = [pytest.mark.long, pytest.mark.numbers]
 
 NOTHING = Quantisation((), 8, None, {})
 

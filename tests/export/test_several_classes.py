@@ -35,6 +35,8 @@ from edgeseg.tests.support.several_classes import (
     write_located,
 )
 
+pytestmark = pytest.mark.long
+
 OPEN = Limits(max_drop=1.0, max_hd95_rise_px=1000.0)
 
 

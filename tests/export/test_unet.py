@@ -26,6 +26,8 @@ from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.session import open_session
 from edgeseg.tests.support.small_onnx import SIDE, noise
 
+pytestmark = pytest.mark.long
+
 CONTRACT = InputContract(SIDE, SIDE)
 WIDTH = 4
 DYNAMO = pytest.param(

@@ -105,7 +105,7 @@ sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
 def phantoms(tmp_path_factory):
     """Fewer than others share: every process reads and learns them."""
     folder = tmp_path_factory.mktemp("few") / "phantoms"
-    write_phantoms(folder, count=20)
+    write_phantoms(folder, count=14)
     return folder
 
 

@@ -145,7 +145,7 @@ def test_teachers_differ_because_each_sees_its_own_class_only(run):
 
 def test_run_killed_at_random_moments_ends_with_the_weights_of_one_left_alone(tmp_path):
     few = tmp_path / "phantoms"  # each child reads them
-    write_phantoms(few, count=16)
+    write_phantoms(few, count=12)
     # Two views, so that the cache of the teachers' logits is written and read.
     config = replace(SHORT, student_epochs=4, views=2, batch=4)
     command = [sys.executable, "-c", KILLED_AND_RESUMED, few, tmp_path, config.to_json()]

@@ -40,6 +40,8 @@ from edgeseg.runtime.stream.statistics import Distribution
 from edgeseg.tests.support.dicom_files import CINE, region, write_changed
 from edgeseg.tests.support.working_bundle import write_working_bundle
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 FAST_HZ = 500.0
 

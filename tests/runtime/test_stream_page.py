@@ -25,6 +25,8 @@ from edgeseg.runtime.stream.screen import Screen, View, encode_view
 from edgeseg.runtime.stream.server import FILES, LOOPBACK, Server
 from edgeseg.runtime.stream.source import Source
 
+pytestmark = pytest.mark.long
+
 HZ = 50.0
 ABOUT = {
     "bundle": "edge-32",
