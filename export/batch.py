@@ -9,7 +9,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from ..runtime.contract import InputContract
-from ..runtime.errors import Refused
+from ..runtime.errors import Refused, first_line
 from ..runtime.image import labels_of
 from .parity import MAX_FLIPPED, Run
 
@@ -91,7 +91,7 @@ def require_rows(
     try:
         together = run(np.ascontiguousarray(images[places]))
     except Exception as error:  # the engines' errors share no narrower base
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise _refused(f"{name} runs no batch of {maximum} ({reason})") from error
     if together.shape != (maximum, *alone.shape[1:]):
         raise _refused(f"{name} answers a batch of {maximum} with {list(together.shape)}")

@@ -13,7 +13,7 @@ from onnx import helper
 
 from ..runtime.contract import InputContract
 from ..runtime.errors import InputError
-from .onnx_file import OTHER_FLOATS, nodes_of, remove_unread, unreadable
+from .onnx_file import OTHER_FLOATS, nodes_of, remove_unread, remove_unread_weights, unreadable
 
 _FLOAT = onnx.TensorProto.FLOAT
 _TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
@@ -139,9 +139,7 @@ def _keep_output(graph: onnx.GraphProto, file: Path, output: str | None) -> bool
     del graph.output[:]
     graph.output.append(value)
     remove_unread(graph)
-    needed = {output} | {name for node in nodes_of(graph) for name in node.input}
-    for tensor in [each for each in graph.initializer if each.name not in needed]:
-        graph.initializer.remove(tensor)
+    remove_unread_weights(graph)
     return True
 
 

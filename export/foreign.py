@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from ..benchmarks.measure.complexity import OPS
 from ..runtime.contract import InputContract
 from ..runtime.engines import available_threads
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, first_line
 from ..runtime.files import sha256_of_file
 from ..runtime.paths import takes_paths
 from .ends import fit_ends, type_name
@@ -370,7 +370,7 @@ def _run_of_ours(model: bytes, file: Path) -> Run:
         raise InputError(
             "E-ONNX-OPSET",
             f"ONNX Runtime refuses what edgeseg makes of {file} in opset {OPSET} "
-            f"({str(error).strip().splitlines()[0]}); export it with opset {OPSET}",
+            f"({first_line(error)}); export it with opset {OPSET}",
         ) from error
 
 
@@ -381,7 +381,7 @@ def _noise(contract: InputContract) -> list[np.ndarray]:
 
 
 def _refused_by_runtime(file: Path, error: Exception) -> InputError:
-    reason = str(error).strip().splitlines()[0]
+    reason = first_line(error)
     return InputError("E-ONNX-READ", f"ONNX Runtime refuses {file}: {reason}; export it again")
 
 

@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 from ..runtime.contract import InputContract
 from ..runtime.errors import InputError
 from .graph import producers_of
+from .onnx_file import set_nodes
 
 _SQUASHING = ("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Hardmax")
 # What only moves or selects values of its first input commutes with a function of one value that
@@ -343,14 +344,9 @@ def _only_moves_or_joins(node: onnx.NodeProto, constants: Mapping[str, np.ndarra
 def _replace(graph: onnx.GraphProto, node: onnx.NodeProto, others: list[onnx.NodeProto]) -> None:
     """Put others in the place of the node that makes `node`'s output."""
     made = node.output[0]
-    nodes = [each for old in graph.node for each in (others if made in old.output else [old])]
-    copies = []
-    for each in nodes:
-        copy = onnx.NodeProto()
-        copy.CopyFrom(each)
-        copies.append(copy)
-    del graph.node[:]
-    graph.node.extend(copies)
+    set_nodes(
+        graph, [each for old in graph.node for each in (others if made in old.output else [old])]
+    )
 
 
 def _difference(graph: onnx.GraphProto, node: onnx.NodeProto, where: str) -> list[onnx.NodeProto]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import onnx
 from onnx.external_data_helper import uses_external_data
 
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, first_line
 
 OTHER_FLOATS = (
     onnx.TensorProto.FLOAT16,
@@ -58,7 +58,7 @@ def load_onnx(file: Path) -> OnnxFile:
 
 def unreadable(file: Path, error: Exception) -> InputError:
     """Return the refusal of a file that the ONNX libraries do not take, with their reason."""
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    reason = first_line(error)
     return InputError("E-ONNX-READ", f"{file} is no valid ONNX ({reason}); export it again")
 
 
@@ -92,6 +92,25 @@ def remove_unread(graph: onnx.GraphProto) -> None:
     kept.reverse()
     del graph.node[:]
     graph.node.extend(kept)
+
+
+def remove_unread_weights(graph: onnx.GraphProto) -> None:
+    """Remove stored tensors that no node, also none inside one, and no output reads."""
+    read = {name for node in nodes_of(graph) for name in node.input}
+    read |= {output.name for output in graph.output}
+    for tensor in [each for each in graph.initializer if each.name not in read]:
+        graph.initializer.remove(tensor)
+
+
+def set_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Let these be the graph's nodes, some of which may be its own already."""
+    copies = []
+    for each in nodes:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(each)
+        copies.append(copy)
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 def _tensors_of_node(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:

@@ -21,7 +21,7 @@ import onnx.inliner
 import onnx.version_converter
 from onnx import defs, helper, numpy_helper
 
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, first_line
 from .target import OPSET
 
 _LEAST, _MOST = 7, 24  # what ONNX Runtime takes, and what the rewrites below were compared with
@@ -62,7 +62,7 @@ def at_our_opset(model: onnx.ModelProto, file: Path, highest: int = OPSET) -> on
         try:
             model = _with_modes(onnx.version_converter.convert_version(model, OPSET), opset)
         except Exception as error:  # the converter's errors share no narrower base
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise InputError(
                 "E-ONNX-OPSET",
                 f"edgeseg cannot convert {file} from opset {opset} to {OPSET}, which all its "

@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 
 from ..runtime.errors import InputError, Refused
 from .graph import consumers_of, producers_of
-from .onnx_file import remove_unread
+from .onnx_file import remove_unread, remove_unread_weights, set_nodes
 from .target import Target
 
 _QUANTISE, _DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
@@ -237,16 +237,7 @@ def _rounded(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> on
 
 
 def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    copies = []
-    for each in nodes:
-        copy = onnx.NodeProto()
-        copy.CopyFrom(each)
-        copies.append(copy)
-    del graph.node[:]
-    graph.node.extend(copies)
+    set_nodes(graph, nodes)
     remove_unread(graph)
-    read = {name for node in graph.node for name in node.input}
-    read |= {value.name for value in graph.output}
-    for tensor in [each for each in graph.initializer if each.name not in read]:
-        graph.initializer.remove(tensor)
+    remove_unread_weights(graph)
     del graph.value_info[:]

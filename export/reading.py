@@ -5,12 +5,12 @@ Parity cannot tell: it compares a network with itself, and a wrong contract is w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from ..runtime.contract import InputContract
+from ..runtime.contract import InputContract, numbers_text
 from ..runtime.errors import InputError, Refused
 from ..runtime.image import input_from_frame, mask_from_logits, planes_of_answer
 from ..runtime.metrics import count_pixels, dice_score
@@ -115,12 +115,26 @@ def best_reading(
 
 
 def _mean_dice(run: Run, contract: InputContract, frames: Sequence[CheckFrame]) -> float:
-    answers = [planes_of_answer(run(input_from_frame(each.frame, contract))) for each in frames]
-    masks = (
-        mask_from_logits(logits, contract, *each.frame.shape[:2])
-        for logits, each in zip(answers, frames, strict=True)
+    return _dice_of(_answers(run, contract, frames), contract, frames)
+
+
+def _answers(run: Run, contract: InputContract, frames: Sequence[CheckFrame]) -> list[np.ndarray]:
+    return [planes_of_answer(run(input_from_frame(each.frame, contract))) for each in frames]
+
+
+def _dice_of(
+    logits: Iterable[np.ndarray], contract: InputContract, frames: Sequence[CheckFrame]
+) -> float:
+    """Return the mean Dice of what is marked, whatever its class."""
+    pairs = zip(logits, frames, strict=True)
+    return float(
+        np.mean(
+            [
+                _dice(mask_from_logits(own, contract, *each.frame.shape[:2]), each)
+                for own, each in pairs
+            ]
+        )
     )
-    return float(np.mean([_dice(mask, each) for mask, each in zip(masks, frames, strict=True)]))
 
 
 def _normalisations(
@@ -139,7 +153,8 @@ def _readings(
 ) -> Iterator[tuple[float, float, str]]:
     """Yield readings of inputs and answers: how far beyond telling, the mean Dice, what it is."""
     for tried in _normalisations(contract, frames):
-        answers = [planes_of_answer(run(input_from_frame(each.frame, tried))) for each in frames]
+        answers = _answers(run, tried, frames)
+        mean, std = (numbers_text(each, ".3g") for each in (tried.means, tried.stds))
         outputs = [("", 1.0, 0.0), (", its answer negated,", -1.0, 0.0)]
         if all(each.min() >= 0 for each in answers):
             # Shifted so that what a probability is compared with becomes the logit's threshold.
@@ -147,19 +162,10 @@ def _readings(
                 shift = contract.logit_thresholds[0] - contract.thresholds[0] * scale
                 outputs.append((f", its answer taken as {what},", 1.0, shift))
         for what, sign, shift in outputs:
-            masks = [
-                mask_from_logits(sign * logits + np.float32(shift), tried, *each.frame.shape[:2])
-                for logits, each in zip(answers, frames, strict=True)
-            ]
-            dice = [_dice(mask, each) for mask, each in zip(masks, frames, strict=True)]
-            found = float(np.mean(dice))
+            read = (sign * logits + np.float32(shift) for logits in answers)
+            found = _dice_of(read, tried, frames)
             beyond = found - (_CLEARLY_NEGATED if sign < 0 else _CLEARLY)
-            norms = f"mean {_told(tried.means)} and std {_told(tried.stds)}"
-            yield beyond, found, f"with {norms}{what}"
-
-
-def _told(values: Sequence[float]) -> str:
-    return " / ".join(f"{each:.3g}" for each in dict.fromkeys(values))
+            yield beyond, found, f"with mean {mean} and std {std}{what}"
 
 
 def _dice(mask: np.ndarray, check: CheckFrame) -> float:

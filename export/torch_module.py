@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..kd.modules import first_line, module_made_by, names_function
+from ..kd.modules import module_made_by, names_function
 from ..runtime.contract import InputContract
 from ..runtime.engines import available_threads
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, first_line
 from .parity import exact_run
 from .target import OPSET
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..runtime.engines import affinity
-from ..runtime.errors import EngineError
+from ..runtime.errors import EngineError, first_line
 from .checkpoint import Checkpoint
 
 # The cache's key holds neither the instruction set nor the number of threads that kernels were
@@ -59,7 +59,7 @@ class TorchEngine:
             try:
                 logits: np.ndarray = self._network(torch.from_numpy(image)).numpy()
             except torch._dynamo.exc.TorchDynamoException as error:
-                reason = str(error).strip().splitlines()[0]
+                reason = first_line(error)
                 raise EngineError(
                     "E-ENGINE-LOAD", f"torch.compile refused the network: {reason}; run it in torch"
                 ) from error

@@ -20,9 +20,9 @@ from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..runtime.contract import InputContract
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, first_line
 from .encoders import LITE0, LITE2, Lite, LiteEncoder, widths_of
-from .modules import first_line, module_made_by, names_function
+from .modules import module_made_by, names_function
 
 
 class Trace(NamedTuple):

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,8 +71,3 @@ def require_allowed(name: str, file: Path) -> None:
             f"{file} is of a network that {name} makes, and no file may choose which code runs; if "
             f"you trust that module, set {ALLOWED}={module}",
         )
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, or its class where it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

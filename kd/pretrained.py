@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import nn
 
-from ..runtime.errors import EngineError, InputError, Refused
+from ..runtime.errors import EngineError, InputError, Refused, first_line
 from ..runtime.files import sha256_of_file
 from .checkpoint import read_tensors, write_tensors
 from .encoders import OFFSET, SCALE, Lite, LiteEncoder
@@ -95,7 +95,7 @@ def _read(path: Path) -> Mapping[str, torch.Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever the bytes of a file lead to
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise InputError(
             "E-ENCODER-READ",
             f"{path} holds no weights that can be read without running code ({reason:.120}); "

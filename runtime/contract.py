@@ -187,12 +187,9 @@ class InputContract:
     @property
     def version(self) -> int:
         """The contract that it needs: 1 of a grey frame, stretched, one class "lesion"; else 2."""
-        first = {each.name for each in fields(self) if each.name not in _SECOND}
-        return 1 if set(self.to_dict()) <= first and not self._has_lists else 2
-
-    @property
-    def _has_lists(self) -> bool:
-        return any(isinstance(getattr(self, each.name), tuple) for each in fields(self)[2:7])
+        told = self.to_dict()
+        needs_second = _SECOND & set(told) or any(isinstance(each, list) for each in told.values())
+        return 2 if needs_second else 1
 
     # Those of a network of one class and one channel. Tools that know no other refuse the rest
     # first, see `require_one_class` and `require_grey`.
@@ -220,15 +217,15 @@ class InputContract:
         """What is dropped, as a few words for people; empty where nothing is."""
         parts = []
         if any(self.least_areas):
-            shares = _told(tuple(100 * each for each in self.least_areas), ".4g")
+            shares = numbers_text(tuple(100 * each for each in self.least_areas), ".4g")
             parts.append(f"of less than {shares} % of the frame")
         if any(self.least_peaks):
-            parts.append(f"nowhere as probable as {_told(self.least_peaks, '.6g')}")
+            parts.append(f"nowhere as probable as {numbers_text(self.least_peaks, '.6g')}")
         return "without components " + " or ".join(parts) if parts else ""
 
     def normalisation(self, form: str = "") -> str:
         """Return how a grey level is normalised, for people; form: of its numbers."""
-        return f"(grey / 255 - {_told(self.means, form)}) / {_told(self.stds, form)}"
+        return f"(grey / 255 - {numbers_text(self.means, form)}) / {numbers_text(self.stds, form)}"
 
     def to_dict(self) -> Dict[str, Any]:
         """Return the fields as JSON-ready values, sparse ones only where they say something."""
@@ -290,8 +287,8 @@ def _each(value: Numbers, count: int) -> Tuple[float, ...]:
     return value if isinstance(value, tuple) else (value,) * count
 
 
-def _told(values: Tuple[float, ...], form: str = "g") -> str:
-    """Return numbers as text, one where they are alike."""
+def numbers_text(values: Tuple[float, ...], form: str = "g") -> str:
+    """Return numbers as text for people, one where they are alike."""
     distinct = values[:1] if len(set(values)) == 1 else values
     return " / ".join(format(each, form) for each in distinct)
 

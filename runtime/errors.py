@@ -52,6 +52,11 @@ class OutputError(EdgesegError):
     exit_code = 5
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its class where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 # What reading content that others may have written raises: also numbers and nesting beyond reason.
 MALFORMED = (
     ValueError,

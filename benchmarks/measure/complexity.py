@@ -9,7 +9,7 @@ from math import ceil, prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from ...runtime.errors import InputError
+from ...runtime.errors import InputError, first_line
 
 if TYPE_CHECKING:
     import onnx
@@ -324,7 +324,7 @@ def _inferred(onnx_bytes: bytes) -> onnx.ModelProto:
         onnx.checker.check_model(model)
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except malformed as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise InputError(
             "E-COMPLEXITY-MODEL", f"not a valid ONNX model ({reason}); export it again"
         ) from error
