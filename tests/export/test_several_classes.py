@@ -193,6 +193,11 @@ def test_letterbox_keeps_the_shape_of_what_it_sees(run, frames, frames_of, tmp_p
     assert opened.predict(wide).shape == wide.shape[:2]
 
 
+def test_letterbox_leads_masks_back_to_where_lesions_are(located, frames):
+    network = located(resize="letterbox", pad=90)  # grey as tissue, which it was trained on
+    assert reference_of(network.run, network.contract, frames.checks).mean_dice > 0.3
+
+
 # --- what is not built for several classes is refused by name -------------------------------------
 
 
