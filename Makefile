@@ -6,8 +6,9 @@ DEMO := demo
 # ONNX Runtime's C header is in no wheel.
 ORT_C = $(VENV)/onnxruntime-c
 # A file's tests stay together: they share what is costly to make. A worker that crashed is not
-# replaced: pytest-xdist 3.8 waits for ever when it is (its issues 784 and 1378).
-PYTEST = $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# replaced: pytest-xdist 3.8 waits for ever when it is (its issues 784 and 1378). The tests start
+# hundreds of processes: where bytecode is not written, each compiles the package anew.
+PYTEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: install demo test test-oldest lint docs clean
 

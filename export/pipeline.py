@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import shutil
 from collections import Counter
@@ -695,7 +696,8 @@ def _calibration_facts(
 
 
 def _versions() -> dict[str, str]:
-    found = {
-        each.metadata["Name"].lower(): each.version for each in importlib.metadata.distributions()
-    }
-    return {name: found[name] for name in _TOOLS if name in found}
+    found = {}
+    for name in _TOOLS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -14,13 +14,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         if worker < len(cores):  # one more takes what they leave while they wait
             os.sched_setaffinity(0, {cores[worker]})
 
+import functools
 import gc
+import importlib
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -66,6 +69,25 @@ def _short_warmup() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _phantoms_drawn_once() -> Iterator[None]:
+    """A phantom depends on its label, number and seed alone: what was drawn is kept."""
+    from edgeseg.kd.data import phantom
+
+    draw = phantom.draw_phantom
+
+    @functools.cache
+    def kept(label: str, number: int, seed: int):
+        image, masks = draw(label, number, seed)
+        for array in (image, *masks):
+            array.flags.writeable = False
+        return image, masks
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phantom, "draw_phantom", kept)
+        yield
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the files that take long first, so that no worker ends with one of them alone."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
@@ -75,6 +97,12 @@ def pytest_collection_finish() -> None:
     """Keep the garbage collector off what stays: modules and thousands of tests."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def jsonschema() -> ModuleType:
+    """The library, whose grammars take seconds to load: only where a test asks for it."""
+    return importlib.import_module("jsonschema")
 
 
 @pytest.fixture(scope="session")

@@ -91,7 +91,7 @@ def inspect_mask(path: Path) -> Mask:
             f"mask {path} marks {lesion.mean():.0%} of the image and most of its border, so it "
             "seems inverted; store lesions bright on black",
         )
-    values = np.unique(pixels.levels)
+    values = _values_of(pixels.levels)
     low = (values <= MAX_LEVELS) | (values == _VOID)
     numbered = not pixels.coloured and values.size > 2 and bool(low.all())
     return Mask(lesion, pixels.coloured, _odd_values(pixels), pixels.has_alpha, numbered)
@@ -121,7 +121,7 @@ def _pixels_of(image: Image.Image, path: Path) -> _Pixels:
         return _Pixels(levels, 65535 if levels.max() > 255 else 255)
     if shown.mode in ("1", "L") and "transparency" not in shown.info:
         return _Pixels(np.asarray(shown.convert("L")).astype(np.int64), 255)
-    indices = np.unique(np.asarray(shown)).size if shown.mode == "P" else 1
+    indices = _values_of(np.asarray(shown)).size if shown.mode == "P" else 1
     rgba = np.asarray(shown.convert("RGBA")).astype(np.int64)
     colours, alpha = rgba[:, :, :3], rgba[:, :, 3]
     if indices > 1 and (rgba == rgba[0, 0]).all():
@@ -150,7 +150,7 @@ def _require_black(colours: npt.NDArray[np.int64], path: Path) -> None:
 
 def _lesion_of(pixels: _Pixels, lossy: bool, path: Path) -> npt.NDArray[np.bool_]:
     levels, scale = pixels.levels, pixels.full // 255
-    values = np.unique(levels)
+    values = _values_of(levels)
     if values.size == 1:  # all lesion, or nothing of it
         return levels > (_LOW if lossy else 0)
     if not lossy and values.size <= MAX_LEVELS:
@@ -189,7 +189,12 @@ def _levels_with_area(levels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     for down in range(3):
         for across in range(3):
             same &= levels[down : down + height, across : across + width] == centre
-    return np.unique(centre[same])
+    return _values_of(centre[same])
+
+
+def _values_of(levels: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """Return the values that occur, sorted, as `np.unique` does, which takes ten times as long."""
+    return np.flatnonzero(np.bincount(levels.ravel()))
 
 
 def _holds_square(marked: npt.NDArray[np.bool_], side: int) -> bool:
@@ -215,7 +220,7 @@ def _seems_inverted(lesion: npt.NDArray[np.bool_]) -> bool:
 
 def _odd_values(pixels: _Pixels) -> str:
     """Return the values of a file that are neither 0 and 1 nor 0 and full scale, for a report."""
-    values = np.unique(pixels.levels)
+    values = _values_of(pixels.levels)
     usual = any(set(values.tolist()) <= {0, top} for top in (1, 255, pixels.full))
     if pixels.coloured:
         return "colours"

@@ -10,7 +10,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import jsonschema
 import numpy as np
 import onnx
 import pytest
@@ -175,7 +174,9 @@ def test_kit_goes_along_where_the_target_takes_one(bundle_of, target, precision)
 
 
 @pytest.mark.parametrize(("target", "precision"), EVERY)
-def test_manifest_and_bill_of_materials_follow_their_schemas(bundle_of, target, precision):
+def test_manifest_and_bill_of_materials_follow_their_schemas(
+    bundle_of, target, precision, jsonschema
+):
     bundle = bundle_of(target, precision)
     manifest = json.loads((bundle / "manifest.json").read_text())
     major = manifest["schema"].removeprefix("edgeseg.bundle/").partition(".")[0]

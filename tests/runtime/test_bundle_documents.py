@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jsonschema
 import pytest
 from click.testing import CliRunner
 
@@ -44,7 +43,7 @@ def manifest_of(folder):
 # --- the published schema ------------------------------------------------------------------------
 
 
-def test_schema_is_a_schema_and_names_every_field_of_the_manifest():
+def test_schema_is_a_schema_and_names_every_field_of_the_manifest(jsonschema):
     known = {field.name for field in dataclasses.fields(Manifest)}
     contract = {field.name for field in dataclasses.fields(InputContract)}
     without = known - {"cpu"}  # left out where nothing is needed
@@ -58,7 +57,7 @@ def test_schema_is_a_schema_and_names_every_field_of_the_manifest():
         assert set(schema["properties"]["contract"]["properties"]) == fields
 
 
-def test_manifest_follows_the_schema(folder):
+def test_manifest_follows_the_schema(folder, jsonschema):
     jsonschema.validate(manifest_of(folder), SCHEMA)
 
 
@@ -72,7 +71,7 @@ def test_manifest_follows_the_schema(folder):
         {"threshold": (0.5,)},
     ],
 )
-def test_manifest_of_contract_2_is_schema_3_and_no_other(tmp_path, second):
+def test_manifest_of_contract_2_is_schema_3_and_no_other(tmp_path, second, jsonschema):
     contract = InputContract(height=64, width=96, **second)
     folder = write_bundle(tmp_path / "toy", contract=contract)
     content = manifest_of(folder)
@@ -87,7 +86,7 @@ def test_manifest_of_contract_2_is_schema_3_and_no_other(tmp_path, second):
 
 
 @pytest.mark.parametrize("least", [{}, {"least_area": 0.01, "least_peak": 0.7}])
-def test_manifest_has_a_least_lesion_only_where_there_is_one(tmp_path, least):
+def test_manifest_has_a_least_lesion_only_where_there_is_one(tmp_path, least, jsonschema):
     contract = InputContract(height=64, width=96, **least)
     folder = write_bundle(tmp_path / "toy", contract=contract)
     jsonschema.validate(manifest_of(folder), SCHEMA)
@@ -109,11 +108,11 @@ def test_manifest_has_a_least_lesion_only_where_there_is_one(tmp_path, least):
         },
     ],
 )
-def test_manifest_with_a_layout_follows_the_schema(folder, layout):
+def test_manifest_with_a_layout_follows_the_schema(folder, layout, jsonschema):
     jsonschema.validate({**manifest_of(folder), "layout": layout}, SCHEMA)
 
 
-def test_manifest_that_needs_something_of_the_cpu_follows_the_schema(folder):
+def test_manifest_that_needs_something_of_the_cpu_follows_the_schema(folder, jsonschema):
     needy = {**manifest_of(folder), "schema": "edgeseg.bundle/3.0", "cpu": ["bf16"]}
     jsonschema.validate(needy, SCHEMA_3)
     with pytest.raises(jsonschema.ValidationError):
@@ -124,7 +123,7 @@ def test_manifest_that_needs_something_of_the_cpu_follows_the_schema(folder):
     assert Manifest.from_json(json.dumps(needy)).cpu == ("bf16",)
 
 
-def test_newer_minor_with_a_new_field_follows_the_schema(folder):
+def test_newer_minor_with_a_new_field_follows_the_schema(folder, jsonschema):
     newer = {**manifest_of(folder), "schema": "edgeseg.bundle/2.1", "later": 1}
     jsonschema.validate(newer, SCHEMA)
     Manifest.from_json(json.dumps(newer))
@@ -152,7 +151,7 @@ def test_data_sheet_names_the_schema_of_the_bundle_not_of_the_reader(tmp_path):
         {"precision": "int4"},
     ],
 )
-def test_what_the_schema_must_refuse_is_refused(folder, change):
+def test_what_the_schema_must_refuse_is_refused(folder, change, jsonschema):
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**manifest_of(folder), **change}, SCHEMA)
 

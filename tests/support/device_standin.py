@@ -163,6 +163,7 @@ def start_sshd(
     """
     site = folder / "site"
     (site / "cuda" / "bindings").mkdir(parents=True)
+    (folder / "home").mkdir()
     write_played_packages(site, version)
     for name in ("host_key", "user_key"):
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
@@ -182,7 +183,8 @@ def start_sshd(
         "StrictModes no",
         "PasswordAuthentication no",
         "KbdInteractiveAuthentication no",
-        f"SetEnv XDG_CACHE_HOME={folder}/cache PYTHONPATH={site}",
+        # A home of its own: what the user's shell does at its start is no part of a device.
+        f"SetEnv HOME={folder}/home XDG_CACHE_HOME={folder}/cache PYTHONPATH={site}",
         *([f"ForceCommand {force}"] if force else []),
     ]
     (folder / "sshd_config").write_text("\n".join(lines) + "\n")
