@@ -39,12 +39,28 @@ class Choice:
     score: PointScore  # of the chosen one, at the network's size
 
 
+@dataclass(frozen=True)
+class _Point:
+    contract: InputContract
+    dice_of_each: npt.NDArray[np.float64]  # images with a lesion
+    missed: int
+    marked_share: float
+
+    @property
+    def dice(self) -> float:
+        return float(self.dice_of_each.mean())
+
+
 def choose_point(cases: Sequence[CaseParts], contract: InputContract, max_marked: float) -> Choice:
     """Return the point of the highest Dice that marks few enough images without a lesion.
 
     Tried is each threshold of `thresholds_for` the contract with each of `LEAST_AREAS`, and no
-    least peak or each threshold above its own. Of points of one Dice (to 1e-9) that counts which
-    marks fewer images; then which drops less; then which threshold is nearer to one half.
+    least peak or each threshold above its own. Points that the images cannot tell from the one of
+    the highest Dice, its lead over them being at most one standard error of the paired differences,
+    are as good as it (the rule of one standard error, Breiman et al. 1984, paired). Of these is
+    taken what drops by area least, since what area drops are small lesions and few images tell
+    what that costs; then what marks fewest images; then the highest Dice; then the least peak;
+    then the threshold nearest to one half.
 
     Args:
         cases: images of the val part with their components at `thresholds_for` the contract.
@@ -66,7 +82,7 @@ def choose_point(cases: Sequence[CaseParts], contract: InputContract, max_marked
             "errors; name a data set more, or split with more in the val part",
         )
     thresholds = thresholds_for(contract)
-    found: list[tuple[InputContract, PointScore]] = []
+    found: list[_Point] = []
     own = math.nan
     for index, threshold in enumerate(thresholds):
         peaks = (0.0, *(each for each in thresholds if each > threshold))
@@ -76,36 +92,46 @@ def choose_point(cases: Sequence[CaseParts], contract: InputContract, max_marked
         ]
         dice, missed, marked = _scores(lesions, normals, index, grid)
         found += [
-            (each, PointScore(float(dice[i, j]), int(missed[i, j]), float(marked[i, j])))
+            _Point(each, dice[:, i, j], int(missed[i, j]), float(marked[i, j]))
             for i, row in enumerate(grid)
             for j, each in enumerate(row)
         ]
         if threshold == contract.threshold:
-            own = float(dice[0, 0])
-    useful = [each for each in found if each[1].dice >= LEAST_DICE * own]
-    allowed = [each for each in useful if each[1].marked_share <= max_marked]
+            own = float(dice[:, 0, 0].mean())
+    useful = [each for each in found if each.dice >= LEAST_DICE * own]
+    allowed = [each for each in useful if each.marked_share <= max_marked]
     if not allowed:
-        nearest, score = min(useful, key=lambda each: (each[1].marked_share, -each[1].dice))
+        near = min(useful, key=lambda each: (each.marked_share, -each.dice))
+        nearest = near.contract
         raise Refused(
             "E-TUNE-LIMIT",
             f"no operating point that keeps half of the Dice marks at most {percent(max_marked)} "
             f"of the {len(normals)} images without a lesion; the nearest marks "
-            f"{percent(score.marked_share)} with a Dice of {score.dice:.3f} (threshold "
+            f"{percent(near.marked_share)} with a Dice of {near.dice:.3f} (threshold "
             f"{nearest.threshold:g}, least area {nearest.least_area:g}, least peak "
             f"{nearest.least_peak:g}); allow that with --max-false-marks, or train with more "
             "images without a lesion",
         )
-    best, score = min(
-        allowed,
+    best = max(allowed, key=lambda each: each.dice)
+    chosen = min(
+        (each for each in allowed if _as_good(each, best)),
         key=lambda each: (
-            -round(each[1].dice, 9),
-            each[1].marked_share,
-            each[0].least_area,
-            each[0].least_peak,
-            abs(each[0].thresholds[0] - 0.5),
+            each.contract.least_area,
+            each.marked_share,
+            -round(each.dice, 9),
+            each.contract.least_peak,
+            abs(each.contract.thresholds[0] - 0.5),
         ),
     )
-    return Choice(best, len(found), score)
+    score = PointScore(chosen.dice, chosen.missed, chosen.marked_share)
+    return Choice(chosen.contract, len(found), score)
+
+
+def _as_good(point: _Point, best: _Point) -> bool:
+    """Whether the lead of `best` is at most one standard error of the paired differences."""
+    lead = best.dice_of_each - point.dice_of_each
+    error = lead.std(ddof=1) / math.sqrt(lead.size) if lead.size > 1 else 0.0
+    return bool(lead.mean() <= error + 1e-9)
 
 
 def _scores(
@@ -114,7 +140,7 @@ def _scores(
     index: int,
     grid: Sequence[Sequence[InputContract]],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return mean Dice, missed lesions and marked share of a grid [areas, peaks] of points."""
+    """Return Dice [lesions, areas, peaks], missed lesions and marked share [areas, peaks]."""
     least_px = np.array([row[0].least_px for row in grid])
     least = np.array([each.least_logit for each in grid[0]], np.float32)
 
@@ -123,13 +149,11 @@ def _scores(
         return large[:, None] & (parts.peaks >= least[:, None])  # [areas, peaks, K]
 
     shape = len(least_px), len(least)
-    dice, marked, missed = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)
-    for case in lesions:
+    dice, marked = np.zeros((len(lesions), *shape)), np.zeros(shape)
+    for number, case in enumerate(lesions):
         parts = case.at[index]
         kept = kept_in(parts)
-        own = dice_of(kept @ parts.hits_px, kept @ parts.areas_px, case.truth_px)
-        dice += own
-        missed += own < FOUND_DICE
+        dice[number] = dice_of(kept @ parts.hits_px, kept @ parts.areas_px, case.truth_px)
     for case in normals:
         marked += kept_in(case.at[index]).any(axis=2)
-    return dice / len(lesions), missed, marked / len(normals)
+    return dice, (dice < FOUND_DICE).sum(axis=0), marked / len(normals)

@@ -189,6 +189,24 @@ def test_of_equal_points_the_one_that_drops_nothing_nearest_to_one_half_is_chose
     assert choose(*cases, limit=0) == CONTRACT
 
 
+def test_area_drops_nothing_where_the_images_cannot_tell_its_gain_from_chance():
+    mark = picture((8, 0.9), (1, 0.99))  # costs the first image 1/129 of its Dice
+    cases = [(mark, lesion(8)), *[(picture((8, 0.9)), lesion(8))] * 5, (picture(), EMPTY)]
+    assert choose(*cases, limit=0).least_area == 0
+    six = [(mark, lesion(8))] * 6  # a gain that each of six images has is no chance
+    assert choose(*six, (picture(), EMPTY), limit=0).least_px > 1
+    # What the limit asks for is dropped by area all the same, if nothing else drops it.
+    assert choose(*cases, (picture((1, 0.99)), EMPTY), limit=0).least_px > 1
+
+
+def test_of_points_that_are_as_good_the_one_that_marks_fewer_images_is_chosen():
+    faint = picture((8, 0.9))
+    faint[2, 2] = logit(0.72)  # found whole below that threshold, all but a pixel above
+    plain = [(picture((8, 0.9)), lesion(8))] * 5
+    cases = [(faint, lesion(8)), *plain, (picture((8, 0.72)), EMPTY)]
+    assert choose(*cases, limit=1).threshold == 0.75
+
+
 def test_limit_that_no_point_reaches_is_refused_with_the_nearest():
     same = picture((8, 0.9))
     faint = picture((8, 0.7))
