@@ -756,7 +756,8 @@ def tune(
     """Choose the operating point of SOURCE, a run or its checkpoint, on the val part of DATA.
 
     The threshold and the least lesion with the highest Dice, as far as these images can tell, among
-    those that mark few enough images without a lesion. SOURCE is left as it is: NAME.safetensors beside it has the point.
+    those that mark few enough images without a lesion. SOURCE is left as it is: NAME.safetensors
+    beside it has the point.
     """
     from .jobs.sources import checkpoint_of
     from .jobs.tuning import render_tuned, take_point

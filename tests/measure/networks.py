@@ -12,9 +12,7 @@ through, as few phantoms show no small one; flipped pixels have the limits of ev
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import re
 import sys
 import tempfile
 import time
@@ -35,9 +33,9 @@ from edgeseg.runtime.errors import EdgesegError
 from edgeseg.runtime.progress import quiet
 from edgeseg.runtime.session import open_session
 from edgeseg.tests.support.networks import CONTRACT, NETWORKS, Network, fitted, onnx_of
+from edgeseg.tests.support.package_networks import declare_operators
 
 PHANTOMS, ROUNDS = 24, 100
-_LIBRARIES: list[torch.library.Library] = []  # live as long as the process
 USUAL = InputContract(96, 96)
 EXPORTS = (("x86-cpu", "fp32"), ("x86-cpu", "int8"), ("rtx", "int8"), ("jetson", "int8"))
 
@@ -123,7 +121,7 @@ def _all() -> Iterator[tuple[str, InputContract, Callable[[], Network]]]:
 
 def _of_packages() -> Iterator[tuple[str, InputContract, Callable[[], Network]]]:
     """Yield networks made by the packages themselves, where these are installed."""
-    _declare_operators()
+    declare_operators()
     made: dict[str, Callable[[], nn.Module]] = {}
     try:
         import segmentation_models_pytorch as smp
@@ -159,22 +157,6 @@ class _Grey(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return the inner one's answer."""
         return self.inner(image.repeat(1, 3, 1, 1))
-
-
-def _declare_operators() -> None:
-    """Declare the operators of torchvision, which smp's encoders import, where it has none.
-
-    Its build on PyPI is for CUDA and cannot load its library beside a PyTorch for CPUs; none of
-    these is in a network here.
-    """
-    package = importlib.util.find_spec("torchvision")
-    if package is None or not package.submodule_search_locations:
-        return
-    fakes = Path(package.submodule_search_locations[0], "_meta_registrations.py").read_text("utf-8")
-    library = torch.library.Library("torchvision", "DEF")
-    for found in set(re.findall(r"register_meta\(\"(\w+)\"\)|torchvision::(\w+)\"", fakes)):
-        library.define(f"{''.join(found)}(Tensor x) -> Tensor")
-    _LIBRARIES.append(library)
 
 
 if __name__ == "__main__":
