@@ -207,6 +207,18 @@ def test_of_points_that_are_as_good_the_one_that_marks_fewer_images_is_chosen():
     assert choose(*cases, limit=1).threshold == 0.75
 
 
+def test_least_peak_keeps_away_from_lesions_that_another_precision_would_drop():
+    def faded(highest):
+        logits = picture((8, 0.4))
+        logits[6:8, 2:4] = logit(highest)
+        return logits, lesion(8)
+
+    normal = picture((8, 0.7)), EMPTY
+    assert choose(faded(0.9), normal, limit=1).least_peak == 0.75
+    assert choose(faded(0.77), normal, limit=1).least_peak == 0  # 0.77 is 0.11 above 0.75
+    assert choose(faded(0.77), normal, limit=0).least_peak == 0.75  # as the limit asks
+
+
 def test_limit_that_no_point_reaches_is_refused_with_the_nearest():
     same = picture((8, 0.9))
     faint = picture((8, 0.7))
