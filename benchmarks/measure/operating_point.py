@@ -49,6 +49,7 @@ class _Point:
     dice_of_each: npt.NDArray[np.float64]  # images with a lesion
     missed: int
     marked_share: float
+    false_marks: int  # components that touch no lesion
     steady: bool  # few lesions are so near to the least peak that INT8 may drop them
 
     @property
@@ -65,8 +66,8 @@ def choose_point(cases: Sequence[CaseParts], contract: InputContract, max_marked
     are as good as it (the rule of one standard error, Breiman et al. 1984, paired). Of these is
     taken what drops by area least, since what area drops are small lesions and few images tell
     what that costs; then what has no lesion within a quarter of a logit of its least peak, which
-    another precision would drop; then what marks fewest images; then the highest Dice; then the
-    least peak; then the threshold nearest to one half.
+    another precision would drop; then what leaves fewest components that touch no lesion, in all
+    images; then the highest Dice; then the least peak; then the threshold nearest to one half.
 
     Args:
         cases: images of the val part with their components at `thresholds_for` the contract.
@@ -96,11 +97,16 @@ def choose_point(cases: Sequence[CaseParts], contract: InputContract, max_marked
             [replace(contract, threshold=threshold, least_area=a, least_peak=p) for p in peaks]
             for a in LEAST_AREAS
         ]
-        dice, missed, marked = _scores(lesions, normals, index, grid)
+        dice, missed, marked, false_marks = _scores(lesions, normals, index, grid)
         near = _near_share(lesions, index, grid[0])
         found += [
             _Point(
-                each, dice[:, i, j], int(missed[i, j]), float(marked[i, j]), near[j] <= _NEAR_SHARE
+                each,
+                dice[:, i, j],
+                int(missed[i, j]),
+                float(marked[i, j]),
+                int(false_marks[i, j]),
+                near[j] <= _NEAR_SHARE,
             )
             for i, row in enumerate(grid)
             for j, each in enumerate(row)
@@ -126,7 +132,7 @@ def choose_point(cases: Sequence[CaseParts], contract: InputContract, max_marked
         key=lambda each: (
             each.contract.least_area,
             not each.steady,
-            each.marked_share,
+            each.false_marks,
             -round(each.dice, 9),
             each.contract.least_peak,
             abs(each.contract.thresholds[0] - 0.5),
@@ -148,8 +154,13 @@ def _scores(
     normals: Sequence[CaseParts],
     index: int,
     grid: Sequence[Sequence[InputContract]],
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return Dice [lesions, areas, peaks], missed lesions and marked share [areas, peaks]."""
+) -> tuple[
+    npt.NDArray[np.float64],
+    npt.NDArray[np.int64],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.int64],
+]:
+    """Return Dice [lesions, areas, peaks]; missed, marked share and false marks [areas, peaks]."""
     least_px = np.array([row[0].least_px for row in grid])
     least = np.array([each.least_logit for each in grid[0]], np.float32)
 
@@ -159,13 +170,17 @@ def _scores(
 
     shape = len(least_px), len(least)
     dice, marked = np.zeros((len(lesions), *shape)), np.zeros(shape)
+    false_marks = np.zeros(shape, np.int64)
     for number, case in enumerate(lesions):
         parts = case.at[index]
         kept = kept_in(parts)
+        false_marks += kept[:, :, parts.hits_px == 0].sum(axis=2)
         dice[number] = dice_of(kept @ parts.hits_px, kept @ parts.areas_px, case.truth_px)
     for case in normals:
-        marked += kept_in(case.at[index]).any(axis=2)
-    return dice, (dice < FOUND_DICE).sum(axis=0), marked / len(normals)
+        kept = kept_in(case.at[index])
+        false_marks += kept.sum(axis=2)
+        marked += kept.any(axis=2)
+    return dice, (dice < FOUND_DICE).sum(axis=0), marked / len(normals), false_marks
 
 
 def _near_share(

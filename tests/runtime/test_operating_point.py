@@ -199,12 +199,15 @@ def test_area_drops_nothing_where_the_images_cannot_tell_its_gain_from_chance():
     assert choose(*cases, (picture((1, 0.99)), EMPTY), limit=0).least_px > 1
 
 
-def test_of_points_that_are_as_good_the_one_that_marks_fewer_images_is_chosen():
+def test_of_points_that_are_as_good_the_one_with_fewer_false_marks_is_chosen():
     faint = picture((8, 0.9))
     faint[2, 2] = logit(0.72)  # found whole below that threshold, all but a pixel above
     plain = [(picture((8, 0.9)), lesion(8))] * 5
     cases = [(faint, lesion(8)), *plain, (picture((8, 0.72)), EMPTY)]
     assert choose(*cases, limit=1).threshold == 0.75
+    beside = picture((8, 0.9), (1, 0.82))  # a mark in an image with a lesion counts as well
+    cases = [(beside, lesion(8)), *plain, (picture(), EMPTY)]
+    assert choose(*cases, limit=1).threshold == 0.85
 
 
 def test_least_peak_keeps_away_from_lesions_that_another_precision_would_drop():
