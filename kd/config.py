@@ -213,7 +213,9 @@ RECIPES: Mapping[str, TrainConfig] = MappingProxyType(
             **_BUSI,
         ),
         "busi-bra-edge": TrainConfig(student="edge-32", student_epochs=60, **_BUSI_AND_BRA),
-        "busi-bra": TrainConfig(student="attunet-16", student_epochs=18, **_BUSI_AND_BRA),
+        "busi-bra": TrainConfig(
+            student="attunet-16", student_epochs=60, phantom_share=0.05, **_BUSI_AND_BRA
+        ),
     }
 )
 
