@@ -84,17 +84,20 @@ def _for_openvino(conversion: Conversion, precision: str, model: bytes, threads:
     from ..audit import achieved_in_openvino
     from ..final_resize import resize_as_products
     from ..forms import openvino_files, shaped_model
+    from ..odd_kernels import odd_kernels
 
     half = precision == "fp16"
     arithmetic = "bf16" if precision == "bf16" else "f32"
+    master = conversion.master
     products: tuple[str, ...] = ()
     if precision in ("bf16", "int8"):
-        model, products = resize_as_products(model)
+        master = odd_kernels(master)
+        model, products = resize_as_products(odd_kernels(model))
     fixed = openvino_files(conversion, model, half=half)
     files = fixed
     if conversion.plan.max_batch > 1:
         files = openvino_files(conversion, shaped_model(conversion, model), half=half)
-    macs = count_complexity(conversion.master).macs
+    macs = count_complexity(master).macs
     xml, weights = fixed["model.xml"], fixed["model.bin"]
     return _Files(
         files,
