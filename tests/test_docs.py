@@ -37,7 +37,7 @@ SMALLER = {
     "--teacher edge-32": "--teacher attunet-8 --batch 4 --learning-rate 0.01",
     "--general-epochs 10": "--general-epochs 1",
     "--teacher-epochs 8": "--teacher-epochs 1",
-    "--student-epochs 16": "--student-epochs 8",
+    "--student-epochs 16": "--student-epochs 2",
 }
 
 

@@ -140,7 +140,7 @@ def test_int8_of_such_a_network_answers_in_openvino_as_in_onnxruntime(own_pairs,
 
 def test_bf16_of_such_a_kernel_answers_as_float32_does():
     if missing_features(("amx",)):
-        pytest.skip("this CPU has no AMX, whose kernels this is about")
+        pytest.skip("this CPU has no AMX, whose kernels this is about; run it on one that has")
     torch.manual_seed(0)
     model = odd_kernels(onnx_of(nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 32, 8, 8))))
     core = ov.Core()
