@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from ..runtime.errors import InputError
 from .graph import producers_of
 from .onnx_file import remove_unread, remove_unread_weights, set_nodes
 
@@ -29,6 +30,8 @@ def odd_kernels(model: bytes) -> bytes:
 
     Args:
         model: ONNX with static shapes, also with Q/DQ pairs.
+
+    Raises InputError: E-ONNX-SHAPE, see `_grow_reach`.
     """
     loaded = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(model))
     graph = loaded.graph
@@ -44,7 +47,7 @@ def odd_kernels(model: bytes) -> bytes:
             weight = stored.get(pair.input[0] if pair and dequantised else node.input[1])
             if weight is not None and any(map(_is_wrong, weight.dims[2:])):
                 name = f"{node.name}.odd"
-                _pad(node, shapes[node.input[0]][2:], weight.dims[2:])
+                _grow_reach(node, shapes.get(node.input[0], ())[2:], weight.dims[2:])
                 zero = stored[pair.input[2]] if pair and len(pair.input) > 2 else None
                 graph.initializer.append(_grown(weight, zero, name))
                 if pair is not None:
@@ -90,16 +93,26 @@ def _grown(weight: onnx.TensorProto, zero: onnx.TensorProto | None, name: str) -
     return numpy_helper.from_array(grown, name)
 
 
-def _pad(node: onnx.NodeProto, size: Sequence[int], kernel: Sequence[int]) -> None:
-    """Let a convolution take the kernel that `_grown` makes of its own, on the same places."""
+def _grow_reach(node: onnx.NodeProto, size: Sequence[int], kernel: Sequence[int]) -> None:
+    """Let a convolution take the kernel that `_grown` makes of its own, on the same places.
+
+    Raises InputError: E-ONNX-SHAPE, where its padding hangs on a size that the graph does not tell.
+    """
     given = {each.name: helper.get_attribute_value(each) for each in node.attribute}
     axes = len(kernel)
     dilations = given.get("dilations", [1] * axes)
     strides = given.get("strides", [1] * axes)
     pads = list(given.get("pads", [0] * 2 * axes))
     how = given.get("auto_pad", b"NOTSET")
+    same = how in (b"SAME_UPPER", b"SAME_LOWER")
+    if same and not (size and all(size)):
+        raise InputError(
+            "E-ONNX-SHAPE",
+            f"{node.name} is padded to the size of its input, which the graph does not tell; "
+            "export it with fixed sizes",
+        )
     for axis, (side, dilation, stride) in enumerate(zip(kernel, dilations, strides, strict=True)):
-        if how in (b"SAME_UPPER", b"SAME_LOWER"):
+        if same:
             reach = (-(-size[axis] // stride) - 1) * stride + dilation * (side - 1) + 1
             total = max(reach - size[axis], 0)
             less = total // 2

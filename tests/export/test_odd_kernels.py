@@ -18,6 +18,7 @@ from edgeseg.export.parity import exact_run
 from edgeseg.kd.data.phantom import write_phantoms
 from edgeseg.runtime.cpu import missing_features
 from edgeseg.runtime.engines import open_engine
+from edgeseg.runtime.errors import InputError
 from edgeseg.runtime.progress import quiet
 from edgeseg.tests.support.networks import (
     CONTRACT,
@@ -91,6 +92,14 @@ def test_a_grown_kernel_answers_as_it_did(kernel, attributes):
     before, after = exact_run(model, 1)(image()), exact_run(grown, 1)(image())
     assert before.shape == after.shape
     np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+def test_padding_that_hangs_on_an_unknown_size_is_refused():
+    loaded = onnx.load_model_from_string(one_convolution((4, 4), auto_pad="SAME_UPPER"))
+    loaded.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    with pytest.raises(InputError, match="conv is padded to the size of its input") as caught:
+        odd_kernels(loaded.SerializeToString())
+    assert caught.value.code == "E-ONNX-SHAPE"
 
 
 def test_graphs_without_such_a_kernel_keep_their_bytes():
