@@ -46,15 +46,10 @@ class Choice:
 @dataclass(frozen=True)
 class _Point:
     contract: InputContract
+    score: PointScore
     dice_of_each: npt.NDArray[np.float64]  # images with a lesion
-    missed: int
-    marked_share: float
     false_marks: int  # components that touch no lesion
     steady: bool  # few lesions are so near to the least peak that INT8 may drop them
-
-    @property
-    def dice(self) -> float:
-        return float(self.dice_of_each.mean())
 
 
 def choose_point(cases: Sequence[CaseParts], contract: InputContract, max_marked: float) -> Choice:
@@ -98,13 +93,13 @@ def choose_point(cases: Sequence[CaseParts], contract: InputContract, max_marked
             for a in LEAST_AREAS
         ]
         dice, missed, marked, false_marks = _scores(lesions, normals, index, grid)
+        mean_dice = dice.mean(axis=0)
         near = _near_share(lesions, index, grid[0])
         found += [
             _Point(
                 each,
+                PointScore(float(mean_dice[i, j]), int(missed[i, j]), float(marked[i, j])),
                 dice[:, i, j],
-                int(missed[i, j]),
-                float(marked[i, j]),
                 int(false_marks[i, j]),
                 near[j] <= _NEAR_SHARE,
             )
@@ -112,34 +107,33 @@ def choose_point(cases: Sequence[CaseParts], contract: InputContract, max_marked
             for j, each in enumerate(row)
         ]
         if threshold == contract.threshold:
-            own = float(dice[:, 0, 0].mean())
-    useful = [each for each in found if each.dice >= LEAST_DICE * own]
-    allowed = [each for each in useful if each.marked_share <= max_marked]
+            own = float(mean_dice[0, 0])
+    useful = [each for each in found if each.score.dice >= LEAST_DICE * own]
+    allowed = [each for each in useful if each.score.marked_share <= max_marked]
     if not allowed:
-        nearest = min(useful, key=lambda each: (each.marked_share, -each.dice))
+        nearest = min(useful, key=lambda each: (each.score.marked_share, -each.score.dice))
         raise Refused(
             "E-TUNE-LIMIT",
             f"no operating point that keeps half of the Dice marks at most {percent(max_marked)} "
             f"of the {len(normals)} images without a lesion; the nearest marks "
-            f"{percent(nearest.marked_share)} with a Dice of {nearest.dice:.3f} (threshold "
-            f"{nearest.contract.threshold:g}, least area {nearest.contract.least_area:g}, least "
+            f"{percent(nearest.score.marked_share)} with a Dice of {nearest.score.dice:.3f} "
+            f"(threshold {nearest.contract.threshold:g}, least area {nearest.contract.least_area:g}, least "
             f"peak {nearest.contract.least_peak:g}); allow that with --max-false-marks, or train "
             "with more images without a lesion",
         )
-    best = max(allowed, key=lambda each: each.dice)
+    best = max(allowed, key=lambda each: each.score.dice)
     chosen = min(
         (each for each in allowed if _as_good(each, best)),
         key=lambda each: (
             each.contract.least_area,
             not each.steady,
             each.false_marks,
-            -round(each.dice, 9),
+            -round(each.score.dice, 9),
             each.contract.least_peak,
             abs(each.contract.thresholds[0] - 0.5),
         ),
     )
-    score = PointScore(chosen.dice, chosen.missed, chosen.marked_share)
-    return Choice(chosen.contract, len(found), score)
+    return Choice(chosen.contract, len(found), chosen.score)
 
 
 def _as_good(point: _Point, best: _Point) -> bool:

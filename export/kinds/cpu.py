@@ -88,16 +88,16 @@ def _for_openvino(conversion: Conversion, precision: str, model: bytes, threads:
 
     half = precision == "fp16"
     arithmetic = "bf16" if precision == "bf16" else "f32"
-    master = conversion.master
     products: tuple[str, ...] = ()
     if precision in ("bf16", "int8"):
-        master = odd_kernels(master)
-        model, products = resize_as_products(odd_kernels(model))
+        model = odd_kernels(model)
+    macs = count_complexity(model).macs
+    if precision in ("bf16", "int8"):
+        model, products = resize_as_products(model)
     fixed = openvino_files(conversion, model, half=half)
     files = fixed
     if conversion.plan.max_batch > 1:
         files = openvino_files(conversion, shaped_model(conversion, model), half=half)
-    macs = count_complexity(master).macs
     xml, weights = fixed["model.xml"], fixed["model.bin"]
     return _Files(
         files,
