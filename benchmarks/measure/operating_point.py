@@ -117,9 +117,10 @@ def choose_point(cases: Sequence[CaseParts], contract: InputContract, max_marked
             f"no operating point that keeps half of the Dice marks at most {percent(max_marked)} "
             f"of the {len(normals)} images without a lesion; the nearest marks "
             f"{percent(nearest.score.marked_share)} with a Dice of {nearest.score.dice:.3f} "
-            f"(threshold {nearest.contract.threshold:g}, least area {nearest.contract.least_area:g}, least "
-            f"peak {nearest.contract.least_peak:g}); allow that with --max-false-marks, or train "
-            "with more images without a lesion",
+            f"(threshold {nearest.contract.threshold:g}, least area "
+            f"{nearest.contract.least_area:g}, least peak "
+            f"{nearest.contract.least_peak:g}); allow that with --max-false-marks, or train with "
+            "more images without a lesion",
         )
     best = max(allowed, key=lambda each: each.score.dice)
     chosen = min(
