@@ -99,6 +99,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _imported_is_frozen() -> None:
+    """Keep it off the modules too that tests import: each benchmark collects all else first."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def jsonschema() -> ModuleType:
     """The library, whose grammars take seconds to load: only where a test asks for it."""
