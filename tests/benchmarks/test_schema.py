@@ -132,12 +132,19 @@ def test_wrong_record_breaks_the_schema_and_is_not_read(record, value, path):
     assert caught.value.code == "E-REPORT-SCHEMA"
 
 
-@pytest.mark.parametrize(("value", "path"), WRONG)
-def test_validator_of_others_agrees(record, value, path):
+@pytest.fixture(scope="module")
+def validator():
     jsonschema = pytest.importorskip("jsonschema", reason="no jsonschema; make install brings it")
-    validator = jsonschema.Draft202012Validator(json.loads(record_schema()))
+    return jsonschema.Draft202012Validator(json.loads(record_schema()))
+
+
+def test_validator_of_others_takes_the_schema_and_the_record(validator, record):
     validator.check_schema(json.loads(record_schema()))
     assert validator.is_valid(record)
+
+
+@pytest.mark.parametrize(("value", "path"), WRONG)
+def test_validator_of_others_agrees(validator, record, value, path):
     assert not validator.is_valid(change(record, value, *path))
 
 

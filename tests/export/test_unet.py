@@ -91,7 +91,7 @@ class UNet(nn.Module):
         return self.head(image)
 
 
-@pytest.fixture(params=[True, False], ids=["bilinear", "transposed"])
+@pytest.fixture(scope="module", params=[True, False], ids=["bilinear", "transposed"])
 def unet(request):
     torch.manual_seed(0)
     network = UNet(bilinear=request.param)
@@ -102,15 +102,18 @@ def unet(request):
     return network.eval()
 
 
-@pytest.fixture(params=[False, DYNAMO], ids=lambda dynamo: "dynamo" if dynamo else "legacy")
-def exported(unet, request, tmp_path):
+@pytest.fixture(
+    scope="module", params=[False, DYNAMO], ids=lambda dynamo: "dynamo" if dynamo else "legacy"
+)
+def exported(unet, request, tmp_path_factory):
     """The file, as the exporter writes it when it is asked for nothing."""
-    file = tmp_path / "unet.onnx"
+    folder = tmp_path_factory.mktemp("exported")
+    file = folder / "unet.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(unet, (torch.zeros(1, 1, SIDE, SIDE),), file, dynamo=request.param)
-    (tmp_path / "contract.json").write_text(json.dumps(CONTRACT.to_dict()))
-    return file, tmp_path / "contract.json", unet
+    (folder / "contract.json").write_text(json.dumps(CONTRACT.to_dict()))
+    return file, folder / "contract.json", unet
 
 
 def frames():
