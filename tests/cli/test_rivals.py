@@ -154,6 +154,7 @@ def test_engines_of_one_network_of_the_literature_agree(candidates):
 
 
 def test_static_quantiser_keeps_its_advice_to_itself_and_nothing_else(caplog):
+    caplog.set_level(logging.WARNING)  # a package that a test imported may have set another
     logger = logging.getLogger()
     with _advice_left_out():
         logger.warning("Please consider to run pre-processing before quantization. Refer to: x")
