@@ -228,6 +228,11 @@ def _train_options(command: F, without: tuple[str, ...] = ()) -> F:
     help="Of another run; repeat it: the mean of all is the teacher of --teaching single.",
 )
 @click.option("--encoder-weights", type=path_type(), help="File that encoders start from.")
+@click.option(
+    "--start",
+    type=path_type(),
+    help="Student to train on from: a run, its checkpoint, or one that ships, as t2kd-edge.",
+)
 @click.option("--resume", is_flag=True, help="Continue the run in --out with its own settings.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @_train_options
@@ -243,6 +248,7 @@ def train(
     teachers: Path | None,
     teacher_checkpoints: tuple[Path, ...],
     encoder_weights: Path | None,
+    start: Path | None,
     resume: bool,
     device: str,
     quiet: bool,
@@ -265,6 +271,7 @@ def train(
         teachers=teachers,
         teacher_checkpoints=teacher_checkpoints,
         encoder_weights=encoder_weights,
+        start=start,
         device=device,
         note=lambda text: click.echo(f"note: {text}", err=True),
         progress=progress_of(quiet),

@@ -54,6 +54,7 @@ from .modules import names_function
 from .pretrained import EncoderWeights, kept_weights, read_encoder_weights
 from .sampling import load_part, require_drawable, sampling_of
 from .seeds import seed_of
+from .start import START, Start, facts_of, keep, kept_facts, kept_file
 from .teaching import CLASSES_OF, Ensemble, Teachers, find_teaching
 
 Weights = Mapping[str, torch.Tensor]
@@ -89,6 +90,7 @@ def train(
     teachers: Path | None = None,
     teacher_checkpoints: Sequence[Path] = (),
     encoder_weights: Path | None = None,
+    start: Start | None = None,
     device: str = "auto",
     progress: Progress = quiet,
 ) -> Path:
@@ -113,6 +115,8 @@ def train(
             is the teacher of teaching "single"; none is trained. Go with a new run only.
         encoder_weights: a file that pre-trained encoders start from, in place of the package of
             extra [pretrained]; see `pretrained.read_encoder_weights`. Goes with a new run only.
+        start: a checkpoint that the student is trained on from; see `start.facts_of`. Goes with a
+            new run only.
         device: "auto", "cpu" or "cuda".
         progress: shows how far a stage has come.
 
@@ -126,11 +130,11 @@ def train(
             E-TEACHER-MISSING (`teachers` has
             none of those asked for and no general network), E-TEACHER-CONTRACT (of another input
             contract or network), E-TEACHER-SPLIT (trained with another split), E-ENCODER-READ,
-            E-ENCODER-SHAPE (of another network), E-SPLIT-PARTS.
+            E-ENCODER-SHAPE (of another network), E-SPLIT-PARTS, E-START-CONTRACT.
         EngineError: E-EXTRA-MISSING, ImageNet weights are asked for and not installed.
         Refused: E-TRAIN-LOSS, E-TRAIN-MEMORY (see `fit`), E-CACHE-OTHER (see `LogitCache`),
             E-RUN-STAGE (a finished stage in `out` is of another run), E-ENCODER-HASH,
-            E-SPLIT-TORN (see `default_split`).
+            E-SPLIT-TORN (see `default_split`), E-START-SEEN.
         OutputError: E-OUT-WRITE.
     """
     run_device = _device(device)
@@ -151,7 +155,13 @@ def train(
             "E-RUN-CONFIG",
             "a run is resumed with its own teachers; leave --teachers and --teacher-checkpoint out",
         )
-    encoders = _encoders_of(config, out, encoder_weights, taken, resume)
+    if resume and start is not None:
+        raise InputError("E-RUN-CONFIG", "a run is resumed with its own start; leave --start out")
+    started = kept_facts(out) if resume else None
+    if start is not None:
+        loaded = load_checkpoint(start.file, asked_for=_asked_for(config))
+        started = facts_of(start, loaded, config, contract, split)
+    encoders = _encoders_of(config, out, encoder_weights, taken, resume, started is not None)
     frames = {
         part: load_part(part, samples_of(split, dataset, part), config, run_device, progress)
         for part in ("train", "val")
@@ -171,6 +181,8 @@ def train(
                 write_bytes(out / f"{_TAKEN}{name}", file.read_bytes())
             for model, encoder in encoders.items():
                 encoder.keep(out / _encoder_file_of(model))
+            if start is not None and started is not None:
+                keep(start, started, out)
             write_bytes(out / _CONFIG_FILE, config.to_json())  # last: it makes the folder a run
 
     try:
@@ -182,7 +194,7 @@ def train(
             "data": _sets_of(split, dataset),
             **({} if split.torn_groups is None else {"torn_groups": split.torn_groups}),
         }
-        run = _Run(around, frames, provenance, encoders)
+        run = _Run(around, frames, provenance, encoders, started)
         _train_student(run, _train_teachers(run))
     except OSError as error:
         raise cannot_write(out, error) from error
@@ -200,6 +212,7 @@ class _Run:
     frames: Mapping[str, FrameSet]
     provenance: Mapping[str, Any]
     encoders: Mapping[str, EncoderWeights]  # by model, that its networks start from
+    started: Mapping[str, Any] | None  # what the student is trained on from, of `facts_of`
 
     @functools.cached_property
     def phantoms(self) -> FrameSet:
@@ -218,6 +231,7 @@ class _Run:
         stage: Stage,
         taught_by: Mapping[str, str] | None = None,
         encoder: Mapping[str, str] | None = None,
+        started: Mapping[str, Any] | None = None,
     ) -> Checkpoint:
         """Return the checkpoint of a stage, trained first unless it is there.
 
@@ -225,10 +239,17 @@ class _Run:
             stage: what to train.
             taught_by: SHA-256 of the teachers' checkpoints.
             encoder: where the weights are from that its encoder starts with, else `encoder_facts`.
+            started: of `facts_of`, where it is trained on from another checkpoint; its encoder is
+                that one's.
         """
         around = self.around
         provenance = {**self.provenance, "teachers": dict(taught_by or {})}
-        if encoder := encoder or self.encoder_facts(stage.model):
+        if started is not None:
+            provenance[START] = {**started}
+            encoder = provenance[START].pop("encoder_weights", None)
+        else:
+            encoder = encoder or self.encoder_facts(stage.model)
+        if encoder:
             provenance["encoder_weights"] = dict(encoder)
         target = around.out / f"{stage.name}.safetensors"
         trained = None if target.is_file() else fit(stage, around)
@@ -310,8 +331,14 @@ def _train_teachers(run: _Run) -> dict[str, Checkpoint]:
 
 
 def _first_weights(run: _Run, who: str, model: str) -> Weights | None:
-    """Return the weights to start from, of ImageNet or of phantoms; None: they are drawn."""
+    """Return the weights to start from; None: they are drawn.
+
+    They are of ImageNet, of phantoms or, of a student, of the checkpoint that it is to start from.
+    """
     around, config = run.around, run.around.config
+    if who == "student" and run.started is not None:
+        first = load_checkpoint(kept_file(around.out), asked_for=_asked_for(config))
+        return first.network.state_dict()
     start = None
     if model in run.encoders:
         start = run.encoders[model].start(model, seed_of(config.seed, f"{who} on ImageNet"))
@@ -365,6 +392,7 @@ def _train_student(run: _Run, teachers: Mapping[str, Checkpoint]) -> None:
             build=functools.partial(build_model, features=features_of(config.student_features)),
         ),
         {name: teacher.sha256 for name, teacher in teachers.items()},
+        started=run.started,
     )
 
 
@@ -542,16 +570,24 @@ def _require_taught_alike(
 
 
 def _encoders_of(
-    config: TrainConfig, out: Path, file: Path | None, taken: Collection[str], resume: bool
+    config: TrainConfig,
+    out: Path,
+    file: Path | None,
+    taken: Collection[str],
+    resume: bool,
+    started: bool,
 ) -> dict[str, EncoderWeights]:
-    """Return the ImageNet weights that networks of the run start from, by model."""
+    """Return the ImageNet weights that networks of the run start from, by model.
+
+    started: the student starts from a checkpoint, and not from these.
+    """
     teachers = find_teaching(config.teaching).teachers
     if resume:
         taken = [path.name.removeprefix(_TAKEN) for path in out.glob(f"{_TAKEN}*")]
     every = f"{_EVERY}-1" if _file_of(f"{_EVERY}-1") in taken else _EVERY
     wanted = {_file_of(every if name == _EVERY else name) for name in teachers}
     start = not wanted <= set(taken) and _file_of(_GENERAL) not in taken
-    models = {config.student, *((config.teacher,) if start else ())}
+    models = {*(() if started else (config.student,)), *((config.teacher,) if start else ())}
     lites = {model: lite for model in sorted(models) if (lite := _lite_of(model))}
     if file and resume:
         raise InputError(

@@ -18,7 +18,7 @@ from ...runtime.errors import InputError
 from ...runtime.files import sha256_of_file
 from ...runtime.paths import takes_paths
 from .parts import common_samples, default_part, leak_of, samples_for, train_frames
-from .sources import OnnxSource, find_source, load_exportable
+from .sources import OnnxSource, checkpoint_of, find_source, load_exportable
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -180,6 +180,7 @@ def train(
     teachers: Path | None = None,
     teacher_checkpoints: Sequence[Path] = (),
     encoder_weights: Path | None = None,
+    start: Path | None = None,
     device: str = "auto",
     note: Callable[[str], object] = lambda text: None,
     progress: Progress = _bars,
@@ -197,6 +198,8 @@ def train(
         teachers: see `kd.train.train`, as the next three.
         teacher_checkpoints: see there.
         encoder_weights: see there.
+        start: what the student is trained on from: a run, its checkpoint, or the name of a student
+            that ships.
         device: "auto", "cpu" or "cuda".
         note: takes a line that belongs beside the figures of this run.
         progress: shows how far it is.
@@ -207,7 +210,7 @@ def train(
 
     Raises: InputError (E-CONFIG for an unknown setting, E-MODEL-MODULE for a network of the run
         that is resumed, which a function makes that is neither named here nor allowed), those of
-        `kd.train.train`.
+        `kd.train.train` and, of `start`, of `checkpoint_of` and `CheckpointSource.seen`.
     """
     from ...kd.config import TrainConfig, find_recipe
     from ...kd.data.dataset import read_datasets
@@ -237,6 +240,7 @@ def train(
         teachers=teachers,
         teacher_checkpoints=teacher_checkpoints,
         encoder_weights=encoder_weights,
+        start=None if start is None else checkpoint_of(start).start(),
         device=device,
         progress=progress,
     )

@@ -63,8 +63,9 @@ def common_samples(
             E-PART-UNSEEN (no list tells what a source has seen), and those of `read_dataset` and
             `samples_of`.
         Refused: E-SPLIT-DIFFERS if the sources have different splits: what is the test part of one
-            may have trained another; E-DATA-SEEN if a shipped student was trained on some of
-            "all", or on everything; those of `ModelSource.trained_on`.
+            may have trained another; E-DATA-SEEN if a shipped student, or what a run's student
+            started from, was trained on some of "all", or on everything; those of
+            `ModelSource.trained_on`.
     """
     from ...kd.data.dataset import read_datasets
     from ...kd.data.duplicates import with_groups
@@ -91,7 +92,7 @@ def common_samples(
 def _untrained_samples(
     sources: Sequence[ModelSource], dataset: Dataset, part: str
 ) -> tuple[Sample, ...]:
-    """Return the samples that no shipped student has seen; for "all" that must be all of them."""
+    """Return the samples that no listed network has seen; for "all" that must be all of them."""
     seen: set[str] = set()
     for source in sources:
         trained_on = source.trained_on()
@@ -101,7 +102,7 @@ def _untrained_samples(
                 f"{source.path} has no list of the images it was trained on; use --part test for "
                 "data of its split, --part all for data that it never saw",
             )
-        seen |= trained_on or set()
+        seen |= source.seen_before() if trained_on is None else trained_on
     if not seen:
         return dataset.samples
     unseen = tuple(each for each in dataset.samples if sha256_of_file(each.image) not in seen)

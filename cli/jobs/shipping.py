@@ -86,6 +86,7 @@ def gather_evidence(
     from ...kd.checkpoint import load_checkpoint
     from ...kd.data.dataset import read_datasets
     from ...kd.data.split import read_split, samples_of
+    from ...kd.start import in_short
     from .empty_frames import require_empty
 
     fp32, int8, split_sha256 = measured_rows(from_json(record.read_bytes()))
@@ -135,10 +136,10 @@ def gather_evidence(
         macs=fp32.macs,
         checkpoint_sha256=shipped.sha256,
         training=settings_of(
-            {**shipped.provenance, "data": weights.training_data(shipped.provenance)}
+            {**in_short(shipped.provenance), "data": weights.training_data(shipped.provenance)}
         ),
-        trained_on=tuple(sorted(hashes)),
-        measured_training=settings_of(trial.provenance),
+        trained_on=tuple(sorted({*hashes, *weights.seen_before()})),
+        measured_training=settings_of(in_short(trial.provenance)),
         split_sha256=split_sha256,
         fp32=figures_of(fp32),
         int8=figures_of(int8),

@@ -42,6 +42,12 @@ class BundleSource:
         listed = open_bundle(self.path).provenance().trained_on
         return None if listed is None else frozenset(listed)
 
+    def seen_before(self) -> frozenset[str]:
+        """See `ModelSource`."""
+        from ....kd.start import seen_before
+
+        return seen_before(open_bundle(self.path).provenance().training)
+
     def temperature(self) -> float | None:
         """See `ModelSource`."""
         from ..tuning import temperature_in

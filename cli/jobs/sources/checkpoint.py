@@ -20,6 +20,7 @@ from .source import split_in
 
 if TYPE_CHECKING:
     from ....benchmarks.run import Candidate
+    from ....kd.start import Start
 
 ENGINES = ("torch", "torch-cuda")  # of checkpoints; the second only if asked for by name
 
@@ -59,12 +60,42 @@ class CheckpointSource:
         """See `ModelSource`; a run has its split, and no list."""
         return None
 
+    def seen_before(self) -> frozenset[str]:
+        """See `ModelSource`."""
+        from ....kd.checkpoint import load_checkpoint
+        from ....kd.start import seen_before
+
+        return seen_before(load_checkpoint(self.path).provenance)
+
+    def seen(self) -> frozenset[str]:
+        """Return the SHA-256 of the file of every image that the network was trained on.
+
+        Raises: those of `split_file` and `read_split`; of a shipped student of `trained_on`.
+        """
+        from ....kd.data.split import read_split
+
+        entries = read_split(self.split_file()).entries
+        learnt = {entry.image_sha256 for entry in entries if entry.part == "train"}
+        return frozenset(learnt | self.seen_before())
+
+    def start(self) -> Start:
+        """Return the network as what a student is trained on from. Raises: those of `seen`."""
+        from ....kd.checkpoint import load_checkpoint
+        from ....kd.start import Start
+
+        provenance = load_checkpoint(self.path).provenance
+        return Start(self.path, self.seen(), tuple(self._sets(provenance)))
+
     def training_data(self, provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
         """See `Exportable`."""
         from ....kd.data.catalogue import describe_sets
 
-        shipped = self.folder == zoo.FOLDER.resolve()
-        return describe_sets(provenance.get("data", [zoo.UNNAMED_SET] if shipped else []))
+        return describe_sets(self._sets(provenance))
+
+    def _sets(self, provenance: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        from ....kd.start import sets_of
+
+        return sets_of(provenance, [zoo.UNNAMED_SET] if self.folder == zoo.FOLDER.resolve() else [])
 
     def parts(self, data: Folders, progress: Progress) -> Parts | None:
         """See `Exportable`; those of its run."""
@@ -138,6 +169,10 @@ class ShippedSource(CheckpointSource):
         from ....benchmarks.report.evidence import read_evidence
 
         return frozenset(read_evidence(zoo.evidence_file(self.path), self.path).trained_on)
+
+    def seen(self) -> frozenset[str]:
+        """See `CheckpointSource`; its list says it."""
+        return self.trained_on() or frozenset()
 
     def run_split(self) -> Path | None:
         """See `Exportable`; its list of images takes the place of a split."""

@@ -45,6 +45,13 @@ class ModelSource(Protocol):
         """
         ...
 
+    def seen_before(self) -> frozenset[str]:
+        """Return the SHA-256 of each image that only the start of a run's student was trained on.
+
+        Empty where it started from no checkpoint, and of a shipped student, whose list has all.
+        """
+        ...
+
     def temperature(self) -> float | None:
         """Return the temperature that `edgeseg tune` fitted; None where it was never called."""
         ...
