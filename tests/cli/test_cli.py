@@ -306,6 +306,12 @@ def test_source_that_is_no_checkpoint_is_refused(content, tmp_path, phantoms, ou
     assert names_in(out.parent) == []
 
 
+def test_checkpoint_that_is_cut_is_told_before_a_split_is_missed(run, phantoms, tmp_path):
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes((run / "student.safetensors").read_bytes()[:2000])
+    refused("E-CKPT-READ", INPUT, "evaluate", path, phantoms, "-q")
+
+
 def export_arguments(run, phantoms, out, target="x86-cpu", precision="fp32"):
     return (
         *("export", run, "--target", target, "--precision", precision),

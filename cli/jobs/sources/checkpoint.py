@@ -42,8 +42,8 @@ class CheckpointSource:
         """See `ModelSource`."""
         from ....kd.checkpoint import load_checkpoint
 
-        file = split_in(self.folder, self.path)
         trained_with = load_checkpoint(self.path).provenance.get("split_sha256")
+        file = split_in(self.folder, self.path)
         if sha256_of_file(file) != trained_with:
             raise Refused(
                 "E-SPLIT-HASH",
