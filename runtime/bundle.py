@@ -119,15 +119,16 @@ class Manifest:
     precision: str  # "fp32", "fp16", "bf16" or "int8"
     contract: InputContract
     models: Mapping[str, Tuple[str, ...]]  # engine -> its files, preferred engine first
-    files: Mapping[str, str]  # path in the bundle -> SHA-256, all but manifest, sums, signature
+    # Path in the bundle -> SHA-256, all but manifest, sums, signature.
+    files: Mapping[str, str] = field(repr=False)
     complexity: Mapping[str, Any] = field(default_factory=dict)  # parameters, macs, ...
-    provenance: Mapping[str, Any] = field(default_factory=dict)  # as `Provenance`
-    evidence: Mapping[str, Any] = field(default_factory=dict)  # as `Proof`
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)  # as `Provenance`
+    evidence: Mapping[str, Any] = field(default_factory=dict, repr=False)  # as `Proof`
     # Frames a call takes, "min" and "max"; more than one needs an engine of the caller's own.
     batch: Mapping[str, Any] = field(default_factory=lambda: {"min": 1, "max": 1})
     # Precision -> file, width and height in px: ONNX with pre- and post-processing inside.
     frame_graphs: Mapping[str, Any] = field(default_factory=dict)
-    vectors: GoldenVectors = field(default_factory=GoldenVectors)
+    vectors: GoldenVectors = field(default_factory=GoldenVectors, repr=False)
     # Where the image is in a maker's frames; empty: the whole frame is the image.
     layout: Mapping[str, Any] = field(default_factory=dict)
     # What the CPU must have, see `cpu.FEATURES`; left out where it needs nothing.

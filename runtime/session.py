@@ -116,12 +116,12 @@ class Session:
 
     contract: InputContract
     engine: Engine
-    _input: np.ndarray
+    _input: np.ndarray = field(repr=False)
     largest_only: bool = False  # only the largest lesion is kept
     fill_holes: bool = False  # before that
     bundle: Optional[Bundle] = None  # whose golden frames `selftest` replays
-    _crop: Optional[_Crop] = None
-    _turn: _OneAtATime = field(default_factory=_OneAtATime)
+    _crop: Optional[_Crop] = field(default=None, repr=False)
+    _turn: _OneAtATime = field(default_factory=_OneAtATime, repr=False)
 
     @classmethod
     def over(

@@ -14,7 +14,7 @@ import hashlib
 import re
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Dict, Iterator, Mapping, Protocol, Tuple
 
@@ -161,7 +161,8 @@ class Sealed:
     """The store of a verified bundle: each file is compared again whenever it is read."""
 
     inner: Store
-    digests: Mapping[str, str]  # file -> SHA-256 when it was verified; all but the signature
+    # File -> SHA-256 when it was verified; all but the signature.
+    digests: Mapping[str, str] = field(repr=False)
 
     @property
     def path(self) -> Path:

@@ -426,3 +426,10 @@ def test_mask_of_the_steps_is_the_mask_of_predict():
     logits = session.infer(session.prepare(frame))
     assert (session.read_out(logits, frame.shape) == session.predict(frame)).all()
     assert mask_from_logits(logits, CONTRACT, 40, 40).any()
+
+
+def test_what_a_prompt_shows_of_a_session_is_short_and_says_what_runs(bundle_of):
+    shown = repr(open_session(bundle_of("x86-cpu", "int8")))
+    assert len(shown) < 1500  # without hashes, proofs and pixels
+    assert "precision='int8'" in shown
+    assert "InputContract(height=64, width=64" in shown
