@@ -101,11 +101,21 @@ def keep(start: Start, facts: Mapping[str, Any], run: Path) -> None:
 
 
 def kept_facts(run: Path) -> dict[str, Any] | None:
-    """Return what a run keeps of its student's start; None where it has none."""
+    """Return what a run keeps of its student's start; None where it has none.
+
+    Raises InputError: E-RUN-CONFIG, it can no longer be read.
+    """
     file = run / _FACTS
     if not file.is_file():
         return None
-    facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        facts: dict[str, Any] = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise InputError(
+            "E-RUN-CONFIG",
+            f"{file}, which says what the student starts from, is damaged ({error}); put it back "
+            "or start the run anew",
+        ) from error
     return facts
 
 

@@ -120,6 +120,13 @@ def test_run_is_resumed_without_naming_the_start_and_ends_with_the_same_weights(
     with pytest.raises(KeyboardInterrupt):
         train(dataset, tmp_path / "run", config, split=split, start=start, device="cpu")
     monkeypatch.undo()
+    kept = tmp_path / "run" / "taken-student.json"
+    whole_text = kept.read_bytes()
+    kept.write_bytes(whole_text[:40])
+    code, message = refusal(dataset, tmp_path / "run", config, resume=True)
+    assert code == "E-RUN-CONFIG"
+    assert "taken-student.json, which says what the student starts from, is damaged" in message
+    kept.write_bytes(whole_text)
     code, message = refusal(dataset, tmp_path / "run", config, resume=True, start=start)
     assert code == "E-RUN-CONFIG"
     assert message.endswith("leave --start out")
