@@ -82,14 +82,13 @@ def facts_of(
             "keeps for val and test, which could then judge nothing; give the split of its run "
             "with --split, or images that it has not seen",
         )
-    learnt = {entry.image_sha256 for entry in split.entries if entry.part == "train"}
     encoder = loaded.provenance.get("encoder_weights")
     return {
         "sha256": loaded.sha256,
         "model": loaded.model,
         "size": [loaded.contract.height, loaded.contract.width],
         "data": [dict(each) for each in start.data],
-        "also_seen": sorted(start.seen - learnt),
+        "also_seen": sorted(start.seen - split.hashes_of("train")),
         **({"encoder_weights": dict(encoder)} if encoder else {}),
     }
 

@@ -93,15 +93,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
-def pytest_collection_finish() -> None:
-    """Keep the garbage collector off what stays: modules and thousands of tests."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _imported_is_frozen() -> None:
-    """Keep it off the modules too that tests import: each benchmark collects all else first."""
+def _what_stays_is_frozen() -> None:
+    """Keep the garbage collector off what stays: thousands of tests, and what they have imported.
+
+    Each benchmark collects all else first.
+    """
     gc.collect()
     gc.freeze()
 

@@ -42,6 +42,14 @@ SMALLER = {
 SMALLER_NOTEBOOK = {"student_epochs=8": "student_epochs=2", "rounds=40": "rounds=4"}
 
 
+def smaller(text, changes):
+    """A tutorial's text with changes that each apply once, else it would run in full."""
+    for told, ours in changes.items():
+        assert text.count(told) == 1, told
+        text = text.replace(told, ours)
+    return text
+
+
 def texts():
     """Name -> text of the README and of every page."""
     pages = {"README.md": ROOT / "README.md", **PAGES}
@@ -163,10 +171,7 @@ def test_a_command_line_that_is_wrong_is_told(line, fault):
 def test_commands_of_the_first_tutorial_run_one_after_the_other(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
     done = []
-    text = TUTORIAL.read_text(encoding="utf-8")
-    for large, small in SMALLER.items():
-        assert text.count(large) == 1, large  # else the tutorial would run in full
-        text = text.replace(large, small)
+    text = smaller(TUTORIAL.read_text(encoding="utf-8"), SMALLER)
     for language, block in FENCED.findall(text):
         programs = [["-c", block]] if language == "python" else []
         if language == "sh":
@@ -214,10 +219,7 @@ def of_docs(tmp_path, monkeypatch):
 def blocks_of(page, changes):
     """Language and text of a page's blocks of code, with changes that each apply once."""
     text = (DOCS / "tutorials" / page).read_text(encoding="utf-8")
-    for told, ours in changes.items():
-        assert text.count(told) == 1, told  # else the tutorial would run in full
-        text = text.replace(told, ours)
-    return FENCED.findall(text)
+    return FENCED.findall(smaller(text, changes))
 
 
 def shell(block):
@@ -325,10 +327,7 @@ def test_the_notebook_of_the_first_tutorial_runs_from_top_to_bottom(of_docs):
         "del book.cells[0]\n"
         "nbformat.write(book, 'done.ipynb')\n"
     )
-    text = NOTEBOOK.read_text(encoding="utf-8")
-    for told, ours in SMALLER_NOTEBOOK.items():
-        assert text.count(told) == 1, told  # else the notebook would run in full
-        text = text.replace(told, ours)
+    text = smaller(NOTEBOOK.read_text(encoding="utf-8"), SMALLER_NOTEBOOK)
     (of_docs / "smaller.ipynb").write_text(text, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-c", code, HASTE],

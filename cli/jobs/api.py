@@ -210,7 +210,7 @@ def train(
 
     Raises: InputError (E-CONFIG for an unknown setting, E-MODEL-MODULE for a network of the run
         that is resumed, which a function makes that is neither named here nor allowed), those of
-        `kd.train.train` and, of `start`, of `checkpoint_of` and `CheckpointSource.seen`.
+        `kd.train.train` and, of `start`, of `checkpoint_of` and `CheckpointSource.start`.
     """
     from ...kd.config import TrainConfig, find_recipe
     from ...kd.data.dataset import read_datasets

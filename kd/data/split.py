@@ -65,6 +65,10 @@ class Split:
     torn_groups: int | None = None
     parts_from: str = ""  # who divided: "lists", `OWN`; empty where it was made by group
 
+    def hashes_of(self, part: str) -> frozenset[str]:
+        """Return the SHA-256 of the file of every image in a part."""
+        return frozenset(entry.image_sha256 for entry in self.entries if entry.part == part)
+
     @property
     def leak(self) -> str:
         """What must stand beside any figure on this split; empty where it is made by group."""

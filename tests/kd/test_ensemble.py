@@ -14,8 +14,7 @@ import torch
 from edgeseg.kd.cache import LogitCache
 from edgeseg.kd.checkpoint import load_checkpoint, read_tensors
 from edgeseg.kd.config import TrainConfig
-from edgeseg.kd.data.dataset import read_dataset
-from edgeseg.kd.data.split import make_split, read_split, samples_of
+from edgeseg.kd.data.split import make_split, samples_of
 from edgeseg.kd.fit import mixed_precision
 from edgeseg.kd.frames import draw_batch, load_frames
 from edgeseg.kd.models import Network, Trace
@@ -77,16 +76,6 @@ def test_teachers_of_one_place_are_an_ensemble_and_one_alone_is_itself():
     routed = dict.fromkeys(("benign", "malignant"), made["every-1"])
     for network in teaching_networks(routed, mirrored, CPU).values():
         assert isinstance(network, Ensemble)
-
-
-@pytest.fixture(scope="module")
-def dataset(phantoms):
-    return read_dataset(phantoms)
-
-
-@pytest.fixture(scope="module")
-def split(run):
-    return read_split(run / "split.json")
 
 
 @pytest.fixture(scope="module")

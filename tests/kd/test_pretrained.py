@@ -18,7 +18,6 @@ import edgeseg.kd.train as training
 from edgeseg.export.to_onnx import onnx_from_network
 from edgeseg.kd.checkpoint import load_checkpoint, read_tensors
 from edgeseg.kd.config import TrainConfig
-from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.kd.data.split import make_split
 from edgeseg.kd.encoders import LITE0, LITE2, LiteEncoder, widths_of
 from edgeseg.kd.models import MODELS, build_model, count_parameters
@@ -98,11 +97,6 @@ def weights_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "made.pth"
     torch.save(made_weights("lite0"), path)
     return path
-
-
-@pytest.fixture(scope="module")
-def dataset(phantoms):
-    return read_dataset(phantoms)
 
 
 @pytest.fixture(scope="module")

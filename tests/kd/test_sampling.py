@@ -15,7 +15,6 @@ import torch
 import edgeseg.kd.fit as fitting
 from edgeseg.kd.checkpoint import read_tensors
 from edgeseg.kd.config import TrainConfig, set_weights_of
-from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.kd.data.split import make_split
 from edgeseg.kd.frames import CROP, EMPTY, IMAGE, PHANTOM, FrameSet, draw_batch, load_frames
 from edgeseg.kd.negatives import MAX_ASPECT, MAX_GREY, draw_empty, lesion_free_box
@@ -51,11 +50,6 @@ def drawn(frames, sampling, epochs=10, seed=0, first=0):
 
 def count_rows(frames, sampling, epochs=10):
     return Counter(row for rows, _ in drawn(frames, sampling, epochs) for row in rows.tolist())
-
-
-@pytest.fixture(scope="module")
-def dataset(phantoms):
-    return read_dataset(phantoms)
 
 
 @pytest.fixture(scope="module")

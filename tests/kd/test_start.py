@@ -16,7 +16,7 @@ from edgeseg.kd.checkpoint import load_checkpoint, read_tensors
 from edgeseg.kd.config import TrainConfig
 from edgeseg.kd.data.dataset import read_dataset
 from edgeseg.kd.data.phantom import write_phantoms
-from edgeseg.kd.data.split import make_split, read_split, write_split
+from edgeseg.kd.data.split import make_split, write_split
 from edgeseg.kd.start import in_short, seen_before, sets_of
 from edgeseg.kd.train import train
 from edgeseg.kd.zoo import find_weights
@@ -35,16 +35,6 @@ CONFIG = TrainConfig(
     batch=8,
     learning_rate=1e-12,
 )
-
-
-@pytest.fixture(scope="module")
-def dataset(phantoms):
-    return read_dataset(phantoms)
-
-
-@pytest.fixture(scope="module")
-def split(run):
-    return read_split(run / "split.json")
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +145,7 @@ def test_start_of_another_network_or_two_starts_are_refused(
 
 def test_start_that_has_seen_what_is_kept_apart_is_refused(dataset, split, start, tmp_path):
     other = make_split(dataset, seed=5)
-    learnt = {entry.image_sha256 for entry in split.entries if entry.part == "train"}
+    learnt = split.hashes_of("train")
     known = sum(e.image_sha256 in learnt for e in other.entries if e.part != "train")
     code, message = refusal(dataset, tmp_path / "run", CONFIG, split=other, start=start)
     assert code == "E-START-SEEN"
@@ -166,11 +156,11 @@ def test_start_that_has_seen_what_is_kept_apart_is_refused(dataset, split, start
 def test_images_that_only_the_start_has_seen_score_no_network_and_no_bundle(
     elsewhere, phantoms, others, split, tmp_path
 ):
-    learnt = {entry.image_sha256 for entry in split.entries if entry.part == "train"}
+    learnt = split.hashes_of("train")
     provenance = load_checkpoint(elsewhere / "student.safetensors").provenance
     assert seen_before(provenance) == learnt
     source = checkpoint_of(elsewhere)
-    assert learnt < source.seen()
+    assert learnt < source.start().seen
     bundle = tmp_path / "bundle"
     words = ("--target", "x86-cpu", "--precision", "fp32", "--calib", str(others))
     gates = ("--max-drop", "1", "--max-hd95-rise", "100", "--force-contract")

@@ -94,11 +94,6 @@ def rows_of(run):
 
 
 @pytest.fixture(scope="module")
-def dataset(phantoms):
-    return read_dataset(phantoms)
-
-
-@pytest.fixture(scope="module")
 def split(dataset):
     return make_split(dataset)
 

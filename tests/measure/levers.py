@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from edgeseg.benchmarks.measure.accuracy import ImageScore
+from edgeseg.benchmarks.measure.accuracy import ImageScore, paired_difference
+from edgeseg.benchmarks.measure.by_set import ALL_SETS, accuracy_by_set
 from edgeseg.cli.jobs.api import evaluate, train
 from edgeseg.cli.jobs.sources import checkpoint_of
 from edgeseg.cli.jobs.tuning import tune
@@ -28,7 +27,6 @@ from edgeseg.kd.config import STUDENT_FILE
 from edgeseg.kd.data.dataset import read_datasets
 from edgeseg.kd.data.split import make_folds, write_split
 from edgeseg.kd.train import is_run
-from edgeseg.runtime.metrics import bootstrap_interval
 from edgeseg.runtime.progress import quiet
 
 FOLDS = 5
@@ -98,29 +96,24 @@ def named(row: str) -> str:
 
 
 def summary(
-    name: str, scores: Sequence[ImageScore], base: Mapping[str, ImageScore], folds: int
+    name: str, scores: Sequence[ImageScore], base: Sequence[ImageScore], folds: int
 ) -> dict[str, Any]:
     """Return what a table says of a row."""
-    lesions = [each for each in scores if each.lesion_px]
-    normals = [each for each in scores if not each.lesion_px]
-    dice = [each.dice for each in lesions]
-    gains = [each.dice - base[each.name].dice for each in lesions]
-    groups = [each.group for each in lesions]
+    sets = accuracy_by_set(scores, {each.name: each.name.partition("/")[0] for each in scores})
+    every = sets[-1]  # of one set alone: its own row
+    gain = paired_difference(scores, base)
     return {
         "row": name,
         "folds": folds,
-        "lesions": len(lesions),
-        "dice": float(np.mean(dice)),
-        "interval": bootstrap_interval(dice, groups),
-        "by_set": {
-            label: float(np.mean([each.dice for each in lesions if each.name.startswith(label)]))
-            for label in sorted({each.name.partition("/")[0] for each in lesions})
-        },
-        "missed": sum(each < 0.1 for each in dice),
-        "normals": len(normals),
-        "marked": sum(each.predicted_px > 0 for each in normals),
-        "gain": float(np.mean(gains)),
-        "gain_interval": bootstrap_interval(gains, groups),
+        "lesions": every.lesions,
+        "dice": every.dice.mean,
+        "interval": (every.dice.low, every.dice.high),
+        "by_set": {each.name: each.dice.mean for each in sets if each.name != ALL_SETS},
+        "missed": every.missed,
+        "normals": every.normals,
+        "marked": every.marked,
+        "gain": gain.mean,
+        "gain_interval": (gain.low, gain.high),
     }
 
 
@@ -164,8 +157,7 @@ def main() -> None:
             out.parent.mkdir(exist_ok=True)
             scores, minutes = scores_of(asked.data, split, out, ROWS[name])
             done.setdefault(name, []).extend(scores)
-            base = {each.name: each for each in done[BASE]}
-            table[name] = summary(name, done[name], base, number)
+            table[name] = summary(name, done[name], done[BASE], number)
             print(f"fold {number}, {name}: {minutes:.1f} min", flush=True)
             (asked.out / "levers.md").write_text(to_markdown(list(table.values())))
             (asked.out / "levers.json").write_text(json.dumps(list(table.values()), indent=1))

@@ -67,24 +67,23 @@ class CheckpointSource:
 
         return seen_before(load_checkpoint(self.path).provenance)
 
-    def seen(self) -> frozenset[str]:
-        """Return the SHA-256 of the file of every image that the network was trained on.
+    def start(self) -> Start:
+        """Return the network as what a student is trained on from.
 
         Raises: those of `split_file` and `read_split`; of a shipped student of `trained_on`.
         """
-        from ....kd.data.split import read_split
-
-        entries = read_split(self.split_file()).entries
-        learnt = {entry.image_sha256 for entry in entries if entry.part == "train"}
-        return frozenset(learnt | self.seen_before())
-
-    def start(self) -> Start:
-        """Return the network as what a student is trained on from. Raises: those of `seen`."""
         from ....kd.checkpoint import load_checkpoint
         from ....kd.start import Start
 
         provenance = load_checkpoint(self.path).provenance
-        return Start(self.path, self.seen(), tuple(self._sets(provenance)))
+        return Start(self.path, self._seen(provenance), tuple(self._sets(provenance)))
+
+    def _seen(self, provenance: Mapping[str, Any]) -> frozenset[str]:
+        """Return the SHA-256 of the file of every image that the network was trained on."""
+        from ....kd.data.split import read_split
+        from ....kd.start import seen_before
+
+        return read_split(self.split_file()).hashes_of("train") | seen_before(provenance)
 
     def training_data(self, provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
         """See `Exportable`."""
@@ -170,7 +169,7 @@ class ShippedSource(CheckpointSource):
 
         return frozenset(read_evidence(zoo.evidence_file(self.path), self.path).trained_on)
 
-    def seen(self) -> frozenset[str]:
+    def _seen(self, provenance: Mapping[str, Any]) -> frozenset[str]:
         """See `CheckpointSource`; its list says it."""
         return self.trained_on() or frozenset()
 
