@@ -58,8 +58,26 @@ LITE2: Final = Lite(
 )
 
 
+class _Depthwise(nn.Conv2d):
+    """A depthwise convolution that a CPU trains in float32.
+
+    oneDNN 3.12 has fast gradients of it in bfloat16 for a 3×3 kernel at stride 1 alone; of the
+    others they take 4 times as long as in float32, half of the time of a network's step.
+    """
+
+    def __init__(self, channels: int, kernel: int, stride: int) -> None:
+        super().__init__(channels, channels, kernel, stride, groups=channels, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve [N, C, H, W]."""
+        if self.training and x.device.type == "cpu":
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.float())
+        return super().forward(x)
+
+
 def _conv_norm(
-    inputs: int, outputs: int, kernel: int, stride: int = 1, *, groups: int = 1
+    inputs: int, outputs: int, kernel: int, stride: int = 1, *, depthwise: bool = False
 ) -> list[nn.Module]:
     """Return padding, where there is any, a convolution and a batch norm."""
     beyond = kernel - stride  # for sides that the stride divides
@@ -69,7 +87,9 @@ def _conv_norm(
         padding = [nn.ZeroPad2d((before, behind, before, behind))]
     return [
         *padding,
-        nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=False),
+        _Depthwise(inputs, kernel, stride)
+        if depthwise
+        else nn.Conv2d(inputs, outputs, kernel, stride, bias=False),
         nn.BatchNorm2d(outputs, eps=_EPS),
     ]
 
@@ -84,7 +104,7 @@ class _Block(nn.Module):
         if expansion > 1:
             self.expand = nn.Sequential(*_conv_norm(inputs, inner, 1), nn.ReLU6())
         self.depthwise = nn.Sequential(
-            *_conv_norm(inner, inner, kernel, stride, groups=inner), nn.ReLU6()
+            *_conv_norm(inner, inner, kernel, stride, depthwise=True), nn.ReLU6()
         )
         self.project = nn.Sequential(*_conv_norm(inner, outputs, 1))
         self.around = stride == 1 and inputs == outputs

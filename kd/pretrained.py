@@ -147,6 +147,6 @@ def _names(encoder: LiteEncoder) -> Iterator[tuple[str, str]]:
             groups[f"{path}.{part}"] = f"{theirs}._{part}_conv", f"{theirs}._bn{norm}"
     for path, (convolution, batch_norm) in groups.items():
         for name, module in encoder.get_submodule(path).named_children():
-            theirs = {nn.Conv2d: convolution, nn.BatchNorm2d: batch_norm}.get(type(module), "")
+            theirs = convolution if isinstance(module, nn.Conv2d) else batch_norm
             for value in module.state_dict():
                 yield f"{path}.{name}.{value}", f"{theirs}.{value}"

@@ -34,6 +34,7 @@ from .log import RunLog
 from .models import Network, Trace, build_model
 from .modules import names_function
 from .sampling import load_part, sampling_of
+from .seeds import use_deterministic_operators
 from .teaching import Teachers, find_teaching
 from .train import (
     distillations_of,
@@ -209,7 +210,7 @@ def fine_tune_quantised(
     fold_norms(folded)
     terms = {name: each for name, each in distillations_of(config).items() if not each.adapter}
     terms = terms or {"kl": find_distillation("kl")}
-    torch.use_deterministic_algorithms(True)
+    use_deterministic_operators(_CPU)
 
     def build(model: str) -> Network:
         return QuantisedNetwork(build_model(model), quantisation)

@@ -53,7 +53,7 @@ from .models import (
 from .modules import names_function
 from .pretrained import EncoderWeights, kept_weights, read_encoder_weights
 from .sampling import load_part, require_drawable, sampling_of
-from .seeds import seed_of
+from .seeds import seed_of, use_deterministic_operators
 from .start import START, Start, facts_of, keep, kept_facts, kept_file
 from .teaching import CLASSES_OF, Ensemble, Teachers, find_teaching
 
@@ -168,8 +168,7 @@ def train(
     }
     require_drawable(sampling_of(config), frames["train"])
     group = join_group(run_device)
-    # On GPUs some of the operators have no deterministic form.
-    torch.use_deterministic_algorithms(run_device.type == "cpu")
+    use_deterministic_operators(run_device)
     log = RunLog(out)
     around = Surroundings(out, config, contract, run_device, group, log, progress)
 

@@ -19,7 +19,7 @@ from edgeseg.export.to_onnx import onnx_from_network
 from edgeseg.kd.checkpoint import load_checkpoint, read_tensors
 from edgeseg.kd.config import TrainConfig
 from edgeseg.kd.data.split import make_split
-from edgeseg.kd.encoders import LITE0, LITE2, LiteEncoder, widths_of
+from edgeseg.kd.encoders import LITE0, LITE2, LiteEncoder, _Depthwise, widths_of
 from edgeseg.kd.models import MODELS, build_model, count_parameters
 from edgeseg.kd.pretrained import kept_weights, read_encoder_weights
 from edgeseg.kd.train import train
@@ -427,3 +427,18 @@ def test_table_names_a_lite_encoder_for_its_networks_and_for_no_other():
         "lite0-attunet",
         "lite2-attunet",
     }
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_depthwise_convolution_is_trained_in_float32_on_a_cpu(stride: int) -> None:
+    layer = _Depthwise(8, 5, stride)
+    x = torch.randn(2, 8, 9, 9, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = layer(x)
+        answered = layer.eval()(x)
+    assert (trained.dtype, answered.dtype) == (torch.float32, torch.bfloat16)
+    trained.sum().backward()
+    plain = torch.nn.functional.conv2d(x.detach().float(), layer.weight, None, stride, groups=8)
+    assert torch.allclose(trained, plain, atol=1e-5)
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
