@@ -13,7 +13,7 @@ from ..runtime.errors import InputError
 
 STUDENT_FILE = "student.safetensors"
 # Settings that came after 0.1; their defaults change nothing.
-LATER = frozenset({"phantom_share", "student_features", "teacher_features"})
+LATER = frozenset({"loss", "phantom_share", "student_features", "teacher_features"})
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -47,6 +47,10 @@ class TrainConfig:
     batch: int = _setting(8, "images a step")
     learning_rate: float = _setting(1e-3, "peak of AdamW's cosine schedule")
     weight_decay: float = _setting(1e-2, "of AdamW, decoupled")
+    loss: str = _setting(
+        "balanced+dice",
+        "against the masks: balanced or bce, and dice, or overlap: dice that charges no false mark",
+    )
     teaching: str = _setting(
         "routed", "who teaches an image: routed, mean, confidence, single, wrong or none"
     )

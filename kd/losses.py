@@ -8,10 +8,14 @@ processes share it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import torch
 from torch.nn import functional as F
+
+from ..runtime.errors import InputError
 
 MAX_AREA_WEIGHT: Final = 5.0  # of a lesion pixel against a background pixel
 FALSE_SHARE: Final = 0.01  # of an image's pixels marked without a lesion: half of the full penalty
@@ -41,8 +45,31 @@ def area_balanced_bce(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor
     return losses.mean(dim=(1, 2, 3))
 
 
+def plain_bce(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy in nats, every pixel alike; shapes as `area_balanced_bce`."""
+    losses = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    return losses.mean(dim=(1, 2, 3))
+
+
+def overlap_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """One minus soft Dice (Milletari et al. 2016) of each image, 0 where it has no lesion.
+
+    Args:
+        logits: [N, 1, H, W].
+        truth: [N, 1, H, W], values in 0..1.
+
+    Returns:
+        [N] in 0..1.
+    """
+    probability = logits.sigmoid()
+    overlap = (probability * truth).sum(dim=(1, 2, 3))
+    total = probability.sum(dim=(1, 2, 3)) + truth.sum(dim=(1, 2, 3))
+    present = truth.amax(dim=(1, 2, 3)) > 0.5
+    return torch.where(present, 1 - 2 * overlap / total.clamp_min(1e-6), 0.0)
+
+
 def dice_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """One minus soft Dice (Milletari et al. 2016) of each image; see below where it has no lesion.
+    """One minus soft Dice of each image, and what is marked where an image has no lesion.
 
     Overlap with nothing is undefined. An image without lesion costs ``FALSE_WEIGHT * p / (p +
     FALSE_SHARE)`` instead, p the mean probability: soft Dice smoothed by FALSE_SHARE of the
@@ -56,15 +83,37 @@ def dice_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     Returns:
         [N] in 0..1.
     """
-    probability = logits.sigmoid()
-    overlap = (probability * truth).sum(dim=(1, 2, 3))
-    total = probability.sum(dim=(1, 2, 3)) + truth.sum(dim=(1, 2, 3))
     present = truth.amax(dim=(1, 2, 3)) > 0.5
-    marked = probability.mean(dim=(1, 2, 3))
+    marked = logits.sigmoid().mean(dim=(1, 2, 3))
     false = FALSE_WEIGHT * marked / (marked + FALSE_SHARE)
-    return torch.where(present, 1 - 2 * overlap / total.clamp_min(1e-6), false)
+    return overlap_loss(logits, truth) + torch.where(present, 0.0, false)
 
 
-def supervised_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Area-balanced cross-entropy plus Dice, [N]: what all networks learn from the masks."""
-    return area_balanced_bce(logits, truth) + dice_loss(logits, truth)
+LOSSES: Final[Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]] = (
+    MappingProxyType(
+        {
+            "balanced": area_balanced_bce,
+            "dice": dice_loss,
+            "bce": plain_bce,
+            "overlap": overlap_loss,
+        }
+    )
+)
+"""By the names of setting `loss`. To add one: a line here."""
+
+
+def terms_of(text: str) -> tuple[str, ...]:
+    """Return the names in text as "balanced+dice". Raises InputError (E-LOSS-NAME) for others."""
+    names = tuple(text.split("+"))
+    for name in names:
+        if name not in LOSSES:
+            known = ", ".join(LOSSES)
+            raise InputError("E-LOSS-NAME", f"no loss named {name!r}; choose of {known}")
+    return names
+
+
+def supervised_loss(
+    logits: torch.Tensor, truth: torch.Tensor, terms: Iterable[str] = ("balanced", "dice")
+) -> torch.Tensor:
+    """Return the sum of some losses, [N]: what all networks learn from the masks."""
+    return torch.stack([LOSSES[name](logits, truth) for name in terms]).sum(dim=0)

@@ -41,7 +41,7 @@ from .encoders import Lite
 from .fit import Loss, Stage, Surroundings, compute_dtype, fit, placed
 from .frames import Batch, FrameSet, draw_phantoms
 from .log import RunLog
-from .losses import supervised_loss
+from .losses import supervised_loss, terms_of
 from .models import (
     Network,
     Trace,
@@ -72,6 +72,7 @@ _OF_PHANTOMS = (
     "batch",
     "learning_rate",
     "weight_decay",
+    "loss",
     "seed",
 )
 _EVERY = "every"  # the one teacher of teaching "single"
@@ -124,10 +125,10 @@ def train(
         InputError: E-DATA-CLASS (a class that a teacher needs is missing, or one is unknown that
             the teaching goes by), E-SPLIT-SETS (`split` is of other data sets), E-RUN-EXISTS,
             E-RUN-MISSING, E-RUN-CONFIG (resumed with other settings or another split), E-DEVICE,
-            E-MODEL-NAME, E-DISTILL-NAME, E-TEACHING-NAME, E-CONFIG (a network does not take the
-            size, a cache cannot hold features), E-MODULE-IMPORT, E-MODULE-NETWORK, E-MODEL-MODULE
-            (a teacher that is taken is made by code that nobody allowed), E-CACHE-SIZE,
-            E-TEACHER-MISSING (`teachers` has
+            E-MODEL-NAME, E-LOSS-NAME, E-DISTILL-NAME, E-TEACHING-NAME, E-CONFIG (a network does
+            not take the size, a cache cannot hold features), E-MODULE-IMPORT, E-MODULE-NETWORK,
+            E-MODEL-MODULE (a teacher that is taken is made by code that nobody allowed),
+            E-CACHE-SIZE, E-TEACHER-MISSING (`teachers` has
             none of those asked for and no general network), E-TEACHER-CONTRACT (of another input
             contract or network), E-TEACHER-SPLIT (trained with another split), E-ENCODER-READ,
             E-ENCODER-SHAPE (of another network), E-SPLIT-PARTS, E-START-CONTRACT.
@@ -277,8 +278,13 @@ class _Run:
         return loaded
 
 
-def _on_masks(trace: Trace, batch: Batch) -> dict[str, torch.Tensor]:
-    return {"masks": supervised_loss(trace.logits, batch.truth)}
+def _on_masks(terms: Sequence[str], trace: Trace, batch: Batch) -> dict[str, torch.Tensor]:
+    return {"masks": supervised_loss(trace.logits, batch.truth, terms)}
+
+
+def _mask_loss(config: TrainConfig) -> Loss:
+    """Return the loss of a network that nobody teaches."""
+    return functools.partial(_on_masks, terms_of(config.loss))
 
 
 def _train_teachers(run: _Run) -> dict[str, Checkpoint]:
@@ -309,7 +315,7 @@ def _train_teachers(run: _Run) -> dict[str, Checkpoint]:
             val,
             epochs,
             rate,
-            _on_masks,
+            _mask_loss(config),
             start,
             sampling=sampling_of(config),
         )
@@ -351,7 +357,7 @@ def _first_weights(run: _Run, who: str, model: str) -> Weights | None:
     # Drawn only if the stage is not done yet.
     frames = none if (around.out / f"{name}.safetensors").is_file() else run.phantoms
     epochs, rate = config.phantom_epochs, config.learning_rate
-    stage = Stage(name, model, frames, none, epochs, rate, _on_masks, start)
+    stage = Stage(name, model, frames, none, epochs, rate, _mask_loss(config), start)
     return run.stage(stage).network.state_dict()
 
 
@@ -409,9 +415,10 @@ def student_loss(
     teachers: Teachers, terms: Mapping[str, Distillation], config: TrainConfig
 ) -> Loss:
     """Return the student's loss: masks, and each distillation term on the images taught."""
+    on_masks = _mask_loss(config)
 
     def loss(trace: Trace, batch: Batch) -> dict[str, torch.Tensor]:
-        values = _on_masks(trace, batch)
+        values = dict(on_masks(trace, batch))
         if not teachers.networks:
             return values
         answer, taught = teachers.answer(batch)
@@ -541,8 +548,10 @@ def _teachers_in(
         _require_taught_alike(loaded, file, contract, split_sha256)
     phantom = source / "phantom-student.safetensors"
     if config.phantom_epochs and phantom.is_file() and not _lite_of(config.student):
-        theirs = load_checkpoint(phantom, asked_for=_asked_for(config)).provenance["config"]
-        if all(theirs.get(name) == getattr(config, name) for name in _OF_PHANTOMS):
+        loaded = load_checkpoint(phantom, asked_for=_asked_for(config))
+        theirs = with_later(loaded.provenance["config"])
+        ours = {name: getattr(config, name) for name in _OF_PHANTOMS}
+        if isinstance(theirs, dict) and ours.items() <= theirs.items():
             found.append(phantom)
     return tuple(found)
 
@@ -721,11 +730,12 @@ def _require_classes(split: Split, config: TrainConfig) -> None:
 def require_settings(config: TrainConfig) -> None:
     """Refuse an unknown name, or what cannot work together, before the first epoch.
 
-    Raises InputError: E-TEACHING-NAME, E-DISTILL-NAME, E-MODEL-NAME, E-CONFIG, E-MODULE-IMPORT,
-    E-MODULE-NETWORK.
+    Raises InputError: E-TEACHING-NAME, E-DISTILL-NAME, E-LOSS-NAME, E-MODEL-NAME, E-CONFIG,
+    E-MODULE-IMPORT, E-MODULE-NETWORK.
     """
     find_teaching(config.teaching)
     distillations_of(config)
+    terms_of(config.loss)
     if config.views:
         _require_no_features(config, "--views, which keeps logits only,")
     if config.teacher_mirror:

@@ -10,11 +10,15 @@ import torch
 from edgeseg.kd.losses import (
     FALSE_SHARE,
     FALSE_WEIGHT,
+    LOSSES,
     MAX_AREA_WEIGHT,
     area_balanced_bce,
     dice_loss,
+    overlap_loss,
     supervised_loss,
+    terms_of,
 )
+from edgeseg.runtime.errors import InputError
 
 
 def truth_with(lesion_px, images=1):
@@ -28,10 +32,10 @@ def logits_for(truth, strength=8.0):
     return (2 * truth - 1) * strength
 
 
-LOSSES = [area_balanced_bce, dice_loss, supervised_loss]
+EVERY = [*LOSSES.values(), supervised_loss]
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", EVERY)
 def test_perfect_answer_costs_nearly_nothing_and_less_than_a_bad_one(loss):
     truth = truth_with(30)
     perfect, unsure, bad = (loss(logits_for(truth, s), truth).item() for s in (12, 0, -12))
@@ -39,7 +43,7 @@ def test_perfect_answer_costs_nearly_nothing_and_less_than_a_bad_one(loss):
     assert perfect < unsure < bad
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", EVERY)
 @pytest.mark.parametrize("lesion_px", [0, 100])
 @pytest.mark.parametrize("strength", [-50.0, 0.0, 50.0])
 def test_empty_and_full_masks_have_finite_losses_and_gradients(loss, lesion_px, strength):
@@ -67,7 +71,7 @@ def test_dice_loss_of_half_probability_on_a_half_mask_is_one_half():
     assert dice_loss(torch.zeros_like(truth), truth).item() == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", EVERY)
 def test_loss_of_an_image_does_not_depend_on_its_batch(loss):
     truth = torch.cat([truth_with(50), truth_with(0), truth_with(3)])
     logits = torch.randn(truth.shape, generator=torch.manual_seed(0))
@@ -118,3 +122,16 @@ def test_supervised_loss_is_the_sum_of_both():
     logits = torch.randn(truth.shape, generator=torch.manual_seed(0))
     both = area_balanced_bce(logits, truth) + dice_loss(logits, truth)
     assert supervised_loss(logits, truth).item() == pytest.approx(both.item())
+
+
+def test_terms_are_those_that_are_named():
+    truth = truth_with(20)
+    logits = torch.randn(truth.shape, generator=torch.manual_seed(0))
+    found = supervised_loss(logits, truth, terms_of("bce+overlap")).item()
+    pixels = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth)
+    assert found == pytest.approx((pixels + dice_loss(logits, truth)).item())
+    false_marks = overlap_loss(logits, truth_with(0))
+    assert false_marks.item() == 0
+    with pytest.raises(InputError, match="choose of balanced, dice, bce, overlap") as caught:
+        terms_of("bce+dise")
+    assert caught.value.code == "E-LOSS-NAME"

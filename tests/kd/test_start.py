@@ -99,12 +99,12 @@ def test_run_is_resumed_without_naming_the_start_and_ends_with_the_same_weights(
     whole = train(dataset, tmp_path / "whole", config, split=split, start=start, device="cpu")
     real, calls = training.supervised_loss, 0
 
-    def stops(logits, truth):
+    def stops(logits, truth, terms):
         nonlocal calls
         calls += 1
         if calls == 5:  # in the second epoch
             raise KeyboardInterrupt
-        return real(logits, truth)
+        return real(logits, truth, terms)
 
     monkeypatch.setattr(training, "supervised_loss", stops)
     with pytest.raises(KeyboardInterrupt):

@@ -171,12 +171,12 @@ def test_loss_that_is_not_finite_stops_names_the_batch_and_keeps_the_last_state(
     steps = len(frames["train"]) // SHORT.batch
     teacher_steps = steps + len(benign) // SHORT.batch + len(malignant) // SHORT.batch
 
-    def breaks(logits, truth):
+    def breaks(logits, truth, terms):
         nonlocal calls
         calls += 1
         # in the student's second epoch
         broken = calls > teacher_steps + steps
-        return real(logits, truth) * (float("nan") if broken else 1)
+        return real(logits, truth, terms) * (float("nan") if broken else 1)
 
     monkeypatch.setattr(training, "supervised_loss", breaks)
     with pytest.raises(Refused) as caught:
@@ -200,7 +200,7 @@ def test_loss_that_is_not_finite_stops_names_the_batch_and_keeps_the_last_state(
 
 def test_loss_that_explodes_stops_as_one_that_is_not_finite(dataset, split, tmp_path, monkeypatch):
     real = training.supervised_loss
-    monkeypatch.setattr(training, "supervised_loss", lambda z, truth: real(z, truth) * 1e5)
+    monkeypatch.setattr(training, "supervised_loss", lambda *inputs: real(*inputs) * 1e5)
     with pytest.raises(Refused, match="lower the learning rate") as caught:
         train(dataset, tmp_path / "run", SHORT, split=split, device="cpu")
     assert caught.value.code == "E-TRAIN-LOSS"
@@ -396,6 +396,7 @@ def test_features_are_not_distilled_from_a_cache(dataset, tmp_path):
     ("changes", "code", "known"),
     [
         ({"distillation": "kl+cdw"}, "E-DISTILL-NAME", "cwd"),
+        ({"loss": "balanced+dise"}, "E-LOSS-NAME", "dice"),
         ({"teaching": "both"}, "E-TEACHING-NAME", "confidence"),
         ({"student": "unet"}, "E-MODEL-NAME", "attunet-16"),
     ],
