@@ -742,6 +742,14 @@ def evaluate(
     "Largest share of the images without a lesion that may be marked.",
 )
 @click.option(
+    "--fold",
+    "folds",
+    metavar="RUN",
+    type=path_type(),
+    multiple=True,
+    help="Choose on the test part of this run of the same network on a fold; one for each.",
+)
+@click.option(
     "--point-of",
     type=path_type(),
     help="In place of DATA: take the operating point of this tuned checkpoint of the same network.",
@@ -755,6 +763,7 @@ def tune(
     source: Path,
     datasets: tuple[Path, ...],
     max_false_marks: float,
+    folds: tuple[Path, ...],
     point_of: Path | None,
     name: str,
     as_json: bool,
@@ -764,7 +773,8 @@ def tune(
 
     The threshold and the least lesion with the highest Dice, as far as these images can tell, among
     those that mark few enough images without a lesion. SOURCE is left as it is: NAME.safetensors
-    beside it has the point.
+    beside it has the point. Where the val part has few images without a lesion, or SOURCE was
+    trained on every image, --fold chooses on runs that were trained alike on folds.
     """
     from .jobs.sources import checkpoint_of
     from .jobs.tuning import render_tuned, take_point
@@ -772,12 +782,19 @@ def tune(
 
     if bool(datasets) == (point_of is not None):
         raise click.UsageError("name either DATA or --point-of")
+    if folds and point_of is not None:
+        raise click.UsageError("--point-of takes a point as it is; leave --fold out")
     found = checkpoint_of(source)
     if point_of is not None:
         tuned = take_point(found, checkpoint_of(point_of), name=name)
     else:
         tuned = choose(
-            found, datasets, max_false_marks=max_false_marks, name=name, progress=progress_of(quiet)
+            found,
+            datasets,
+            max_false_marks=max_false_marks,
+            name=name,
+            folds=[checkpoint_of(fold) for fold in folds],
+            progress=progress_of(quiet),
         )
     if as_json:
         click.echo(json.dumps({"checkpoint": str(tuned.checkpoint), **tuned.evidence}, indent=1))

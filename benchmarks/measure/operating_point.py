@@ -65,7 +65,8 @@ def choose_point(cases: Sequence[CaseParts], contract: InputContract, max_marked
     images; then the highest Dice; then the least peak; then the threshold nearest to one half.
 
     Args:
-        cases: images of the val part with their components at `thresholds_for` the contract.
+        cases: images that the network has not learnt from, with their components at
+            `thresholds_for` the contract.
         contract: of the network as it is.
         max_marked: largest share of the images without a lesion that may be marked, in [0, 1].
 
@@ -80,8 +81,8 @@ def choose_point(cases: Sequence[CaseParts], contract: InputContract, max_marked
         missing = "with" if not lesions else "without"
         raise InputError(
             "E-TUNE-IMAGES",
-            f"the val part has no image {missing} a lesion, and an operating point weighs both "
-            "errors; name a data set more, or split with more in the val part",
+            f"there is no image {missing} a lesion to choose on, and an operating point weighs "
+            "both errors; name a data set more, split with more in the val part, or choose on folds",
         )
     thresholds = thresholds_for(contract)
     found: list[_Point] = []

@@ -1,4 +1,4 @@
-"""Giving a trained network its operating point: chosen on the val part, kept with its evidence."""
+"""Giving a trained network its operating point, chosen on images that it has not learnt from."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from ...runtime.progress import Progress, quiet
 
 if TYPE_CHECKING:
     from ...kd.data.dataset import Sample
+    from ...runtime.session import Session
     from .sources import CheckpointSource
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -60,9 +61,13 @@ def tune(
     *,
     max_false_marks: float,
     name: str,
+    folds: Sequence[CheckpointSource] = (),
     progress: Progress = quiet,
 ) -> Tuned:
-    """Choose the operating point on the val part of a run and write a new checkpoint beside it.
+    """Choose the operating point of a run's network and write a new checkpoint beside it.
+
+    It is chosen on the val part of the run, or on what networks that were trained alike on other
+    folds say of their test parts: of more images, none of which the network that answers has seen.
 
     The weights stay what they are, and so does the checkpoint that they are taken from. A
     temperature is fitted too; it changes no mask, so only the evidence holds it.
@@ -72,23 +77,30 @@ def tune(
         data: roots of the data sets of the run.
         max_false_marks: largest share of the images without a lesion that may be marked.
         name: of the new file, without its suffix.
+        folds: runs of the same network and input on other folds of the data sets, whose test parts
+            take the place of the val part, less the images of this run's own test part.
         progress: wraps the loops.
 
     Raises:
-        InputError: E-TUNE-SOURCE (a shipped student), E-TUNE-NAME, E-OUT-EXISTS, E-TUNE-IMAGES,
-            E-SPLIT-MISSING, those of `load_checkpoint` and `read_datasets`.
+        InputError: E-TUNE-SOURCE (a shipped student; a fold is of another network or input),
+            E-TUNE-FOLDS (an image is in the test parts of two folds), E-TUNE-NAME, E-OUT-EXISTS,
+            E-TUNE-IMAGES, E-SPLIT-MISSING, those of `load_checkpoint` and `read_datasets`.
         Refused: E-TUNE-LIMIT, E-SPLIT-HASH.
         OutputError: E-OUT-WRITE.
     """
     out = _new_file(source, name)
-    cases = _val_samples(source, data)
     loaded = load_checkpoint(source.path)
-    session = source.open(None, 0)
+    likes = [_like(loaded, source, fold) for fold in folds]
+    asked = [
+        (session, case) for session, samples in _unseen(source, folds, data) for case in samples
+    ]
+    cases = [case for _, case in asked]
     answers: list[npt.NDArray[np.float32]] = []
     truths = []
     parts = []
     thresholds = thresholds_for(loaded.contract)
-    for case in progress(cases, "val part", len(cases)):
+    shown = progress(asked, "folds" if folds else "val part", len(asked))
+    for session, case in shown:
         answers.append(session.logits(case.read_image()))
         truth = case.read_mask()
         truths.append(resize_mask(truth, *answers[-1].shape))
@@ -97,7 +109,7 @@ def tune(
     temperature = fit_temperature(zip(answers, truths, strict=True))
     threshold = choice.contract.logit_threshold / temperature
     evidence = {
-        "part": "val",
+        **({"part": "test parts of folds", "folds": likes} if folds else {"part": "val"}),
         "checkpoint_sha256": loaded.sha256,
         "max_false_marks": max_false_marks,
         "tried": choice.tried,
@@ -178,7 +190,7 @@ def render_tuned(tuned: Tuned) -> str:
         f"{text_table(header, rows)}\n"
         f"lesion where the probability is above {contract.threshold:g}"
         f"{', ' + contract.least_text if contract.drops else ''}; chosen among {facts['tried']} "
-        f"points on the val part\n"
+        f"points on the {'test parts of the folds' if 'folds' in facts else 'val part'}\n"
         f"temperature {facts['temperature']:.3f}: calibration error {fixed(errors['before'], 4)} "
         f"before, {fixed(errors['after'], 4)} after; it changes no mask\n"
         f"checkpoint: {tuned.checkpoint}"
@@ -205,11 +217,52 @@ def _new_file(source: CheckpointSource, name: str) -> Path:
     return out
 
 
-def _val_samples(source: CheckpointSource, data: Sequence[Path]) -> tuple[Sample, ...]:
+def _like(loaded: Checkpoint, source: CheckpointSource, fold: CheckpointSource) -> dict[str, Any]:
+    """Return what tells a fold's network from the others; refuse another network or input."""
+    other = load_checkpoint(fold.path)
+    if (other.model, _input_of(other)) != (loaded.model, _input_of(loaded)):
+        raise InputError(
+            "E-TUNE-SOURCE",
+            f"{fold.path} is {other.model} for {other.contract}, {source.path} is {loaded.model} "
+            f"for {loaded.contract}; folds have its network and input",
+        )
+    theirs, ours = (dict(each.provenance.get("config") or {}).items() for each in (other, loaded))
+    return {"checkpoint_sha256": other.sha256, "settings": dict(sorted(theirs - ours))}
+
+
+def _input_of(loaded: Checkpoint) -> InputContract:
+    """Return a contract without its operating point."""
+    return replace(loaded.contract, threshold=0.5, least_area=0.0, least_peak=0.0)
+
+
+def _unseen(
+    source: CheckpointSource, folds: Sequence[CheckpointSource], data: Sequence[Path]
+) -> list[tuple[Session, tuple[Sample, ...]]]:
+    """Return networks, each with images that it was not trained on."""
     from ...kd.data.dataset import read_datasets
     from ...kd.data.split import read_split, samples_of
 
-    return samples_of(read_split(source.split_file()), read_datasets(data), "val")
+    dataset = read_datasets(data)
+    own = read_split(source.split_file())
+    if not folds:
+        return [(source.open(None, 0), samples_of(own, dataset, "val"))]
+    asked_of: dict[str, Path] = {}
+    found = []
+    for fold in folds:
+        split = read_split(fold.split_file())
+        hashes = {each.name: each.image_sha256 for each in split.entries if each.part == "test"}
+        for name, sha256 in hashes.items():
+            if sha256 in asked_of:
+                raise InputError(
+                    "E-TUNE-FOLDS",
+                    f"{name} is in the test parts of {asked_of[sha256]} and {fold.path}; name runs "
+                    "of the folds that one `edgeseg data split --folds` made, each once",
+                )
+        asked_of |= dict.fromkeys(hashes.values(), fold.path)
+        cases = samples_of(split, dataset, "test")
+        kept = tuple(case for case in cases if hashes[case.name] not in own.hashes_of("test"))
+        found.append((fold.open(None, 0), kept))
+    return found
 
 
 def _point_of(contract: InputContract) -> dict[str, float]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from edgeseg.export.pipeline import Limits, export_bundle, load_trained
 from edgeseg.export.plan import make_plan
 from edgeseg.export.target import find_target
 from edgeseg.kd.checkpoint import load_checkpoint, save_checkpoint
+from edgeseg.kd.data.split import read_split, write_split
 from edgeseg.kd.engine import TorchEngine
 from edgeseg.kd.qat import read_run
 from edgeseg.runtime.bundle import open_bundle
@@ -123,6 +126,67 @@ def test_weights_of_another_run_take_the_operating_point_over(own, tuned):
     taken, given = load_checkpoint(own / "taken.safetensors"), load_checkpoint(file)
     assert taken.contract == given.contract
     assert taken.provenance["operating_point"]["taken_from"] == given.sha256
+
+
+@pytest.fixture(scope="module")
+def swapped(run, tmp_path_factory):
+    """The network of the run in another, whose val part is the run's test part and the reverse."""
+    folder = shutil.copytree(run, tmp_path_factory.mktemp("swapped") / "swapped")
+    split = read_split(folder / "split.json")
+    other = {"val": "test", "test": "val", "train": "train"}
+    entries = tuple(replace(entry, part=other[entry.part]) for entry in split.entries)
+    write_split(replace(split, entries=entries), folder / "split.json")
+    loaded = load_checkpoint(folder / "student.safetensors")
+    sha256 = hashlib.sha256((folder / "split.json").read_bytes()).hexdigest()
+    save_checkpoint(
+        folder / "student.safetensors",
+        loaded.network,
+        model=loaded.model,
+        contract=loaded.contract,
+        provenance={**loaded.provenance, "split_sha256": sha256},
+    )
+    return folder
+
+
+def test_chosen_on_folds_is_chosen_on_their_test_parts_less_its_own(run, swapped, phantoms):
+    limit = "--max-false-marks", 1
+    for name, more in (("val", ()), ("folds", ("--fold", run))):
+        done = call("tune", swapped, phantoms, *limit, *more, "--name", name, "-q")
+        assert done.exit_code == 0, done.stderr
+    assert "on the test parts of the folds" in done.stdout
+    on_val, on_folds = (
+        load_checkpoint(swapped / f"{name}.safetensors").provenance["operating_point"]
+        for name in ("val", "folds")
+    )
+    student = load_checkpoint(run / "student.safetensors")
+    assert on_folds.pop("folds") == [{"checkpoint_sha256": student.sha256, "settings": {}}]
+    assert on_folds.pop("part") == "test parts of folds"
+    assert on_val.pop("part") == "val"
+    assert on_folds == on_val
+    # of the run itself every image of the fold is in its own test part
+    refused("E-TUNE-IMAGES", INPUT, "tune", run, phantoms, "--fold", run, "--name", "n", "-q")
+
+
+def test_folds_that_share_images_or_are_of_another_network_are_refused(
+    own, run, swapped, tuned, phantoms, tmp_path
+):
+    twice = "--fold", run, "--fold", own
+    line = refused("E-TUNE-FOLDS", INPUT, "tune", swapped, phantoms, *twice, "--name", "n", "-q")
+    assert f"in the test parts of {run}/student.safetensors and {own}/student.safetensors" in line
+    other = shutil.copytree(run, tmp_path / "other")
+    small = load_checkpoint(other / "student.safetensors")
+    save_checkpoint(
+        other / "student.safetensors",
+        small.network,
+        model=small.model,
+        contract=replace(small.contract, width=2 * small.contract.width),
+        provenance=small.provenance,
+    )
+    line = refused(
+        "E-TUNE-SOURCE", INPUT, "tune", swapped, phantoms, "--fold", other, "--name", "n", "-q"
+    )
+    assert "folds have its network and input" in line
+    refused("E-USAGE", USAGE, "tune", own, "--point-of", tuned[1], "--fold", run)
 
 
 def test_nothing_is_overwritten(own, tuned, phantoms):
