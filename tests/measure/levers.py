@@ -2,51 +2,76 @@
 
     python tests/measure/levers.py BUSI BUS-BRA --out levers --row "192 px" --row attunet-16
 
-Every row changes what `BASE` says and is trained on each of five leak-safe folds, gets its
-operating point on the fold's val part and is scored on its test part, so that each image is scored
-once. The gain is paired with the base image by image, its interval over groups. Called again it
-goes on where it was stopped; `levers.json` and `levers.md` in the folder hold what is done.
+Every row changes what `BASE` says and is trained on each of five leak-safe folds, each with its own
+seed, and scored on the test parts, so that each image is scored once. The table has both errors at
+probability 0.5, the gain over the base image by image (intervals over groups), and both errors at
+the operating point that the other folds' test parts give. Called again, also by a second process
+with other rows, it goes on where it was stopped: answers lie in the runs' folders, `levers.json`
+and `levers.md` hold all rows whose answers are there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import pickle
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeseg.benchmarks.measure.accuracy import ImageScore, paired_difference
+import numpy as np
+
+from edgeseg.benchmarks.measure.accuracy import (
+    CALIBRATION_BINS,
+    ImageScore,
+    calibration_gaps,
+    paired_difference,
+    score_mask,
+)
 from edgeseg.benchmarks.measure.by_set import ALL_SETS, accuracy_by_set
-from edgeseg.cli.jobs.api import evaluate, train
-from edgeseg.cli.jobs.sources import checkpoint_of
-from edgeseg.cli.jobs.tuning import tune
+from edgeseg.benchmarks.measure.froc import CaseParts, curves_of, parts_of, thresholds_for
+from edgeseg.benchmarks.measure.operating_point import choose_point
+from edgeseg.benchmarks.measure.temperature import fit_temperature
+from edgeseg.cli.jobs.api import train
+from edgeseg.cli.jobs.parts import samples_for
+from edgeseg.cli.jobs.sources import CheckpointSource
 from edgeseg.kd.config import STUDENT_FILE
 from edgeseg.kd.data.dataset import read_datasets
 from edgeseg.kd.data.split import make_folds, write_split
 from edgeseg.kd.train import is_run
+from edgeseg.runtime.contract import InputContract
+from edgeseg.runtime.errors import Refused
+from edgeseg.runtime.files import write_bytes
+from edgeseg.runtime.image import resize_mask
 from edgeseg.runtime.progress import quiet
 
 FOLDS = 5
-MOST_MARKED = 0.25  # of the val part's images without lesion; the default of `edgeseg tune`
+MOST_MARKED = 0.25  # of the images without lesion; the default of `edgeseg tune`
 BASE = "edge-32, 20 epochs, 128 px"
-_TEACHERS = "taught: routed"
+_LONGER = "60 epochs, 5 % phantoms"
+_ROUTED = "taught: routed"
+_LITE0 = "lite0-attunet, ImageNet"
 _TAUGHT = {"teacher": "lite0-attunet", "general_epochs": 20, "teacher_epochs": 8, "views": 8}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A change of the recipe `busi-bra-edge` with 20 epochs."""
+    """A change of the recipe `busi-bra-edge` with 20 epochs, or what is made of other rows."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    teachers_of: str = ""  # the row whose teachers it takes
+    teachers_of: str = ""  # the row whose class teachers it takes
+    teacher_files: tuple[tuple[str, str], ...] = ()  # (row, file) of networks that teach as one
+    scores: tuple[tuple[str, str], ...] = ()  # in place of a training: mean of these (row, file)
 
 
+# To add a row: a line here.
 ROWS = {
     BASE: Row(),
     "60 epochs": Row({"student_epochs": 60}),
+    _LONGER: Row({"student_epochs": 60, "phantom_share": 0.05}),
+    "200 epochs, 5 % phantoms": Row({"student_epochs": 200, "phantom_share": 0.05}),
     "192 px": Row({"size": 192}),
     "192 px for as long": Row({"size": 192, "student_epochs": 9}),
     "256 px for as long": Row({"size": 256, "student_epochs": 5}),
@@ -55,23 +80,54 @@ ROWS = {
     "5 % phantoms": Row({"phantom_share": 0.05}),
     "3 epochs on phantoms first": Row({"phantom_epochs": 3}),
     "no negatives": Row({"crop_share": 0.0, "empty_share": 0.0, "normal_weight": 1.0}),
-    "lite0-attunet, ImageNet": Row({"student": "lite0-attunet"}),
+    "crops in 25 % of the draws": Row({"crop_share": 0.25}),
+    "sets and classes as they are": Row({"set_weights": "", "normal_weight": 1.0}),
+    "loss: cross-entropy alone": Row({"loss": "balanced"}),
+    "loss: Dice alone": Row({"loss": "dice"}),
+    "loss: no balance of area": Row({"loss": "bce+dice"}),
+    "loss: no charge for false marks": Row({"loss": "balanced+overlap"}),
+    _ROUTED: Row({"teaching": "routed", **_TAUGHT}),
+    "taught: mean": Row({"teaching": "mean", **_TAUGHT}, _ROUTED),
+    "taught: wrong": Row({"teaching": "wrong", **_TAUGHT}, _ROUTED),
+    "taught: single": Row(
+        {"teaching": "single", "views": 8},
+        teacher_files=((_ROUTED, "teacher-general.safetensors"),),
+    ),
+    "taught: ensemble, mirrored": Row(
+        {"teaching": "single", "views": 8, "teacher_mirror": True},
+        teacher_files=((_ROUTED, "teacher-general.safetensors"), (_LONGER, STUDENT_FILE)),
+    ),
+    _LITE0: Row(scores=((_ROUTED, "teacher-general.safetensors"),)),
     "lite0-attunet, random": Row({"student": "lite0-attunet", "encoder": "random"}),
-    _TEACHERS: Row({"teaching": "routed", **_TAUGHT}),
-    "taught: mean": Row({"teaching": "mean", **_TAUGHT}, _TEACHERS),
-    "taught: wrong": Row({"teaching": "wrong", **_TAUGHT}, _TEACHERS),
+    "mean of lite0-attunet and edge-32": Row(
+        scores=((_ROUTED, "teacher-general.safetensors"), (_LONGER, STUDENT_FILE))
+    ),
 }
 
 
-def scores_of(
-    data: Sequence[Path], split: Path, out: Path, row: Row
-) -> tuple[list[ImageScore], float]:
-    """Train a row on a fold unless it is done; return the scores of the test part, and minutes."""
-    began = time.monotonic()
+@dataclass(frozen=True)
+class Answers:
+    """What a row says of the test part of a fold."""
+
+    scores: tuple[ImageScore, ...]  # at probability 0.5, nothing dropped
+    parts: tuple[CaseParts, ...]
+    contract: InputContract
+    gaps: np.ndarray  # of the calibration, summed over the images [bins]
+    scaled_gaps: np.ndarray  # of the logits divided by the temperature that the val part gives
+
+
+def trained(data: Sequence[Path], fold: Path, split: Path, name: str, seed: int) -> Path:
+    """Train a row on a fold unless it is done; return its student's checkpoint."""
+    row, out = ROWS[name], fold / named(name)
     if not (out / STUDENT_FILE).is_file():
         resume = is_run(out)
-        theirs = out.parent / named(row.teachers_of)
-        taken = {"teachers": theirs} if row.teachers_of and not resume else {}
+        taken: dict[str, Any] = {}
+        if row.teachers_of and not resume:
+            taken["teachers"] = fold / named(row.teachers_of)
+        if row.teacher_files and not resume:
+            taken["teacher_checkpoints"] = [
+                fold / named(of) / file for of, file in row.teacher_files
+            ]
         train(
             data,
             out,
@@ -80,14 +136,47 @@ def scores_of(
             resume=resume,
             device="cpu",
             progress=quiet,
-            **{"student_epochs": 20, **row.settings},
+            **{"student_epochs": 20, "seed": seed, **row.settings},
             **taken,
         )
-    minutes = (time.monotonic() - began) / 60
-    point = out / "point.safetensors"
-    if not point.is_file():
-        tune(checkpoint_of(out), data, max_false_marks=MOST_MARKED, name="point")
-    return list(evaluate(point, data, part="test", progress=quiet).scores), minutes
+    return out / STUDENT_FILE
+
+
+def answers_of(data: Sequence[Path], fold: Path, split: Path, name: str, seed: int) -> Answers:
+    """Return what a row says of a fold's test part, from its file if it was asked before."""
+    kept = fold / f"{named(name)}.answers"
+    if kept.is_file():
+        found: Answers = pickle.loads(kept.read_bytes())
+        return found
+    files = [fold / named(of) / file for of, file in ROWS[name].scores]
+    files = files or [trained(data, fold, split, name, seed)]
+    sources = [CheckpointSource(file) for file in files]
+    sessions = [source.open(None, 1) for source in sources]
+    contract = sessions[0].contract
+
+    def logits_of(case: Any) -> np.ndarray:
+        logits: np.ndarray = np.mean([each.logits(case.read_image()) for each in sessions], axis=0)
+        return logits
+
+    on_val = []
+    for case in samples_for(sources[0], data, "val"):
+        logits = logits_of(case)
+        on_val.append((logits, resize_mask(case.read_mask(), *logits.shape)))
+    temperature = fit_temperature(on_val)
+    thresholds = thresholds_for(contract)
+    scores, parts = [], []
+    gaps, scaled = np.zeros(CALIBRATION_BINS), np.zeros(CALIBRATION_BINS)
+    for case in samples_for(sources[0], data, "test"):
+        logits, truth = logits_of(case), case.read_mask()
+        mask = sessions[0].read_out(logits, truth.shape)
+        scores.append(score_mask(case, mask, contract))
+        parts.append(parts_of(logits, truth, thresholds, case.source))
+        small = resize_mask(truth, *logits.shape)
+        gaps += calibration_gaps(logits, small)
+        scaled += calibration_gaps(logits, small, temperature)
+    answers = Answers(tuple(scores), tuple(parts), contract, gaps, scaled)
+    write_bytes(kept, pickle.dumps(answers))
+    return answers
 
 
 def named(row: str) -> str:
@@ -95,16 +184,39 @@ def named(row: str) -> str:
     return "".join(each if each.isalnum() else "-" for each in row)
 
 
-def summary(
-    name: str, scores: Sequence[ImageScore], base: Sequence[ImageScore], folds: int
-) -> dict[str, Any]:
-    """Return what a table says of a row."""
+def at_point_of_others(folds: Sequence[Answers]) -> dict[str, Any] | None:
+    """Return both errors, each fold at the point that the other folds' test parts give.
+
+    None of one fold, or where no point keeps half of the Dice.
+    """
+    dice: list[float] = []
+    missed, marked = 0, 0.0
+    for index, fold in enumerate(folds):
+        others = [part for each in (*folds[:index], *folds[index + 1 :]) for part in each.parts]
+        if not others:
+            return None
+        try:
+            contract = choose_point(others, fold.contract, MOST_MARKED).contract
+        except Refused:
+            return None
+        every = curves_of(fold.parts, contract)[0]
+        thresholds = thresholds_for(fold.contract)
+        point = every.points[thresholds.index(contract.thresholds[0])]
+        dice += [point.dice] * every.lesions
+        missed += point.missed
+        marked += round(point.marked_share * every.without_lesion)
+    return {"dice": float(np.mean(dice)), "missed": missed, "marked": int(marked)}
+
+
+def summary(name: str, folds: Sequence[Answers], base: Sequence[Answers]) -> dict[str, Any]:
+    """Return what the table says of a row."""
+    scores, others = ([score for each in of for score in each.scores] for of in (folds, base))
     sets = accuracy_by_set(scores, {each.name: each.name.partition("/")[0] for each in scores})
     every = sets[-1]  # of one set alone: its own row
-    gain = paired_difference(scores, base)
+    gain = paired_difference(scores, others)
     return {
         "row": name,
-        "folds": folds,
+        "folds": len(folds),
         "lesions": every.lesions,
         "dice": every.dice.mean,
         "interval": (every.dice.low, every.dice.high),
@@ -114,30 +226,57 @@ def summary(
         "marked": every.marked,
         "gain": gain.mean,
         "gain_interval": (gain.low, gain.high),
+        "at_point": at_point_of_others(folds),
+        "calibration_error": [
+            float(np.abs(sum(getattr(each, gaps) for each in folds)).sum() / len(scores))
+            for gaps in ("gaps", "scaled_gaps")
+        ],
     }
 
 
 def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the table."""
     lines = [
-        "| changed | folds | lesions | Dice (95 %) | by data set | missed | normals marked | "
-        "against the first row (95 %) |",
-        "| --- | ---: | ---: | --- | --- | ---: | ---: | --- |",
+        "| changed | folds | Dice (95 %) | by data set | missed | normals marked | "
+        "against the first row (95 %) | at its point: Dice, missed, marked | calibration error |",
+        "| --- | ---: | --- | --- | ---: | ---: | --- | --- | --- |",
     ]
     for each in rows:
         low, high = each["interval"]
         sets = ", ".join(f"{name} {dice:.3f}" for name, dice in each["by_set"].items())
         gain = "{:+.4f} ({:+.4f} to {:+.4f})".format(each["gain"], *each["gain_interval"])
+        point = each["at_point"]
+        at = "{dice:.3f}, {missed}, {marked}".format(**point) if point else "–"
+        errors = ", ".join(f"{error:.4f}" for error in each["calibration_error"])
         lines.append(
-            f"| {each['row']} | {each['folds']} | {each['lesions']} | {each['dice']:.3f} "
-            f"({low:.3f}–{high:.3f}) | {sets} | {each['missed']} | "
-            f"{each['marked']} of {each['normals']} | {gain} |"
+            f"| {each['row']} | {each['folds']} | {each['dice']:.3f} ({low:.3f}–{high:.3f}) | "
+            f"{sets} | {each['missed']} of {each['lesions']} | "
+            f"{each['marked']} of {each['normals']} | {gain} | {at} | {errors} |"
         )
     return "\n".join(lines) + "\n"
 
 
+def write_table(out: Path) -> str:
+    """Write the table of all rows whose answers are there, from the first fold on; return it."""
+    rows, base = [], []
+    for name in ROWS:
+        folds: list[Answers] = []
+        for number in range(1, FOLDS + 1):
+            kept = out / f"runs-{number}" / f"{named(name)}.answers"
+            if not kept.is_file():
+                break
+            folds.append(pickle.loads(kept.read_bytes()))
+        base = folds if name == BASE else base
+        if folds and base:
+            rows.append(summary(name, folds[: len(base)], base[: len(folds)]))
+    text = to_markdown(rows)
+    write_bytes(out / "levers.md", text)
+    write_bytes(out / "levers.json", json.dumps(rows, indent=1))
+    return text
+
+
 def main() -> None:
-    """Train, score and write the table after each fold of each row."""
+    """Train, ask and write the table after each fold of each row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -148,20 +287,17 @@ def main() -> None:
         asked.out.mkdir()
         for number, split in enumerate(make_folds(read_datasets(asked.data), folds=FOLDS), 1):
             write_split(split, asked.out / f"fold-{number}.json")
-    done: dict[str, list[ImageScore]] = {}
-    table = {}
-    for number in range(1, asked.folds + 1):
-        for name in dict.fromkeys((BASE, *asked.row)):
+    for name in asked.row or [BASE]:
+        for number in range(1, asked.folds + 1):
+            fold = asked.out / f"runs-{number}"
+            fold.mkdir(exist_ok=True)
+            began = time.monotonic()
             split = asked.out / f"fold-{number}.json"
-            out = asked.out / f"runs-{number}" / named(name)
-            out.parent.mkdir(exist_ok=True)
-            scores, minutes = scores_of(asked.data, split, out, ROWS[name])
-            done.setdefault(name, []).extend(scores)
-            table[name] = summary(name, done[name], done[BASE], number)
+            answers_of(asked.data, fold, split, name, seed=number - 1)
+            minutes = (time.monotonic() - began) / 60
             print(f"fold {number}, {name}: {minutes:.1f} min", flush=True)
-            (asked.out / "levers.md").write_text(to_markdown(list(table.values())))
-            (asked.out / "levers.json").write_text(json.dumps(list(table.values()), indent=1))
-    print(to_markdown(list(table.values())))
+            write_table(asked.out)
+    print(write_table(asked.out))
 
 
 if __name__ == "__main__":
