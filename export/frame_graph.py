@@ -13,6 +13,7 @@ what is FP32 here, which rounds some grey levels otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,7 @@ _WEIGHT_BITS = 22  # of Pillow's weights for 8-bit images, PRECISION_BITS in its
 _TRANSPOSED = (0, 1, 3, 2)
 _HALF = 1 << (_WEIGHT_BITS // 2)
 _BOX_PART = 1 / 256  # of the sum of a box; a whole one would be beyond FP16 from 257 pixels on
+_STEPS_A_ROUND = 4  # of a loop, before it asks whether anything moved
 _DIVISOR_BITS = 24  # Pillow divides the sum of a box by multiplying with 2**24 / pixels, cut
 
 
@@ -52,7 +54,7 @@ def frame_graph_from_onnx(model: bytes, contract: InputContract, width: int, hei
         width: of the frame in px.
         height: of the frame in px.
 
-    Raises Refused: E-FRAME-LEAST, E-FRAME-CONTRACT, see `require_frame_contract`.
+    Raises Refused: E-FRAME-CONTRACT, see `require_frame_contract`.
     """
     require_frame_contract(contract)
     network = onnx.compose.add_prefix(onnx.load_model_from_string(model), _NETWORK)
@@ -69,7 +71,7 @@ def frame_graph_from_onnx(model: bytes, contract: InputContract, width: int, hei
     scaled = before.add("Mul", grey, _by_channel(scales))
     before.add("Sub", scaled, _by_channel(offsets), output=graph.input[0].name)
     _rename(graph, graph.output[0].name, "logits")
-    values = "logits"
+    values = _kept(after, "logits", contract)
     if width != contract.width:  # columns first, as `mask_from_logits`
         # Rows of the transpose: ONNX Runtime takes 5 times as long to gather columns.
         values = after.add("Transpose", values, perm=_TRANSPOSED)
@@ -101,11 +103,9 @@ def _by_channel(values: np.ndarray) -> np.ndarray | np.float32:
 def require_frame_contract(contract: InputContract) -> None:
     """Refuse a contract that no frame graph can follow.
 
-    Which pixels are one component no fixed number of ONNX's operators can tell, and a mask that
-    still has what the session drops is another mask. Frames are grey, stretched, of one class.
+    Frames are grey, stretched, of one class.
 
-    Raises Refused: E-FRAME-LEAST (a least lesion), E-FRAME-CONTRACT (colour, a letterbox or several
-    classes).
+    Raises Refused: E-FRAME-CONTRACT (colour, a letterbox or several classes).
     """
     beyond = [
         what
@@ -122,12 +122,6 @@ def require_frame_contract(contract: InputContract) -> None:
             f"a frame graph takes grey frames, stretches them and knows one class; the contract "
             f"has {', '.join(beyond)}: export without --frame and let the session do it",
         )
-    if contract.drops:
-        raise Refused(
-            "E-FRAME-LEAST",
-            f"the masks are {contract.least_text}, and a frame graph cannot drop components; "
-            "export without --frame, or start from the checkpoint before `edgeseg tune`",
-        )
 
 
 @dataclass(frozen=True)
@@ -143,13 +137,136 @@ class _Steps:
     ) -> str:
         """Append a node and return the name of its output; arrays become constants."""
         own = f"{self.prefix}{len(self.nodes)}.{operator}"
+        self._append(own, operator, inputs, [output or own], kinds)
+        return output or own
+
+    def add_several(
+        self, operator: str, count: int, *inputs: str | np.ndarray | np.generic, **kinds: Any
+    ) -> list[str]:
+        """Append a node and return the names of its outputs, of which it has `count`."""
+        own = f"{self.prefix}{len(self.nodes)}.{operator}"
+        outputs = [f"{own}:{index}" for index in range(count)]
+        self._append(own, operator, inputs, outputs, kinds)
+        return outputs
+
+    def _append(
+        self,
+        own: str,
+        operator: str,
+        inputs: Sequence[str | np.ndarray | np.generic],
+        outputs: list[str],
+        kinds: dict[str, Any],
+    ) -> None:
         names = []
         for index, each in enumerate(inputs):
             if not isinstance(each, str):
                 self.constants.append(numpy_helper.from_array(np.asarray(each), f"{own}.{index}"))
             names.append(each if isinstance(each, str) else f"{own}.{index}")
-        self.nodes.append(helper.make_node(operator, names, [output or own], own, **kinds))
-        return output or own
+        self.nodes.append(helper.make_node(operator, names, outputs, own, **kinds))
+
+
+def _kept(steps: _Steps, logits: str, contract: InputContract) -> str:
+    """Add what `kept_logits` does: components below the least lesion sink under the threshold.
+
+    How far a component reaches no fixed number of operators can tell, so loops run until nothing
+    moves any more. A peak takes few rounds: what is spread are all pixels that reach it.
+    """
+    if not contract.drops:
+        return logits
+    level = np.float32(contract.logit_threshold)
+    above = _ones(steps, steps.add("Greater", logits, level))
+    kept = above
+    if contract.least_peak:
+        low = steps.add("Less", logits, np.float32(contract.least_logit))
+        reached = steps.add("Mul", above, _ones(steps, steps.add("Not", low)))
+        kept = _spread(steps, reached, above, contract)
+    if contract.least_area:
+        places = np.arange(1, contract.height * contract.width + 1, dtype=np.float32)
+        own = steps.add("Mul", above, places.reshape(1, 1, contract.height, contract.width))
+        labels = _spread(steps, own, above, contract)
+        kept = steps.add("Mul", kept, _large(steps, labels, contract))
+    lost = steps.add("Greater", steps.add("Sub", above, kept), np.float32(0.5))
+    return steps.add("Where", lost, level - np.float32(1), logits)
+
+
+def _ones(steps: _Steps, truth: str) -> str:
+    return steps.add("Cast", truth, to=TensorProto.FLOAT)
+
+
+def _spread(steps: _Steps, values: str, within: str, contract: InputContract) -> str:
+    """Add a loop that gives each pixel the highest value of its 8-connected component.
+
+    Args:
+        steps: takes the loop.
+        values: float32 [1, 1, h, w], at least 0, and 0 outside the components.
+        within: 1 inside the components, 0 outside.
+        contract: gives the size.
+    """
+
+    def round_of(body: _Steps, before: str) -> tuple[str, list[str]]:
+        spread = before
+        for _ in range(_STEPS_A_ROUND):
+            wider = body.add("MaxPool", spread, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+            spread = body.add("Mul", wider, within)
+        moved = body.add("ReduceMax", body.add("Sub", spread, before), keepdims=0)
+        return body.add("Greater", moved, np.float32(0)), [spread]
+
+    (spread,) = _repeated(steps, round_of, [values], contract)
+    return spread
+
+
+def _large(steps: _Steps, labels: str, contract: InputContract) -> str:
+    """Add a loop over the components that gives 1 where one has at least the least area.
+
+    Args:
+        steps: takes the loop.
+        labels: float32 [1, 1, h, w], one number above 0 a component, 0 outside.
+        contract: gives the size and the least area.
+    """
+
+    def round_of(body: _Steps, left: str, large: str) -> tuple[str, list[str]]:
+        chosen = _ones(body, body.add("Equal", left, body.add("ReduceMax", left, keepdims=1)))
+        area = body.add("ReduceSum", chosen, keepdims=1)
+        enough = body.add("Greater", area, np.float32(contract.least_px - 0.5))
+        large = body.add("Add", large, body.add("Mul", chosen, _ones(body, enough)))
+        left = body.add("Mul", left, body.add("Sub", np.float32(1), chosen))
+        more = body.add("Greater", body.add("ReduceMax", left, keepdims=0), np.float32(0))
+        return more, [left, large]
+
+    none = steps.add("Mul", labels, np.float32(0))
+    _, large = _repeated(steps, round_of, [labels, none], contract)
+    return large
+
+
+def _repeated(
+    steps: _Steps,
+    round_of: Callable[..., tuple[str, list[str]]],
+    states: list[str],
+    contract: InputContract,
+) -> list[str]:
+    """Add a loop; `round_of` adds a round and returns whether there is more, and the new states."""
+    own = f"{steps.prefix}{len(steps.nodes)}.Loop"
+    body = _Steps(f"{own}/")
+    names = [f"{own}/{index}" for index in range(len(states))]
+    more, after = round_of(body, *names)
+    size = [1, 1, contract.height, contract.width]
+
+    def states_of(names: list[str]) -> list[onnx.ValueInfoProto]:
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name in names]
+
+    graph = helper.make_graph(
+        body.nodes,
+        f"{own}/body",
+        [
+            helper.make_tensor_value_info(f"{own}/round", TensorProto.INT64, []),
+            helper.make_tensor_value_info(f"{own}/go", TensorProto.BOOL, []),
+            *states_of(names),
+        ],
+        [helper.make_tensor_value_info(more, TensorProto.BOOL, []), *states_of(after)],
+        body.constants,
+    )
+    most = np.int64(contract.height * contract.width)  # no path is longer, nor are there more parts
+    return steps.add_several("Loop", len(states), most, np.bool_(True), *states, body=graph)
 
 
 def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:

@@ -330,7 +330,7 @@ def export_bundle(
             E-PARITY-FRAMES, E-LAYOUT (with a frame graph, which knows no layout), E-CONTRACT (the
             check frames become an input that no image has).
         Refused: E-CONTRACT-DICE, E-PARITY, E-ACCURACY, E-BOUNDARY, E-PRECISION-FALLBACK,
-            E-CALIB-RANGE, E-CALIB-KEY, E-RTX-PARSE, E-FRAME-LEAST, E-FRAME-CONTRACT.
+            E-CALIB-RANGE, E-CALIB-KEY, E-RTX-PARSE, E-FRAME-CONTRACT.
         EngineError: E-EXTRA-MISSING, E-AUDIT, E-RTX-BUILD.
         OutputError: E-OUT-WRITE.
     """

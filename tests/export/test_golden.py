@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from edgeseg.export.datasheet import datasheet_of, render_datasheet
-from edgeseg.export.frame_graph import frame_graph_from_onnx
+from edgeseg.export.frame_gate import run_frames
 from edgeseg.export.golden import (
     EMPTY_MARGIN,
     find_dropped_frame,
@@ -25,8 +25,7 @@ from edgeseg.export.summary import render_export
 from edgeseg.export.target import find_target
 from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.contract import InputContract
-from edgeseg.runtime.errors import Refused
-from edgeseg.runtime.image import input_from_frame
+from edgeseg.runtime.image import input_from_frame, mask_from_logits, resize_grey
 from edgeseg.runtime.pgm import pixels_from_pnm
 from edgeseg.runtime.session import open_session
 from edgeseg.tests.export.test_gate import Toy, toy_checks
@@ -245,14 +244,16 @@ def test_where_nothing_is_clearly_dropped_the_export_says_so(tmp_path):
     assert render_export(exported, plan).count("note: no golden frame has a component that") == 1
 
 
-def test_frame_graph_of_masks_with_a_least_lesion_is_refused(tmp_path):
+def test_frame_graph_of_masks_with_a_least_lesion_drops_as_the_session_does(tmp_path):
     plan = make_plan(find_target("x86-cpu"), "fp32", frame=(90, 70))
     frames = Frames(None, toy_checks(), "toys", ())
-    with pytest.raises(Refused, match=r"E-FRAME-LEAST: .* without components of less than 50 %"):
-        export_bundle(Least(), plan, tmp_path / "toy", frames, split=None)
-    assert not (tmp_path / "toy").exists()
-    with pytest.raises(Refused, match="E-FRAME-LEAST"):
-        frame_graph_from_onnx(Toy().to_onnx(), Least.contract, 90, 70)
+    made = export_bundle(Least(), plan, tmp_path / "toy", frames, split=None)
+    assert open_bundle(made.path).manifest.frame_graphs["fp32"]["flipped_share"] == 0
+    run = run_frames((made.path / "frame-fp32.onnx").read_bytes(), optimised=True)
+    frame = resize_grey(toy_checks()[0].frame, 70, 90)
+    logits, mask = run(frame)
+    assert not mask.any()
+    assert mask_from_logits(logits, Toy.contract, *frame.shape).any()
 
 
 def test_data_sheet_states_what_is_dropped(tmp_path):

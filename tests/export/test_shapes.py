@@ -6,10 +6,12 @@ import hashlib
 import importlib
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 from click.testing import CliRunner
@@ -39,7 +41,7 @@ from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.engines import open_engine
 from edgeseg.runtime.errors import EngineError, InputError, Refused
-from edgeseg.runtime.image import input_from_frame, resize_grey, resize_mask
+from edgeseg.runtime.image import input_from_frame, mask_from_logits, resize_grey, resize_mask
 from edgeseg.runtime.session import Session, open_session
 from edgeseg.tests.export import test_kit
 from edgeseg.tests.support import tensorrt_standin as standin
@@ -419,6 +421,65 @@ def test_the_command_line_hands_both_to_the_plan():
     assert (content["batch"]["max"], content["frame"]) == (4, [800, 600])
 
 
+# --- a frame graph that drops components ---------------------------------------------------------
+
+
+def winding(side):
+    """One component of a pixel's width that winds from the top to the bottom, [side, side]."""
+    drawn = np.zeros((side, side), bool)
+    drawn[::2] = True
+    drawn[1::4, -1] = drawn[3::4, 0] = True
+    return drawn
+
+
+def planes_with_components():
+    """Grey levels, [32, 48]: nothing, all, one that winds, corners that touch, many at random."""
+    draw = np.random.default_rng(0)
+    empty, full = np.zeros((32, 48), np.uint8), np.full((32, 48), 255, np.uint8)
+    path, corners = empty.copy(), empty.copy()
+    path[:31, :31][winding(31)] = 160
+    path[0, 0] = 250  # its peak is far from its other end
+    corners[4:8, 4:8], corners[8:12, 8:12], corners[20:22, 20:22] = 150, 240, 240
+    smooth = [
+        resize_grey(draw.integers(0, 256, (size, size), dtype=np.uint8), 32, 48)
+        for size in (6, 12, 24, 32)
+        for _ in range(5)
+    ]
+    return [empty, full, path, corners, *smooth]
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    "least",
+    [{"least_peak": 0.9}, {"least_area": 0.01}, {"least_area": 0.02, "least_peak": 0.8}],
+)
+@pytest.mark.parametrize("size", [(48, 32), (90, 70)])
+def test_frame_graph_drops_what_the_session_drops(least, engine, size):
+    contract = InputContract(height=32, width=48, mean=0.5, std=0.2, **least)
+    network = tiny(helper.make_node("Identity", ["image"], ["logits"]), size=(32, 48), out=(32, 48))
+    model = frame_graph_from_onnx(network, contract, *size)
+    if engine == "onnxruntime":
+        run = run_frames(model, optimised=True)
+    else:
+        compiled = openvino.Core().compile_model(
+            openvino.Core().read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        )
+
+        def run(frame):
+            found = compiled(frame[None, None])
+            return (found[compiled.output(name)][0, 0] for name in ("logits", "mask"))
+
+    all_kept = replace(contract, least_area=0.0, least_peak=0.0)
+    dropped = 0
+    for plane in planes_with_components():
+        frame = resize_grey(plane, size[1], size[0])
+        logits, mask = run(frame)
+        expected = mask_from_logits(logits, contract, *frame.shape)
+        np.testing.assert_array_equal(mask, expected)
+        dropped += bool((mask_from_logits(logits, all_kept, *frame.shape) != expected).any())
+    assert dropped >= 5
+
+
 # --- bundles -------------------------------------------------------------------------------------
 
 
@@ -582,12 +643,15 @@ def test_rtx_builds_a_plan_for_a_batch_with_the_same_precision(form_of, form):
 
 
 @pytest.mark.parametrize("form", ["fp32", "qdq-fp16"])
-def test_rtx_takes_a_frame_graph(form_of, form):
+@pytest.mark.parametrize("least", [{}, {"least_area": 0.01, "least_peak": 0.9}])
+def test_rtx_takes_a_frame_graph(form_of, form, least):
     pytest.importorskip("tensorrt_rtx", reason="no tensorrt-rtx; make install brings it")
-    model = frame_graph_from_onnx(form_of("edge-16", form), CONTRACT, 301, 203)
+    contract = replace(CONTRACT, **least)
+    model = frame_graph_from_onnx(form_of("edge-16", form), contract, 301, 203)
     plan = plan_from_onnx(model, "8.9")
     assert plan.plan.startswith(b"vtrt")
     # To the builder the boxes are a convolution, in float and known by its node: a kit's `audit`.
     around = [layer for layer in plan.layers if all(o.startswith(AROUND) for o in layer.origins)]
     assert {layer.kind for layer in around} >= {"correlation", "gemm"}
-    assert {layer.input_type for layer in around} == {"UInt8", "Float"}
+    multiplying = [layer for layer in around if layer.kind in ("correlation", "gemm")]
+    assert {layer.input_type for layer in multiplying} == {"Float"}
