@@ -511,7 +511,8 @@ def export(
             found, network = load_exportable(source, contract, plan.target.opset, output, weights)
             plan = plan_for(plan, network.to_onnx(), network.quantised)
             if frame:
-                require_frame_contract(network.contract)
+                weakly_typed = plan.frame_is_weakly_typed
+                require_frame_contract(network.contract, weakly_typed=weakly_typed)
             if qat:
                 request = CalibrationRequest(dataset, ranges, synthetic_calibration, calib_images)
                 retraining_of(found, request, qat)
@@ -747,7 +748,8 @@ def evaluate(
     metavar="RUN",
     type=path_type(),
     multiple=True,
-    help="Choose on the test part of this run of the same network on a fold; one for each.",
+    help="Run of the same network on one fold, whose test part takes the place of the val part; "
+    "repeat for each fold.",
 )
 @click.option(
     "--point-of",
@@ -769,12 +771,12 @@ def tune(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Choose the operating point of SOURCE, a run or its checkpoint, on the val part of DATA.
+    """Choose the operating point of SOURCE, a run or its checkpoint, on what it has not learnt.
 
     The threshold and the least lesion with the highest Dice, as far as these images can tell, among
-    those that mark few enough images without a lesion. SOURCE is left as it is: NAME.safetensors
-    beside it has the point. Where the val part has few images without a lesion, or SOURCE was
-    trained on every image, --fold chooses on runs that were trained alike on folds.
+    those that mark few enough images without a lesion: on the val part of DATA, or, where it has
+    few images without a lesion or SOURCE was trained on every image, on the test parts of runs on
+    folds (--fold). SOURCE is left as it is: NAME.safetensors beside it has the point.
     """
     from .jobs.sources import checkpoint_of
     from .jobs.tuning import render_tuned, take_point

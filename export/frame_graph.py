@@ -71,7 +71,7 @@ def frame_graph_from_onnx(model: bytes, contract: InputContract, width: int, hei
     scaled = before.add("Mul", grey, _by_channel(scales))
     before.add("Sub", scaled, _by_channel(offsets), output=graph.input[0].name)
     _rename(graph, graph.output[0].name, "logits")
-    values = _kept(after, "logits", contract)
+    values = _without_small(after, "logits", contract)
     if width != contract.width:  # columns first, as `mask_from_logits`
         # Rows of the transpose: ONNX Runtime takes 5 times as long to gather columns.
         values = after.add("Transpose", values, perm=_TRANSPOSED)
@@ -80,8 +80,7 @@ def frame_graph_from_onnx(model: bytes, contract: InputContract, width: int, hei
     if height != contract.height:
         values = _interpolated(after, values, contract.height, height)
     lesion = after.add("Greater", values, np.float32(contract.logit_threshold))
-    ones = after.add("Cast", lesion, to=TensorProto.FLOAT)  # TensorRT's way from bool to uint8
-    after.add("Cast", ones, output="mask", to=TensorProto.UINT8)
+    after.add("Cast", _ones(after, lesion), output="mask", to=TensorProto.UINT8)
     nodes = [*before.nodes, *graph.node, *after.nodes]
     del graph.node[:], graph.input[:], graph.output[:]
     graph.node.extend(nodes)
@@ -100,12 +99,18 @@ def _by_channel(values: np.ndarray) -> np.ndarray | np.float32:
     return np.float32(values[0]) if len(values) == 1 else values[None, :, None, None]
 
 
-def require_frame_contract(contract: InputContract) -> None:
+def require_frame_contract(contract: InputContract, *, weakly_typed: bool = False) -> None:
     """Refuse a contract that no frame graph can follow.
 
     Frames are grey, stretched, of one class.
 
-    Raises Refused: E-FRAME-CONTRACT (colour, a letterbox or several classes).
+    Args:
+        contract: of the network.
+        weakly_typed: an engine is built that may compute in FP16 what is FP32 in the graph. It
+            cannot count components, whose numbers go up to the pixels of the network's input.
+
+    Raises Refused: E-FRAME-CONTRACT (colour, a letterbox or several classes), E-FRAME-LEAST (a
+        least area for an engine of weak types).
     """
     beyond = [
         what
@@ -121,6 +126,12 @@ def require_frame_contract(contract: InputContract) -> None:
             "E-FRAME-CONTRACT",
             f"a frame graph takes grey frames, stretches them and knows one class; the contract "
             f"has {', '.join(beyond)}: export without --frame and let the session do it",
+        )
+    if weakly_typed and contract.least_area:
+        raise Refused(
+            "E-FRAME-LEAST",
+            f"the masks are {contract.least_text}, and an engine of TensorRT below 10 may count "
+            "them in FP16, which merges components; export without --frame or --precision fp32",
         )
 
 
@@ -165,11 +176,11 @@ class _Steps:
         self.nodes.append(helper.make_node(operator, names, outputs, own, **kinds))
 
 
-def _kept(steps: _Steps, logits: str, contract: InputContract) -> str:
+def _without_small(steps: _Steps, logits: str, contract: InputContract) -> str:
     """Add what `kept_logits` does: components below the least lesion sink under the threshold.
 
-    How far a component reaches no fixed number of operators can tell, so loops run until nothing
-    moves any more. A peak takes few rounds: what is spread are all pixels that reach it.
+    No fixed number of operators can tell how far a component reaches, so loops run until nothing
+    changes. All pixels that reach the least peak spread at once, which mostly takes few rounds.
     """
     if not contract.drops:
         return logits
@@ -180,9 +191,10 @@ def _kept(steps: _Steps, logits: str, contract: InputContract) -> str:
         low = steps.add("Less", logits, np.float32(contract.least_logit))
         reached = steps.add("Mul", above, _ones(steps, steps.add("Not", low)))
         kept = _spread(steps, reached, above, contract)
-    if contract.least_area:
+    if contract.least_px > 1:
         places = np.arange(1, contract.height * contract.width + 1, dtype=np.float32)
-        own = steps.add("Mul", above, places.reshape(1, 1, contract.height, contract.width))
+        own = steps.add("Mul", kept, places.reshape(1, 1, contract.height, contract.width))
+        # Within `above`: TensorRT-RTX 1.7 takes no loop whose body reads what another loop gave.
         labels = _spread(steps, own, above, contract)
         kept = steps.add("Mul", kept, _large(steps, labels, contract))
     lost = steps.add("Greater", steps.add("Sub", above, kept), np.float32(0.5))
@@ -190,6 +202,7 @@ def _kept(steps: _Steps, logits: str, contract: InputContract) -> str:
 
 
 def _ones(steps: _Steps, truth: str) -> str:
+    """Add the cast from bool to float32, TensorRT's way on to other types too."""
     return steps.add("Cast", truth, to=TensorProto.FLOAT)
 
 
@@ -216,7 +229,9 @@ def _spread(steps: _Steps, values: str, within: str, contract: InputContract) ->
 
 
 def _large(steps: _Steps, labels: str, contract: InputContract) -> str:
-    """Add a loop over the components that gives 1 where one has at least the least area.
+    """Add a loop over the components that gives 1 where one has the least area, else 0.
+
+    Where there is no component at all it gives 1.
 
     Args:
         steps: takes the loop.
@@ -227,7 +242,7 @@ def _large(steps: _Steps, labels: str, contract: InputContract) -> str:
     def round_of(body: _Steps, left: str, large: str) -> tuple[str, list[str]]:
         chosen = _ones(body, body.add("Equal", left, body.add("ReduceMax", left, keepdims=1)))
         area = body.add("ReduceSum", chosen, keepdims=1)
-        enough = body.add("Greater", area, np.float32(contract.least_px - 0.5))
+        enough = body.add("Greater", area, np.float32(contract.least_px - 1))
         large = body.add("Add", large, body.add("Mul", chosen, _ones(body, enough)))
         left = body.add("Mul", left, body.add("Sub", np.float32(1), chosen))
         more = body.add("Greater", body.add("ReduceMax", left, keepdims=0), np.float32(0))
@@ -251,8 +266,8 @@ def _repeated(
     more, after = round_of(body, *names)
     size = [1, 1, contract.height, contract.width]
 
-    def states_of(names: list[str]) -> list[onnx.ValueInfoProto]:
-        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name in names]
+    def floats(of: list[str]) -> list[onnx.ValueInfoProto]:
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name in of]
 
     graph = helper.make_graph(
         body.nodes,
@@ -260,9 +275,9 @@ def _repeated(
         [
             helper.make_tensor_value_info(f"{own}/round", TensorProto.INT64, []),
             helper.make_tensor_value_info(f"{own}/go", TensorProto.BOOL, []),
-            *states_of(names),
+            *floats(names),
         ],
-        [helper.make_tensor_value_info(more, TensorProto.BOOL, []), *states_of(after)],
+        [helper.make_tensor_value_info(more, TensorProto.BOOL, []), *floats(after)],
         body.constants,
     )
     most = np.int64(contract.height * contract.width)  # no path is longer, nor are there more parts

@@ -107,15 +107,20 @@ def find_dropped_frame(
     for candidate in candidates:
         frame = input_from_frame(candidate.frame, contract)
         dropped = min(
-            _clearly_dropped_px(planes_of_answer(form.run(frame)), contract) for form in forms
+            clearly_dropped_px(planes_of_answer(form.run(frame)), contract) for form in forms
         )
         if dropped > most:
             found, most = candidate, dropped
     return found
 
 
-def _clearly_dropped_px(logits: np.ndarray, contract: InputContract) -> int:
-    """Return how many pixels are dropped; 0 where that is in doubt, or less than what is left."""
+def clearly_dropped_px(logits: np.ndarray, contract: InputContract) -> int:
+    """Return how many pixels are dropped; 0 where that is in doubt, or less than what is left.
+
+    Args:
+        logits: as `kept_logits` takes them.
+        contract: of the network.
+    """
     if not np.isfinite(logits).all():
         return 0
     lax, kept, strict = (

@@ -330,7 +330,8 @@ def export_bundle(
             E-PARITY-FRAMES, E-LAYOUT (with a frame graph, which knows no layout), E-CONTRACT (the
             check frames become an input that no image has).
         Refused: E-CONTRACT-DICE, E-PARITY, E-ACCURACY, E-BOUNDARY, E-PRECISION-FALLBACK,
-            E-CALIB-RANGE, E-CALIB-KEY, E-RTX-PARSE, E-FRAME-CONTRACT.
+            E-CALIB-RANGE, E-CALIB-KEY, E-RTX-PARSE, E-FRAME-CONTRACT,
+            E-FRAME-LEAST.
         EngineError: E-EXTRA-MISSING, E-AUDIT, E-RTX-BUILD.
         OutputError: E-OUT-WRITE.
     """
@@ -345,7 +346,7 @@ def export_bundle(
             "E-LAYOUT", "a frame graph applies no layout; leave --frame or --layout out"
         )
     if plan.frame:
-        require_frame_contract(trained.contract)
+        require_frame_contract(trained.contract, weakly_typed=plan.frame_is_weakly_typed)
     with atomic_folder(out) as folder:
         if split is not None:
             shutil.copyfile(split, folder / SPLIT_FILE)
@@ -391,7 +392,10 @@ def export_bundle(
             hops += tuple(each.hop for each in whole)
             for each in whole:
                 (folder / each.file).write_bytes(each.model)
-        empty = find_empty_frame(every, trained.contract) if frames.vectors else None
+        empty = dropped = None
+        if frames.vectors:
+            empty = find_empty_frame(every, trained.contract)
+            dropped = find_dropped_frame(every, trained.contract, frames.vectors)
         kind.ship(
             folder,
             conversion,
@@ -400,11 +404,9 @@ def export_bundle(
             trained.contract,
             chosen,
             empty=empty,
+            dropped=dropped,
             frame_graphs=whole,
             cache=all(each.qat is None for each in shipped.values()),
-        )
-        dropped = (
-            find_dropped_frame(every, trained.contract, frames.vectors) if frames.vectors else None
         )
         golden = golden_frames(frames.vectors, trained.contract, empty, dropped)
         vectors = write_vectors(folder, golden, shipped[chosen].forms, trained.contract)

@@ -52,6 +52,12 @@ class Plan:
         stored = {"fp16"} if kind_of(self.target).stores_half_only else set()
         return bool(set(self.precisions) - WITHOUT_RANGES - stored)
 
+    @property
+    def frame_is_weakly_typed(self) -> bool:
+        """Whether a frame graph is built by what may take FP16 for the FP32 in it."""
+        weak = (not build.typed and "FP16" in build.flags for build in self.builds.values())
+        return self.frame is not None and any(weak)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
         return {

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from ..runtime.contract import InputContract
-from ..runtime.image import input_from_frame
+from ..runtime.image import input_from_frame, resize_grey
 from . import kit
 from .forms import Conversion, Form, least_share_of
 from .frame_gate import FrameGraph, run_frames
 from .frame_graph import AROUND
-from .golden import FOLDER, MAX_FLIPPED, ChosenFrame, whole_frames
+from .golden import FOLDER, MAX_FLIPPED, ChosenFrame, clearly_dropped_px, whole_frames
 from .qdq import calibration_cache
 
 _KIT = Path(__file__).parent / "kit"
@@ -32,6 +32,7 @@ def write_kit(
     default: str,
     *,
     empty: ChosenFrame | None,
+    dropped: ChosenFrame | None,
     frame_graphs: Sequence[FrameGraph],
     cache: bool,
 ) -> None:
@@ -45,6 +46,8 @@ def write_kit(
         contract: of the network.
         default: precision that is built when none is asked for.
         empty: comes last, as it is: no frame graph is asked, whose resize would make it another.
+        dropped: a frame in which every form marks what the least lesion drops; frame graphs are
+            asked for it in their size, where they clearly drop something too.
         frame_graphs: of the bundle; they are built and judged as well.
         cache: False leaves calib.cache out: with it INT8 is built from fp32.onnx, and a retrained
             INT8 has other weights.
@@ -96,7 +99,9 @@ def write_kit(
             "expected": {name: f"{FOLDER}/{name}.npy" for name in forms},
             "max_flipped": {name: MAX_FLIPPED[name] for name in forms},
         },
-        "frame": _write_frames(folder, frame_graphs, vectors) if frame_graphs else None,
+        "frame": _write_frames(folder, frame_graphs, vectors, dropped, contract)
+        if frame_graphs
+        else None,
     }
     (folder / "kit.json").write_text(json.dumps(kit_json, indent=1) + "\n", encoding="utf-8")
 
@@ -108,15 +113,23 @@ def _levels(contract: InputContract) -> Mapping[str, object]:
 
 
 def _write_frames(
-    folder: Path, frame_graphs: Sequence[FrameGraph], vectors: Sequence[np.ndarray]
+    folder: Path,
+    frame_graphs: Sequence[FrameGraph],
+    vectors: Sequence[np.ndarray],
+    dropped: ChosenFrame | None,
+    contract: InputContract,
 ) -> Mapping[str, object]:
     """Write frames and what the frame graphs answer to them, and return the part of kit.json."""
     width, height = frame_graphs[0].width, frame_graphs[0].height
+    answers = [run_frames(each.model, optimised=False) for each in frame_graphs]
     frames = whole_frames(vectors, width, height)
+    if dropped is not None:
+        frame = resize_grey(dropped.frame, height, width)
+        if all(clearly_dropped_px(answer(frame)[0], contract) for answer in answers):
+            frames = (*frames, frame)
     _write_array(folder / FOLDER / "frames.npy", np.stack(frames)[:, None])
     builds = {}
-    for each in frame_graphs:
-        answer = run_frames(each.model, optimised=False)
+    for each, answer in zip(frame_graphs, answers, strict=True):
         logits, masks = zip(*map(answer, frames), strict=True)
         name = f"{FOLDER}/frames-{each.precision}.npz"
         # Masks are mostly one number, and as large as the frames.

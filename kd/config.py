@@ -49,7 +49,8 @@ class TrainConfig:
     weight_decay: float = _setting(1e-2, "of AdamW, decoupled")
     loss: str = _setting(
         "balanced+dice",
-        "against the masks: balanced or bce, and dice, or overlap: dice that charges no false mark",
+        "terms against the masks, joined by +: balanced, bce, dice, and overlap, a dice that "
+        "charges no false mark",
     )
     teaching: str = _setting(
         "routed", "who teaches an image: routed, mean, confidence, single, wrong or none"

@@ -59,20 +59,21 @@ LITE2: Final = Lite(
 
 
 class _Depthwise(nn.Conv2d):
-    """A depthwise convolution that a CPU trains in float32.
+    """A depthwise convolution; where its gradients are slow in bfloat16 it is trained in float32.
 
-    oneDNN 3.12 has fast gradients of it in bfloat16 for a 3×3 kernel at stride 1 alone; of the
-    others they take 4 times as long as in float32, half of the time of a network's step.
+    On a CPU they are, in oneDNN 3.12, for all but 3×3 kernels at stride 1: they take 4 times as
+    long as in float32, which is half of a network's step.
     """
 
     def __init__(self, channels: int, kernel: int, stride: int) -> None:
         super().__init__(channels, channels, kernel, stride, groups=channels, bias=False)
+        self._slow = (kernel, stride) != (3, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve [N, C, H, W]."""
-        if self.training and x.device.type == "cpu":
+        if self._slow and self.training and x.device.type == "cpu":
             with torch.autocast("cpu", enabled=False):
-                return super().forward(x.float())
+                return super().forward(x.to(self.weight.dtype))
         return super().forward(x)
 
 

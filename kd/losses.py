@@ -109,11 +109,13 @@ def terms_of(text: str) -> tuple[str, ...]:
         if name not in LOSSES:
             known = ", ".join(LOSSES)
             raise InputError("E-LOSS-NAME", f"no loss named {name!r}; choose of {known}")
+        if names.count(name) > 1:
+            raise InputError("E-LOSS-NAME", f"{text!r} names {name} twice; name each loss once")
     return names
 
 
 def supervised_loss(
-    logits: torch.Tensor, truth: torch.Tensor, terms: Iterable[str] = ("balanced", "dice")
+    logits: torch.Tensor, truth: torch.Tensor, terms: Iterable[str]
 ) -> torch.Tensor:
     """Return the sum of some losses, [N]: what all networks learn from the masks."""
     return torch.stack([LOSSES[name](logits, truth) for name in terms]).sum(dim=0)

@@ -13,10 +13,10 @@ def seed_of(seed: int, purpose: str) -> int:
 
 
 def use_deterministic_operators(device: torch.device) -> None:
-    """Let the operators of this process give the same answer twice where they can: on CPUs.
+    """Make the operators of this process give the same answer twice, on CPUs.
 
-    PyTorch also fills every new tensor then, so that a read of what was never written would show.
-    Our training reads none, and filling takes a tenth of a step.
+    PyTorch would also fill every new tensor, so that a read of what was never written shows. Our
+    training reads none, and filling takes a tenth of a step.
     """
     torch.use_deterministic_algorithms(device.type == "cpu")  # on GPUs some have no such form
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

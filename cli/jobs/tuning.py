@@ -19,6 +19,8 @@ from ...benchmarks.measure.froc import ALL_SETS, FOUND_DICE, parts_of, threshold
 from ...benchmarks.measure.operating_point import PointScore, choose_point
 from ...benchmarks.measure.temperature import fit_temperature
 from ...kd.checkpoint import OPERATING_POINT, Checkpoint, load_checkpoint, save_checkpoint
+from ...kd.config import with_later
+from ...kd.start import START
 from ...runtime.contract import InputContract
 from ...runtime.errors import InputError
 from ...runtime.files import require_new
@@ -36,7 +38,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class SetEvidence:
-    """What the operating point does to the val images of a data set, in the frames' own size."""
+    """What the operating point does to images of a data set, in the frames' own size."""
 
     name: str
     images: int
@@ -78,19 +80,20 @@ def tune(
         max_false_marks: largest share of the images without a lesion that may be marked.
         name: of the new file, without its suffix.
         folds: runs of the same network and input on other folds of the data sets, whose test parts
-            take the place of the val part, less the images of this run's own test part.
+            take the place of the val part, less the groups of images of this run's own test part.
         progress: wraps the loops.
 
     Raises:
-        InputError: E-TUNE-SOURCE (a shipped student; a fold is of another network or input),
-            E-TUNE-FOLDS (an image is in the test parts of two folds), E-TUNE-NAME, E-OUT-EXISTS,
-            E-TUNE-IMAGES, E-SPLIT-MISSING, those of `load_checkpoint` and `read_datasets`.
+        InputError: E-TUNE-SOURCE (a shipped student; a fold that is one, or of another network or
+            input), E-TUNE-FOLDS (a fold adds no image, or an image is in the test parts of two),
+            E-TUNE-NAME, E-OUT-EXISTS, E-TUNE-IMAGES, E-SPLIT-MISSING, those of `load_checkpoint`
+            and `read_datasets`.
         Refused: E-TUNE-LIMIT, E-SPLIT-HASH.
         OutputError: E-OUT-WRITE.
     """
     out = _new_file(source, name)
     loaded = load_checkpoint(source.path)
-    likes = [_like(loaded, source, fold) for fold in folds]
+    facts = [_facts_of_fold(loaded, source, fold) for fold in folds]
     asked = [
         (session, case) for session, samples in _unseen(source, folds, data) for case in samples
     ]
@@ -109,7 +112,7 @@ def tune(
     temperature = fit_temperature(zip(answers, truths, strict=True))
     threshold = choice.contract.logit_threshold / temperature
     evidence = {
-        **({"part": "test parts of folds", "folds": likes} if folds else {"part": "val"}),
+        **({"part": "test parts of folds", "folds": facts} if folds else {"part": "val"}),
         "checkpoint_sha256": loaded.sha256,
         "max_false_marks": max_false_marks,
         "tried": choice.tried,
@@ -153,11 +156,7 @@ def take_point(source: CheckpointSource, other: CheckpointSource, *, name: str) 
         least_peak=tuned.contract.least_peak,
     )
     if (loaded.model, contract) != (tuned.model, tuned.contract):
-        raise InputError(
-            "E-TUNE-SOURCE",
-            f"{other.path} is {tuned.model} for {tuned.contract}, {source.path} is {loaded.model} "
-            f"for {loaded.contract}; an operating point holds for one network and input",
-        )
+        raise _other(source, loaded, other, tuned, "an operating point holds for one")
     return _write(out, loaded, contract, {**evidence, "taken_from": tuned.sha256})
 
 
@@ -217,22 +216,48 @@ def _new_file(source: CheckpointSource, name: str) -> Path:
     return out
 
 
-def _like(loaded: Checkpoint, source: CheckpointSource, fold: CheckpointSource) -> dict[str, Any]:
-    """Return what tells a fold's network from the others; refuse another network or input."""
-    other = load_checkpoint(fold.path)
-    if (other.model, _input_of(other)) != (loaded.model, _input_of(loaded)):
+def _facts_of_fold(
+    loaded: Checkpoint, source: CheckpointSource, fold: CheckpointSource
+) -> dict[str, Any]:
+    """Return a fold's checkpoint and how its training differed; refuse what is no fold of it."""
+    if fold.trained_on() is not None:
         raise InputError(
             "E-TUNE-SOURCE",
-            f"{fold.path} is {other.model} for {other.contract}, {source.path} is {loaded.model} "
-            f"for {loaded.contract}; folds have its network and input",
+            f"{fold.path} is no checkpoint of a run; name runs of `edgeseg train` on folds",
         )
-    theirs, ours = (dict(each.provenance.get("config") or {}).items() for each in (other, loaded))
-    return {"checkpoint_sha256": other.sha256, "settings": dict(sorted(theirs - ours))}
+    other = load_checkpoint(fold.path)
+    if (other.model, _input_of(other)) != (loaded.model, _input_of(loaded)):
+        raise _other(source, loaded, fold, other, "folds have its")
+    theirs, ours = (
+        known if isinstance(known := with_later(each.provenance.get("config")), dict) else {}
+        for each in (other, loaded)
+    )
+    settings = {name: value for name, value in theirs.items() if ours.get(name) != value}
+    start = other.provenance.get(START)
+    return {
+        "checkpoint_sha256": other.sha256,
+        "settings": settings,
+        **({"start": start.get("sha256")} if isinstance(start, dict) else {}),
+    }
 
 
 def _input_of(loaded: Checkpoint) -> InputContract:
     """Return a contract without its operating point."""
     return replace(loaded.contract, threshold=0.5, least_area=0.0, least_peak=0.0)
+
+
+def _other(
+    source: CheckpointSource,
+    ours: Checkpoint,
+    other: CheckpointSource,
+    theirs: Checkpoint,
+    why: str,
+) -> InputError:
+    return InputError(
+        "E-TUNE-SOURCE",
+        f"{other.path} is {theirs.model} for {theirs.contract}, {source.path} is {ours.model} for "
+        f"{ours.contract}; {why} network and input",
+    )
 
 
 def _unseen(
@@ -246,22 +271,31 @@ def _unseen(
     own = read_split(source.split_file())
     if not folds:
         return [(source.open(None, 0), samples_of(own, dataset, "val"))]
+    held_out = own.hashes_of("test")
     asked_of: dict[str, Path] = {}
     found = []
     for fold in folds:
         split = read_split(fold.split_file())
-        hashes = {each.name: each.image_sha256 for each in split.entries if each.part == "test"}
-        for name, sha256 in hashes.items():
-            if sha256 in asked_of:
+        tested = [each for each in split.entries if each.part == "test"]
+        for each in tested:
+            if each.image_sha256 in asked_of:
                 raise InputError(
                     "E-TUNE-FOLDS",
-                    f"{name} is in the test parts of {asked_of[sha256]} and {fold.path}; name runs "
-                    "of the folds that one `edgeseg data split --folds` made, each once",
+                    f"{each.name} is in the test parts of {asked_of[each.image_sha256]} and "
+                    f"{fold.path}; name runs of the folds that one `edgeseg data split --folds` "
+                    "made, each once",
                 )
-        asked_of |= dict.fromkeys(hashes.values(), fold.path)
+        asked_of |= {each.image_sha256: fold.path for each in tested}
+        groups = {each.group for each in split.entries if each.image_sha256 in held_out}
+        kept = {each.name for each in tested if each.group not in groups}
+        if not kept:
+            raise InputError(
+                "E-TUNE-FOLDS",
+                f"the test part of {fold.path} has no image that is not in the test part of "
+                f"{source.path}; name a run on another fold",
+            )
         cases = samples_of(split, dataset, "test")
-        kept = tuple(case for case in cases if hashes[case.name] not in own.hashes_of("test"))
-        found.append((fold.open(None, 0), kept))
+        found.append((fold.open(None, 0), tuple(case for case in cases if case.name in kept)))
     return found
 
 

@@ -69,8 +69,8 @@ def notes(
         own.append("DLA arithmetic cannot run here: the golden vectors judge it on the device")
     if frame and target.tensorrt_version[0] < 10 and set(precisions) != {"fp32"}:
         own.append(
-            f"TensorRT {target.tensorrt} may compute the resize of --frame in FP16: the golden "
-            "frames judge it on the device"
+            f"TensorRT {target.tensorrt} may compute what --frame adds in FP16, resize, threshold "
+            "and least peak: the golden frames judge it on the device"
         )
     return [*common, *own]
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from edgeseg.cli.main import cli
 from edgeseg.export.pipeline import Limits, export_bundle, load_trained
 from edgeseg.export.plan import make_plan
 from edgeseg.export.target import find_target
+from edgeseg.kd import zoo
 from edgeseg.kd.checkpoint import load_checkpoint, save_checkpoint
 from edgeseg.kd.data.split import read_split, write_split
 from edgeseg.kd.engine import TorchEngine
@@ -130,7 +132,10 @@ def test_weights_of_another_run_take_the_operating_point_over(own, tuned):
 
 @pytest.fixture(scope="module")
 def swapped(run, tmp_path_factory):
-    """The network of the run in another, whose val part is the run's test part and the reverse."""
+    """The network of the run in another, whose val part is the run's test part and the reverse.
+
+    It says that it was trained by another loss.
+    """
     folder = shutil.copytree(run, tmp_path_factory.mktemp("swapped") / "swapped")
     split = read_split(folder / "split.json")
     other = {"val": "test", "test": "val", "train": "train"}
@@ -143,7 +148,11 @@ def swapped(run, tmp_path_factory):
         loaded.network,
         model=loaded.model,
         contract=loaded.contract,
-        provenance={**loaded.provenance, "split_sha256": sha256},
+        provenance={
+            **loaded.provenance,
+            "config": {**loaded.provenance["config"], "loss": "bce"},
+            "split_sha256": sha256,
+        },
     )
     return folder
 
@@ -159,12 +168,15 @@ def test_chosen_on_folds_is_chosen_on_their_test_parts_less_its_own(run, swapped
         for name in ("val", "folds")
     )
     student = load_checkpoint(run / "student.safetensors")
-    assert on_folds.pop("folds") == [{"checkpoint_sha256": student.sha256, "settings": {}}]
+    assert on_folds.pop("folds") == [
+        {"checkpoint_sha256": student.sha256, "settings": {"loss": "balanced+dice"}}
+    ]
     assert on_folds.pop("part") == "test parts of folds"
     assert on_val.pop("part") == "val"
     assert on_folds == on_val
     # of the run itself every image of the fold is in its own test part
-    refused("E-TUNE-IMAGES", INPUT, "tune", run, phantoms, "--fold", run, "--name", "n", "-q")
+    line = refused("E-TUNE-FOLDS", INPUT, "tune", run, phantoms, "--fold", run, "--name", "n", "-q")
+    assert "has no image that is not in the test part of" in line
 
 
 def test_folds_that_share_images_or_are_of_another_network_are_refused(
@@ -186,6 +198,11 @@ def test_folds_that_share_images_or_are_of_another_network_are_refused(
         "E-TUNE-SOURCE", INPUT, "tune", swapped, phantoms, "--fold", other, "--name", "n", "-q"
     )
     assert "folds have its network and input" in line
+    shipped = next(Path(zoo.__file__).parent.glob("*.safetensors"))
+    line = refused(
+        "E-TUNE-SOURCE", INPUT, "tune", swapped, phantoms, "--fold", shipped, "--name", "n", "-q"
+    )
+    assert "is no checkpoint of a run" in line
     refused("E-USAGE", USAGE, "tune", own, "--point-of", tuned[1], "--fold", run)
 
 

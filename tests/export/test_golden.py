@@ -10,8 +10,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from edgeseg.export.calibration import CalibrationSet
 from edgeseg.export.datasheet import datasheet_of, render_datasheet
 from edgeseg.export.frame_gate import run_frames
+from edgeseg.export.frame_graph import require_frame_contract
 from edgeseg.export.golden import (
     EMPTY_MARGIN,
     find_dropped_frame,
@@ -25,6 +27,7 @@ from edgeseg.export.summary import render_export
 from edgeseg.export.target import find_target
 from edgeseg.runtime.bundle import open_bundle
 from edgeseg.runtime.contract import InputContract
+from edgeseg.runtime.errors import Refused
 from edgeseg.runtime.image import input_from_frame, mask_from_logits, resize_grey
 from edgeseg.runtime.pgm import pixels_from_pnm
 from edgeseg.runtime.session import open_session
@@ -254,6 +257,31 @@ def test_frame_graph_of_masks_with_a_least_lesion_drops_as_the_session_does(tmp_
     logits, mask = run(frame)
     assert not mask.any()
     assert mask_from_logits(logits, Toy.contract, *frame.shape).any()
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "refused"),
+    [
+        ("xavier-nx@jp5.1", "fp16", True),  # TensorRT 8.5, which takes types as a hint
+        ("xavier-nx@jp5.1", "fp32", False),
+        ("jetson", "fp16", False),
+    ],
+)
+def test_frame_graph_that_counts_is_refused_where_fp16_may_count(
+    target, precision, refused, tmp_path
+):
+    plan = make_plan(find_target(target), precision, frame=(90, 70))
+    assert plan.frame_is_weakly_typed == refused
+    if refused:
+        images = CalibrationSet(tuple(each.frame for each in toy_checks()), ("2" * 64,), {})
+        frames = Frames(images, toy_checks(), "toys", ())
+        with pytest.raises(Refused, match=r"E-FRAME-LEAST: .* may count them in FP16"):
+            export_bundle(Least(), plan, tmp_path / "toy", frames, split=None)
+        assert not list(tmp_path.iterdir())
+    else:
+        require_frame_contract(Least.contract, weakly_typed=plan.frame_is_weakly_typed)
+    by_peak = replace(Toy.contract, least_peak=0.9)
+    require_frame_contract(by_peak, weakly_typed=plan.frame_is_weakly_typed)
 
 
 def test_data_sheet_states_what_is_dropped(tmp_path):

@@ -276,7 +276,7 @@ def in_int8(checkpoint, quantisation, frames):
     train = frames["train"]
     batch = fit.draw_batch(train, np.arange(len(train.names)), 99, 0, checkpoint.contract)
     with torch.no_grad():
-        loss = supervised_loss(rounded(batch.images), batch.truth).mean()
+        loss = supervised_loss(rounded(batch.images), batch.truth, ("balanced", "dice")).mean()
     return float(loss), mean_dice(rounded, frames["val"], checkpoint.contract)
 
 

@@ -433,19 +433,27 @@ def winding(side):
 
 
 def planes_with_components():
-    """Grey levels, [32, 48]: nothing, all, one that winds, corners that touch, many at random."""
+    """Grey levels, [32, 48]: nothing, all, at the limits, winding, corners that touch, random."""
     draw = np.random.default_rng(0)
     empty, full = np.zeros((32, 48), np.uint8), np.full((32, 48), 255, np.uint8)
     path, corners = empty.copy(), empty.copy()
     path[:31, :31][winding(31)] = 160
     path[0, 0] = 250  # its peak is far from its other end
     corners[4:8, 4:8], corners[8:12, 8:12], corners[20:22, 20:22] = 150, 240, 240
+    limits = empty.copy()  # squares and rows of as many pixels as the least area, and of one less
+    for row, least in ((0, 16), (12, 31)):
+        for column, pixels in ((0, least), (20, least - 1)):
+            full_rows, rest = divmod(pixels, 4)
+            limits[row : row + full_rows, column : column + 4] = 250
+            limits[row + full_rows, column : column + rest] = 250
+    for column, level in ((30, 239), (36, 240), (42, 241)):  # a peak of 0.9 is 240.04
+        limits[24:30, column : column + 5] = level
     smooth = [
         resize_grey(draw.integers(0, 256, (size, size), dtype=np.uint8), 32, 48)
         for size in (6, 12, 24, 32)
         for _ in range(5)
     ]
-    return [empty, full, path, corners, *smooth]
+    return [empty, full, limits, path, corners, *smooth]
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
@@ -655,3 +663,4 @@ def test_rtx_takes_a_frame_graph(form_of, form, least):
     assert {layer.kind for layer in around} >= {"correlation", "gemm"}
     multiplying = [layer for layer in around if layer.kind in ("correlation", "gemm")]
     assert {layer.input_type for layer in multiplying} == {"Float"}
+    assert not {layer.input_type for layer in around} & {"Half", "BFloat16"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -32,7 +33,8 @@ def logits_for(truth, strength=8.0):
     return (2 * truth - 1) * strength
 
 
-EVERY = [*LOSSES.values(), supervised_loss]
+BOTH = "balanced", "dice"
+EVERY = [*LOSSES.values(), functools.partial(supervised_loss, terms=BOTH)]
 
 
 @pytest.mark.parametrize("loss", EVERY)
@@ -121,7 +123,7 @@ def test_supervised_loss_is_the_sum_of_both():
     truth = truth_with(20)
     logits = torch.randn(truth.shape, generator=torch.manual_seed(0))
     both = area_balanced_bce(logits, truth) + dice_loss(logits, truth)
-    assert supervised_loss(logits, truth).item() == pytest.approx(both.item())
+    assert supervised_loss(logits, truth, BOTH).item() == pytest.approx(both.item())
 
 
 def test_terms_are_those_that_are_named():
@@ -132,6 +134,17 @@ def test_terms_are_those_that_are_named():
     assert found == pytest.approx((pixels + dice_loss(logits, truth)).item())
     false_marks = overlap_loss(logits, truth_with(0))
     assert false_marks.item() == 0
-    with pytest.raises(InputError, match="choose of balanced, dice, bce, overlap") as caught:
-        terms_of("bce+dise")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("bce+dise", "choose of balanced, dice, bce, overlap"),
+        ("", "choose of"),
+        ("dice+dice", "twice"),
+    ],
+)
+def test_text_that_names_no_sum_of_losses_is_refused(text, told):
+    with pytest.raises(InputError, match=told) as caught:
+        terms_of(text)
     assert caught.value.code == "E-LOSS-NAME"

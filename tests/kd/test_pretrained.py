@@ -19,7 +19,7 @@ from edgeseg.export.to_onnx import onnx_from_network
 from edgeseg.kd.checkpoint import load_checkpoint, read_tensors
 from edgeseg.kd.config import TrainConfig
 from edgeseg.kd.data.split import make_split
-from edgeseg.kd.encoders import LITE0, LITE2, LiteEncoder, _Depthwise, widths_of
+from edgeseg.kd.encoders import LITE0, LITE2, LiteEncoder, widths_of
 from edgeseg.kd.models import MODELS, build_model, count_parameters
 from edgeseg.kd.pretrained import kept_weights, read_encoder_weights
 from edgeseg.kd.train import train
@@ -46,6 +46,7 @@ BLOCKS = {
         *((120, 208, 5, 2, 6), *[(208, 208, 5, 1, 6)] * 4),
     ],
 }
+F32, BF16 = torch.float32, torch.bfloat16
 LITES = {"lite0": LITE0, "lite2": LITE2}
 SHORT = TrainConfig(
     size=32,
@@ -429,16 +430,19 @@ def test_table_names_a_lite_encoder_for_its_networks_and_for_no_other():
     }
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_a_depthwise_convolution_is_trained_in_float32_on_a_cpu(stride: int) -> None:
-    layer = _Depthwise(8, 5, stride)
-    x = torch.randn(2, 8, 9, 9, dtype=torch.bfloat16, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
+@pytest.mark.parametrize(("kernel", "stride", "dtype"), [(5, 1, F32), (3, 2, F32), (3, 1, BF16)])
+def test_a_depthwise_convolution_is_trained_in_what_is_fast_on_a_cpu(kernel, stride, dtype):
+    layer = LiteEncoder(LITE0).stages[2 if kernel == 5 else 1][stride == 1].depthwise[1]
+    assert (layer.kernel_size[0], layer.stride[0]) == (kernel, stride)
+    channels = layer.in_channels
+    x = torch.randn(2, channels, 9, 9, dtype=BF16, requires_grad=True)
+    with torch.autocast("cpu", BF16):
         trained = layer(x)
         answered = layer.eval()(x)
-    assert (trained.dtype, answered.dtype) == (torch.float32, torch.bfloat16)
+    assert (trained.dtype, answered.dtype) == (dtype, BF16)
     trained.sum().backward()
-    plain = torch.nn.functional.conv2d(x.detach().float(), layer.weight, None, stride, groups=8)
-    assert torch.allclose(trained, plain, atol=1e-5)
+    plain = F.conv2d(x.detach().float(), layer.weight, None, stride, groups=channels)
+    assert torch.allclose(trained.float(), plain, atol=1e-5 if dtype == F32 else 0.05)
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
+    assert layer.train().double()(x.detach().double()).dtype == torch.float64

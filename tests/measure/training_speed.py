@@ -41,7 +41,7 @@ def plain_step(student, teachers, optimizer, batch, config):
     logits = student(images)
     with torch.no_grad():
         answers = {name: teacher(images) for name, teacher in teachers.items()}
-    loss = supervised_loss(logits, batch.truth).mean()
+    loss = supervised_loss(logits, batch.truth, ("balanced", "dice")).mean()
     for name, answer in answers.items():
         own = torch.from_numpy(batch.labels == name)
         kl = torch.nn.functional.binary_cross_entropy_with_logits(
