@@ -50,6 +50,7 @@ from edgeseg.runtime.progress import quiet
 FOLDS = 5
 MOST_MARKED = 0.25  # of the images without lesion; the default of `edgeseg tune`
 BASE = "edge-32, 20 epochs, 128 px"
+_BASE = {"student_epochs": 20, "phantom_share": 0.0}
 _LONGER = "60 epochs, 5 % phantoms"
 _ROUTED = "taught: routed"
 _LITE0 = "lite0-attunet, ImageNet"
@@ -58,7 +59,7 @@ _TAUGHT = {"teacher": "lite0-attunet", "general_epochs": 20, "teacher_epochs": 8
 
 @dataclass(frozen=True)
 class Row:
-    """A change of the recipe `busi-bra-edge` with 20 epochs, or what is made of other rows."""
+    """A change of `_BASE` of the recipe `busi-bra-edge`, or what is made of other rows."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     teachers_of: str = ""  # the row whose class teachers it takes
@@ -78,6 +79,7 @@ ROWS = {
     "edge-64": Row({"student": "edge-64"}),
     "attunet-16": Row({"student": "attunet-16"}),
     "5 % phantoms": Row({"phantom_share": 0.05}),
+    "BUSI drawn 3 times": Row({"set_weights": "busi=3"}),
     "3 epochs on phantoms first": Row({"phantom_epochs": 3}),
     "no negatives": Row({"crop_share": 0.0, "empty_share": 0.0, "normal_weight": 1.0}),
     "crops in 25 % of the draws": Row({"crop_share": 0.25}),
@@ -136,7 +138,7 @@ def trained(data: Sequence[Path], fold: Path, split: Path, name: str, seed: int)
             resume=resume,
             device="cpu",
             progress=quiet,
-            **{"student_epochs": 20, "seed": seed, **row.settings},
+            **{**_BASE, "seed": seed, **row.settings},
             **taken,
         )
     return out / STUDENT_FILE
@@ -204,7 +206,7 @@ def at_point_of_others(folds: Sequence[Answers]) -> dict[str, Any] | None:
         point = every.points[thresholds.index(contract.thresholds[0])]
         dice += [point.dice] * every.lesions
         missed += point.missed
-        marked += round(point.marked_share * every.without_lesion)
+        marked += round(point.marked_share * every.without_lesion) if every.without_lesion else 0
     return {"dice": float(np.mean(dice)), "missed": missed, "marked": int(marked)}
 
 
@@ -256,6 +258,17 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def needed_for(rows: Sequence[str]) -> list[str]:
+    """Return the rows, each behind the base and behind those whose networks it takes."""
+    wanted: dict[str, None] = {}
+    for name in (BASE, *rows):
+        row = ROWS[name]
+        others = [of for of, _ in (*row.teacher_files, *row.scores)]
+        for each in (*others, *([row.teachers_of] if row.teachers_of else []), name):
+            wanted[each] = None
+    return list(wanted)
+
+
 def write_table(out: Path) -> str:
     """Write the table of all rows whose answers are there, from the first fold on; return it."""
     rows, base = [], []
@@ -287,7 +300,7 @@ def main() -> None:
         asked.out.mkdir()
         for number, split in enumerate(make_folds(read_datasets(asked.data), folds=FOLDS), 1):
             write_split(split, asked.out / f"fold-{number}.json")
-    for name in asked.row or [BASE]:
+    for name in needed_for(asked.row):
         for number in range(1, asked.folds + 1):
             fold = asked.out / f"runs-{number}"
             fold.mkdir(exist_ok=True)
