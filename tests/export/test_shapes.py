@@ -380,7 +380,7 @@ def test_frames_where_no_engine_takes_them_as_onnx_are_refused(target, options, 
 def test_a_resize_that_tensorrt_may_do_in_fp16_is_noted():
     def notes(target, precision="auto", frame=(800, 600)):
         text = render_plan(make_plan(find_target(target), precision, frame=frame))
-        return "may compute the resize of --frame in FP16" in text
+        return "may compute what --frame adds in FP16" in text
 
     assert notes("xavier-nx@jp5.1")
     assert not notes("xavier-nx@jp5.1", "fp32")
