@@ -83,7 +83,7 @@ def choose_point(cases: Sequence[CaseParts], contract: InputContract, max_marked
             "E-TUNE-IMAGES",
             f"there is no image {missing} a lesion to choose on, and an operating point weighs "
             "both errors; name a data set more, split with more in the val part, or choose on "
-            "folds",
+            "folds (--fold)",
         )
     thresholds = thresholds_for(contract)
     found: list[_Point] = []

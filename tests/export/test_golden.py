@@ -259,6 +259,21 @@ def test_frame_graph_of_masks_with_a_least_lesion_drops_as_the_session_does(tmp_
     assert mask_from_logits(logits, Toy.contract, *frame.shape).any()
 
 
+def test_a_kits_frame_graph_replays_a_frame_in_which_something_is_dropped(tmp_path):
+    plan = make_plan(find_target("jetson"), "fp32", frame=(90, 70))
+    phantoms = tuple(each.frame for each in toy_checks(2))
+    frames_of = {}
+    for network in (Toy(), Least()):
+        frames = Frames(None, toy_checks(), "toys", phantoms)
+        made = export_bundle(network, plan, tmp_path / type(network).__name__, frames, split=None)
+        frames_of[type(network)] = np.load(made.path / "vectors/frames.npy")
+    assert len(frames_of[Least]) == len(frames_of[Toy]) + 1
+    answers = np.load(tmp_path / "Least/vectors/frames-fp32.npz")
+    kept = mask_from_logits(answers["logits"][-1, 0], Toy.contract, 70, 90)
+    assert kept.any()
+    assert not answers["mask"][-1].any()
+
+
 @pytest.mark.parametrize(
     ("target", "precision", "refused"),
     [
