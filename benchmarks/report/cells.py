@@ -146,6 +146,11 @@ def hd95_text(row: Row) -> str:
     return f"{significant(found.mean)} (n={found.n})"
 
 
+def has_normals(row: Row) -> bool:
+    """Whether the row was scored on images without a lesion."""
+    return row.accuracy is not None and row.accuracy.images_without_lesion > 0
+
+
 def false_positive_text(row: Row) -> str:
     """Return the false-positive share and of how many images it is."""
     accuracy = row.accuracy

@@ -9,7 +9,7 @@ from ..measure.froc import FOUND_DICE, CurvePoint, SetCurve
 from ..record import Row
 from .charts import marker
 from .document import Figure
-from .svg import RIGHT, WIDTH, family, grid, labels, linear_axis, short, svg
+from .svg import RIGHT, WIDTH, Box, boxes_along, family, grid, labels, linear_axis, short, svg
 
 _MOST_MARKS = 3.0  # a normal image; beyond it no curve is of use, and all would be squeezed
 
@@ -66,14 +66,16 @@ def _froc(drawn: Sequence[tuple[Row, SetCurve]], key: str) -> str:
 
     parts = [grid(x_axis, y_axis, "Marks for each image without a lesion", "Lesions found")]
     own = [(row, place(point_of(row, curve))) for row, curve in drawn]
+    covered: list[Box] = []  # by the curves, which a label had better not cross
     for row, curve in drawn:
         line = [place(each) for each in curve.points if each.marks_per_normal <= _MOST_MARKS]
         if line:
             path = "L".join(f"{x:.1f} {y:.1f}" for x, y in line)
             parts.append(f'<path class="line {family(row.kind)}" d="M{path}"/>')
+            covered += boxes_along(line)
     parts += [marker(row, x, y) for row, (x, y) in own]
     names = [short(row.name) for row, _ in own]
-    parts += labels(names, [at for _, at in own], [], (left + 2, top, WIDTH, bottom - 2))
+    parts += labels(names, [at for _, at in own], covered, (left + 2, top, WIDTH, bottom - 2))
     facts = "; ".join(
         f"{row.name}: {percent(point.found_share)} of the lesions found, {point.missed} missed, "
         f"Dice {fixed(point.dice)}, {fixed(point.marks_per_normal, 2)} marks and "

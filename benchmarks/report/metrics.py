@@ -685,7 +685,7 @@ METRICS: tuple[Metric, ...] = (
             of_trained=True,
         ),
         (
-            Column("results", "Lesions missed", _MISSED_UNIT, _of(cells.missed_text)),
+            Column("results", "Lesions missed", _MISSED_UNIT, _of(cells.missed_text), order=4),
             Column("accuracy", "Lesions missed", _MISSED_UNIT, _of(cells.missed_text)),
             Column("compared accuracy", "Lesions missed", _MISSED_UNIT, _of(cells.missed_text)),
         ),
@@ -720,7 +720,17 @@ METRICS: tuple[Metric, ...] = (
         _of(lambda row: row.accuracy and row.accuracy.false_positive_share),
         "share of images without a lesion in which anything was predicted",
         "lower",
-        columns=(Column("accuracy", "False positives", "", _of(cells.false_positive_text)),),
+        columns=(
+            Column(
+                "results",
+                "False positives",
+                "images without a lesion",
+                _of(cells.false_positive_text),
+                only_where=cells.has_normals,
+                order=4,
+            ),
+            Column("accuracy", "False positives", "", _of(cells.false_positive_text)),
+        ),
     ),
     _of_point(
         "lesions_found_share",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 from ...runtime.engines import ENGINES, entry_of
 
@@ -14,6 +15,7 @@ RIGHT = WIDTH - 14
 # Of engines; each has a colour in `style`.
 FAMILIES = ("torch", *sorted({entry.family for entry in ENGINES.values()}))
 CHARACTER_PX = 7.6  # mean width at 13 px, rather too wide than too narrow
+_STEP_PX = 12  # between the boxes along a line: no label is so low that it fits between two
 _MAX_NAME = 26  # characters; longer ones are cut, the tables have them whole
 
 # Where a label may lie from its point, liked best first: right, left, the corners, above, below.
@@ -151,6 +153,17 @@ def labels(
             f'<text class="label halo" x="{box[0]:.1f}" y="{box[3] - 4:.1f}">{escape(name)}</text>'
         )
     return parts
+
+
+def boxes_along(line: Sequence[tuple[float, float]]) -> list[Box]:
+    """Return small boxes, in px, on a line of straight pieces, for `labels` to keep clear of."""
+    boxes: list[Box] = []
+    for (x, y), (next_x, next_y) in pairwise(line):
+        steps = max(1, math.ceil(math.hypot(next_x - x, next_y - y) / _STEP_PX))
+        for step in range(steps):
+            at_x, at_y = x + (next_x - x) * step / steps, y + (next_y - y) * step / steps
+            boxes.append((at_x - 1, at_y - 1, at_x + 1, at_y + 1))
+    return boxes
 
 
 def _box_at(x: float, y: float, side: float, width: float) -> Box:

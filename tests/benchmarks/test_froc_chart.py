@@ -6,14 +6,19 @@ import csv
 import dataclasses
 import io
 import json
+import re
+from itertools import pairwise
 
+import numpy as np
 import pytest
 
+from edgeseg.benchmarks.measure.accuracy import summarise
 from edgeseg.benchmarks.measure.froc import CurvePoint, SetCurve
 from edgeseg.benchmarks.record import from_json, to_json
-from edgeseg.benchmarks.report.files import to_csv, to_html
+from edgeseg.benchmarks.report.files import to_csv, to_html, to_markdown
+from edgeseg.benchmarks.report.svg import CHARACTER_PX
 from edgeseg.runtime.errors import InputError
-from edgeseg.tests.support.fabricated_record import make_record, make_row
+from edgeseg.tests.support.fabricated_record import make_record, make_row, score
 
 
 def curve(name="all sets", lesions=10, without=5, found=0.9):
@@ -86,3 +91,48 @@ def test_curve_that_cannot_be_drawn_is_refused(points):
     with pytest.raises(InputError, match="curve without the point") as caught:
         from_json(to_json(record_with(broken)))
     assert caught.value.code == "E-REPORT-SCHEMA"
+
+
+def text_boxes(plot):
+    """The labels of marks: left, top, right and bottom, in px."""
+    pattern = r'<text class="label halo" x="([\d.]+)" y="([\d.]+)">(.*?)</text>'
+    found = [(float(x), float(y), text) for x, y, text in re.findall(pattern, plot)]
+    return [(x, y - 13, x + CHARACTER_PX * len(text), y + 4) for x, y, text in found]
+
+
+def test_names_keep_clear_of_the_curves_even_where_rows_share_a_point():
+    rows = [make_row(f"network {i}", curves=(curve(found=0.9 + i / 50),)) for i in range(3)]
+    page = to_html(make_record(*rows))
+    plot = page[page.index('id="froc-0-title"') :].partition("</svg>")[0]
+    boxes = text_boxes(plot)
+    assert len(boxes) == 3
+    for path in re.findall(r'class="line torch" d="M([^"]+)"', plot):
+        line = [tuple(map(float, point.split())) for point in path.split("L")]
+        for (x, y), (next_x, next_y) in pairwise(line):
+            for share in np.linspace(0, 1, 200):
+                at = x + share * (next_x - x), y + share * (next_y - y)
+                assert not any(a < at[0] < c and b < at[1] < d for a, b, c, d in boxes)
+
+
+def test_results_give_false_positives_beside_dice_where_images_have_no_lesion():
+    with_normals = summarise([*make_row("one").scores, no_lesion(0), no_lesion(50)])
+    row = make_row("one", accuracy=with_normals)
+    header, _, cells = results_of(make_record(row))
+    here = header.index("False positives (images without a lesion)")
+    assert header[here - 2].startswith("Dice (95 %)")
+    assert cells[here] == "50.0 % (n=2)"
+    header, *_ = results_of(make_record(make_row("one")))
+    assert not any("False positives" in title for title in header)
+
+
+def no_lesion(predicted_px):
+    whole = score(f"normal {predicted_px}", "normal", 1.0)
+    nothing = dict.fromkeys(("dice", "iou", "recall", "precision", "hd95_px"), float("nan"))
+    return dataclasses.replace(whole, lesion_px=0, predicted_px=predicted_px, **nothing)
+
+
+def results_of(record):
+    """The lines of the table of results, each as its cells."""
+    text = to_markdown(record).split("# Results\n", 1)[1]
+    table = text[text.index("\n|") + 1 :].split("\n\n", 1)[0]
+    return [line[2:-2].split(" | ") for line in table.splitlines()]
