@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -101,6 +101,8 @@ def fit(stage: Stage, around: Surroundings) -> Network:
     optimizer = torch.optim.AdamW(pupil.parameters(), weight_decay=config.weight_decay, fused=True)
     state = around.out / f"{stage.name}.state"
     first = _restore(state, pupil, averaged, optimizer) if state.is_file() else 0
+    # The tensors stay the same ones: steps and `_restore` write into them.
+    pairs = list(zip(averaged.state_dict().values(), network.state_dict().values(), strict=True))
     learner = Learner(shared(pupil, group), optimizer, stage, around)
     group.by_leader(lambda: around.log.start_stage(stage.name, first))
     epochs = epochs_of(stage.data, stage.sampling, config.seed, first)
@@ -126,7 +128,7 @@ def fit(stage: Stage, around: Surroundings) -> Network:
             parameters["lr"] = rate
         terms, norm = _step(learner, chosen, views)
         _require_sound(stage, terms, norm, epoch, chosen)
-        _average(averaged, network, move)
+        _average(pairs, move)
         for key, term in terms.items():
             sums[key] = sums.get(key, 0.0) + term / steps
         if step == steps - 1:
@@ -279,12 +281,10 @@ def _schedule(step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def _average(averaged: nn.Module, network: nn.Module, step: int) -> None:
-    """Move the averaged weights towards the network's; faster while there are few steps."""
+def _average(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], step: int) -> None:
+    """Move averaged weights towards the network's, (averaged, its); faster in the first steps."""
     keep = min(_EMA_DECAY, (1 + step) / (10 + step))
-    for mean, value in zip(
-        averaged.state_dict().values(), network.state_dict().values(), strict=True
-    ):
+    for mean, value in pairs:
         if mean.is_floating_point():
             mean.lerp_(value, 1 - keep)
         else:
@@ -292,19 +292,19 @@ def _average(averaged: nn.Module, network: nn.Module, step: int) -> None:
 
 
 @torch.no_grad()
-def mean_dice(network: Network, frames: FrameSet, contract: InputContract) -> float:
+def mean_dice(network: Network, frames: FrameSet, contract: InputContract, batch: int) -> float:
     """Mean Dice over the frames with a lesion, at the network's size; NaN without such frames."""
     scores = []
-    for row in range(len(frames.names)):
-        truth = frames.masks[row, 0].cpu().numpy()
-        if not truth.any():
-            continue
-        image = normalised(frames.images[row : row + 1].float() / 255, contract)
-        with mixed_precision(image.device):
-            logits = network(image)
-        kept = kept_logits(logits[0, 0].float().cpu().numpy(), contract)
-        mask = kept > contract.logit_threshold
-        scores.append(dice_score(count_pixels(mask, truth)))
+    rows = np.flatnonzero(frames.masks.flatten(1).any(dim=1).cpu().numpy())
+    for first in range(0, len(rows), batch):
+        chosen = rows[first : first + batch]
+        images = normalised(frames.images[chosen].float() / 255, contract)
+        with mixed_precision(images.device):
+            answers = network(images)
+        for logits, mask in zip(answers.float().cpu(), frames.masks[chosen].cpu(), strict=True):
+            kept = kept_logits(logits[0].numpy(), contract)
+            counts = count_pixels(kept > contract.logit_threshold, mask[0].numpy())
+            scores.append(dice_score(counts))
     return float(np.mean(scores)) if scores else float("nan")
 
 
@@ -316,7 +316,7 @@ def _log_epoch(
     rate: float,
     terms: Mapping[str, float],
 ) -> None:
-    dice = mean_dice(averaged, stage.val, around.contract)
+    dice = mean_dice(averaged, stage.val, around.contract, around.config.batch)
     around.log.write_epoch(stage.name, epoch, rate, terms, dice)
 
 

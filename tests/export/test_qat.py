@@ -277,7 +277,7 @@ def in_int8(checkpoint, quantisation, frames):
     batch = fit.draw_batch(train, np.arange(len(train.names)), 99, 0, checkpoint.contract)
     with torch.no_grad():
         loss = supervised_loss(rounded(batch.images), batch.truth, ("balanced", "dice")).mean()
-    return float(loss), mean_dice(rounded, frames["val"], checkpoint.contract)
+    return float(loss), mean_dice(rounded, frames["val"], checkpoint.contract, 8)
 
 
 def test_training_with_the_rounding_mends_a_damaged_int8(lesson):
