@@ -114,7 +114,7 @@ def load_frames(
 
     def rows() -> Iterator[_Row]:
         for sample in progress(samples, label):
-            image, mask = sample.read_image(), sample.read_mask()
+            image, mask = sample.read_both()
             yield _Row(sample.name, sample.label, image, mask, source=sample.source)
             box = lesion_free_box(mask) if crops and mask.any() else None
             if box is not None:

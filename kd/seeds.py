@@ -18,5 +18,7 @@ def use_deterministic_operators(device: torch.device) -> None:
     PyTorch would also fill every new tensor, so that a read of what was never written shows. Our
     training reads none, and filling takes a tenth of a step.
     """
-    torch.use_deterministic_algorithms(device.type == "cpu")  # on GPUs some have no such form
+    # As `torch.use_deterministic_algorithms`, which imports a compiler first: seconds that we do
+    # not use. On GPUs some operators have no such form.
+    torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -144,7 +144,7 @@ def check_frames(data: Folders) -> tuple[CheckFrame, ...]:
         return ()
     samples = [each for each in read_datasets(data).samples if each.label != "normal"]
     spread = samples[:: max(1, len(samples) // _CHECK_FRAMES)][:_CHECK_FRAMES]
-    return tuple(CheckFrame(each.read_image(), each.read_mask(), each.name) for each in spread)
+    return tuple(CheckFrame(*each.read_both(), each.name) for each in spread)
 
 
 def check_frame(sample: Sample, contract: InputContract) -> CheckFrame:

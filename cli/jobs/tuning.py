@@ -104,8 +104,8 @@ def tune(
     thresholds = thresholds_for(loaded.contract)
     shown = progress(asked, "folds" if folds else "val part", len(asked))
     for session, case in shown:
-        answers.append(session.logits(case.read_image()))
-        truth = case.read_mask()
+        frame, truth = case.read_both()
+        answers.append(session.logits(frame))
         truths.append(resize_mask(truth, *answers[-1].shape))
         parts.append(parts_of(answers[-1], truth, thresholds, case.source))
     choice = choose_point(parts, loaded.contract, max_false_marks)

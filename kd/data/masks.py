@@ -84,17 +84,17 @@ def inspect_mask(path: Path) -> Mask:
         require_one_frame(image, path)
         lossy = image.format in LOSSY
         pixels = _pixels_of(image, path)
-    lesion = _lesion_of(pixels, lossy, path)
+    values = _values_of(pixels.levels)
+    lesion = _lesion_of(pixels, values, lossy, path)
     if _seems_inverted(lesion):
         raise InputError(
             "E-MASK-INVERTED",
             f"mask {path} marks {lesion.mean():.0%} of the image and most of its border, so it "
             "seems inverted; store lesions bright on black",
         )
-    values = _values_of(pixels.levels)
     low = (values <= MAX_LEVELS) | (values == _VOID)
     numbered = not pixels.coloured and values.size > 2 and bool(low.all())
-    return Mask(lesion, pixels.coloured, _odd_values(pixels), pixels.has_alpha, numbered)
+    return Mask(lesion, pixels.coloured, _odd_values(pixels, values), pixels.has_alpha, numbered)
 
 
 def _refused(path: Path, what: str, mend: str = "store it as 0 and 255") -> InputError:
@@ -148,14 +148,16 @@ def _require_black(colours: npt.NDArray[np.int64], path: Path) -> None:
         raise _refused(path, "has no black pixel, so that its background is not known")
 
 
-def _lesion_of(pixels: _Pixels, lossy: bool, path: Path) -> npt.NDArray[np.bool_]:
+def _lesion_of(
+    pixels: _Pixels, values: npt.NDArray[np.int64], lossy: bool, path: Path
+) -> npt.NDArray[np.bool_]:
     levels, scale = pixels.levels, pixels.full // 255
-    values = _values_of(levels)
     if values.size == 1:  # all lesion, or nothing of it
         return levels > (_LOW if lossy else 0)
     if not lossy and values.size <= MAX_LEVELS:
-        flat = np.isin(values, _levels_with_area(levels))
-        if values.size == 2 or flat.all():
+        two = values.size == 2
+        flat = values >= 0 if two else np.isin(values, _levels_with_area(levels))
+        if flat.all():
             if values[0] != 0:
                 raise _refused(path, f"has the values {_listed(values)} and no 0 for background")
             return levels > 0
@@ -218,9 +220,8 @@ def _seems_inverted(lesion: npt.NDArray[np.bool_]) -> bool:
     return bool(border.mean() > 0.5 and 0.5 < lesion.mean() < 1)
 
 
-def _odd_values(pixels: _Pixels) -> str:
+def _odd_values(pixels: _Pixels, values: npt.NDArray[np.int64]) -> str:
     """Return the values of a file that are neither 0 and 1 nor 0 and full scale, for a report."""
-    values = _values_of(pixels.levels)
     usual = any(set(values.tolist()) <= {0, top} for top in (1, 255, pixels.full))
     if pixels.coloured:
         return "colours"

@@ -55,7 +55,18 @@ class Sample:
                 E-DATA-COLOUR for a colour that stands for nothing, or as
                 `runtime.image.read_image` and `masks.inspect_mask`.
         """
-        height, width = self.read_image().shape
+        return self._mask_of(self.read_image())
+
+    def read_both(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+        """Return the grey image and the union of the masks, reading the image once.
+
+        Raises InputError as `read_image` and `read_mask`.
+        """
+        image = self.read_image()
+        return image, self._mask_of(image)
+
+    def _mask_of(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+        height, width = image.shape
         union = np.zeros((height, width), np.bool_)
         for path in self.masks:
             mask = self.mask_reader(path)

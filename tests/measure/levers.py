@@ -17,7 +17,7 @@ import json
 import pickle
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from edgeseg.cli.jobs.parts import samples_for
 from edgeseg.cli.jobs.sources import CheckpointSource
 from edgeseg.kd.config import STUDENT_FILE
 from edgeseg.kd.data.dataset import read_datasets
-from edgeseg.kd.data.split import make_folds, write_split
+from edgeseg.kd.data.split import make_folds, read_split, write_split
 from edgeseg.kd.train import is_run
 from edgeseg.runtime.contract import InputContract
 from edgeseg.runtime.errors import Refused
@@ -65,6 +65,7 @@ class Row:
     teachers_of: str = ""  # the row whose class teachers it takes
     teacher_files: tuple[tuple[str, str], ...] = ()  # (row, file) of networks that teach as one
     scores: tuple[tuple[str, str], ...] = ()  # in place of a training: mean of these (row, file)
+    without: str = ""  # a data set of which it learns nothing; it is tested all the same
 
 
 # To add a row: a line here.
@@ -76,6 +77,7 @@ ROWS = {
     "192 px": Row({"size": 192}),
     "192 px for as long": Row({"size": 192, "student_epochs": 9}),
     "256 px for as long": Row({"size": 256, "student_epochs": 5}),
+    "edge-48": Row({"student": "edge-48"}),
     "edge-64": Row({"student": "edge-64"}),
     "attunet-16": Row({"student": "attunet-16"}),
     "5 % phantoms": Row({"phantom_share": 0.05}),
@@ -84,6 +86,9 @@ ROWS = {
     "no negatives": Row({"crop_share": 0.0, "empty_share": 0.0, "normal_weight": 1.0}),
     "crops in 25 % of the draws": Row({"crop_share": 0.25}),
     "sets and classes as they are": Row({"set_weights": "", "normal_weight": 1.0}),
+    "without BUS-BRA": Row(without="bus-bra"),
+    "without BUS-BRA for as long": Row({"student_epochs": 85}, without="bus-bra"),
+    "without BUSI for as long": Row({"student_epochs": 27, "set_weights": ""}, without="busi"),
     "loss: cross-entropy alone": Row({"loss": "balanced"}),
     "loss: Dice alone": Row({"loss": "dice"}),
     "loss: no balance of area": Row({"loss": "bce+dice"}),
@@ -123,6 +128,8 @@ def trained(data: Sequence[Path], fold: Path, split: Path, name: str, seed: int)
     row, out = ROWS[name], fold / named(name)
     if not (out / STUDENT_FILE).is_file():
         resume = is_run(out)
+        if row.without and not resume:
+            split = split_without(split, row.without, fold / f"{named(name)}.split.json")
         taken: dict[str, Any] = {}
         if row.teachers_of and not resume:
             taken["teachers"] = fold / named(row.teachers_of)
@@ -142,6 +149,15 @@ def trained(data: Sequence[Path], fold: Path, split: Path, name: str, seed: int)
             **taken,
         )
     return out / STUDENT_FILE
+
+
+def split_without(split: Path, left_out: str, out: Path) -> Path:
+    """Write a split in which a data set is in the test part only; return its file."""
+    known = read_split(split)
+    entries = tuple(e for e in known.entries if e.source != left_out or e.part == "test")
+    out.unlink(missing_ok=True)
+    write_split(replace(known, entries=entries), out)
+    return out
 
 
 def answers_of(data: Sequence[Path], fold: Path, split: Path, name: str, seed: int) -> Answers:
