@@ -245,6 +245,20 @@ def bundle_of(
     return bundle
 
 
+@pytest.fixture(scope="session")
+def shipped_int8(made_once: Callable[..., Path]) -> Callable[[str], Path]:
+    """Return the shared INT8 bundle of a student that ships; nobody may write there."""
+    from edgeseg.cli.jobs.api import export
+
+    def bundle(name: str) -> Path:
+        def make(out: Path) -> None:
+            export(Path(name), target="x86-cpu", precision="int8", out=out)
+
+        return made_once(f"{name}-int8", make)
+
+    return bundle
+
+
 @pytest.fixture
 def bundle_copy(bundle_of: Callable[[str, str], Path], tmp_path: Path) -> Path:
     """A copy of the x86 INT8 bundle, to be damaged."""

@@ -562,8 +562,6 @@ def test_card_of_a_shipped_student_names_the_data_sets_with_licence_and_doi(name
 
 
 @pytest.mark.parametrize("name", zoo.available_names())
-def test_shipped_student_leaves_black_frames_and_speckle_unmarked(name, tmp_path):
-    bundle = tmp_path / "int8"
-    ok("export", name, "--target", "x86-cpu", "--precision", "int8", "--out", bundle, "-q")
+def test_shipped_student_leaves_black_frames_and_speckle_unmarked(name, shipped_int8):
     fp32 = sources.find_source(Path(name)).open("torch", 0)
-    empty_frames.require_empty({"FP32": fp32, "INT8": open_session(bundle)})
+    empty_frames.require_empty({"FP32": fp32, "INT8": open_session(shipped_int8(name))})

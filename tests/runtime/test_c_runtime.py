@@ -26,7 +26,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgeseg.cli.jobs.empty_frames import empty_frames
 from edgeseg.kd.data.phantom import draw_phantom
+from edgeseg.kd.zoo import available_names
 from edgeseg.runtime.bundle import (
     MAX_MANIFEST_BYTES,
     GoldenVectors,
@@ -1055,6 +1057,17 @@ def test_our_library_does_not_allocate_for_several_classes(built, located, engin
     assert done.returncode == 0
     assert opening > 10
     assert ours == 0
+
+
+@pytest.mark.parametrize("name", available_names())
+def test_shipped_student_leaves_black_frames_and_speckle_unmarked(
+    open_c, shipped_int8, engine, name
+):
+    session = open_c(shipped_int8(name), engine)
+    for each in empty_frames():
+        assert not session.predict(np.ascontiguousarray(each.frame)).any(), each.name
+    # A frame with a lesion is marked, so the session does see what it is shown.
+    assert session.predict(draw_phantom("malignant", 1, 7)[0]).any()
 
 
 def test_newer_minor_with_unknown_fields_is_read(open_c, tmp_path):
