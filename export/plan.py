@@ -55,8 +55,7 @@ class Plan:
     @property
     def frame_is_weakly_typed(self) -> bool:
         """Whether a frame graph is built by what may take FP16 for the FP32 in it."""
-        weak = (not build.typed and "FP16" in build.flags for build in self.builds.values())
-        return self.frame is not None and any(weak)
+        return self.frame is not None and any(build.may_halve for build in self.builds.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
@@ -115,6 +114,7 @@ def make_plan(
         _require_retrainable(target, asked, reasons["int8"], cache=cache, dla=dla_core is not None)
     taken = tuple(name for name, why in reasons.items() if asked in (AUTO, name) and not why)
     default = None if target.runs_here else _default_of(taken)
+    builds = MappingProxyType(dict(kind.builds(target, taken, dla_core, cache)))
     return Plan(
         target=target,
         asked=asked,
@@ -123,8 +123,8 @@ def make_plan(
             {name: why for name, why in reasons.items() if why and asked == AUTO}
         ),
         default=default,
-        builds=MappingProxyType(dict(kind.builds(target, taken, dla_core, cache))),
-        notes=tuple(_notes(target, taken, asked, dla_core, frame)),
+        builds=builds,
+        notes=tuple(_notes(target, taken, asked, builds, frame)),
         max_batch=max_batch,
         frame=frame,
     )
@@ -319,7 +319,7 @@ def _notes(
     target: Target,
     precisions: tuple[str, ...],
     asked: str,
-    dla_core: int | None,
+    builds: Mapping[str, EngineBuild],
     frame: tuple[int, int] | None,
 ) -> list[str]:
     common = []
@@ -329,14 +329,14 @@ def _notes(
         )
     if asked == AUTO and not target.runs_here and (default := _default_of(precisions)) != "int8":
         common.append(f"{default} is the default: INT8 is not shown faster until measured there")
-    return list(kind_of(target).notes(target, precisions, dla_core, frame, common))
+    return list(kind_of(target).notes(target, precisions, builds, frame, common))
 
 
 def notes_without(plan: Plan, refused: Collection[str]) -> tuple[str, ...]:
     """Return the plan's notes as they stand once gates have refused some of its precisions."""
     left = tuple(name for name in plan.precisions if name not in refused)
-    dla_core = next((build.dla_core for build in plan.builds.values()), None)
-    notes = _notes(plan.target, left, plan.asked, dla_core, plan.frame)
+    builds = {name: build for name, build in plan.builds.items() if name in left}
+    notes = _notes(plan.target, left, plan.asked, builds, plan.frame)
     if plan.quantised:
         notes = [
             "INT8 is by the network's own pairs; it is judged against the network without them"

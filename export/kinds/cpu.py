@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ...runtime.cpu import missing_features
 from ..target import PRECISIONS, Target
 from .kind import (
+    EngineBuild,
     FrameSize,
     Kind,
     ask_the_parser,
@@ -49,7 +50,7 @@ def _takes_onnx(engine: str) -> bool:
 def notes(
     target: Target,
     precisions: Sequence[str],
-    dla_core: int | None,
+    builds: Mapping[str, EngineBuild],
     frame: FrameSize | None,
     common: Sequence[str],
 ) -> list[str]:

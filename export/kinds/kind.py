@@ -37,6 +37,11 @@ class EngineBuild:
     cache: str | None = None  # calibration cache, for implicit quantisation
     dla_core: int | None = None
 
+    @property
+    def may_halve(self) -> bool:
+        """Whether TensorRT may compute in FP16 what is FP32 in the ONNX."""
+        return not self.typed and "FP16" in self.flags
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -55,9 +60,10 @@ class Kind:
     make: Callable[[Conversion, str, tuple[str, ...]], Iterator[Form]]
     # with the arguments of `to_kit.write_kit`: adds what the files need beside them
     ship: Callable[..., None]
-    # (target, precisions, DLA core, frame, notes of every kind): what to know of a plan
+    # (target, precisions, builds, frame, notes of every kind): what to know of a plan
     notes: Callable[
-        [Target, Sequence[str], int | None, FrameSize | None, Sequence[str]], Sequence[str]
+        [Target, Sequence[str], Mapping[str, EngineBuild], FrameSize | None, Sequence[str]],
+        Sequence[str],
     ]
     # (target, precisions, DLA core, cache): how a device builds its engines, by precision
     builds: Callable[[Target, Sequence[str], int | None, bool], Mapping[str, EngineBuild]]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..target import Target
 from .kind import (
     TYPED_ONNX,
+    EngineBuild,
     FrameSize,
     Kind,
     ask_the_parser,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 def notes(
     target: Target,
     precisions: Sequence[str],
-    dla_core: int | None,
+    builds: Mapping[str, EngineBuild],
     frame: FrameSize | None,
     common: Sequence[str],
 ) -> Sequence[str]:

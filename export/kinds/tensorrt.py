@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import Refused
@@ -59,15 +59,15 @@ def require_network(target: Target, master: bytes) -> None:
 def notes(
     target: Target,
     precisions: Sequence[str],
-    dla_core: int | None,
+    builds: Mapping[str, EngineBuild],
     frame: FrameSize | None,
     common: Sequence[str],
 ) -> list[str]:
     """Say what only the device can judge."""
     own = []
-    if dla_core is not None:
+    if any(each.dla_core is not None for each in builds.values()):
         own.append("DLA arithmetic cannot run here: the golden vectors judge it on the device")
-    if frame and target.tensorrt_version[0] < 10 and set(precisions) != {"fp32"}:
+    if frame and any(each.may_halve for each in builds.values()):
         own.append(
             f"TensorRT {target.tensorrt} may compute what --frame adds in FP16, resize, threshold "
             "and least peak: the golden frames judge it on the device"
@@ -75,7 +75,7 @@ def notes(
     return [*common, *own]
 
 
-def builds(
+def builds_of(
     target: Target, precisions: Sequence[str], dla_core: int | None, cache: bool
 ) -> dict[str, EngineBuild]:
     """Return how the device builds each precision."""
@@ -130,7 +130,7 @@ def make(conversion: Conversion, precision: str, keep_float: tuple[str, ...]) ->
     from ..parity import exact_run
 
     build = conversion.plan.builds[precision]
-    if not build.typed and "FP16" in build.flags:
+    if build.may_halve:
         require_half(conversion)
     model = typed_onnx(conversion, build.onnx, keep_float)
     stand_in = model
@@ -161,7 +161,7 @@ TENSORRT = Kind(
     make=make,
     ship=ship,
     notes=notes,
-    builds=builds,
+    builds=builds_of,
     precisions=tuple(TYPED_ONNX),
     ships_every_precision=True,
     stores_half_only=False,
