@@ -100,12 +100,21 @@ ROWS = {
         {"teaching": "single", "views": 8},
         teacher_files=((_ROUTED, "teacher-general.safetensors"),),
     ),
+    "taught: single, kl+fitnet": Row(
+        {"teaching": "single", "distillation": "kl+fitnet"},
+        teacher_files=((_ROUTED, "teacher-general.safetensors"),),
+    ),
+    "taught: single, kl+at": Row(
+        {"teaching": "single", "distillation": "kl+at"},
+        teacher_files=((_ROUTED, "teacher-general.safetensors"),),
+    ),
     "taught: ensemble, mirrored": Row(
         {"teaching": "single", "views": 8, "teacher_mirror": True},
         teacher_files=((_ROUTED, "teacher-general.safetensors"), (_LONGER, STUDENT_FILE)),
     ),
     _LITE0: Row(scores=((_ROUTED, "teacher-general.safetensors"),)),
     "lite0-attunet, random": Row({"student": "lite0-attunet", "encoder": "random"}),
+    "lite2-attunet, ImageNet": Row({"student": "lite2-attunet"}),
     "mean of lite0-attunet and edge-32": Row(
         scores=((_ROUTED, "teacher-general.safetensors"), (_LONGER, STUDENT_FILE))
     ),
