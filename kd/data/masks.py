@@ -155,8 +155,8 @@ def _lesion_of(
     if values.size == 1:  # all lesion, or nothing of it
         return levels > (_LOW if lossy else 0)
     if not lossy and values.size <= MAX_LEVELS:
-        two = values.size == 2
-        flat = values >= 0 if two else np.isin(values, _levels_with_area(levels))
+        # Of two values each is flat, whatever it covers.
+        flat = np.isin(values, values if values.size == 2 else _levels_with_area(levels))
         if flat.all():
             if values[0] != 0:
                 raise _refused(path, f"has the values {_listed(values)} and no 0 for background")

@@ -291,8 +291,7 @@ def needed_for(rows: Sequence[str]) -> list[str]:
     for name in (BASE, *rows):
         row = ROWS[name]
         others = [of for of, _ in (*row.teacher_files, *row.scores)]
-        for each in (*others, *([row.teachers_of] if row.teachers_of else []), name):
-            wanted[each] = None
+        wanted |= dict.fromkeys(filter(None, (*others, row.teachers_of, name)))
     return list(wanted)
 
 
