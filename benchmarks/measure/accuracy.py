@@ -202,15 +202,17 @@ def score_images(
         ValueError: the mask has another size than the truth.
         InputError: what reading the cases raises.
     """
-    return tuple(
-        score_mask(case, predict(case.read_image(colour=contract.takes_colour)), contract)
-        for case in progress(cases, "accuracy", len(cases))
-    )
+    scores = []
+    for case in progress(cases, "accuracy", len(cases)):
+        mask = predict(case.read_image(colour=contract.takes_colour))
+        scores.append(score_mask(case, mask, truth_of(case, contract), contract))
+    return tuple(scores)
 
 
-def score_mask(case: Case, mask: npt.NDArray[Any], contract: InputContract) -> ImageScore:
-    """Compare a mask [H, W] with the truth of its case; raises as `score_images`."""
-    truth = truth_of(case, contract)
+def score_mask(
+    case: Case, mask: npt.NDArray[Any], truth: npt.NDArray[Any], contract: InputContract
+) -> ImageScore:
+    """Compare a mask [H, W] with its case's `truth_of`; raises ValueError as `score_images`."""
     if len(contract.classes) == 1:
         mask, truth = mask != 0, truth != 0
     counts = count_labels(mask, truth)

@@ -20,7 +20,7 @@ from ...runtime.lesion import component_values
 from ...runtime.progress import Progress, quiet
 from ...runtime.session import Session
 from ..formatting import fixed, percent, text_table
-from .accuracy import CALIBRATION_BINS, Case, ImageScore, calibration_gaps, score_mask
+from .accuracy import CALIBRATION_BINS, Case, ImageScore, calibration_gaps, score_mask, truth_of
 
 THRESHOLDS: Final = (*(round(0.05 * step, 2) for step in range(1, 20)), 0.97, 0.98, 0.99, 0.995)
 FOUND_DICE: Final = 0.1  # a lesion with less is missed
@@ -200,10 +200,11 @@ def score_with_curves(
     for case in progress(cases, "accuracy", len(cases)):
         frame = case.read_image(colour=contract.takes_colour)
         logits = session.logits(frame)
-        scores.append(score_mask(case, session.read_out(logits, frame.shape), contract))
+        mask = session.read_out(logits, frame.shape)
+        truth = truth_of(case, contract)
+        scores.append(score_mask(case, mask, truth, contract))
         if several:
             continue
-        truth = case.read_mask()
         logits = logits[inset_of(contract, *frame.shape[:2]).box]
         parts.append(parts_of(logits, truth, thresholds, getattr(case, "source", "")))
         small = resize_mask(truth, *logits.shape)

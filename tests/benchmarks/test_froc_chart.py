@@ -12,13 +12,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from edgeseg.benchmarks.measure.accuracy import summarise
 from edgeseg.benchmarks.measure.froc import CurvePoint, SetCurve
 from edgeseg.benchmarks.record import from_json, to_json
-from edgeseg.benchmarks.report.files import to_csv, to_html, to_markdown
+from edgeseg.benchmarks.report.files import to_csv, to_html
 from edgeseg.benchmarks.report.svg import CHARACTER_PX
 from edgeseg.runtime.errors import InputError
-from edgeseg.tests.support.fabricated_record import make_record, make_row, score
+from edgeseg.tests.support.fabricated_record import make_record, make_row
 
 
 def curve(name="all sets", lesions=10, without=5, found=0.9):
@@ -112,27 +111,3 @@ def test_names_keep_clear_of_the_curves_even_where_rows_share_a_point():
             for share in np.linspace(0, 1, 200):
                 at = x + share * (next_x - x), y + share * (next_y - y)
                 assert not any(a < at[0] < c and b < at[1] < d for a, b, c, d in boxes)
-
-
-def test_results_give_false_positives_beside_dice_where_images_have_no_lesion():
-    with_normals = summarise([*make_row("one").scores, no_lesion(0), no_lesion(50)])
-    row = make_row("one", accuracy=with_normals)
-    header, _, cells = results_of(make_record(row))
-    here = header.index("False positives (images without a lesion)")
-    assert header[here - 2].startswith("Dice (95 %)")
-    assert cells[here] == "50.0 % (n=2)"
-    header, *_ = results_of(make_record(make_row("one")))
-    assert not any("False positives" in title for title in header)
-
-
-def no_lesion(predicted_px):
-    whole = score(f"normal {predicted_px}", "normal", 1.0)
-    nothing = dict.fromkeys(("dice", "iou", "recall", "precision", "hd95_px"), float("nan"))
-    return dataclasses.replace(whole, lesion_px=0, predicted_px=predicted_px, **nothing)
-
-
-def results_of(record):
-    """The lines of the table of results, each as its cells."""
-    text = to_markdown(record).split("# Results\n", 1)[1]
-    table = text[text.index("\n|") + 1 :].split("\n\n", 1)[0]
-    return [line[2:-2].split(" | ") for line in table.splitlines()]

@@ -371,6 +371,23 @@ def line_of(record, table, name):
     return dict(zip(lines[0], found, strict=True))
 
 
+def test_results_give_false_positives_beside_dice_where_images_have_no_lesion():
+    with_normals = summarise([*make_row("one").scores, no_lesion(0), no_lesion(50)])
+    line = line_of(make_record(make_row("one", accuracy=with_normals)), "Results", "one")
+    heading = "False positives (images without a lesion)"
+    headings = list(line)
+    assert headings[headings.index(heading) - 2].startswith("Dice (95 %)")
+    assert line[heading] == "50.0 % (n=2)"
+    without = line_of(make_record(make_row("one")), "Results", "one")
+    assert not any("False positives" in each for each in without)
+
+
+def no_lesion(predicted_px):
+    whole = score(f"normal {predicted_px}", "normal", 1.0)
+    nothing = dict.fromkeys(("dice", "iou", "recall", "precision", "hd95_px"), float("nan"))
+    return dataclasses.replace(whole, lesion_px=0, predicted_px=predicted_px, **nothing)
+
+
 @pytest.mark.parametrize(
     ("table", "name", "numbers"),
     [

@@ -198,7 +198,7 @@ def answers_of(data: Sequence[Path], fold: Path, split: Path, name: str, seed: i
     for case in samples_for(sources[0], data, "test"):
         logits, truth = logits_of(case), case.read_mask()
         mask = sessions[0].read_out(logits, truth.shape)
-        scores.append(score_mask(case, mask, contract))
+        scores.append(score_mask(case, mask, truth, contract))
         parts.append(parts_of(logits, truth, thresholds, case.source))
         small = resize_mask(truth, *logits.shape)
         gaps += calibration_gaps(logits, small)
