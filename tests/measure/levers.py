@@ -114,6 +114,9 @@ ROWS = {
         {"teaching": "single", "views": 8, "teacher_mirror": True},
         teacher_files=((_ROUTED, "teacher-general.safetensors"), (_LONGER, STUDENT_FILE)),
     ),
+    "taught: itself": Row(
+        {"teaching": "single", "views": 8}, teacher_files=((BASE, STUDENT_FILE),)
+    ),
     _LITE0: Row(scores=((_ROUTED, "teacher-general.safetensors"),)),
     "lite0-attunet, random": Row({"student": "lite0-attunet", "encoder": "random"}),
     "lite0-attunet, ImageNet, 96 px": Row({"student": "lite0-attunet", "size": 96}),
