@@ -264,11 +264,11 @@ class LiteAttentionUNet(Network):
     """Attention U-Net on an EfficientNet-Lite encoder that can start from ImageNet weights (ours).
 
     1×1 up-projections as in `EdgeAttentionUNet`.
-    The head works at half resolution and its logits are doubled in size. H and W multiples of 32.
+    The head works where the decoder ends and its logits are enlarged. H and W multiples of 32.
 
     Args:
         lite: the encoder.
-        widths: channels of the decoder at H/16, H/8, H/4 and H/2.
+        widths: channels of the decoder at H/16, H/8, H/4 and maybe H/2, where the time is spent.
     """
 
     MULTIPLE = 32
@@ -283,14 +283,16 @@ class LiteAttentionUNet(Network):
             for below, skip, width in zip((centre, *widths), skips[::-1], widths, strict=False)
         )
         self.head = nn.Conv2d(widths[-1], 1, 1)
+        self.enlarged = float(self.MULTIPLE >> len(widths))
 
     def trace(self, image: torch.Tensor) -> Trace:
         """Return logits and features of the normalised grey images."""
         *skips, centre = self.encoder(image)
         x = centre
-        for stage, skip in zip(self.decoder, skips[::-1], strict=True):
+        for stage, skip in zip(self.decoder, skips[::-1], strict=False):
             x = stage(x, skip)
-        logits = nn.functional.interpolate(self.head(x), scale_factor=2.0, mode="bilinear")
+        coarse = self.head(x)
+        logits = nn.functional.interpolate(coarse, scale_factor=self.enlarged, mode="bilinear")
         return Trace(logits, centre, x)
 
 
@@ -379,10 +381,12 @@ MODELS: Mapping[str, Callable[[], Network]] = MappingProxyType(
         "attunet-64": lambda: AttentionUNet((64, 128, 256, 512, 1024)),  # Oktay's, 34.9 M
         "edge-16": lambda: EdgeAttentionUNet((16, 32, 64, 128)),
         "edge-32": lambda: EdgeAttentionUNet((32, 64, 128, 256)),  # 1.83 M
+        "edge-48": lambda: EdgeAttentionUNet((48, 96, 192, 384)),  # 4.1 M
         "edge-64": lambda: EdgeAttentionUNet((64, 128, 256, 512)),  # a teacher for CPUs, 7.3 M
         "resnet50-attunet": lambda: ResNetAttentionUNet((3, 4, 6, 3)),
         "resnet101-attunet": lambda: ResNetAttentionUNet((3, 4, 23, 3)),  # 106.1 M
         "lite0-attunet": lambda: LiteAttentionUNet(LITE0, (64, 48, 32, 24)),
+        "lite0-edge": lambda: LiteAttentionUNet(LITE0, (64, 48, 32)),  # 1.65 M
         "lite2-attunet": lambda: LiteAttentionUNet(LITE2, (96, 64, 48, 32)),
     }
 )

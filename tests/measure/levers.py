@@ -119,6 +119,8 @@ ROWS = {
     ),
     _LITE0: Row(scores=((_ROUTED, "teacher-general.safetensors"),)),
     "lite0-attunet, random": Row({"student": "lite0-attunet", "encoder": "random"}),
+    "lite0-edge, ImageNet": Row({"student": "lite0-edge"}),
+    "lite0-edge, ImageNet, 96 px": Row({"student": "lite0-edge", "size": 96}),
     "lite0-attunet, ImageNet, 96 px": Row({"student": "lite0-attunet", "size": 96}),
     "lite2-attunet, ImageNet": Row({"student": "lite2-attunet"}),
     "mean of lite0-attunet and edge-32": Row(
