@@ -20,7 +20,7 @@ DEFAULT = "t2kd-edge"  # what `edgeseg export` takes where no source is named
 # To ship a student: a line here and its files by `edgeseg card` (CONTRIBUTING.md).
 SHIPPED: Mapping[str, str] = MappingProxyType(
     {
-        "t2kd-edge": "Attention U-Net at a quarter of the resolution, made for INT8",
+        "t2kd-edge": "Attention U-Net on an EfficientNet-Lite0, at a quarter of the resolution",
         "t2kd-attunet": "Attention U-Net of the size that T²KD's authors give",
     }
 )

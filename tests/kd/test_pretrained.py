@@ -172,9 +172,10 @@ def test_encoder_computes_what_the_network_on_three_equal_channels_does(name, tm
         assert (mine - expected).abs().max() < 1e-3 * expected.abs().max()  # borders included
 
 
-def test_onnx_of_the_network_computes_the_same_and_pads_inside_its_convolutions():
+@pytest.mark.parametrize("name", ["lite0-attunet", "lite0-edge"])
+def test_onnx_of_the_network_computes_the_same_and_pads_inside_its_convolutions(name):
     torch.manual_seed(0)
-    network = build_model("lite0-attunet").eval()
+    network = build_model(name).eval()
     content = onnx_from_network(network, InputContract(64, 64))
     kinds = {node.op_type for node in onnx.load_from_string(content).graph.node}
     assert kinds == {"Conv", "Clip", "Relu", "Add", "Resize", "Sigmoid", "Mul", "Concat"}
@@ -195,8 +196,11 @@ def test_widths_are_those_of_the_features(name):
     assert all(coarse == fine // 2 for fine, coarse in pairwise(sides))
 
 
-def test_student_with_a_pretrained_encoder_is_within_the_limit_of_parameters():
-    assert count_parameters(build_model("lite0-attunet")) == 1_665_593
+@pytest.mark.parametrize(
+    ("name", "count"), [("lite0-attunet", 1_665_593), ("lite0-edge", 1_650_226)]
+)
+def test_student_with_a_pretrained_encoder_is_within_the_limit_of_parameters(name, count):
+    assert count_parameters(build_model(name)) == count
 
 
 @pytest.mark.parametrize("name", LITES)

@@ -190,7 +190,7 @@ def test_shipped_student_is_trained_on_by_its_name(others, tmp_path):
     split = make_split(read_dataset(others), seed=0)
     write_split(split, tmp_path / "split.json")
     words = ["train", str(others), "--out", str(tmp_path / "run"), "--start", "t2kd-edge"]
-    settings = ["--student", "edge-32", "--size", "64", "--student-epochs", "1", "--batch", "8"]
+    settings = ["--student", "lite0-edge", "--size", "64", "--student-epochs", "1", "--batch", "8"]
     given = ["--teaching", "none", "--split", str(tmp_path / "split.json"), "-q"]
     done = CliRunner().invoke(cli, [*words, *settings, *given])
     assert done.exit_code == 0, done.stderr

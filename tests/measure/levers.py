@@ -50,7 +50,7 @@ from edgeseg.runtime.progress import quiet
 FOLDS = 5
 MOST_MARKED = 0.25  # of the images without lesion; the default of `edgeseg tune`
 BASE = "edge-32, 20 epochs, 128 px"
-_BASE = {"student_epochs": 20, "phantom_share": 0.0}
+_BASE = {"student": "edge-32", "size": 128, "student_epochs": 20, "phantom_share": 0.0}
 _LONGER = "60 epochs, 5 % phantoms"
 _ROUTED = "taught: routed"
 _LITE0 = "lite0-attunet, ImageNet"
