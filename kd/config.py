@@ -197,8 +197,8 @@ _BUSI_AND_BRA: Mapping[str, Any] = {
     "empty_share": 0.02,
     "phantom_share": 0.05,
 }
-# To add a recipe: a row here. The size of `busi-bra-edge`: with the decoder's end at a quarter of the
-# resolution a Lite0 at 96 px takes as long in INT8 as edge-32 at 128 px, and knows more.
+# To add a recipe: a row here. The size of `busi-bra-edge`: at 96 px lite0-edge takes as long
+# in INT8 as edge-32 at 128 px, on a CPU with AVX2, and knows more.
 RECIPES: Mapping[str, TrainConfig] = MappingProxyType(
     {
         "t2kd-busi": TrainConfig(
