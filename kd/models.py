@@ -385,8 +385,8 @@ MODELS: Mapping[str, Callable[[], Network]] = MappingProxyType(
         "edge-64": lambda: EdgeAttentionUNet((64, 128, 256, 512)),  # a teacher for CPUs, 7.3 M
         "resnet50-attunet": lambda: ResNetAttentionUNet((3, 4, 6, 3)),
         "resnet101-attunet": lambda: ResNetAttentionUNet((3, 4, 23, 3)),  # 106.1 M
-        "lite0-attunet": lambda: LiteAttentionUNet(LITE0, (64, 48, 32, 24)),
         "lite0-edge": lambda: LiteAttentionUNet(LITE0, (64, 48, 32)),  # 1.65 M
+        "lite0-attunet": lambda: LiteAttentionUNet(LITE0, (64, 48, 32, 24)),
         "lite2-attunet": lambda: LiteAttentionUNet(LITE2, (96, 64, 48, 32)),
     }
 )

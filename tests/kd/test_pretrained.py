@@ -430,6 +430,7 @@ def test_unknown_start_of_encoders_is_refused():
 def test_table_names_a_lite_encoder_for_its_networks_and_for_no_other():
     assert {name for name in MODELS if training._lite_of(name)} == {
         "lite0-attunet",
+        "lite0-edge",
         "lite2-attunet",
     }
 
