@@ -114,12 +114,12 @@ def test_every_way_to_run_the_users_network_gives_its_logits(candidates, checkpo
     expected = Session.over(TorchEngine(loaded, 1), loaded.contract).logits(FRAME).copy()
     for name in OWN:
         session = by_name(candidates, name).session
-        close = 0.9 * np.ptp(expected)  # 8 bits saturate without VNNI: 0.86 seen
+        apart = np.abs(session.logits(FRAME) - expected)
         if RIVALS[name].precision == "fp32":
             close = CLOSE[session.engine.facts["float type"]] * np.abs(expected).max()
-        np.testing.assert_allclose(
-            session.logits(FRAME), expected, rtol=0, atol=close, err_msg=name
-        )
+            assert apart.max() <= close, name
+        else:  # on one CPU with AVX2 alone 3.8 % of the pixels were further away
+            assert np.quantile(apart, 0.95) <= 0.5 * np.ptp(expected), name
 
 
 def test_candidates_tell_engine_precision_and_size(candidates, checkpoint):
