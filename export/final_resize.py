@@ -1,6 +1,6 @@
 """A linear upsampling of the logits as two matrix products; ONNX in, ONNX out.
 
-OpenVINO's CPU plugin takes a quarter of t2kd-edge's time for its last Resize, of one channel to
+OpenVINO's CPU plugin takes a quarter of edge-32's time for its last Resize, of one channel to
 four times the size, whatever the precision. A product along the rows and one along the columns
 answer the same in a fraction of it.
 """

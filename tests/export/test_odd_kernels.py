@@ -119,7 +119,8 @@ def test_weights_in_int8_grow_by_what_stands_for_zero():
 def test_int8_of_such_a_network_answers_in_openvino_as_in_onnxruntime(own_pairs, tmp_path):
     model = with_patches()
     if own_pairs:
-        model = quantised_by_onnxruntime(named_image(model))
+        seven_bits = bool(missing_features(["vnni"]))  # both engines would saturate
+        model = quantised_by_onnxruntime(named_image(model), seven_bits=seven_bits)
     (tmp_path / "theirs.onnx").write_bytes(model)
     (tmp_path / "contract.json").write_text(json.dumps(CONTRACT.to_dict()))
     write_phantoms(tmp_path / "data", count=12)
@@ -144,7 +145,7 @@ def test_int8_of_such_a_network_answers_in_openvino_as_in_onnxruntime(own_pairs,
     ours, theirs = (
         open_engine(engine, files, 1).run(image()) for engine in ("openvino", "onnxruntime")
     )
-    assert np.abs(ours - theirs).max() < 0.15 * np.ptp(theirs)  # 0.13 seen on a CPU with AVX2 alone
+    assert np.abs(ours - theirs).max() < 0.1 * np.ptp(theirs)
 
 
 def test_bf16_of_such_a_kernel_answers_as_float32_does():

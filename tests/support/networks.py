@@ -401,12 +401,15 @@ def onnx_of(
     return content.getvalue()
 
 
-def quantised_by_onnxruntime(model: bytes, *, symmetric: bool = True) -> bytes:
+def quantised_by_onnxruntime(
+    model: bytes, *, symmetric: bool = True, seven_bits: bool = False
+) -> bytes:
     """Return a float network with the pairs of ONNX Runtime's tool, calibrated on the phantoms.
 
     Args:
         model: ONNX.
         symmetric: activations in INT8 with the zero point 0; else as the tool does by itself.
+        seven_bits: of the weights, so that no sum saturates on a CPU without VNNI.
     """
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -435,6 +438,7 @@ def quantised_by_onnxruntime(model: bytes, *, symmetric: bool = True) -> bytes:
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
+            reduce_range=seven_bits,
             extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True},
         )
         return out.read_bytes()
