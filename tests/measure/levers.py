@@ -51,7 +51,6 @@ FOLDS = 5
 MOST_MARKED = 0.25  # of the images without lesion; the default of `edgeseg tune`
 BASE = "edge-32, 20 epochs, 128 px"
 _BASE = {"student": "edge-32", "size": 128, "student_epochs": 20, "phantom_share": 0.0}
-_LONGER = "60 epochs, 5 % phantoms"
 _ROUTED = "taught: routed"
 _LITE0 = "lite0-attunet, ImageNet"
 _TAUGHT = {"teacher": "lite0-attunet", "general_epochs": 20, "teacher_epochs": 8, "views": 8}
@@ -72,7 +71,7 @@ class Row:
 ROWS = {
     BASE: Row(),
     "60 epochs": Row({"student_epochs": 60}),
-    _LONGER: Row({"student_epochs": 60, "phantom_share": 0.05}),
+    "60 epochs, 5 % phantoms": Row({"student_epochs": 60, "phantom_share": 0.05}),
     "200 epochs, 5 % phantoms": Row({"student_epochs": 200, "phantom_share": 0.05}),
     "192 px": Row({"size": 192}),
     "192 px for as long": Row({"size": 192, "student_epochs": 9}),
@@ -112,19 +111,26 @@ ROWS = {
     ),
     "taught: ensemble, mirrored": Row(
         {"teaching": "single", "views": 8, "teacher_mirror": True},
-        teacher_files=((_ROUTED, "teacher-general.safetensors"), (_LONGER, STUDENT_FILE)),
+        teacher_files=((_ROUTED, "teacher-general.safetensors"), (BASE, STUDENT_FILE)),
     ),
     "taught: itself": Row(
         {"teaching": "single", "views": 8}, teacher_files=((BASE, STUDENT_FILE),)
     ),
     _LITE0: Row(scores=((_ROUTED, "teacher-general.safetensors"),)),
-    "lite0-attunet, random": Row({"student": "lite0-attunet", "encoder": "random"}),
+    "lite0-edge, random, 96 px": Row({"student": "lite0-edge", "size": 96, "encoder": "random"}),
+    "lite0-edge, ImageNet, 96 px, half the rate": Row(
+        {"student": "lite0-edge", "size": 96, "learning_rate": 1e-3}
+    ),
+    "lite0-edge, taught by lite0-attunet, 96 px": Row(
+        {"student": "lite0-edge", "size": 96, "teaching": "single", "views": 8},
+        teacher_files=(("lite0-attunet, ImageNet, 96 px", STUDENT_FILE),),
+    ),
     "lite0-edge, ImageNet": Row({"student": "lite0-edge"}),
     "lite0-edge, ImageNet, 96 px": Row({"student": "lite0-edge", "size": 96}),
     "lite0-attunet, ImageNet, 96 px": Row({"student": "lite0-attunet", "size": 96}),
     "lite2-attunet, ImageNet": Row({"student": "lite2-attunet"}),
     "mean of lite0-attunet and edge-32": Row(
-        scores=((_ROUTED, "teacher-general.safetensors"), (_LONGER, STUDENT_FILE))
+        scores=((_ROUTED, "teacher-general.safetensors"), (BASE, STUDENT_FILE))
     ),
 }
 
