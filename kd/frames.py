@@ -14,7 +14,7 @@ from ..runtime.image import resize_grey, resize_mask
 from ..runtime.progress import Progress
 from .augment import augment, draw_views
 from .data.dataset import Sample
-from .data.phantom import draw_phantom, phantoms_of
+from .data.phantom import draw_all, phantoms_of
 from .negatives import draw_empty, lesion_free_box
 from .seeds import seed_of
 
@@ -124,9 +124,11 @@ def load_frames(
             nothing = np.zeros((1, 1), np.uint8)
             yield _Row("empty frame", "normal", nothing, nothing > 0, EMPTY)
         if phantoms:
-            for number in progress(range(_PHANTOMS), "drawing phantoms"):
-                drawn_class = ("normal", "benign", "normal", "malignant")[number % 4]
-                image, masks = draw_phantom(drawn_class, 1 + number // 2, _PHANTOM_SEED)
+            classes = ("normal", "benign", "normal", "malignant")
+            chosen = [(classes[number % 4], 1 + number // 2) for number in range(_PHANTOMS)]
+            drawn = draw_all(chosen, _PHANTOM_SEED)
+            shown = progress(range(_PHANTOMS), "drawing phantoms")
+            for number, (image, masks) in zip(shown, drawn, strict=True):
                 yield _Row(f"phantom {number}", PHANTOM, image, np.any(masks, axis=0), PHANTOM)
 
     return _resized(rows(), len(samples) * (1 + crops) + empty + phantoms * _PHANTOMS, size, device)
@@ -138,8 +140,8 @@ def draw_phantoms(
     """Draw phantoms at [size, size]; see `edgeseg.kd.data.phantom`."""
 
     def rows() -> Iterator[_Row]:
-        for label, number in progress(chosen, "drawing phantoms"):
-            image, masks = draw_phantom(label, number, seed)
+        shown = progress(chosen, "drawing phantoms")
+        for (label, number), (image, masks) in zip(shown, draw_all(chosen, seed), strict=True):
             yield _Row(f"phantom {label} ({number})", label, image, np.any(masks, axis=0))
 
     chosen = phantoms_of(count)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edgeseg.kd.data.duplicates import near_duplicates
-from edgeseg.kd.data.phantom import draw_phantom, write_phantoms
+from edgeseg.kd.data.phantom import draw_all, draw_phantom, write_phantoms
 from edgeseg.runtime.errors import InputError
 
 
@@ -53,6 +53,14 @@ def test_a_frame_depends_on_seed_class_and_number_only(dataset, tmp_path):
     for sample in fewer.samples:
         assert sample.image.read_bytes() == by_name[sample.name].image.read_bytes()
     assert not np.array_equal(draw_phantom("benign", 1, 0)[0], draw_phantom("benign", 1, 1)[0])
+
+
+def test_frames_drawn_by_all_cores_are_in_order_and_those_of_one():
+    chosen = [("normal", 2), ("benign", 4), ("malignant", 1), ("benign", 3)]
+    for (label, number), (image, masks) in zip(chosen, draw_all(chosen, 5), strict=True):
+        alone, its_masks = draw_phantom(label, number, 5)
+        assert np.array_equal(image, alone)
+        assert np.array_equal(masks, its_masks)
 
 
 def test_an_existing_folder_and_an_empty_set_are_refused(dataset, tmp_path):
