@@ -52,7 +52,6 @@ MOST_MARKED = 0.25  # of the images without lesion; the default of `edgeseg tune
 BASE = "edge-32, 20 epochs, 128 px"
 _BASE = {"student": "edge-32", "size": 128, "student_epochs": 20, "phantom_share": 0.0}
 _ROUTED = "taught: routed"
-_LITE0 = "lite0-attunet, ImageNet"
 _TAUGHT = {"teacher": "lite0-attunet", "general_epochs": 20, "teacher_epochs": 8, "views": 8}
 
 
@@ -116,7 +115,7 @@ ROWS = {
     "taught: itself": Row(
         {"teaching": "single", "views": 8}, teacher_files=((BASE, STUDENT_FILE),)
     ),
-    _LITE0: Row(scores=((_ROUTED, "teacher-general.safetensors"),)),
+    "lite0-attunet, ImageNet": Row(scores=((_ROUTED, "teacher-general.safetensors"),)),
     "lite0-edge, random, 96 px": Row({"student": "lite0-edge", "size": 96, "encoder": "random"}),
     "lite0-edge, ImageNet, 96 px, half the rate": Row(
         {"student": "lite0-edge", "size": 96, "learning_rate": 1e-3}
