@@ -112,6 +112,10 @@ ROWS = {
         {"teaching": "single", "views": 8, "teacher_mirror": True},
         teacher_files=((_ROUTED, "teacher-general.safetensors"), (BASE, STUDENT_FILE)),
     ),
+    "attunet-16, taught: single": Row(
+        {"student": "attunet-16", "teaching": "single", "views": 8},
+        teacher_files=((_ROUTED, "teacher-general.safetensors"),),
+    ),
     "taught: itself": Row(
         {"teaching": "single", "views": 8}, teacher_files=((BASE, STUDENT_FILE),)
     ),
