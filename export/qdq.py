@@ -42,8 +42,7 @@ class Rounding:
     left out: what is rounded already is not changed by it.
     """
 
-    convolutions: tuple[str, ...]  # nodes with rounded weights
-    weight_bits: int
+    convolutions: Mapping[str, int]  # bits of the rounded weights, by node
     image: Grid | None  # of the graph's input
     outputs: Mapping[str, Grid]  # of the activations, by the node that writes them
 
@@ -81,7 +80,8 @@ def qdq_from_onnx(
         unsigned: activations in UINT8 instead of symmetric INT8, with the zero point 0 where no
             value is negative (twice the steps) and 128 elsewhere. TensorRT takes only symmetric
             ones; ONNX Runtime takes a ReLU into its convolution only if the zero point cuts it.
-        weight_bits: 8, or 7 for kernels that sum two products in 16 bits (x86 without VNNI).
+        weight_bits: 8, or 7 for kernels that sum two products in 16 bits (x86 without VNNI);
+            weights of depthwise convolutions have 8 all the same, see `_bits_of_weights`.
         keep_float: names of convolutions that are left alone.
         lean: leave out the pairs that OpenVINO is slower with, see `_lean`. ONNX Runtime runs a
             Concat in INT8 only with its pair, and TensorRT places them by itself.
@@ -113,12 +113,11 @@ def qdq_from_onnx(
             if name in pairs:
                 node.input[index] = f"{name}.dequantised"
     weight_nodes: list[onnx.NodeProto] = []
+    for name, bits in _bits_of_weights(graph, chosen, weight_bits).items():
+        kept += _quantised_weight(weights[name], bits, dtype)
+        weight_nodes.append(_dequantise_weight(name))
     for node in chosen:
-        name = node.input[1]
-        if f"{name}.quantised" not in {tensor.name for tensor in kept}:
-            kept += _quantised_weight(weights[name], weight_bits, dtype)
-            weight_nodes.append(_dequantise_weight(name))
-        node.input[1] = f"{name}.dequantised"
+        node.input[1] = f"{node.input[1]}.dequantised"
     read = {name for node in graph.node for name in node.input} | {
         name for node in weight_nodes for name in node.input
     }
@@ -156,8 +155,9 @@ def rounding_of(
         grid = grids.get(node.output[0])
         if grid is not None and not _repeats(node, grid, grids):
             outputs[node.name] = grid
-    names = tuple(node.name for node in chosen)
-    return Rounding(names, weight_bits, grids.get(graph.input[0].name), outputs)
+    bits = _bits_of_weights(graph, chosen, weight_bits)
+    convolutions = {node.name: bits[node.input[1]] for node in chosen}
+    return Rounding(convolutions, grids.get(graph.input[0].name), outputs)
 
 
 def calibration_cache(model: bytes, amax: Mapping[str, float], tensorrt: str) -> str:
@@ -317,6 +317,25 @@ def _pair(name: str) -> list[onnx.NodeProto]:
             "DequantizeLinear", [quantised, *scale], [f"{name}.dequantised"], f"{name}.dequantise"
         ),
     ]
+
+
+def _bits_of_weights(
+    graph: onnx.GraphProto, chosen: Iterable[onnx.NodeProto], bits: int
+) -> dict[str, int]:
+    """Return the bits of each weight of the chosen convolutions: 8 if all are depthwise.
+
+    A depthwise kernel has no channels to sum in pairs: those of oneDNN and of ONNX Runtime multiply
+    into 32 bits, without VNNI too. With several outputs a channel they take another kernel.
+    """
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    found: dict[str, int] = {}
+    for node in chosen:
+        name = node.input[1]
+        outputs, of_group = shapes[name][:2]
+        groups = next((each.i for each in node.attribute if each.name == "group"), 1)
+        depthwise = of_group == 1 and outputs == groups > 1
+        found[name] = min(found.get(name, 8), 8 if depthwise else bits)
+    return found
 
 
 def _quantised_weight(

@@ -33,7 +33,7 @@ class Target:
     source: str  # of the figures
     checked: str  # date, ISO 8601
     engines: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of a CPU, by precision
-    weight_bits: int = 8  # of INT8 weights, 7 or 8
+    weight_bits: int = 8  # of INT8 weights, 7 or 8; of depthwise ones 8
     # Highest of which its parsers take every operator that an export takes, where that is known: an
     # ONNX from elsewhere keeps its own up to this one, above it becomes `OPSET`.
     opset: int = OPSET

@@ -59,8 +59,7 @@ Grid = tuple[float, int, int]
 class Quantisation:
     """What INT8 rounds in a network, by the paths of its modules."""
 
-    convolutions: tuple[str, ...]  # whose weights are rounded, symmetric, a step an output channel
-    weight_bits: int  # 2 to 8
+    convolutions: Mapping[str, int]  # bits, 2 to 8, of weights: symmetric, a step an output channel
     image: Grid | None  # of the network's input
     outputs: Mapping[str, Grid]  # of modules below; a convolution's is behind its batch norm
 
@@ -88,10 +87,10 @@ class QuantisedNetwork(Network):
             norm.weight.requires_grad_(False)
             if convolution.bias is not None:  # the shift of the folded norm is in its place
                 convolution.bias.requires_grad_(False)
-        for path in quantisation.convolutions:
+        for path, bits in quantisation.convolutions.items():
             module = network.get_submodule(path)
             module.__class__ = _RoundedConv
-            module.levels = 2 ** (quantisation.weight_bits - 1) - 1
+            module.levels = 2 ** (bits - 1) - 1
         for path, grid in quantisation.outputs.items():
             if not path:
                 raise ValueError("what is rounded inside `trace` itself has no module to round it")

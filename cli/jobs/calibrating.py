@@ -150,8 +150,7 @@ def _retrain(
     from ...kd.qat import Quantisation, fine_tune_quantised, load_parts
 
     quantisation = Quantisation(
-        tuple(module_of_node(name) for name in rounding.convolutions),
-        rounding.weight_bits,
+        {module_of_node(name): bits for name, bits in rounding.convolutions.items()},
         rounding.image,
         {module_of_node(name): grid for name, grid in rounding.outputs.items()},
     )

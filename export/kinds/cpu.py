@@ -59,7 +59,10 @@ def notes(
     if "fp16" in precisions:
         own.append("fp16 halves the weights' file; a CPU without FP16 kernels computes in fp32")
     if target.weight_bits == 7 and "int8" in precisions:
-        own.append("INT8 weights have 7 bits: on CPUs without VNNI sums of two products saturate")
+        own.append(
+            "INT8 weights have 7 bits, those of depthwise convolutions 8: on CPUs without VNNI "
+            "sums of two products saturate"
+        )
     if needed := sorted({each for name in precisions for each in target.needs(name)}):
         own.append(f"CPUs without {' or '.join(needed)} refuse a bundle that needs it")
     return [*own, *common]

@@ -54,7 +54,7 @@ from edgeseg.runtime.proof import PrecisionTiming
 
 pytestmark = [pytest.mark.long, pytest.mark.numbers]
 
-NOTHING = Quantisation((), 8, None, {})
+NOTHING = Quantisation({}, None, {})
 
 
 class Residual(Network):
@@ -98,8 +98,7 @@ def with_statistics(network, size):
 def quantisation_of(rounding):
     """As `calibrating` translates it."""
     return Quantisation(
-        tuple(module_of_node(name) for name in rounding.convolutions),
-        rounding.weight_bits,
+        {module_of_node(name): bits for name, bits in rounding.convolutions.items()},
         rounding.image,
         {module_of_node(name): grid for name, grid in rounding.outputs.items()},
     )
@@ -139,7 +138,7 @@ def test_what_stays_in_float_is_not_rounded_and_what_repeats_is_rounded_once():
     amax = dict.fromkeys(measured_of(onnx.load_from_string(master).graph), 2)
     first, *others = rounding_of(master, {**amax, "image": 1}).convolutions
     rounding = rounding_of(master, {**amax, "image": 1}, keep_float=others)
-    assert rounding.convolutions == (first,)
+    assert rounding.convolutions == {first: 8}
     assert module_of_node(first) == "encoder.0.0.0"
     assert rounding.image == (pytest.approx(1 / 127), -128, 127)
     # Of the ReLU behind it, not of the reshapes before it: these repeat the image.
@@ -214,7 +213,7 @@ def rounded_tiny():
     fold_norms(network)
     # The image in halves from -1 to 1, what leaves the ReLU in quarters from 0 to 1.
     grids = {"image": (0.5, -2, 2), "outputs": {"body.2": (0.25, 0, 4)}}
-    return QuantisedNetwork(network, Quantisation(("body.0",), 8, **grids)).train()
+    return QuantisedNetwork(network, Quantisation({"body.0": 8}, **grids)).train()
 
 
 def test_gradient_passes_what_is_rounded_and_stops_where_it_is_clipped():
@@ -520,8 +519,8 @@ def test_training_comes_after_layers_in_float_and_its_network_ships(export_toy):
     exported, plan = export_toy(RUINED, trainer)
     (rounding,) = trainer.asked
     assert 0 < len(exported.kept_float) < 3
-    assert set(rounding.convolutions) == {"a", "b", "c"} - set(exported.kept_float)
-    assert rounding.weight_bits == plan.target.weight_bits
+    rounded = {"a", "b", "c"} - set(exported.kept_float)
+    assert rounding.convolutions == dict.fromkeys(rounded, plan.target.weight_bits)
     assert exported.qat == FACTS
     assert open_bundle(exported.path).manifest.evidence["qat"] == FACTS
     assert json.loads(json.dumps(exported.to_dict()))["qat"] == FACTS

@@ -6,13 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
+import openvino
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeseg.export.graph import activations_of
 from edgeseg.export.parity import exact_run
 from edgeseg.export.pipeline import load_trained
-from edgeseg.export.qdq import calibration_cache, qdq_from_onnx, quantisable_convolutions
+from edgeseg.export.qdq import (
+    calibration_cache,
+    qdq_from_onnx,
+    quantisable_convolutions,
+    rounding_of,
+)
 from edgeseg.export.ranges import measure_ranges
 from edgeseg.export.to_half import half_from_onnx
 from edgeseg.runtime.image import input_from_frame, read_image
@@ -412,6 +419,54 @@ def test_weights_are_int8_with_a_scale_for_each_channel_that_uses_every_level(
         column = scale.astype(np.float32).reshape(-1, 1, 1, 1)
         slack = 0.51 + (levels / 1024 if half else 0)  # FP16 moves a scale by up to 2^-11
         assert (np.abs(weight * column - trained_weight) <= slack * column).all()
+
+
+def depthwise(kernel=3, channels=16, outputs=16, of_group=1):
+    """ONNX of a -> relu_a -> dw -> relu_dw -> head; every activation at its largest is 1 to 25."""
+    shape = (outputs, of_group, kernel, kernel)
+    steps = np.linspace(0.9, 1, channels).reshape(-1, 1, 1, 1)
+    node, pads = helper.make_node, [kernel // 2] * 4
+    nodes = [
+        conv("a", "image", "conv_a"),
+        node("Relu", ["conv_a"], [RELU_A], "relu_a"),
+        node("Conv", [RELU_A, "dw.w"], ["conv_dw"], "dw", pads=pads, group=channels // of_group),
+        node("Relu", ["conv_dw"], ["relu_dw"], "relu_dw"),
+        conv("head", "relu_dw", "logits"),
+    ]
+    tensors = [
+        *(tensor("a.w", steps * np.ones((channels, 1, 3, 3)) / 9), tensor("a.b", [0] * channels)),
+        tensor("dw.w", np.ones(shape)),
+        *(tensor("head.w", np.ones((1, outputs, 3, 3)) / 9), tensor("head.b", [0])),
+    ]
+    return make_model(nodes, tensors, channels=[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "levels"),
+    [({}, 127), ({"outputs": 32}, 63), ({"outputs": 8, "of_group": 2}, 63)],
+)
+def test_weights_of_depthwise_convolutions_have_8_bits_where_others_have_7(options, levels):
+    model = depthwise(**options)
+    amax = ranges_of(model)
+    found = Quantised(qdq_from_onnx(model, amax, unsigned=True, weight_bits=7)).values
+    assert found["a.w.quantised"].max() == 63
+    assert found["dw.w.quantised"].max() == levels
+    bits = rounding_of(model, amax, unsigned=True, weight_bits=7).convolutions
+    assert bits == {"a": 7, "dw": 8 if levels == 127 else 7}
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("channels", [16, 40, 96])
+def test_8_bits_of_depthwise_convolutions_saturate_in_no_engine(kernel, channels):
+    model = depthwise(kernel, channels, channels)
+    frame = np.ones((1, 1, SIZE, SIZE), np.float32)
+    found = qdq_from_onnx(model, ranges_of(model, [frame]), unsigned=True, weight_bits=7)
+    exact = exact_run(found, 1)(frame)
+    core = openvino.Core()
+    theirs = core.compile_model(core.read_model(found), "CPU")([frame])[0]
+    ours = onnxruntime.InferenceSession(found).run(None, {"image": frame})[0]
+    for answer in (theirs, ours):
+        assert np.abs(answer - exact).max() < 0.01 * exact.max()
 
 
 def test_channel_of_zeros_stays_zero():
