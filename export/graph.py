@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from collections.abc import Container, Mapping, Sequence
 
 import onnx
+from onnx import numpy_helper
 
 # These only move or select values, so what goes in and what comes out share one scale.
 _KEEPS_SCALE = frozenset({"Concat", "MaxPool", "Resize", "Reshape", "Transpose"})
@@ -34,27 +37,50 @@ def activations_of(graph: onnx.GraphProto) -> tuple[str, ...]:
 def measured_of(graph: onnx.GraphProto) -> frozenset[str]:
     """Return the activations whose ranges do not follow from others.
 
-    What `keeps_scale` moves has the range of its sources, and a convolution before a ReLU that of
-    the ReLU, with which every engine fuses it.
+    What `keeps_scale` moves has the range of its sources, and a convolution before a rectifier that
+    of the rectifier, with which every engine fuses it.
     """
-    readers, producers = consumers_of(graph), producers_of(graph)
+    readers, producers, ends = consumers_of(graph), producers_of(graph), rectifiers_of(graph)
     return frozenset(
         name
         for name in activations_of(graph)
         if not (name in producers and keeps_scale(producers[name]))
-        and fused_relu(name, readers, producers) is None
+        and fused_rectifier(name, readers, producers, ends) is None
     )
 
 
-def fused_relu(
-    name: str, readers: dict[str, list[onnx.NodeProto]], producers: dict[str, onnx.NodeProto]
+def rectifiers_of(graph: onnx.GraphProto) -> dict[str, float]:
+    """Return the outputs of the nodes that cut below 0, and where each cuts above.
+
+    That is infinity for a ReLU; a ReLU6 is a Clip with constant bounds.
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    found = {}
+    for node in graph.node:
+        if node.op_type == "Relu":
+            found[node.output[0]] = math.inf
+        elif (
+            node.op_type == "Clip"
+            and len(node.input) == 3
+            and constants.keys() >= {*node.input[1:]}
+        ):
+            low, high = (float(numpy_helper.to_array(constants[end])) for end in node.input[1:])
+            if low == 0 < high:
+                found[node.output[0]] = high
+    return found
+
+
+def fused_rectifier(
+    name: str,
+    readers: Mapping[str, Sequence[onnx.NodeProto]],
+    producers: Mapping[str, onnx.NodeProto],
+    rectifiers: Container[str],
 ) -> str | None:
-    """Return the output of the ReLU that alone reads a convolution's output, else None."""
+    """Return the output of the rectifier that alone reads a convolution's output, else None."""
     after = readers.get(name, [])
-    if name not in producers or producers[name].op_type != "Conv":
+    if name not in producers or producers[name].op_type != "Conv" or len(after) != 1:
         return None
-    alone = len(after) == 1 and after[0].op_type == "Relu"
-    return str(after[0].output[0]) if alone else None
+    return str(after[0].output[0]) if after[0].output[0] in rectifiers else None
 
 
 def data_inputs(node: onnx.NodeProto) -> tuple[str, ...]:

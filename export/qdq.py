@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from .graph import (
     consumers_of,
     convolutions_of,
     data_inputs,
-    fused_relu,
+    fused_rectifier,
     keeps_scale,
     producers_of,
+    rectifiers_of,
 )
 from .ranges import LEVELS
 
@@ -243,12 +245,12 @@ def _tensors_to_quantise(
     graph: onnx.GraphProto, chosen: Iterable[onnx.NodeProto]
 ) -> tuple[str, ...]:
     """Return what feeds or leaves the chosen convolutions, up through what keeps the scale."""
-    readers, producers = consumers_of(graph), producers_of(graph)
+    readers, producers, ends = consumers_of(graph), producers_of(graph), rectifiers_of(graph)
     outputs = {each.name for each in graph.output}
     constants = {tensor.name for tensor in graph.initializer}
     wanted: list[str] = []
     for node in chosen:
-        after = fused_relu(node.output[0], readers, producers)
+        after = fused_rectifier(node.output[0], readers, producers, ends)
         wanted += [node.input[0], after or node.output[0]]
     for name in wanted:  # grows while it is walked
         producer = producers.get(name)
@@ -260,10 +262,10 @@ def _tensors_to_quantise(
 
 def _non_negative(graph: onnx.GraphProto) -> frozenset[str]:
     """Return the tensors that cannot be negative, as far as the operators tell."""
-    found: set[str] = set()
+    found = set(rectifiers_of(graph))
     for node in graph.node:
         keeps = node.op_type == "Mul" or keeps_scale(node)
-        if node.op_type in ("Relu", "Sigmoid") or (keeps and found.issuperset(data_inputs(node))):
+        if node.op_type == "Sigmoid" or (keeps and found.issuperset(data_inputs(node))):
             found.update(node.output)
     return frozenset(found)
 
@@ -285,15 +287,15 @@ def _scales(
             for source in data_inputs(node):
                 if source in group:
                     group[root(source)] = root(node.output[0])
-    readers, producers = consumers_of(graph), producers_of(graph)
+    readers, producers, ends = consumers_of(graph), producers_of(graph), rectifiers_of(graph)
     constants = {tensor.name: tensor for tensor in graph.initializer}
 
     def range_of(name: str) -> float:
-        if name in amax:
-            return amax[name]
+        if name in amax:  # the last bin of a histogram may end beyond what a ReLU6 lets through
+            return min(amax[name], ends.get(name, math.inf))
         if name in constants:  # as a Concat may have among its inputs
             return float(np.abs(numpy_helper.to_array(constants[name])).max())
-        after = fused_relu(name, readers, producers)
+        after = fused_rectifier(name, readers, producers, ends)
         if after:
             return range_of(after)
         source = producers[name]

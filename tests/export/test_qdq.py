@@ -469,6 +469,57 @@ def test_8_bits_of_depthwise_convolutions_saturate_in_no_engine(kernel, channels
         assert np.abs(answer - exact).max() < 0.01 * exact.max()
 
 
+def with_clip(low=0.0, high=6.0, constant=True):
+    """ONNX of a -> Clip -> b -> head, whose Clip cuts above what `a` reaches."""
+    node = helper.make_node
+    bounds = [tensor("low", low), tensor("high", high)]
+    makes_bound = node("Identity", ["low"], ["shown"], "shown")
+    nodes = [
+        *([] if constant else [makes_bound]),
+        conv("a", "image", "conv_a"),
+        node("Clip", ["conv_a", "low" if constant else "shown", "high"], ["clip"], "clip"),
+        conv("b", "clip", "conv_b"),
+        node("Relu", ["conv_b"], [RELU_B], "relu_b"),
+        conv("head", RELU_B, "logits"),
+    ]
+    tensors = [*weights_of("a", 4, 1, 1), *weights_of("b", 4, 4, 2), *weights_of("head", 1, 4, 3)]
+    tensors[0] = tensor("a.w", 20 * numpy_helper.to_array(tensors[0]))
+    return make_model(nodes, [*tensors, *bounds], channels=[1])
+
+
+def test_a_relu6_is_rounded_once_from_0_to_6_with_every_level():
+    model = with_clip()
+    amax = ranges_of(model)
+    found = Quantised(qdq_from_onnx(model, amax, unsigned=True))
+    assert found.activations.keys() == {"image", "clip", RELU_B}  # not between a and its Clip
+    step, zero = (found.values[f"clip.{what}"] for what in ("scale", "zero"))
+    assert amax["clip"] >= 6
+    assert zero == 0
+    assert step * 255 == pytest.approx(6)
+    assert "conv_a" not in amax
+
+
+def test_onnxruntime_takes_a_relu6_into_its_convolution(tmp_path):
+    model = with_clip()
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    quantised = qdq_from_onnx(model, ranges_of(model), unsigned=True)
+    onnxruntime.InferenceSession(quantised, options, providers=["CPUExecutionProvider"])
+    operators = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert "Clip" not in operators
+    assert operators.count("QLinearConv") == 2
+
+
+@pytest.mark.parametrize(
+    "options", [{"low": -1.0}, {"low": 0.5}, {"constant": False}], ids=["below", "above", "shown"]
+)
+def test_a_clip_that_is_no_relu6_is_rounded_on_both_sides(options):
+    model = with_clip(**options)
+    found = Quantised(qdq_from_onnx(model, ranges_of(model), unsigned=True))
+    assert found.activations.keys() == {"image", "conv_a", "clip", RELU_B}
+    assert found.values["clip.zero"] == 128
+
+
 def test_channel_of_zeros_stays_zero():
     weight = np.zeros((2, 1, 3, 3))
     weight[1] = 0.5
