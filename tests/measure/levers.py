@@ -130,6 +130,10 @@ ROWS = {
     ),
     "lite0-edge, ImageNet": Row({"student": "lite0-edge"}),
     "lite0-edge, ImageNet, 96 px": Row({"student": "lite0-edge", "size": 96}),
+    "lite0-edge, ImageNet, 96 px, no crops": Row(
+        {"student": "lite0-edge", "size": 96, "crop_share": 0.0}
+    ),
+    "attunet-16, no crops": Row({"student": "attunet-16", "crop_share": 0.0}),
     "lite0-attunet, ImageNet, 96 px": Row({"student": "lite0-attunet", "size": 96}),
     "lite2-attunet, ImageNet": Row({"student": "lite2-attunet"}),
     "mean of lite0-attunet and edge-32": Row(
