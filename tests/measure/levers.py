@@ -101,12 +101,11 @@ ROWS = {
         teacher_files=((_ROUTED, "teacher-general.safetensors"),),
     ),
     "taught: single, kl+fitnet": Row(
-        {"teaching": "single", "distillation": "kl+fitnet"},
-        teacher_files=((_ROUTED, "teacher-general.safetensors"),),
+        {"teaching": "single", "distillation": "kl+fitnet", **_TAUGHT, "views": 0}, _ROUTED
     ),
     "taught: single, kl+at": Row(
-        {"teaching": "single", "distillation": "kl+at"},
-        teacher_files=((_ROUTED, "teacher-general.safetensors"),),
+        {"teaching": "single", "distillation": "kl+at", **_TAUGHT, "views": 0},
+        "taught: single, kl+fitnet",
     ),
     "taught: ensemble, mirrored": Row(
         {"teaching": "single", "views": 8, "teacher_mirror": True},
