@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
 
 import onnx
 from onnx import numpy_helper
@@ -40,12 +39,11 @@ def measured_of(graph: onnx.GraphProto) -> frozenset[str]:
     What `keeps_scale` moves has the range of its sources, and a convolution before a rectifier that
     of the rectifier, with which every engine fuses it.
     """
-    readers, producers, ends = consumers_of(graph), producers_of(graph), rectifiers_of(graph)
+    producers, fused = producers_of(graph), fused_rectifiers(graph)
     return frozenset(
         name
         for name in activations_of(graph)
-        if not (name in producers and keeps_scale(producers[name]))
-        and fused_rectifier(name, readers, producers, ends) is None
+        if not (name in producers and keeps_scale(producers[name])) and name not in fused
     )
 
 
@@ -70,17 +68,16 @@ def rectifiers_of(graph: onnx.GraphProto) -> dict[str, float]:
     return found
 
 
-def fused_rectifier(
-    name: str,
-    readers: Mapping[str, Sequence[onnx.NodeProto]],
-    producers: Mapping[str, onnx.NodeProto],
-    rectifiers: Container[str],
-) -> str | None:
-    """Return the output of the rectifier that alone reads a convolution's output, else None."""
-    after = readers.get(name, [])
-    if name not in producers or producers[name].op_type != "Conv" or len(after) != 1:
-        return None
-    return str(after[0].output[0]) if after[0].output[0] in rectifiers else None
+def fused_rectifiers(graph: onnx.GraphProto) -> dict[str, str]:
+    """Return what each convolution writes that a rectifier alone reads, and what that writes."""
+    readers, rectifiers = consumers_of(graph), rectifiers_of(graph)
+    return {
+        node.output[0]: after[0].output[0]
+        for node in graph.node
+        if node.op_type == "Conv"
+        and len(after := readers.get(node.output[0], [])) == 1
+        and after[0].output[0] in rectifiers
+    }
 
 
 def data_inputs(node: onnx.NodeProto) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from .graph import (
     consumers_of,
     convolutions_of,
     data_inputs,
-    fused_rectifier,
+    fused_rectifiers,
     keeps_scale,
     producers_of,
     rectifiers_of,
@@ -245,13 +245,12 @@ def _tensors_to_quantise(
     graph: onnx.GraphProto, chosen: Iterable[onnx.NodeProto]
 ) -> tuple[str, ...]:
     """Return what feeds or leaves the chosen convolutions, up through what keeps the scale."""
-    readers, producers, ends = consumers_of(graph), producers_of(graph), rectifiers_of(graph)
+    producers, fused = producers_of(graph), fused_rectifiers(graph)
     outputs = {each.name for each in graph.output}
     constants = {tensor.name for tensor in graph.initializer}
     wanted: list[str] = []
     for node in chosen:
-        after = fused_rectifier(node.output[0], readers, producers, ends)
-        wanted += [node.input[0], after or node.output[0]]
+        wanted += [node.input[0], fused.get(node.output[0], node.output[0])]
     for name in wanted:  # grows while it is walked
         producer = producers.get(name)
         if producer is not None and keeps_scale(producer):
@@ -287,7 +286,7 @@ def _scales(
             for source in data_inputs(node):
                 if source in group:
                     group[root(source)] = root(node.output[0])
-    readers, producers, ends = consumers_of(graph), producers_of(graph), rectifiers_of(graph)
+    producers, fused, ends = producers_of(graph), fused_rectifiers(graph), rectifiers_of(graph)
     constants = {tensor.name: tensor for tensor in graph.initializer}
 
     def range_of(name: str) -> float:
@@ -295,9 +294,8 @@ def _scales(
             return min(amax[name], ends.get(name, math.inf))
         if name in constants:  # as a Concat may have among its inputs
             return float(np.abs(numpy_helper.to_array(constants[name])).max())
-        after = fused_rectifier(name, readers, producers, ends)
-        if after:
-            return range_of(after)
+        if name in fused:
+            return range_of(fused[name])
         source = producers[name]
         if not (keeps_scale(source) or source.op_type == "Cast"):  # a cast of the FP16 converter
             raise ValueError(f"no range of {name}")
